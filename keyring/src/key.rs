@@ -1,0 +1,306 @@
+//! Curve25519 keys as WireGuard uses them: three types, so that one can't stand where another belongs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+use x25519_dalek::StaticSecret;
+use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+
+/// Length of every key in bytes.
+const LEN: usize = 32;
+/// Length of a key in base64, padding included.
+const BASE64_LEN: usize = 44;
+
+/// A node's static private key. Wiped on drop; it can't be printed, copied by accident or serialized.
+#[derive(ZeroizeOnDrop)]
+pub struct PrivateKey([u8; LEN]);
+
+impl PrivateKey {
+    /// Makes a new key from the operating system's random source. Fails if that source fails.
+    pub fn generate() -> Result<Self, KeyError> {
+        Self::generate_with(|bytes| getrandom::fill(bytes).map_err(KeyError::Random))
+    }
+
+    /// Makes a new key from `fill`, which must write 32 unpredictable bytes.
+    pub fn generate_with(fill: impl FnOnce(&mut [u8]) -> Result<(), KeyError>) -> Result<Self, KeyError> {
+        let mut bytes = Zeroizing::new([0; LEN]);
+        fill(bytes.as_mut_slice())?;
+        Self::from_bytes(&bytes)
+    }
+
+    /// Takes 32 bytes as a key, clamped as RFC 7748 section 5 asks, so that equal keys are equal bytes.
+    ///
+    /// Refuses all zeros: that is an empty file or a cleared buffer, never a key.
+    pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err(KeyError::Zero);
+        }
+        let mut key = Self(*bytes);
+        key.0[0] &= 248;
+        key.0[31] = (key.0[31] & 127) | 64;
+        Ok(key)
+    }
+
+    /// Parses canonical base64, the form that `wg genkey` prints.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(&*decode(text)?)
+    }
+
+    /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64.encode(self.0))
+    }
+
+    /// The raw secret, for the engine that computes with it.
+    pub const fn expose(&self) -> &[u8; LEN] {
+        &self.0
+    }
+
+    /// The public key that belongs to this private key.
+    pub fn public(&self) -> PublicKey {
+        PublicKey(*x25519_dalek::PublicKey::from(&StaticSecret::from(self.0)).as_bytes())
+    }
+
+    /// A second copy of the secret, for a second owner that needs one. Spelled out so that it shows in review.
+    #[must_use]
+    pub const fn duplicate(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+/// A symmetric key that two peers share on top of their static keys. Wiped on drop; it can't be printed.
+#[derive(ZeroizeOnDrop)]
+pub struct PresharedKey([u8; LEN]);
+
+impl PresharedKey {
+    /// Takes 32 bytes as a key. All zeros is refused: WireGuard reads them as "no preshared key".
+    pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
+        if bytes.iter().all(|byte| *byte == 0) { Err(KeyError::Zero) } else { Ok(Self(*bytes)) }
+    }
+
+    /// Parses canonical base64, the form that `wg genpsk` prints.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(&*decode(text)?)
+    }
+
+    /// The raw secret, for the engine that computes with it.
+    pub const fn expose(&self) -> &[u8; LEN] {
+        &self.0
+    }
+
+    /// A second copy of the secret, for a second owner that needs one.
+    #[must_use]
+    pub const fn duplicate(&self) -> Self {
+        Self(self.0)
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
+/// A peer's static public key: 32 bytes that stand for a point of large order on Curve25519.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublicKey([u8; LEN]);
+
+impl PublicKey {
+    /// Takes 32 bytes as a key. Refuses zero and the other encodings of points of small order: with those
+    /// the shared secret is zero whatever the other side's key is (RFC 7748 section 6.1).
+    pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err(KeyError::Zero);
+        }
+        // A clamped scalar is a multiple of the cofactor 8, so exactly the low-order points map to zero.
+        let probe = StaticSecret::from([1; LEN]);
+        if probe.diffie_hellman(&x25519_dalek::PublicKey::from(*bytes)).was_contributory() {
+            Ok(Self(*bytes))
+        } else {
+            Err(KeyError::LowOrder)
+        }
+    }
+
+    /// Parses canonical base64: exactly 44 characters, no spaces, no unused bits set.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(&*decode(text)?)
+    }
+
+    /// The 32 bytes of the key.
+    pub const fn as_bytes(&self) -> &[u8; LEN] {
+        &self.0
+    }
+
+    /// Base64, the form in annotations and in `wg show`.
+    pub fn to_base64(&self) -> String {
+        BASE64.encode(self.0)
+    }
+
+    /// A short name for logs and tables.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let digest = Sha256::digest(self.0);
+        let mut short = [0; 8];
+        short.copy_from_slice(&digest[..8]);
+        Fingerprint(short)
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.to_base64())
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PublicKey({self})")
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        Self::from_base64(text)
+    }
+}
+
+impl Serialize for PublicKey {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for PublicKey {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        Self::from_base64(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// The first eight bytes of a public key's SHA-256, as 16 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Fingerprint([u8; 8]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({self})")
+    }
+}
+
+fn decode(text: &str) -> Result<Zeroizing<[u8; LEN]>, KeyError> {
+    if text.len() != BASE64_LEN {
+        return Err(KeyError::Length { got: text.len() });
+    }
+    // One spare byte per three characters: the decoder wants room for the padded length.
+    let mut buffer = Zeroizing::new([0; LEN + 1]);
+    let written = BASE64.decode_slice(text, buffer.as_mut_slice()).map_err(|_| KeyError::Base64)?;
+    if written != LEN {
+        return Err(KeyError::Length { got: text.len() });
+    }
+    let mut key = Zeroizing::new([0; LEN]);
+    key.copy_from_slice(&buffer[..LEN]);
+    buffer.zeroize();
+    Ok(key)
+}
+
+/// Why bytes or text are not a key. Never carries the text: it may be a secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// Not 44 characters of base64, so not 32 bytes.
+    #[error("key of {got} characters: expected 44 characters of base64 (32 bytes)")]
+    Length {
+        /// How many bytes the text had.
+        got: usize,
+    },
+    /// A character outside the alphabet, wrong padding, or unused bits that are not zero.
+    #[error("key is not canonical base64")]
+    Base64,
+    /// All bytes are zero.
+    #[error("key is all zeros")]
+    Zero,
+    /// A point of small order: every shared secret with it would be zero.
+    #[error("public key is a point of low order")]
+    LowOrder,
+    /// The operating system's random source failed.
+    #[error("read random bytes for a new key")]
+    Random(#[source] getrandom::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_key_is_that_of_rfc_7748_section_6_1() {
+        let private = hex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc0992ac177fba51db92c2a");
+        let public = hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a");
+        assert_eq!(PrivateKey::from_bytes(&private).unwrap().public().as_bytes(), &public);
+    }
+
+    #[test]
+    fn low_order_points_are_refused() {
+        // Orders 1, 2, 4 and 8, and the non-canonical forms of 0 and 1 (Bernstein, "Curve25519", section 3).
+        for text in [
+            "0100000000000000000000000000000000000000000000000000000000000000",
+            "e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800",
+            "5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157",
+            "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+            "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f",
+        ] {
+            assert_eq!(PublicKey::from_bytes(&hex(text)), Err(KeyError::LowOrder), "{text}");
+        }
+        assert_eq!(PublicKey::from_bytes(&[0; 32]), Err(KeyError::Zero));
+    }
+
+    #[test]
+    fn only_canonical_base64_is_a_key() {
+        let key = PrivateKey::generate().unwrap().public();
+        let text = key.to_base64();
+        assert_eq!(PublicKey::from_base64(&text), Ok(key));
+        assert_eq!(PublicKey::from_base64(&format!("{text} ")), Err(KeyError::Length { got: 45 }));
+        assert_eq!(PublicKey::from_base64(&text.replace('=', "A")), Err(KeyError::Base64));
+        assert_eq!(PublicKey::from_base64(""), Err(KeyError::Length { got: 0 }));
+        // The last character before the padding carries two unused bits; setting one is another spelling.
+        let spelled = format!("{}B=", &"A".repeat(42));
+        assert_eq!(PublicKey::from_base64(&spelled), Err(KeyError::Base64));
+    }
+
+    #[test]
+    fn a_failing_random_source_makes_no_key() {
+        assert!(matches!(PrivateKey::generate_with(|_| Err(KeyError::Zero)), Err(KeyError::Zero)));
+        assert!(matches!(PrivateKey::generate_with(|_| Ok(())), Err(KeyError::Zero)), "a source that writes nothing");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let key = PrivateKey::from_bytes(&[7; 32]).unwrap();
+        assert_eq!(format!("{key:?}"), "PrivateKey(..)");
+        assert_eq!(format!("{:?}", PresharedKey::from_bytes(&[7; 32]).unwrap()), "PresharedKey(..)");
+    }
+
+    fn hex(text: &str) -> [u8; 32] {
+        let mut out = [0; 32];
+        for (index, byte) in out.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(&text[2 * index..2 * index + 2], 16).unwrap();
+        }
+        out
+    }
+}

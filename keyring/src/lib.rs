@@ -1,0 +1,20 @@
+//! Key material of one mesh node and its life cycle.
+//!
+//! This crate knows keys, slots and files. It must not know networks, Kubernetes or clocks: whoever calls
+//! it decides when a key is made and where it is announced.
+//!
+//! ```text
+//!   random bytes ──▶ PrivateKey ──▶ PublicKey      three types, parsed once, never mixed up
+//!                        │
+//!                    SlotKeys (a, b) ──▶ store     one file, 0600 in a 0700 folder, atomic
+//! ```
+//!
+//! A private or preshared key has no `Debug` that shows it, no `Display`, no `Serialize` and no `Clone`.
+//! It is wiped from memory when it is dropped.
+
+mod key;
+mod slot;
+pub mod store;
+
+pub use key::{Fingerprint, KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use slot::{PerSlot, Slot, SlotError};
