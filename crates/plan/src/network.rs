@@ -1,0 +1,173 @@
+//! What the mesh makes of one node's network, as a value: the same type says what should be and what is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use ipnetwork::IpNetwork;
+use keyring::{PublicKey, Slot};
+use serde::{Deserialize, Serialize};
+
+/// Routing protocol number on every route that the daemon owns, so that nobody else's is touched
+/// (`rtm_protocol`, values from 16 up are free for daemons: `include/uapi/linux/rtnetlink.h`).
+pub const ROUTE_PROTOCOL: u8 = 84;
+
+/// The network of one node as far as the mesh is concerned.
+///
+/// Both sides of a diff have this type: `desired` computes one, the shell observes one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// The guard's rules, if its table stands exactly as they say.
+    pub guard: Option<Guard>,
+    /// Kernel settings by name below `/proc/sys`, for example `net/ipv4/ip_forward`. Observed values cover
+    /// at least the names that are desired.
+    pub sysctls: BTreeMap<String, String>,
+    /// The WireGuard device of each slot that exists.
+    pub devices: BTreeMap<Slot, Device>,
+    /// Routes with [`ROUTE_PROTOCOL`], except those towards pods of this node, which the CNI plugin owns.
+    pub routes: BTreeSet<Route>,
+    /// Policy rules that look up the mesh's own table.
+    pub rules: BTreeSet<Rule>,
+}
+
+/// One WireGuard device with its link.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Name of the interface.
+    pub link: LinkName,
+    /// Bytes of the largest IP packet that the link takes.
+    pub mtu: u32,
+    /// Whether the link is administratively up.
+    pub up: bool,
+    /// Addresses on the link, with the prefix length that they have there. Link-local ones don't count.
+    pub addresses: BTreeSet<IpNetwork>,
+    /// Public half of the device's private key; none while it has no key.
+    pub key: Option<PublicKey>,
+    /// UDP port that it listens on.
+    pub port: u16,
+    /// Its peers by public key.
+    pub peers: BTreeMap<PublicKey, Peer>,
+}
+
+/// One peer of a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Peer {
+    /// Where datagrams for the peer go; none while it has not been heard of.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether the endpoint follows the address that the peer really sends from. Set for peers behind NAT
+    /// only; for all others the published endpoint stands.
+    pub roaming: bool,
+    /// Prefixes that are sent to this peer and accepted from it.
+    pub allowed_ips: BTreeSet<IpNetwork>,
+    /// Seconds between keepalives; none sends none.
+    pub keepalive: Option<u16>,
+}
+
+/// One route of the daemon's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Route {
+    /// Routing table; 254 is the main one.
+    pub table: u32,
+    /// Destination.
+    pub destination: IpNetwork,
+    /// Priority among routes to the same destination; the lower one wins. The kernel shows 1024 for an IPv6
+    /// route that was added with 0, so every route of ours says its own.
+    pub metric: u32,
+    /// Where packets go.
+    pub via: Via,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// Out of a link, with no gateway.
+    Link {
+        /// The link.
+        link: LinkName,
+        /// Source address of packets that the node itself sends this way; none leaves it to the kernel.
+        source: Option<IpAddr>,
+        /// Path MTU in bytes.
+        mtu: Option<u32>,
+    },
+    /// Nowhere: the sender is told that the destination can't be reached.
+    Unreachable,
+}
+
+/// A policy rule: packets from a prefix look up a table first.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Rule {
+    /// Position among all rules; lower ones are asked first, the main table stands at 32766.
+    pub priority: u32,
+    /// Source prefix that the rule is for.
+    pub from: IpNetwork,
+    /// Table that is looked up.
+    pub table: u32,
+}
+
+/// What the nft table enforces: nothing with a pod address passes outside WireGuard, in either direction.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guard {
+    /// The cluster's pod ranges.
+    pub cluster: BTreeSet<IpNetwork>,
+    /// Interfaces that may carry pod addresses between nodes.
+    pub mesh_links: BTreeSet<LinkName>,
+    /// Pod ranges of this node: their traffic to the outside gets the node's address.
+    pub local_pods: BTreeSet<IpNetwork>,
+    /// Destinations outside the pod ranges that must see the pod's own address, or nothing at all: the
+    /// service ranges and the addresses of the mesh's nodes.
+    pub no_masquerade: BTreeSet<IpNetwork>,
+}
+
+/// Name of a network interface: 1 to 15 bytes, no slash, no white space, not `.` or `..`
+/// (`dev_valid_name` in `net/core/dev.c`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LinkName(String);
+
+impl LinkName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for LinkName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for LinkName {
+    type Err = LinkNameError;
+
+    fn from_str(text: &str) -> Result<Self, LinkNameError> {
+        let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
+        let clean = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+        if fits && clean {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(LinkNameError(text.chars().take(32).collect()))
+        }
+    }
+}
+
+impl TryFrom<String> for LinkName {
+    type Error = LinkNameError;
+
+    fn try_from(text: String) -> Result<Self, LinkNameError> {
+        text.parse()
+    }
+}
+
+impl From<LinkName> for String {
+    fn from(name: LinkName) -> Self {
+        name.0
+    }
+}
+
+/// Text that the kernel would not take as an interface's name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("interface name {0:?}: expected 1 to 15 printable characters without '/' and ':'")]
+pub struct LinkNameError(String);
