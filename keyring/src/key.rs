@@ -40,8 +40,8 @@ impl PrivateKey {
             return Err(KeyError::Zero);
         }
         let mut key = Self(*bytes);
-        key.0[0] &= 248;
-        key.0[31] = (key.0[31] & 127) | 64;
+        key.0[0] &= 0b1111_1000;
+        key.0[31] = (key.0[31] & 0b0111_1111) | 0b0100_0000;
         Ok(key)
     }
 

@@ -1,0 +1,139 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use super::*;
+
+fn store() -> (tempfile::TempDir, FileStore) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = FileStore::open(&folder.path().join("keys")).unwrap();
+    (folder, store)
+}
+
+#[test]
+fn what_was_saved_is_loaded() {
+    let (_folder, store) = store();
+    assert!(store.load().unwrap().is_none());
+    let keys = NodeKeys::generate(7).unwrap();
+    store.save(&keys).unwrap();
+    let loaded = store.load().unwrap().unwrap();
+    assert_eq!(loaded.generation, 7);
+    for slot in Slot::ALL {
+        assert_eq!(loaded.slots.get(slot).private.expose(), keys.slots.get(slot).private.expose());
+    }
+    assert_ne!(loaded.slots.a.private.expose(), loaded.slots.b.private.expose());
+}
+
+#[test]
+fn file_and_folder_are_private() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&store.path()), 0o600);
+    assert_eq!(mode(store.path().parent().unwrap()), 0o700);
+}
+
+#[test]
+fn a_second_save_replaces_the_first_and_leaves_no_copy() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::generate(2).unwrap()).unwrap();
+    assert_eq!(store.load().unwrap().unwrap().generation, 2);
+    assert_eq!(std::fs::read_dir(store.path().parent().unwrap()).unwrap().count(), 1);
+}
+
+#[test]
+fn every_cut_off_file_is_an_error_and_never_a_new_identity() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    let whole = std::fs::read(store.path()).unwrap();
+    // The last byte is the newline; without it the object is still whole.
+    for len in 0..whole.len() - 1 {
+        std::fs::write(store.path(), &whole[..len]).unwrap();
+        assert!(matches!(store.load(), Err(StoreError::Format { .. })), "{len} bytes");
+    }
+}
+
+#[test]
+fn a_changed_value_is_found() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    let text = std::fs::read_to_string(store.path()).unwrap();
+    std::fs::write(store.path(), text.replace("\"generation\":1,\"prefer\"", "\"generation\":9,\"prefer\""))
+        .unwrap();
+    let error = store.load().unwrap_err();
+    assert!(matches!(error, StoreError::Format { source: FormatError::Checksum, .. }), "{error:?}");
+}
+
+#[test]
+fn a_newer_version_is_named() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    let text = std::fs::read_to_string(store.path()).unwrap();
+    std::fs::write(store.path(), text.replace("{\"v\":1", "{\"v\":2")).unwrap();
+    let error = store.load().unwrap_err();
+    assert!(
+        matches!(error, StoreError::Format { source: FormatError::Version { found: 2, .. }, .. }),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn open_modes_are_refused() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Mode { found: 0o640, .. })));
+    let folder = store.path().parent().unwrap().to_owned();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    assert!(matches!(FileStore::open(&folder), Err(StoreError::Mode { found: 0o755, .. })));
+}
+
+#[test]
+fn links_are_refused() {
+    let (folder, store) = store();
+    let elsewhere = folder.path().join("elsewhere");
+    std::fs::write(&elsewhere, "{}").unwrap();
+    std::os::unix::fs::symlink(&elsewhere, store.path()).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Link { .. })));
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(store.path().parent().unwrap(), &link).unwrap();
+    assert!(matches!(FileStore::open(&link), Err(StoreError::NotAFolder { .. })));
+}
+
+#[test]
+fn another_owner_is_refused() {
+    assert!(rustix::process::geteuid().is_root(), "needs root: only root can give a file to somebody else");
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    std::os::unix::fs::chown(store.path(), Some(65534), None).unwrap();
+    assert!(matches!(store.load(), Err(StoreError::Owner { found: 65534, .. })));
+}
+
+#[test]
+fn a_full_disk_keeps_the_old_keys() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    // A folder in the temporary file's place makes the write fail as a full disk does: before the rename.
+    std::fs::create_dir(store.path().with_file_name(TEMPORARY)).unwrap();
+    assert!(matches!(store.save(&NodeKeys::generate(2).unwrap()), Err(StoreError::Write { .. })));
+    assert_eq!(store.load().unwrap().unwrap().generation, 1);
+}
+
+#[test]
+fn no_error_shows_a_secret() {
+    let (_folder, store) = store();
+    let keys = NodeKeys::generate(1).unwrap();
+    store.save(&keys).unwrap();
+    let secret = keys.slots.a.private.to_base64();
+    let text = std::fs::read_to_string(store.path()).unwrap();
+    for damaged in [
+        text.replace("\"checksum\":", "\"checksum\""),
+        text.replace('=', "!"),
+        text.replace("\"key\":\"", "\"key\":\"x"),
+    ] {
+        std::fs::write(store.path(), damaged).unwrap();
+        let error = store.load().unwrap_err();
+        let shown =
+            format!("{error} {error:?} {:?}", std::error::Error::source(&error).map(ToString::to_string));
+        assert!(!shown.contains(secret.trim_end_matches('=')), "{shown}");
+    }
+}
