@@ -117,6 +117,8 @@ fn arguments(host: &Host) -> Vec<String> {
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged".into(),
+        // Alpha in this version; without it the second podCIDR of a Node is silently dropped.
+        "--feature-gates=IPv6DualStack=true".into(),
     ]
 }
 

@@ -16,7 +16,7 @@ use futures::Stream;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
-use super::request::{Query, Target, encode_page};
+use super::request::{Query, Target, encode_page, qualified};
 use super::status::Status;
 use super::store::{Moment, Part, Store, merge, text};
 use super::{PORT, Shared};
@@ -59,13 +59,10 @@ fn admit(
     shared: &Shared, method: Method, uri: &Uri, pairs: &BTreeMap<String, String>, headers: &HeaderMap, body: Bytes,
 ) -> Result<Request, Status> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    let user = match header(header::AUTHORIZATION) {
-        None => None,
-        Some(text) => {
-            let token = text.strip_prefix("Bearer ").unwrap_or_default();
-            Some(shared.users.with_token(token).ok_or_else(Status::unauthorized)?)
-        }
-    };
+    // Without a token one is anonymous; with one that nobody has one is refused.
+    let token = header(header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
+    let user = token.filter(|token| !token.is_empty());
+    let user = user.map(|token| shared.users.with_token(token).ok_or_else(Status::unauthorized)).transpose()?;
     let target = Target::parse(uri.path())?;
     let watches = matches!(pairs.get("watch").map(String::as_str), Some("true" | "1"));
     let verb = verb(&method, &target, watches)?;
@@ -181,6 +178,8 @@ struct Watch {
     query: Query,
     /// The latest revision that was sent or passed over.
     reached: u64,
+    /// The revision that the watch began with.
+    began: u64,
     /// Events that wait to be sent, as lines.
     pending: Vec<Value>,
     next_bookmark: Option<Instant>,
@@ -214,6 +213,7 @@ fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
         changes,
         query: query.clone(),
         reached,
+        began: reached,
         pending,
         next_bookmark: query.bookmarks.then_some(first),
         end,
@@ -274,9 +274,12 @@ impl Watch {
     fn tick(&mut self) {
         let now = Instant::now();
         if self.next_bookmark.is_some_and(|due| due <= now) {
-            let metadata = json!({"resourceVersion": self.reached.to_string(), "creationTimestamp": null});
-            let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {}, "status": {}});
-            self.pending.push(json!({"type": "BOOKMARK", "object": node}));
+            // A bookmark that says where the watch began would be news to nobody.
+            if self.reached > self.began {
+                let metadata = json!({"resourceVersion": self.reached.to_string(), "creationTimestamp": null});
+                let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {}, "status": {}});
+                self.pending.push(json!({"type": "BOOKMARK", "object": node}));
+            }
             let last = self.end.checked_sub(LAST_BOOKMARK).unwrap_or(self.end);
             self.next_bookmark = (now < last).then(|| (now + BOOKMARK_INTERVAL).min(last));
         }
@@ -313,7 +316,7 @@ fn events(
     let namespace = namespace.ok_or_else(Status::method_not_allowed)?;
     if let Some(name) = name {
         let key = (namespace.to_owned(), name.to_owned());
-        let mut event = state.events.get(&key).cloned().ok_or_else(|| Status::not_found("events", name))?;
+        let mut event = state.events.get(&key).cloned().ok_or_else(|| Status::not_found(&qualified("events", group), name))?;
         if request.method == Method::DELETE {
             state.events.remove(&key);
         } else {
@@ -336,7 +339,7 @@ fn events(
     }
     let key = (namespace.to_owned(), name.clone());
     if state.events.contains_key(&key) {
-        return Err(Status::already_exists("events", &name));
+        return Err(Status::already_exists(&qualified("events", group), &name));
     }
     let added = json!({
         "kind": "Event", "apiVersion": version,
@@ -351,10 +354,15 @@ fn events(
 
 fn merge_patch(request: &Request) -> Result<Value, Status> {
     let accepted = "application/merge-patch+json";
-    if request.media == accepted { parse(&request.body) } else { Err(Status::unsupported_media_type(accepted)) }
+    if request.media != accepted {
+        return Err(Status::unsupported_media_type(accepted));
+    }
+    let patch: Value =
+        serde_json::from_slice(&request.body).map_err(|_error| Status::internal("Invalid JSON Patch"))?;
+    if patch.is_object() { Ok(patch) } else { Err(Status::unprocessable("a patch has to be an object")) }
 }
 
-/// A JSON object.
+/// The object that a request creates.
 fn parse(body: &Bytes) -> Result<Value, Status> {
     let value: Value = serde_json::from_slice(body)
         .map_err(|error| Status::bad_request(format!("error decoding the body: {error}")))?;

@@ -107,7 +107,7 @@ impl Target {
         let cause = format!(
             "User \"{who}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}"
         );
-        Err(Status::forbidden(resource.split('/').next().unwrap_or_default(), name, &cause))
+        Err(Status::forbidden(&qualified(resource.split('/').next().unwrap_or_default(), group), name, &cause))
     }
 }
 
@@ -117,7 +117,11 @@ impl Query {
         let value = |key: &str| pairs.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let number = |key: &'static str| {
             let parsed = value(key).map(|text| text.parse::<u64>().map_err(|_not_a_number| (key, text)));
-            parsed.transpose().map_err(|(key, text)| Status::bad_request(format!("{key}: Invalid value: {text:?}")))
+            let cause = |(key, text)| (key, format!("{key}: Invalid value: {text:?}"));
+            parsed.transpose().map_err(cause).map_err(|(key, message)| match key {
+                "resourceVersion" => Status::internal(message),
+                _ => Status::bad_request(message),
+            })
         };
         let flag = |key: &str| matches!(value(key), Some("true" | "1"));
         let dry_run = match value("dryRun") {
@@ -159,6 +163,11 @@ impl Query {
         let has = |(key, value): &(String, String)| node["metadata"]["labels"][key.as_str()] == json!(value);
         self.name.as_deref().is_none_or(|wanted| wanted == name) && self.labels.iter().all(has)
     }
+}
+
+/// A resource with its API group, as refusals name it.
+pub(crate) fn qualified(resource: &str, group: &str) -> String {
+    if group.is_empty() { resource.to_owned() } else { format!("{resource}.{group}") }
 }
 
 /// The token that leads to the next page of a list.

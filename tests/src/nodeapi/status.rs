@@ -21,8 +21,11 @@ impl Status {
     pub(crate) fn body(&self) -> Value {
         let mut body = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "message": self.message, "reason": self.reason, "code": self.code,
+            "message": self.message, "code": self.code,
         });
+        if !self.reason.is_empty() {
+            body["reason"] = json!(self.reason);
+        }
         if !self.details.is_null() {
             body["details"] = self.details.clone();
         }
@@ -42,6 +45,11 @@ impl Status {
         Self::new(400, "BadRequest", message, Value::Null)
     }
 
+    /// What the real server did not expect; it gives no reason then.
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::new(500, "", message, Value::Null)
+    }
+
     pub(crate) fn unauthorized() -> Self {
         Self::new(401, "Unauthorized", "Unauthorized", Value::Null)
     }
@@ -49,12 +57,12 @@ impl Status {
     /// `what` names the resource and, if there is one, the object: `nodes` or `nodes "n1"`.
     pub(crate) fn forbidden(resource: &str, name: Option<&str>, cause: &str) -> Self {
         let what = name.map_or_else(|| resource.to_owned(), |name| format!("{resource} \"{name}\""));
-        let details = json!({"name": name, "kind": resource});
+        let details = about(name.unwrap_or_default(), resource);
         Self::new(403, "Forbidden", format!("{what} is forbidden: {cause}"), details)
     }
 
     pub(crate) fn not_found(resource: &str, name: &str) -> Self {
-        let details = json!({"name": name, "kind": resource});
+        let details = about(name, resource);
         Self::new(404, "NotFound", format!("{resource} \"{name}\" not found"), details)
     }
 
@@ -68,12 +76,12 @@ impl Status {
     }
 
     pub(crate) fn already_exists(resource: &str, name: &str) -> Self {
-        let details = json!({"name": name, "kind": resource});
+        let details = about(name, resource);
         Self::new(409, "AlreadyExists", format!("{resource} \"{name}\" already exists"), details)
     }
 
     pub(crate) fn conflict(resource: &str, name: &str, cause: &str) -> Self {
-        let details = json!({"name": name, "kind": resource});
+        let details = about(name, resource);
         let message = format!("Operation cannot be fulfilled on {resource} \"{name}\": {cause}");
         Self::new(409, "Conflict", message, details)
     }
@@ -81,6 +89,11 @@ impl Status {
     /// What the server forgot: an old resource version, or a page of a list.
     pub(crate) fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message, Value::Null)
+    }
+
+    /// A body that can't be made into an object.
+    pub(crate) fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(422, "Invalid", message, json!({}))
     }
 
     pub(crate) fn unsupported_media_type(accepted: &str) -> Self {
@@ -91,10 +104,8 @@ impl Status {
 
     /// An object that breaks the rules of its kind.
     pub(crate) fn invalid(kind: &str, name: &str, field: &str, cause: &str) -> Self {
-        let details = json!({
-            "name": name, "kind": kind,
-            "causes": [{"reason": "FieldValueInvalid", "message": cause, "field": field}],
-        });
+        let mut details = about(name, kind);
+        details["causes"] = json!([{"reason": "FieldValueInvalid", "message": cause, "field": field}]);
         Self::new(422, "Invalid", format!("{kind} \"{name}\" is invalid: {field}: {cause}"), details)
     }
 
@@ -105,4 +116,9 @@ impl Status {
         let details = json!({"retryAfterSeconds": 1, "causes": causes});
         Self::new(504, "Timeout", format!("Timeout: {message}"), details)
     }
+}
+
+/// What a refusal is about; a name that is not there is left out.
+fn about(name: &str, kind: &str) -> Value {
+    if name.is_empty() { json!({"kind": kind}) } else { json!({"name": name, "kind": kind}) }
 }

@@ -111,17 +111,19 @@ impl Store {
                 (revision, kept.ok_or_else(|| Status::expired(message))?, start)
             }
         };
-        let found = nodes.range(start.to_owned()..).filter(|(name, node)| matches(name, node));
-        let mut items: Vec<_> = found.map(|(name, node)| (name.clone(), Arc::clone(node))).collect();
-        let more = if limit > 0 && items.len() > limit { items.split_off(limit) } else { Vec::new() };
-        let rest = more.first().map(|(name, _)| (name.clone(), more.len()));
+        let mut left = nodes.range(start.to_owned()..);
+        let found = left.by_ref().filter(|(name, node)| matches(name, node));
+        let items = found.take(if limit == 0 { usize::MAX } else { limit }).map(|(_, node)| Arc::clone(node)).collect();
+        // As etcd does it: whether what is left matches shows only on the next page.
+        let count = left.clone().count();
+        let rest = left.next().map(|(name, _)| (name.clone(), count));
         if rest.is_some() && from.is_none() {
             self.snapshots.push_back((revision, self.nodes.clone()));
             if self.snapshots.len() > SNAPSHOTS {
                 self.snapshots.pop_front();
             }
         }
-        Ok(Page { revision, items: items.into_iter().map(|(_, node)| node).collect(), rest })
+        Ok(Page { revision, items, rest })
     }
 
     /// Changes after a revision, in order. Fails if some of them are forgotten.
@@ -144,7 +146,10 @@ impl Store {
             return Err(Status::invalid("Node", "", "metadata.name", "Required value: name or generateName is required"));
         }
         if text(&node, "/metadata/resourceVersion").is_some_and(|version| !version.is_empty()) {
-            return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+            return Err(Status::internal("resourceVersion should not be set on objects to be created"));
+        }
+        if !decodes(&node) {
+            return Err(Status::bad_request("json: cannot unmarshal metadata into a map of strings"));
         }
         node["apiVersion"] = json!("v1");
         node["kind"] = json!("Node");
@@ -176,7 +181,11 @@ impl Store {
             return Err(Status::conflict("nodes", name, cause));
         }
         if let Some(uid) = said("uid").filter(|uid| text(&old, "/metadata/uid") != Some(uid)) {
-            return Err(uid_conflict(name, &uid, &old));
+            let cause = format!("Invalid value: {uid:?}: field is immutable");
+            return Err(Status::invalid("Node", name, "metadata.uid", &cause));
+        }
+        if !decodes(&new) {
+            return Err(Status::unprocessable("json: cannot unmarshal metadata into a map of strings"));
         }
         let protected = if part == Part::Main { "status" } else { "spec" };
         for (field, pointer) in [("uid", "/metadata"), ("creationTimestamp", "/metadata"), ("resourceVersion", "/metadata"), (protected, "")] {
@@ -200,8 +209,13 @@ impl Store {
     /// Deletes a Node; returns its last state. A uid, if given, has to be its uid.
     pub(crate) fn delete(&mut self, name: &str, uid: Option<&str>, dry_run: bool) -> Result<Arc<Value>, Status> {
         let node = self.get(name)?;
-        if let Some(uid) = uid.filter(|uid| text(&node, "/metadata/uid") != Some(uid)) {
-            return Err(uid_conflict(name, uid, &node));
+        let real = text(&node, "/metadata/uid").unwrap_or_default();
+        if let Some(uid) = uid.filter(|uid| *uid != real) {
+            let cause = format!(
+                "the UID in the precondition ({uid}) does not match the UID in record ({real}). The object might have \
+                 been deleted and then recreated"
+            );
+            return Err(Status::conflict("Node", name, &cause));
         }
         if !dry_run {
             self.keep(name, "DELETED", (*node).clone(), false);
@@ -250,12 +264,6 @@ pub(crate) fn text<'a>(value: &'a Value, pointer: &str) -> Option<&'a str> {
     value.pointer(pointer).and_then(Value::as_str)
 }
 
-fn uid_conflict(name: &str, uid: &str, node: &Value) -> Status {
-    let real = text(node, "/metadata/uid").unwrap_or_default();
-    let cause = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {real}");
-    Status::conflict("nodes", name, &cause)
-}
-
 /// Brings a Node into the form that the real server's types give it: `spec` and `status` are there, empty maps of
 /// metadata are not, and `podCIDR`, the older spelling of the first of `podCIDRs`, agrees with it if one was left out.
 fn normalize(node: &mut Value) {
@@ -281,15 +289,15 @@ fn normalize(node: &mut Value) {
     }
 }
 
+/// Whether the parts of the metadata that are maps of strings are that.
+fn decodes(node: &Value) -> bool {
+    let strings = |map: &Value| map.as_object().is_some_and(|map| map.values().all(Value::is_string));
+    ["annotations", "labels"].iter().map(|map| &node["metadata"][*map]).all(|map| map.is_null() || strings(map))
+}
+
 /// The rules that a Node on its own has to keep.
 fn validate(node: &Value) -> Result<(), Status> {
     let name = text(node, "/metadata/name").unwrap_or_default();
-    for map in ["annotations", "labels"] {
-        let map = &node["metadata"][map];
-        if !map.is_null() && !map.as_object().is_some_and(|map| map.values().all(Value::is_string)) {
-            return Err(Status::bad_request("metadata: json: cannot unmarshal into a map of strings"));
-        }
-    }
     let invalid = |field: &str, cause: &str| Err(Status::invalid("Node", name, field, cause));
     let fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
     let ends = [name.bytes().next(), name.bytes().last()].into_iter().flatten();
