@@ -49,6 +49,10 @@ async fn answer(
     State(shared): State<Arc<Shared>>, method: Method, uri: Uri,
     QueryPairs(pairs): QueryPairs<BTreeMap<String, String>>, headers: HeaderMap, body: Bytes,
 ) -> Response {
+    // Of API groups that nobody serves not even the errors are of their kind.
+    if uri.path().starts_with("/apis/") && !uri.path().starts_with("/apis/events.k8s.io/v1/") {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
     let outcome = admit(&shared, method, &uri, &pairs, &headers, body)
         .and_then(|request| respond(&shared, &request));
     outcome.unwrap_or_else(|status| object(status.code(), &status.body()))
@@ -178,7 +182,7 @@ struct Watch {
     query: Query,
     /// The latest revision that was sent or passed over.
     reached: u64,
-    /// The revision that the watch began with.
+    /// The revision at which the watch began to wait.
     began: u64,
     /// Events that wait to be sent, as lines.
     pending: Vec<Value>,
@@ -191,6 +195,7 @@ fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
     // Subscribed first, so that no change falls between the state and the waiting.
     let changes = shared.changed.subscribe();
     let state = shared.lock();
+    let began = state.nodes.revision();
     let start = Instant::now();
     let end = start + query.timeout_seconds.map_or(WATCH_TIME, Duration::from_secs);
     let first = (start + BOOKMARK_INTERVAL).min(end.checked_sub(LAST_BOOKMARK).unwrap_or(end));
@@ -213,7 +218,7 @@ fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
         changes,
         query: query.clone(),
         reached,
-        began: reached,
+        began,
         pending,
         next_bookmark: query.bookmarks.then_some(first),
         end,
@@ -274,7 +279,7 @@ impl Watch {
     fn tick(&mut self) {
         let now = Instant::now();
         if self.next_bookmark.is_some_and(|due| due <= now) {
-            // A bookmark that says where the watch began would be news to nobody.
+            // Only what happened since the watch began to wait makes a bookmark.
             if self.reached > self.began {
                 let metadata = json!({"resourceVersion": self.reached.to_string(), "creationTimestamp": null});
                 let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {}, "status": {}});
@@ -336,6 +341,13 @@ fn events(
     if said != namespace {
         let message = "the namespace of the provided object does not match the namespace sent on the request";
         return Err(Status::bad_request(message));
+    }
+    // Where the events about objects without a namespace have to be differs between the groups, up to 1.20 at least.
+    let (about, home) = if group.is_empty() { ("involvedObject", "default") } else { ("regarding", "kube-system") };
+    let placed = event[about]["namespace"].as_str().is_some_and(|namespace| !namespace.is_empty());
+    if !placed && namespace != home {
+        let cause = "Invalid value: \"\": does not match event.namespace";
+        return Err(Status::invalid("Event", &name, "involvedObject.namespace", cause));
     }
     let key = (namespace.to_owned(), name.clone());
     if state.events.contains_key(&key) {
