@@ -9,9 +9,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change};
 
 use crate::error::Error;
 
@@ -53,7 +51,7 @@ fn ensure_mount_point(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
     }
-    let parent = path.ancestors().find(|parent| parent.is_dir()).unwrap_or(Path::new("/"));
+    let parent = path.ancestors().find(|parent| parent.is_dir()).unwrap_or_else(|| Path::new("/"));
     if parent == Path::new("/") {
         let missing = io::Error::new(io::ErrorKind::NotFound, "its parent is missing and / can't be covered");
         return Err(create_failed(path, missing));
@@ -70,7 +68,8 @@ fn ensure_mount_point(path: &Path) -> Result<(), Error> {
 fn link_all(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        let target = if entry.file_type()?.is_symlink() { fs::read_link(entry.path())? } else { entry.path() };
+        let target =
+            if entry.file_type()?.is_symlink() { fs::read_link(entry.path())? } else { entry.path() };
         symlink(target, to.join(entry.file_name()))?;
     }
     Ok(())
