@@ -129,6 +129,36 @@ impl Datagrams {
         self.spans.iter().map(|(span, address)| (*address, &self.bytes[span.start..span.start + span.len]))
     }
 
+    /// Datagram `index`.
+    pub(crate) fn datagram(&self, index: usize) -> (SocketAddr, &[u8]) {
+        let (Span { start, len }, address) = self.spans[index];
+        (address, &self.bytes[start..start + len])
+    }
+
+    /// How many datagrams from `index` on, at least one, go to the same address and have the same length; the
+    /// last may be shorter. At most `most` datagrams and `room` bytes.
+    pub(crate) fn run(&self, index: usize, most: usize, room: usize) -> usize {
+        let (first, to) = self.spans[index];
+        let (mut count, mut total) = (1, first.len);
+        for (span, address) in self.spans[index + 1..].iter().take(most - 1) {
+            total += span.len;
+            if *address != to || span.len > first.len || total > room {
+                break;
+            }
+            count += 1;
+            if span.len < first.len {
+                break;
+            }
+        }
+        count
+    }
+
+    /// The bytes of `count` datagrams from `index` on.
+    pub(crate) fn joined(&self, index: usize, count: usize) -> &[u8] {
+        let last = self.spans[index + count - 1].0;
+        &self.bytes[self.spans[index].0.start..last.start + last.len]
+    }
+
     /// At least `room` writable bytes behind the last datagram; [`Datagrams::commit`] makes them one.
     pub(crate) fn spare(&mut self, room: usize) -> &mut [u8] {
         let needed = self.used + room;

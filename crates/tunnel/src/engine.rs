@@ -22,7 +22,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use self::admission::{COOKIE_REPLY, Verdict};
 use self::allowed_ips::AllowedIps;
-use self::config::Config;
+pub(crate) use self::config::Config;
 use self::packet::Header;
 use self::peer::{Identity, MessageLimits, Peer, PeerState};
 use crate::batch::{Datagrams, Packets};

@@ -24,8 +24,7 @@ mod change;
 mod counters;
 mod engine;
 mod error;
-#[doc(hidden)]
-pub mod fuzzing;
+
 mod interface;
 mod status;
 mod uapi;
@@ -35,5 +34,5 @@ pub use change::{PeerChange, PeerSettings, PresharedKeyChange};
 pub use counters::{Counters, DropReason};
 pub use engine::{Engine, EngineOptions, Moment};
 pub use error::{ChangeError, TunnelError};
-pub use interface::{Health, Interface, InterfaceConfig};
+pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
 pub use status::{InterfaceState, PeerStatus};

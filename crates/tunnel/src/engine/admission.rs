@@ -134,7 +134,8 @@ impl Admission {
 
 impl Bucket {
     const COST: Duration = Duration::from_millis(1000 / PER_SOURCE_PER_SECOND as u64);
-    const FULL: Duration = Duration::from_millis(1000 / PER_SOURCE_PER_SECOND as u64 * PER_SOURCE_BURST as u64);
+    const FULL: Duration =
+        Duration::from_millis(1000 / PER_SOURCE_PER_SECOND as u64 * PER_SOURCE_BURST as u64);
 
     fn refilled(self, now: Instant) -> Duration {
         self.credit.saturating_add(now.saturating_duration_since(self.at)).min(Self::FULL)
@@ -172,9 +173,8 @@ mod tests {
     #[test]
     fn one_ipv6_network_is_one_source() {
         let (admission, now) = (admission(), Instant::now());
-        let spent = (0..100u16).filter(|host| {
-            admission.spend(now, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, *host, 0, 0, 1).into())
-        });
+        let spent = (0..100u16)
+            .filter(|host| admission.spend(now, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, *host, 0, 0, 1).into()));
         assert_eq!(spent.count(), PER_SOURCE_BURST as usize);
     }
 

@@ -143,8 +143,9 @@ mod tests {
 
     fn prefix() -> impl Strategy<Value = IpNetwork> {
         // Few distinct bits, so that prefixes nest and touch often.
-        let v4 = (prop::sample::select(vec![0u32, 0x0a00_0000, 0x0a01_0000, 0x0a01_02ff, u32::MAX]), 0u8..=32)
-            .prop_map(|(bits, len)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), len));
+        let v4 =
+            (prop::sample::select(vec![0u32, 0x0a00_0000, 0x0a01_0000, 0x0a01_02ff, u32::MAX]), 0u8..=32)
+                .prop_map(|(bits, len)| (IpAddr::V4(Ipv4Addr::from_bits(bits)), len));
         let v6 = (prop::sample::select(vec![0u128, 1 << 64, 0xfd << 120, u128::MAX]), 0u8..=128)
             .prop_map(|(bits, len)| (IpAddr::V6(Ipv6Addr::from_bits(bits)), len));
         prop_oneof![v4, v6].prop_map(|(address, len)| {

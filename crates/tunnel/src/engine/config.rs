@@ -15,7 +15,7 @@ use crate::status::PeerStatus;
 
 /// The configuration that snapshots are made from.
 #[derive(Default)]
-pub(super) struct Config {
+pub(crate) struct Config {
     identity: Option<Arc<Identity>>,
     peers: BTreeMap<PublicKey, Arc<Peer>>,
     /// Each prefix, host bits cleared, with the one peer that owns it.
@@ -44,7 +44,13 @@ impl Engine {
     /// Applies `changes` in their order, all or none: the data path sees them at once. An error names the first
     /// change that is refused, and then nothing has changed.
     pub fn apply(&self, changes: Vec<PeerChange>) -> Result<(), ChangeError> {
+        self.configure(|_| changes)
+    }
+
+    /// Applies the changes that `plan` derives from the configuration as it is, which nobody changes meanwhile.
+    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerChange>) -> Result<(), ChangeError> {
         let mut config = self.config.lock();
+        let changes = plan(&config);
         let mut indices = config.check(&changes)?.into_iter();
         let mut removed = Vec::new();
         for change in changes {
@@ -64,7 +70,9 @@ impl Engine {
         }
         self.publish(&config);
         // A thread that still holds the last snapshot finds no session anymore.
-        removed.iter().for_each(|peer| peer.restart(None));
+        for peer in &removed {
+            peer.restart(None);
+        }
         Ok(())
     }
 
@@ -94,9 +102,24 @@ impl Engine {
 }
 
 impl Config {
+    /// The public keys of all peers.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = PublicKey> {
+        self.peers.keys().copied()
+    }
+
+    /// Our own public key.
+    pub(crate) fn own_key(&self) -> Option<PublicKey> {
+        self.identity.as_ref().map(|identity| identity.public)
+    }
+
+    /// The prefixes that `peer` owns.
+    pub(crate) fn allowed_ips(&self, peer: &PublicKey) -> impl Iterator<Item = IpNetwork> {
+        self.allowed_ips.iter().filter(move |(_, owner)| *owner == peer).map(|(prefix, _)| *prefix)
+    }
+
     /// Refuses what can't be applied, and chooses a session index for every peer that `changes` makes.
     fn check(&self, changes: &[PeerChange]) -> Result<Vec<u32>, ChangeError> {
-        let own = self.identity.as_ref().map(|identity| identity.public);
+        let own = self.own_key();
         let mut present: BTreeSet<PublicKey> = self.peers.keys().copied().collect();
         let mut taken: BTreeSet<u32> = self.peers.values().map(|peer| peer.index).collect();
         let mut indices = Vec::new();

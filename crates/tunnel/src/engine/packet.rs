@@ -45,7 +45,11 @@ impl Header {
         }
         let source: [u8; 16] = *header[8..].first_chunk()?;
         let destination: [u8; 16] = *header[24..].first_chunk()?;
-        Some(Self { source: Ipv6Addr::from(source).into(), destination: Ipv6Addr::from(destination).into(), len })
+        Some(Self {
+            source: Ipv6Addr::from(source).into(),
+            destination: Ipv6Addr::from(destination).into(),
+            len,
+        })
     }
 }
 

@@ -230,8 +230,9 @@ impl PeerState {
             return Err(DropReason::MessageLimit);
         }
         let inner = match tunn.decapsulate(None, datagram, out.spare(datagram.len().max(LONGEST_HANDSHAKE))) {
-            TunnResult::WriteToTunnelV4(packet, _) => Some(packet.len()),
-            TunnResult::WriteToTunnelV6(packet, _) => Some(packet.len()),
+            TunnResult::WriteToTunnelV4(packet, _) | TunnResult::WriteToTunnelV6(packet, _) => {
+                Some(packet.len())
+            }
             // A keepalive.
             TunnResult::Done => None,
             // Authenticated, but neither IPv4 nor IPv6; `Header::parse` finds the same below.
@@ -324,7 +325,9 @@ impl PeerState {
         let Some(tunn) = self.tunn.as_mut() else { return };
         if tunn.time_since_last_handshake().is_none() {
             self.initiate(now, out);
-        } else if let TunnResult::WriteToNetwork(message) = tunn.encapsulate(&[], out.spare(LONGEST_HANDSHAKE)) {
+        } else if let TunnResult::WriteToNetwork(message) =
+            tunn.encapsulate(&[], out.spare(LONGEST_HANDSHAKE))
+        {
             let len = message.len();
             self.reply(now, len, out);
         }
@@ -345,8 +348,7 @@ impl PeerState {
 
     fn keepalive_due(&self, now: Moment) -> bool {
         let interval = Duration::from_secs(self.keepalive.into());
-        self.last_traversal
-            .is_none_or(|last| now.instant.saturating_duration_since(last.instant) >= interval)
+        self.last_traversal.is_none_or(|last| now.instant.saturating_duration_since(last.instant) >= interval)
     }
 
     /// Sends what waited for a session, if there is one now.
