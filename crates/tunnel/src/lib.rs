@@ -24,6 +24,8 @@ mod change;
 mod counters;
 mod engine;
 mod error;
+#[doc(hidden)]
+pub mod fuzzing;
 
 mod interface;
 mod status;

@@ -299,9 +299,10 @@ mod tests {
         fn never_panics_on_what_looks_right(
             lines in prop::collection::vec(("[a-z_]{1,20}|public_key|allowed_ip|endpoint", "[-0-9a-f:./\\[\\]]{0,70}"), 0..20),
         ) {
-            let text: String = lines.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-            let _ = parse(format!("set=1\n{text}\n").as_bytes());
-            let _ = parse(format!("set=1\npublic_key={KEY}\n{text}\n").as_bytes());
+            let lines: Vec<_> = lines.iter().map(|(key, value)| format!("{key}={value}")).collect();
+            let text = lines.join("\n");
+            let _ = parse(format!("set=1\n{text}\n\n").as_bytes());
+            let _ = parse(format!("set=1\npublic_key={KEY}\n{text}\n\n").as_bytes());
         }
     }
 }
