@@ -23,8 +23,13 @@ pub fn write(name: &str, value: &str) -> Result<(), HostError> {
 
 /// Names are paths with slashes: a link's name may hold a dot.
 fn path(name: &str) -> Result<PathBuf, HostError> {
-    let usual = name.starts_with("net/") && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-    if usual { Ok(Path::new("/proc/sys").join(name)) } else { Err(HostError::SysctlName { name: name.to_owned() }) }
+    let usual = name.starts_with("net/")
+        && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
+    if usual {
+        Ok(Path::new("/proc/sys").join(name))
+    } else {
+        Err(HostError::SysctlName { name: name.to_owned() })
+    }
 }
 
 #[cfg(test)]

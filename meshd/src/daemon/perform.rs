@@ -18,7 +18,12 @@ pub(super) enum StepError {
 }
 
 /// Performs one step.
-pub(super) async fn perform(op: &Op, host: &Handle, devices: &mut Devices, keys: &Keys) -> Result<(), StepError> {
+pub(super) async fn perform(
+    op: &Op,
+    host: &Handle,
+    devices: &mut Devices,
+    keys: &Keys,
+) -> Result<(), StepError> {
     match op {
         Op::SetGuard(wanted) => guard::set(wanted)?,
         Op::SetSysctl { name, value } => sysctl::write(name, value)?,
