@@ -134,7 +134,8 @@ impl Lab {
 
     /// Creates the Node object of a node, as a control plane does.
     pub fn register(&self, node: &Node) -> Result<(), Error> {
-        Ok(self.api().create_node(node.object())?)
+        self.api().create_node(node.object())?;
+        Ok(())
     }
 
     /// Deletes the Node object of a node, as an operator does.
@@ -190,7 +191,7 @@ impl Lab {
         let ranges = self.family.versions().iter().map(|&version| address::pod_range(number, version));
         let node = Node::new(host, ranges.collect());
         if let Some(api) = &self.api {
-            node.write(KUBECONFIG, api.kubeconfig(node.name()))?;
+            node.write(KUBECONFIG, api.kubeconfig(node.name())?)?;
         }
         Ok(node)
     }
@@ -268,7 +269,7 @@ impl Builder {
             ApiKind::None => None,
             kind => {
                 let host = lab.switch.plug("api", address::API, 1500, &lab.dir)?;
-                Some(ApiServer::start(kind, host, &names, self.fence)?)
+                Some(ApiServer::start(kind, host, self.nodes, self.fence)?)
             }
         };
         for (name, number) in names.iter().zip(1..) {

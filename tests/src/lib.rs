@@ -47,6 +47,7 @@ pub mod kube;
 mod lab;
 mod mounts;
 mod node;
+mod nodeapi;
 mod packet_socket;
 pub mod ping;
 mod plain;

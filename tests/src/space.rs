@@ -31,7 +31,7 @@ pub struct NetNs {
 }
 
 /// The namespaces of one host of the lab.
-pub struct Space {
+pub(crate) struct Space {
     name: String,
     holder: Child,
     net: NetNs,
@@ -118,32 +118,28 @@ impl Space {
     }
 
     /// What messages call the host.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The host's network namespace.
-    pub fn net(&self) -> &NetNs {
+    pub(crate) fn net(&self) -> &NetNs {
         &self.net
     }
 
     /// Process id of the holder, as seen from the lab: what `nsenter -t` takes.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.holder.id()
     }
 
     /// Runs a closure on a thread of its own in the host's network, mount and host-name namespaces and waits for it.
     /// Its working directory is `/`. A panic in it is passed on.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         scoped(|| self.enter().map(|()| work()))
     }
 
-    /// Starts a program in the host, also in its process namespace. It is killed when the host goes.
-    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Arc<Mutex<Child>>, Error> {
-        self.spawn_in(&self.net, command)
-    }
-
-    /// The same, but in another network namespace (a pod's) with the host's files.
+    /// Starts a program with the host's files and processes in a network namespace, the host's own or a pod's. It is
+    /// killed when the host goes.
     pub(crate) fn spawn_in(&self, net: &NetNs, command: &mut Command) -> Result<Arc<Mutex<Child>>, Error> {
         command.process_group(0);
         let child = scoped(|| {
