@@ -104,17 +104,18 @@ impl Flow {
 
     fn exchange<S: Server>(
         &self,
-        bind: impl FnOnce(IpAddr) -> io::Result<S> + Send,
+        bind: impl Fn(IpAddr) -> io::Result<S> + Sync,
         ask: impl FnOnce(SocketAddr) -> bool + Send,
         address: IpAddr,
     ) -> Result<Seen, Error> {
-        // The server listens on all its addresses: the one that is asked may be a service's, that only leads here.
+        // On the address that is asked, so that the answer comes from there whatever the way back prefers. An address
+        // that is not the server's own is a service's, that only leads here: then on all.
         let any: IpAddr = match self.version {
             IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
             IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
         };
         let failed = |source| Error::Socket { action: "bind", host: self.to.name().to_owned(), source };
-        let server = self.to.net().run(|| bind(any))?.map_err(failed)?;
+        let server = self.to.net().run(|| bind(address).or_else(|_not_own| bind(any)))?.map_err(failed)?;
         let port = server.port().map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);

@@ -45,6 +45,7 @@ pub mod frame;
 mod host;
 pub mod kube;
 mod lab;
+pub mod mesh;
 mod mounts;
 mod node;
 mod nodeapi;

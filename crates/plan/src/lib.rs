@@ -9,5 +9,19 @@
 //!                                                   observed Network ────┘
 //! ```
 
+pub mod admission;
+pub mod annotation;
+mod apply;
+pub mod brake;
+pub mod check;
+pub mod desired;
+mod diff;
 pub mod network;
+pub mod node;
 pub mod op;
+pub mod prefix;
+mod render;
+
+pub use apply::Refusal;
+pub use desired::desired;
+pub use diff::diff;

@@ -1,0 +1,83 @@
+//! Who holds which key, prefix and address: the first claim wins, and incumbents come first.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use keyring::PublicKey;
+
+use super::ledger::Ledger;
+use crate::annotation::State;
+use crate::node::{NodeRecord, NodeUid};
+use crate::prefix;
+
+/// Everything that is held so far.
+#[derive(Debug, Default)]
+pub(super) struct Claims {
+    keys: BTreeMap<PublicKey, NodeUid>,
+    addresses: BTreeMap<IpAddr, NodeUid>,
+    /// Disjoint prefixes by first address, so that an overlap is found by looking at one neighbour.
+    prefixes: BTreeMap<IpAddr, (IpNetwork, NodeUid)>,
+}
+
+impl Claims {
+    /// Reserves what known nodes held before and still claim. Without this a known node could take what
+    /// another known node, heard later, has long had.
+    pub(super) fn of_incumbents(records: &[&NodeRecord], ledger: &Ledger) -> Self {
+        let mut claims = Self::default();
+        for record in records.iter().filter(|record| ledger.knows(&record.uid)) {
+            let uid = &record.uid;
+            if let Some(state) = ledger.state(uid) {
+                claims.hold_keys(uid, &state);
+            }
+            let held: Vec<IpNetwork> =
+                ledger.pod_cidrs(uid).filter(|held| record.pod_cidrs.contains(&held.to_string())).collect();
+            claims.hold_prefixes(uid, &held);
+            for address in ledger.addresses(uid) {
+                if record.addresses.iter().any(|text| text.parse() == Ok(address)) {
+                    claims.hold_address(uid, address);
+                }
+            }
+        }
+        claims
+    }
+
+    pub(super) fn hold_keys(&mut self, uid: &NodeUid, state: &State) {
+        for (_, slot) in state.slots.iter() {
+            self.keys.entry(slot.key).or_insert_with(|| uid.clone());
+        }
+    }
+
+    pub(super) fn hold_prefixes(&mut self, uid: &NodeUid, prefixes: &[IpNetwork]) {
+        for held in prefixes {
+            if self.holder_of_prefix(uid, *held).is_none() {
+                self.prefixes.insert(held.network(), (*held, uid.clone()));
+            }
+        }
+    }
+
+    pub(super) fn hold_address(&mut self, uid: &NodeUid, address: IpAddr) {
+        self.addresses.entry(address).or_insert_with(|| uid.clone());
+    }
+
+    /// Who else holds a key.
+    pub(super) fn holder_of_key(&self, uid: &NodeUid, key: &PublicKey) -> Option<NodeUid> {
+        self.keys.get(key).filter(|holder| *holder != uid).cloned()
+    }
+
+    /// Who else holds an address.
+    pub(super) fn holder_of_address(&self, uid: &NodeUid, address: IpAddr) -> Option<NodeUid> {
+        self.addresses.get(&address).filter(|holder| *holder != uid).cloned()
+    }
+
+    /// Who else holds a prefix that has an address in common with this one.
+    pub(super) fn holder_of_prefix(&self, uid: &NodeUid, wanted: IpNetwork) -> Option<NodeUid> {
+        // Held prefixes are disjoint: of those that begin at or before the end of the wanted one, those that
+        // reach into it are the last before its start and all that begin inside it.
+        let before = self.prefixes.range(..=wanted.network()).next_back();
+        let inside = self.prefixes.range(wanted.network()..=prefix::last(wanted));
+        let mut near = before.into_iter().chain(inside).map(|(_, held)| held);
+        near.find(|(held, holder)| holder != uid && prefix::overlap(*held, wanted))
+            .map(|(_, holder)| holder.clone())
+    }
+}

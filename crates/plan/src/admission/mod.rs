@@ -1,0 +1,402 @@
+//! Who is in the mesh: from what all Nodes say to what can be believed, with a reason for every refusal.
+//!
+//! Decisions depend on the whole set of Nodes and on the [`Ledger`], never on the order of arrival. Whoever
+//! held a key, a podCIDR or an address before keeps it; between newcomers the older Node wins, because the
+//! API server alone sets a Node's age.
+
+mod claims;
+mod ledger;
+mod reason;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use keyring::{PublicKey, Slot};
+use serde::{Deserialize, Serialize};
+
+use crate::annotation::{Endpoints, State};
+use crate::node::{NodeName, NodeRecord, NodeUid};
+use crate::prefix;
+use claims::Claims;
+use ledger::Entry;
+pub use ledger::Ledger;
+pub use reason::Reason;
+
+/// What this node is configured to believe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// The cluster's pod ranges.
+    pub cluster_cidrs: Vec<IpNetwork>,
+    /// The cluster's service ranges.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// Ranges that node addresses must lie in; empty means anywhere that is not refused otherwise.
+    pub node_cidrs: Vec<IpNetwork>,
+    /// Addresses of the API server.
+    pub api_servers: BTreeSet<IpAddr>,
+    /// Public keys of this node: nobody else may publish them.
+    pub own_keys: BTreeSet<PublicKey>,
+    /// Whether this node can send to IPv4 endpoints.
+    pub ipv4: bool,
+    /// Whether this node can send to IPv6 endpoints.
+    pub ipv6: bool,
+}
+
+/// The nodes that are in the mesh.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct World {
+    /// This node, as far as the others can believe it; none before it has a podCIDR.
+    pub own: Option<Own>,
+    /// All other nodes by name.
+    pub peers: BTreeMap<NodeName, Member>,
+}
+
+/// What is granted to this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Own {
+    /// UID of its Node.
+    pub uid: NodeUid,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Its node addresses whose claim stands.
+    pub addresses: Vec<IpAddr>,
+    /// Whether it is behind NAT.
+    pub nat: bool,
+}
+
+/// Another node in the mesh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// UID of its Node.
+    pub uid: NodeUid,
+    /// Its pod ranges: inside the cluster's, disjoint from everybody else's.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Its node addresses whose claim stands: nobody else's.
+    pub addresses: Vec<IpAddr>,
+    /// Its keys.
+    pub state: State,
+    /// Where datagrams for it go.
+    pub endpoint: Option<Endpoint>,
+    /// Whether it is behind NAT.
+    pub nat: bool,
+    /// Seconds between keepalives that an operator prescribes; zero turns them off.
+    pub keepalive: Option<u16>,
+}
+
+/// An endpoint of a node, for both slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Its address.
+    pub address: IpAddr,
+    /// Port of slot a as an operator prescribes it, slot b being the next one; none means the ports that the
+    /// node publishes.
+    pub port: Option<u16>,
+}
+
+impl Member {
+    /// Where datagrams for a slot of this node go.
+    pub fn socket(&self, slot: Slot) -> Option<SocketAddr> {
+        let Endpoint { address, port } = self.endpoint?;
+        let port = match (port, slot) {
+            (None, slot) => self.state.slots.get(slot).port,
+            (Some(port), Slot::A) => port,
+            (Some(port), Slot::B) => port.checked_add(1)?,
+        };
+        Some(SocketAddr::new(address, port))
+    }
+}
+
+/// Something that was refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejected {
+    /// The node.
+    pub node: NodeName,
+    /// Its UID.
+    pub uid: NodeUid,
+    /// Why.
+    pub reason: Reason,
+    /// Whether the node is in the mesh all the same: with what it published before, or without the part.
+    pub stays: bool,
+}
+
+/// The outcome of [`admit`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Admission {
+    /// Who is in the mesh.
+    pub world: World,
+    /// What to remember for the next time.
+    pub ledger: Ledger,
+    /// Whatever was refused, sorted by node.
+    pub rejected: Vec<Rejected>,
+    /// Nodes that have published nothing yet, or have no podCIDR yet.
+    pub pending: Vec<NodeName>,
+}
+
+/// Decides who is in the mesh. `records` are all Nodes that count, in any order; `ledger` is the one that the
+/// last call returned.
+pub fn admit(policy: &Policy, own: &NodeName, records: &[NodeRecord], ledger: &Ledger) -> Admission {
+    let mut records: Vec<&NodeRecord> = records.iter().collect();
+    // Incumbents first, then by age. The UID decides between Nodes made in the same second.
+    records.sort_by_key(|record| (!ledger.knows(&record.uid), &record.created, &record.uid, &record.name));
+    records.dedup_by_key(|record| &record.name);
+    let mut desk = Desk {
+        policy,
+        own,
+        ledger,
+        claims: Claims::of_incumbents(&records, ledger),
+        out: Admission::default(),
+    };
+    for record in records {
+        desk.hear(record);
+    }
+    let mut out = desk.out;
+    out.rejected
+        .sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
+    out.pending.sort();
+    out
+}
+
+/// Hears one node after the other.
+struct Desk<'a> {
+    policy: &'a Policy,
+    own: &'a NodeName,
+    ledger: &'a Ledger,
+    claims: Claims,
+    out: Admission,
+}
+
+impl Desk<'_> {
+    fn hear(&mut self, record: &NodeRecord) {
+        let is_own = record.name == *self.own;
+        if record.pod_cidrs.is_empty() || (record.state.is_none() && !is_own) {
+            self.out.pending.push(record.name.clone());
+            return;
+        }
+        let pod_cidrs = match self.pod_cidrs(record) {
+            Ok(pod_cidrs) => pod_cidrs,
+            Err(reason) => return self.reject(record, reason, false),
+        };
+        if is_own {
+            return self.seat_own(record, pod_cidrs);
+        }
+        let (state, text) = match self.state(record) {
+            Ok(state) => (state, record.state.clone()),
+            Err(reason) => match self.last_good(record) {
+                Some((state, text)) => {
+                    self.reject(record, reason, true);
+                    (state, Some(text))
+                }
+                None => return self.reject(record, reason, false),
+            },
+        };
+        self.claims.hold_keys(&record.uid, &state);
+        self.claims.hold_prefixes(&record.uid, &pod_cidrs);
+        let addresses = self.addresses(record);
+        let (endpoints, endpoints_text) = self.endpoints(record);
+        let member = Member {
+            uid: record.uid.clone(),
+            pod_cidrs,
+            addresses: addresses.clone(),
+            state,
+            endpoint: self.endpoint(record, &endpoints),
+            nat: endpoints.nat,
+            keepalive: self.keepalive(record),
+        };
+        let good = NodeRecord { state: text, endpoints: endpoints_text, ..bounded(record) };
+        self.out.ledger.insert(Entry { record: good, addresses });
+        self.out.world.peers.insert(record.name.clone(), member);
+    }
+
+    fn seat_own(&mut self, record: &NodeRecord, pod_cidrs: Vec<IpNetwork>) {
+        self.claims.hold_prefixes(&record.uid, &pod_cidrs);
+        let addresses = self.addresses(record);
+        let nat = self.endpoints(record).0.nat;
+        self.out.ledger.insert(Entry { record: bounded(record), addresses: addresses.clone() });
+        self.out.world.own = Some(Own { uid: record.uid.clone(), pod_cidrs, addresses, nat });
+    }
+
+    fn pod_cidrs(&self, record: &NodeRecord) -> Result<Vec<IpNetwork>, Reason> {
+        let mut accepted: Vec<IpNetwork> = Vec::new();
+        for text in record.pod_cidrs.iter().take(ledger::MAX_LISTED) {
+            let invalid = || Reason::PodCidrInvalid { found: reason::quoted(text) };
+            let pod_cidr = prefix::parse_canonical(text).ok_or_else(invalid)?;
+            if !self.policy.cluster_cidrs.iter().any(|cluster| prefix::contains(*cluster, pod_cidr)) {
+                return Err(Reason::PodCidrOutside { pod_cidr });
+            }
+            if let Some(holder) = self.claims.holder_of_prefix(&record.uid, pod_cidr) {
+                return Err(Reason::PodCidrTaken { pod_cidr, holder });
+            }
+            if accepted.iter().any(|other| prefix::overlap(*other, pod_cidr)) {
+                return Err(Reason::PodCidrInvalid { found: reason::quoted(text) });
+            }
+            accepted.push(pod_cidr);
+        }
+        Ok(accepted)
+    }
+
+    fn state(&self, record: &NodeRecord) -> Result<State, Reason> {
+        let state = State::parse(record.state.as_deref().unwrap_or_default()).map_err(Reason::State)?;
+        if state.uid != record.uid {
+            return Err(Reason::ForeignUid);
+        }
+        if let Some(former) = self.ledger.state(&record.uid) {
+            if state.generation < former.generation {
+                return Err(Reason::GenerationWentBack { found: state.generation, known: former.generation });
+            }
+            let same_keys =
+                Slot::ALL.iter().all(|slot| state.slots.get(*slot).key == former.slots.get(*slot).key);
+            if state.generation == former.generation && !same_keys {
+                return Err(Reason::GenerationReused { found: state.generation });
+            }
+        }
+        for (slot, found) in state.slots.iter() {
+            if self.policy.own_keys.contains(&found.key) {
+                return Err(Reason::OwnKey { slot });
+            }
+            if let Some(holder) = self.claims.holder_of_key(&record.uid, &found.key) {
+                return Err(Reason::KeyTaken { slot, holder });
+            }
+        }
+        Ok(state)
+    }
+
+    /// What the same Node published before, if nobody else has taken the key since and it is not ours.
+    fn last_good(&self, record: &NodeRecord) -> Option<(State, String)> {
+        let state = self.ledger.state(&record.uid)?;
+        let free = |key| {
+            self.claims.holder_of_key(&record.uid, key).is_none() && !self.policy.own_keys.contains(key)
+        };
+        let usable = state.slots.iter().all(|(_, slot)| free(&slot.key));
+        usable.then(|| {
+            let text = state.render();
+            (state, text)
+        })
+    }
+
+    fn addresses(&mut self, record: &NodeRecord) -> Vec<IpAddr> {
+        let mut accepted = BTreeSet::new();
+        let mut refused = Vec::new();
+        for text in record.addresses.iter().take(ledger::MAX_LISTED) {
+            match self.address(record, text) {
+                Ok(address) => drop(accepted.insert(address)),
+                Err(reason) => refused.push(reason),
+            }
+        }
+        for address in &accepted {
+            self.claims.hold_address(&record.uid, *address);
+        }
+        for reason in refused {
+            self.reject(record, reason, true);
+        }
+        accepted.into_iter().collect()
+    }
+
+    fn address(&self, record: &NodeRecord, text: &str) -> Result<IpAddr, Reason> {
+        let Ok(address) = text.parse::<IpAddr>() else {
+            return Err(Reason::AddressInvalid { found: reason::quoted(text) });
+        };
+        let within = |ranges: &[IpNetwork]| ranges.iter().any(|range| range.contains(address));
+        if prefix::is_special(address) {
+            return Err(Reason::AddressSpecial { address });
+        }
+        if within(&self.policy.cluster_cidrs) || within(&self.policy.service_cidrs) {
+            return Err(Reason::AddressInClusterRange { address });
+        }
+        if !self.policy.node_cidrs.is_empty() && !within(&self.policy.node_cidrs) {
+            return Err(Reason::AddressOutside { address });
+        }
+        if self.policy.api_servers.contains(&address) && !record.control_plane {
+            return Err(Reason::AddressOfApiServer { address });
+        }
+        match self.claims.holder_of_address(&record.uid, address) {
+            Some(holder) => Err(Reason::AddressTaken { address, holder }),
+            None => Ok(address),
+        }
+    }
+
+    /// The node's endpoints; if they can't be read, those that it published before.
+    fn endpoints(&mut self, record: &NodeRecord) -> (Endpoints, Option<String>) {
+        let Some(text) = record.endpoints.as_deref() else { return (Endpoints::default(), None) };
+        match Endpoints::parse(text) {
+            Ok(endpoints) => (endpoints, Some(text.to_owned())),
+            Err(error) => {
+                self.reject(record, Reason::Endpoints(error), true);
+                let former = self.ledger.endpoints(&record.uid);
+                let text = former.as_ref().map(Endpoints::render);
+                (former.unwrap_or_default(), text)
+            }
+        }
+    }
+
+    /// The first endpoint that this node can send to and that is not inside the cluster: a datagram to a pod
+    /// or service address would go into the tunnel that it is to build.
+    fn endpoint(&mut self, record: &NodeRecord, published: &Endpoints) -> Option<Endpoint> {
+        let prescribed = record.config_endpoint.as_deref().map(|text| (text, parse_endpoint(text)));
+        match prescribed {
+            Some((_, Some(endpoint))) if self.is_usable(endpoint.address) => return Some(endpoint),
+            Some((text, _)) => {
+                let reason = Reason::ConfigEndpoint { found: reason::quoted(text) };
+                self.reject(record, reason, true);
+            }
+            None => {}
+        }
+        let first = published.addresses.iter().copied().find(|address| self.is_usable(*address))?;
+        Some(Endpoint { address: first, port: None })
+    }
+
+    fn is_usable(&self, address: IpAddr) -> bool {
+        let reachable = if address.is_ipv4() { self.policy.ipv4 } else { self.policy.ipv6 };
+        let mut ranges = self.policy.cluster_cidrs.iter().chain(&self.policy.service_cidrs);
+        reachable && !prefix::is_special(address) && !ranges.any(|range| range.contains(address))
+    }
+
+    fn keepalive(&mut self, record: &NodeRecord) -> Option<u16> {
+        let text = record.config_keepalive.as_deref()?;
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            self.reject(record, Reason::ConfigKeepalive { found: reason::quoted(text) }, true);
+        }
+        parsed
+    }
+
+    fn reject(&mut self, record: &NodeRecord, reason: Reason, stays: bool) {
+        self.out.rejected.push(Rejected {
+            node: record.name.clone(),
+            uid: record.uid.clone(),
+            reason,
+            stays,
+        });
+    }
+}
+
+/// A record that can be kept: what others wrote at any length is cut off.
+fn bounded(record: &NodeRecord) -> NodeRecord {
+    let short = |text: &Option<String>| text.clone().filter(|text| text.len() <= crate::annotation::MAX_LEN);
+    let list = |texts: &[String]| {
+        texts.iter().take(ledger::MAX_LISTED).filter(|text| text.len() <= 64).cloned().collect()
+    };
+    NodeRecord {
+        pod_cidrs: list(&record.pod_cidrs),
+        addresses: list(&record.addresses),
+        state: short(&record.state),
+        endpoints: short(&record.endpoints),
+        config_endpoint: short(&record.config_endpoint),
+        config_keepalive: short(&record.config_keepalive),
+        ..record.clone()
+    }
+}
+
+/// Reads an operator's endpoint: an address, or an address with the port of slot a.
+fn parse_endpoint(text: &str) -> Option<Endpoint> {
+    if let Ok(address) = text.parse() {
+        return Some(Endpoint { address, port: None });
+    }
+    let socket: SocketAddr = text.parse().ok()?;
+    // Slot b takes the next port, so there must be one.
+    (1..u16::MAX)
+        .contains(&socket.port())
+        .then(|| Endpoint { address: socket.ip(), port: Some(socket.port()) })
+}
+
+#[cfg(test)]
+mod tests;

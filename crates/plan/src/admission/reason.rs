@@ -1,0 +1,209 @@
+//! Why a node, or a part of what it publishes, was refused: a code for programs, a sentence for people.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use keyring::Slot;
+
+use crate::annotation::{AnnotationError, names};
+use crate::node::NodeUid;
+
+/// A reason for a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The state annotation can't be read.
+    State(AnnotationError),
+    /// The endpoints annotation can't be read.
+    Endpoints(AnnotationError),
+    /// The state annotation was written for another Node.
+    ForeignUid,
+    /// The generation is lower than one that was seen: an older state was restored.
+    GenerationWentBack {
+        /// The generation in the annotation.
+        found: u64,
+        /// The highest one that was seen.
+        known: u64,
+    },
+    /// The keys changed, the generation did not.
+    GenerationReused {
+        /// The generation.
+        found: u64,
+    },
+    /// The key is this node's own.
+    OwnKey {
+        /// The slot.
+        slot: Slot,
+    },
+    /// Another node has the key.
+    KeyTaken {
+        /// The slot.
+        slot: Slot,
+        /// UID of the node that has it.
+        holder: NodeUid,
+    },
+    /// A podCIDR that is no prefix, or overlaps another one of the same node.
+    PodCidrInvalid {
+        /// What was found.
+        found: String,
+    },
+    /// A podCIDR outside the cluster's ranges.
+    PodCidrOutside {
+        /// The podCIDR.
+        pod_cidr: IpNetwork,
+    },
+    /// A podCIDR that overlaps another node's.
+    PodCidrTaken {
+        /// The podCIDR.
+        pod_cidr: IpNetwork,
+        /// UID of the node that has it.
+        holder: NodeUid,
+    },
+    /// A node address that is no IP address.
+    AddressInvalid {
+        /// What was found.
+        found: String,
+    },
+    /// A node address that can be nobody's.
+    AddressSpecial {
+        /// The address.
+        address: IpAddr,
+    },
+    /// A node address inside the pod or service ranges.
+    AddressInClusterRange {
+        /// The address.
+        address: IpAddr,
+    },
+    /// A node address outside the ranges that node addresses must lie in.
+    AddressOutside {
+        /// The address.
+        address: IpAddr,
+    },
+    /// The API server's address, claimed by a node without the control-plane role.
+    AddressOfApiServer {
+        /// The address.
+        address: IpAddr,
+    },
+    /// A node address that another node claimed first.
+    AddressTaken {
+        /// The address.
+        address: IpAddr,
+        /// UID of the node that has it.
+        holder: NodeUid,
+    },
+    /// An operator's endpoint that can't be used.
+    ConfigEndpoint {
+        /// What was found.
+        found: String,
+    },
+    /// An operator's keepalive that is no number of seconds.
+    ConfigKeepalive {
+        /// What was found.
+        found: String,
+    },
+}
+
+impl Reason {
+    /// A stable name for programs: logs, metrics and `-o json`.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::State(error) | Self::Endpoints(error) => error.code(),
+            Self::ForeignUid => "uid-foreign",
+            Self::GenerationWentBack { .. } => "generation-went-back",
+            Self::GenerationReused { .. } => "generation-reused",
+            Self::OwnKey { .. } => "key-own",
+            Self::KeyTaken { .. } => "key-taken",
+            Self::PodCidrInvalid { .. } => "pod-cidr-invalid",
+            Self::PodCidrOutside { .. } => "pod-cidr-outside",
+            Self::PodCidrTaken { .. } => "pod-cidr-taken",
+            Self::AddressInvalid { .. } => "address-invalid",
+            Self::AddressSpecial { .. } => "address-special",
+            Self::AddressInClusterRange { .. } => "address-in-cluster-range",
+            Self::AddressOutside { .. } => "address-outside",
+            Self::AddressOfApiServer { .. } => "address-of-api-server",
+            Self::AddressTaken { .. } => "address-taken",
+            Self::ConfigEndpoint { .. } => "config-endpoint",
+            Self::ConfigKeepalive { .. } => "config-keepalive",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::State(error) => write!(f, "{}: {error}", names::STATE),
+            Self::Endpoints(error) => write!(f, "{}: {error}", names::ENDPOINTS),
+            Self::ForeignUid => {
+                write!(f, "{} was written for another Node: expected this Node's UID", names::STATE)
+            }
+            Self::GenerationWentBack { found, known } => {
+                write!(
+                    f,
+                    "generation {found} is older than {known}, which was seen before: expected a higher one"
+                )
+            }
+            Self::GenerationReused { found } => {
+                write!(f, "other keys under generation {found}: expected a higher generation")
+            }
+            Self::OwnKey { slot } => {
+                write!(f, "the key of slot {slot} is this node's own: expected a key of its own")
+            }
+            Self::KeyTaken { slot, holder } => {
+                write!(
+                    f,
+                    "the key of slot {slot} belongs to the node with UID {holder}: expected a key of its own"
+                )
+            }
+            Self::PodCidrInvalid { found } => {
+                write!(f, "podCIDR {found:?}: expected disjoint prefixes such as 10.244.1.0/24")
+            }
+            Self::PodCidrOutside { pod_cidr } => {
+                write!(f, "podCIDR {pod_cidr} is outside the cluster's pod ranges (option cluster-cidr)")
+            }
+            Self::PodCidrTaken { pod_cidr, holder } => {
+                write!(
+                    f,
+                    "podCIDR {pod_cidr} overlaps that of the node with UID {holder}, which had it first"
+                )
+            }
+            Self::AddressInvalid { found } => write!(f, "node address {found:?}: expected an IP address"),
+            Self::AddressSpecial { address } => {
+                write!(f, "node address {address}: expected a unicast address that is not link-local")
+            }
+            Self::AddressInClusterRange { address } => {
+                write!(f, "node address {address} lies in the cluster's pod or service ranges")
+            }
+            Self::AddressOutside { address } => {
+                write!(
+                    f,
+                    "node address {address} is outside the ranges for node addresses (option node-cidr)"
+                )
+            }
+            Self::AddressOfApiServer { address } => {
+                write!(
+                    f,
+                    "node address {address} is the API server's: expected the control-plane role on the Node"
+                )
+            }
+            Self::AddressTaken { address, holder } => {
+                write!(
+                    f,
+                    "node address {address} is claimed by the node with UID {holder}, which had it first"
+                )
+            }
+            Self::ConfigEndpoint { found } => write!(
+                f,
+                "{} {found:?}: expected an address outside the cluster, such as 192.0.2.1 or 192.0.2.1:51840, of a family that this node has",
+                names::CONFIG_ENDPOINT
+            ),
+            Self::ConfigKeepalive { found } => {
+                write!(f, "{} {found:?}: expected seconds from 0 to 65535", names::CONFIG_KEEPALIVE)
+            }
+        }
+    }
+}
+
+/// Enough of a foreign text to recognize it by.
+pub(super) fn quoted(text: &str) -> String {
+    text.chars().take(64).collect()
+}

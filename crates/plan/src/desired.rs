@@ -1,0 +1,222 @@
+//! What this node's network should be: a pure function of the world, of itself and of the underlay.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use keyring::{PerSlot, PublicKey, Slot};
+
+use crate::admission::{Member, Own, World};
+use crate::network::{Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
+use crate::node::NodeUid;
+use crate::prefix;
+
+/// Bytes that WireGuard adds to a packet at most: 40 of IPv6, 8 of UDP, 32 of its own. The same for IPv4
+/// endpoints, so that a peer's MTU does not depend on the family that it is reached over.
+pub const OVERHEAD: u32 = 80;
+/// Least MTU of the mesh: what IPv6 needs (RFC 8200 section 5). Over a smaller underlay the outer datagrams
+/// are cut into fragments.
+pub const MIN_MTU: u32 = 1280;
+/// Number of the main routing table (`RT_TABLE_MAIN`).
+pub const MAIN_TABLE: u32 = 254;
+/// Metric of the routes to peers.
+pub const PEER_METRIC: u32 = 84;
+/// Metric of the route that ends what no other route takes. Higher than the others', so that on a cluster
+/// with one node, where both have the same destination, it does not win.
+pub const UNREACHABLE_METRIC: u32 = 50_000;
+/// Seconds between keepalives where one of two ends is behind NAT: shorter than the 30 s after which
+/// common NATs forget a UDP mapping.
+const NAT_KEEPALIVE: u16 = 25;
+
+/// What this node brings along.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// The cluster's pod ranges.
+    pub cluster_cidrs: BTreeSet<IpNetwork>,
+    /// The cluster's service ranges.
+    pub service_cidrs: BTreeSet<IpNetwork>,
+    /// Public key of each slot.
+    pub keys: PerSlot<PublicKey>,
+    /// UDP port of each slot.
+    pub ports: PerSlot<u16>,
+    /// Interface of each slot.
+    pub links: PerSlot<LinkName>,
+    /// Routing table for peers' node addresses.
+    pub table: u32,
+    /// Priority of the rules that look it up.
+    pub rule_priority: u32,
+    /// Whether this node is behind NAT.
+    pub nat: bool,
+    /// Slot to send to, for peers whose own preference is not to be followed.
+    pub steer: BTreeMap<NodeUid, Slot>,
+}
+
+/// What the node's own network offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Underlay {
+    /// MTU in bytes where no endpoint says more.
+    pub mtu: u32,
+    /// MTU in bytes of the route to an endpoint address.
+    pub mtu_to: BTreeMap<IpAddr, u32>,
+}
+
+impl Underlay {
+    /// MTU inside the tunnel to an endpoint.
+    fn inner_mtu(&self, endpoint: Option<IpAddr>) -> u32 {
+        let known = endpoint.and_then(|address| self.mtu_to.get(&address));
+        known.unwrap_or(&self.mtu).saturating_sub(OVERHEAD).max(MIN_MTU)
+    }
+}
+
+impl Guard {
+    /// The guard that knows the cluster's ranges only: all that is in place before a Node has been seen.
+    pub fn closed(
+        cluster: BTreeSet<IpNetwork>,
+        services: BTreeSet<IpNetwork>,
+        links: &PerSlot<LinkName>,
+    ) -> Self {
+        let mesh_links = links.iter().map(|(_, link)| link.clone()).collect();
+        Self { cluster, mesh_links, local_pods: BTreeSet::new(), no_masquerade: services }
+    }
+}
+
+impl Setup {
+    /// The slot that packets for a peer take.
+    pub fn active_slot(&self, member: &Member) -> Slot {
+        let follow = || match member.state.drain {
+            Some(drained) if drained == member.state.prefer => drained.other(),
+            _ => member.state.prefer,
+        };
+        self.steer.get(&member.uid).copied().unwrap_or_else(follow)
+    }
+}
+
+/// MTU inside the tunnel to a peer, in bytes: that of its routes.
+pub fn peer_mtu(member: &Member, underlay: &Underlay) -> u32 {
+    underlay.inner_mtu(member.endpoint.map(|endpoint| endpoint.address))
+}
+
+/// The MTU that pods get: what the node's own underlay carries.
+pub fn pod_mtu(underlay: &Underlay) -> u32 {
+    underlay.inner_mtu(None)
+}
+
+/// Computes the network.
+pub fn desired(world: &World, setup: &Setup, underlay: &Underlay) -> Network {
+    Network {
+        guard: Some(guard(world, setup)),
+        sysctls: sysctls(setup),
+        devices: Slot::ALL.into_iter().map(|slot| (slot, device(world, setup, underlay, slot))).collect(),
+        routes: routes(world, setup, underlay),
+        rules: rules(world, setup),
+    }
+}
+
+fn guard(world: &World, setup: &Setup) -> Guard {
+    let own = world.own.iter();
+    let own_addresses = own.clone().flat_map(|own| own.addresses.iter());
+    let addresses = own_addresses.chain(world.peers.values().flat_map(|peer| peer.addresses.iter()));
+    let mut guard = Guard::closed(setup.cluster_cidrs.clone(), setup.service_cidrs.clone(), &setup.links);
+    guard.local_pods = own.flat_map(|own| own.pod_cidrs.iter().copied()).collect();
+    guard.no_masquerade.extend(addresses.map(|address| prefix::host(*address)));
+    guard
+}
+
+/// Forwarding, because pods' packets pass through the node. Loose source checking on the mesh, because each
+/// direction of a pair changes slots by itself: a packet may come in by one link while the route back leads
+/// out of the other.
+fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    let mut set = |name: String, value: &str| sysctls.insert(name, value.to_owned());
+    if setup.cluster_cidrs.iter().any(IpNetwork::is_ipv4) {
+        set("net/ipv4/ip_forward".to_owned(), "1");
+        for (_, link) in setup.links.iter() {
+            set(format!("net/ipv4/conf/{link}/rp_filter"), "2");
+        }
+    }
+    if setup.cluster_cidrs.iter().any(IpNetwork::is_ipv6) {
+        set("net/ipv6/conf/all/forwarding".to_owned(), "1");
+    }
+    sysctls
+}
+
+fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Device {
+    let own_nat = setup.nat;
+    let peer = |member: &Member| Peer {
+        endpoint: member.socket(slot),
+        roaming: member.nat,
+        allowed_ips: allowed_ips(member),
+        keepalive: match member.keepalive {
+            Some(0) => None,
+            Some(seconds) => Some(seconds),
+            None => (own_nat || member.nat).then_some(NAT_KEEPALIVE),
+        },
+    };
+    let mtus = world.peers.values().map(|member| peer_mtu(member, underlay));
+    Device {
+        link: setup.links.get(slot).clone(),
+        // The widest peer's: narrower ones are held by the MTU of their routes.
+        mtu: mtus.chain([pod_mtu(underlay)]).max().unwrap_or(MIN_MTU),
+        up: true,
+        addresses: world.own.iter().flat_map(mesh_addresses).collect(),
+        key: Some(*setup.keys.get(slot)),
+        port: *setup.ports.get(slot),
+        peers: world.peers.values().map(|member| (member.state.slots.get(slot).key, peer(member))).collect(),
+    }
+}
+
+/// What is sent to a peer and accepted from it: its podCIDRs and the node addresses whose claim stands.
+fn allowed_ips(member: &Member) -> BTreeSet<IpNetwork> {
+    let addresses = member.addresses.iter().map(|address| prefix::host(*address));
+    member.pod_cidrs.iter().copied().chain(addresses).collect()
+}
+
+/// The node's own addresses in the mesh, one for each podCIDR.
+fn mesh_addresses(own: &Own) -> impl Iterator<Item = IpNetwork> {
+    own.pod_cidrs.iter().map(|pod_cidr| prefix::host(prefix::first_usable(*pod_cidr)))
+}
+
+/// The address that the node itself uses towards pods elsewhere: its Node address, which is what a pod on
+/// the host network sees of itself; its mesh address where the claim of that one does not stand.
+fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
+    let of_family = |address: &&IpAddr| address.is_ipv4() == ipv4;
+    let claimed = own.addresses.iter().find(of_family).copied();
+    claimed
+        .or_else(|| mesh_addresses(own).map(|address| address.ip()).find(|address| address.is_ipv4() == ipv4))
+}
+
+fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> {
+    let mut routes = BTreeSet::new();
+    for member in world.peers.values() {
+        let link = setup.links.get(setup.active_slot(member));
+        let mtu = Some(peer_mtu(member, underlay));
+        for pod_cidr in &member.pod_cidrs {
+            let source = world.own.as_ref().and_then(|own| source(own, pod_cidr.is_ipv4()));
+            let via = Via::Link { link: link.clone(), source, mtu };
+            routes.insert(Route { table: MAIN_TABLE, destination: *pod_cidr, metric: PEER_METRIC, via });
+        }
+        for address in &member.addresses {
+            // No source: these routes are for pods, which have their own.
+            let via = Via::Link { link: link.clone(), source: None, mtu };
+            let destination = prefix::host(*address);
+            routes.insert(Route { table: setup.table, destination, metric: PEER_METRIC, via });
+        }
+    }
+    for cluster in &setup.cluster_cidrs {
+        let unreachable = Route {
+            table: MAIN_TABLE,
+            destination: *cluster,
+            metric: UNREACHABLE_METRIC,
+            via: Via::Unreachable,
+        };
+        routes.insert(unreachable);
+    }
+    routes
+}
+
+/// Only pods look the mesh's table up: the node's own traffic to other nodes, the tunnel's datagrams and the
+/// API server's among it, stays on the underlay.
+fn rules(world: &World, setup: &Setup) -> BTreeSet<Rule> {
+    let own = world.own.iter().flat_map(|own| own.pod_cidrs.iter());
+    own.map(|pod_cidr| Rule { priority: setup.rule_priority, from: *pod_cidr, table: setup.table }).collect()
+}

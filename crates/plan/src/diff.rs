@@ -1,0 +1,154 @@
+//! From what is observed to what is desired, in an order in which every step leaves the node safe.
+//!
+//! The guard comes first, then links, keys and peers, then the routes that lead to them; what is no longer
+//! wanted goes last. Nothing is ever replaced as a whole, so what stays is never taken away in between.
+
+use std::collections::BTreeSet;
+
+use keyring::{PublicKey, Slot};
+
+use crate::network::{Device, LinkName, Network, Peer, Route};
+use crate::op::{Op, PeerChange};
+
+/// The steps from `observed` to `desired`; none if they agree.
+pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if let Some(guard) = desired.guard.as_ref().filter(|guard| observed.guard.as_ref() != Some(*guard)) {
+        ops.push(Op::SetGuard(guard.clone()));
+    }
+    let remade = remade(desired, observed);
+    remove_devices(&mut ops, desired, observed);
+    for (slot, wanted) in &desired.devices {
+        let found = observed.devices.get(slot).filter(|found| found.link == wanted.link);
+        device(&mut ops, *slot, wanted, found);
+    }
+    // After the devices: a setting of a link exists only with the link.
+    for (name, value) in &desired.sysctls {
+        if observed.sysctls.get(name) != Some(value) || is_of_link(name, &remade) {
+            ops.push(Op::SetSysctl { name: name.clone(), value: value.clone() });
+        }
+    }
+    routes(&mut ops, desired, observed, &remade);
+    for rule in desired.rules.difference(&observed.rules) {
+        ops.push(Op::AddRule(rule.clone()));
+    }
+    for rule in observed.rules.difference(&desired.rules) {
+        ops.push(Op::RemoveRule(rule.clone()));
+    }
+    for (slot, wanted) in &desired.devices {
+        if let Some(found) = observed.devices.get(slot).filter(|found| found.link == wanted.link) {
+            for address in found.addresses.difference(&wanted.addresses) {
+                ops.push(Op::RemoveAddress { link: wanted.link.clone(), address: *address });
+            }
+        }
+    }
+    ops
+}
+
+/// Links that this plan makes: what was observed on them is gone with the old ones.
+fn remade(desired: &Network, observed: &Network) -> BTreeSet<LinkName> {
+    let links = desired
+        .devices
+        .iter()
+        .filter(|(slot, wanted)| observed.devices.get(slot).is_none_or(|found| found.link != wanted.link));
+    links.map(|(_, device)| device.link.clone()).collect()
+}
+
+fn is_of_link(sysctl: &str, links: &BTreeSet<LinkName>) -> bool {
+    links.iter().any(|link| sysctl.split('/').any(|part| part == link.as_str()))
+}
+
+fn remove_devices(ops: &mut Vec<Op>, desired: &Network, observed: &Network) {
+    for (slot, found) in &observed.devices {
+        if desired.devices.get(slot).is_none_or(|wanted| wanted.link != found.link) {
+            ops.push(Op::RemoveDevice { slot: *slot, link: found.link.clone() });
+        }
+    }
+}
+
+fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>) {
+    let link = || wanted.link.clone();
+    let Some(found) = found else {
+        ops.push(Op::CreateDevice { slot, link: link(), mtu: wanted.mtu });
+        let empty = Device {
+            mtu: wanted.mtu,
+            up: false,
+            addresses: BTreeSet::new(),
+            key: None,
+            port: 0,
+            peers: std::collections::BTreeMap::new(),
+            link: link(),
+        };
+        return device(ops, slot, wanted, Some(&empty));
+    };
+    if let Some(key) = wanted.key.filter(|key| found.key != Some(*key)) {
+        ops.push(Op::SetKey { slot, key });
+    }
+    if found.port != wanted.port {
+        ops.push(Op::SetPort { slot, port: wanted.port });
+    }
+    if found.mtu != wanted.mtu {
+        ops.push(Op::SetMtu { link: link(), mtu: wanted.mtu });
+    }
+    for address in wanted.addresses.difference(&found.addresses) {
+        ops.push(Op::AddAddress { link: link(), address: *address });
+    }
+    if wanted.up && !found.up {
+        ops.push(Op::SetUp { link: link() });
+    }
+    peers(ops, slot, wanted, found);
+}
+
+/// Removals first: a prefix that moves from one peer to another is free before it is given away, so that no
+/// packet for its new owner is sealed for the old one.
+fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: &Device) {
+    for key in found.peers.keys().filter(|key| !wanted.peers.contains_key(key)) {
+        ops.push(Op::RemovePeer { slot, key: *key });
+    }
+    let mut changes: Vec<(PublicKey, PeerChange)> = Vec::new();
+    let mut additions = Vec::new();
+    for (key, peer) in &wanted.peers {
+        match found.peers.get(key) {
+            None => additions.push(Op::AddPeer { slot, key: *key, peer: peer.clone() }),
+            Some(former) => {
+                let change = change(peer, former);
+                if change != PeerChange::default() {
+                    changes.push((*key, change));
+                }
+            }
+        }
+    }
+    // Those that only give prefixes away come before those that take some.
+    changes.sort_by_key(|(key, change)| (!change.allow.is_empty(), *key));
+    ops.extend(changes.into_iter().map(|(key, change)| Op::UpdatePeer { slot, key, change }));
+    ops.extend(additions);
+}
+
+fn change(wanted: &Peer, found: &Peer) -> PeerChange {
+    // A peer that roams is where it was last heard; one that has published no endpoint is where it is.
+    let follow = wanted.roaming && found.endpoint.is_some();
+    PeerChange {
+        endpoint: wanted.endpoint.filter(|endpoint| !follow && found.endpoint != Some(*endpoint)),
+        keepalive: (wanted.keepalive != found.keepalive).then_some(wanted.keepalive),
+        roaming: (wanted.roaming != found.roaming).then_some(wanted.roaming),
+        allow: wanted.allowed_ips.difference(&found.allowed_ips).copied().collect(),
+        disallow: found.allowed_ips.difference(&wanted.allowed_ips).copied().collect(),
+    }
+}
+
+fn routes(ops: &mut Vec<Op>, desired: &Network, observed: &Network, remade: &BTreeSet<LinkName>) {
+    let gone =
+        |route: &Route| matches!(&route.via, crate::network::Via::Link { link, .. } if remade.contains(link));
+    let stands = |route: &Route| observed.routes.contains(route) && !gone(route);
+    for route in desired.routes.iter().filter(|route| !stands(route)) {
+        ops.push(Op::SetRoute(route.clone()));
+    }
+    // A route with the same place as a wanted one has been replaced by it, not added beside it.
+    let place = |route: &Route| (route.table, route.destination, route.metric);
+    let replaced: BTreeSet<_> = desired.routes.iter().map(place).collect();
+    for route in observed.routes.difference(&desired.routes) {
+        if !replaced.contains(&place(route)) {
+            ops.push(Op::RemoveRoute(route.clone()));
+        }
+    }
+}

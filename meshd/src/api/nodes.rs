@@ -1,0 +1,96 @@
+//! Watches all Nodes and hands on what changed, trimmed to the few fields that the mesh reads.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+
+use futures::TryStreamExt as _;
+use k8s_openapi::api::core::v1::Node;
+use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::{Api, Client, ResourceExt as _};
+use plan::annotation::names;
+use plan::node::{NodeName, NodeRecord, NodeUid};
+use tokio::sync::mpsc;
+
+/// What the API server said about the set of Nodes.
+#[derive(Debug)]
+pub enum Change {
+    /// A complete list: whoever is not in it is gone, as far as the API server knows.
+    Listed(BTreeMap<NodeName, NodeRecord>),
+    /// One Node is new or changed.
+    Applied(NodeRecord),
+    /// One Node was deleted while we watched.
+    Deleted(NodeName, NodeUid),
+    /// The watch failed; it is tried again with growing pauses.
+    Failed(watcher::Error),
+}
+
+/// Seconds after which a watch is renewed. A connection that died silently is noticed this late at most.
+const WATCH_SECONDS: u32 = 60;
+/// Nodes in one page of a list: bounds the memory for its decoding (a Node is about 15 kB of JSON).
+const PAGE: u32 = 100;
+
+/// Watches until the receiver is gone.
+pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
+    let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
+    let mut events = pin!(watcher(Api::<Node>::all(client), config).default_backoff());
+    let mut listing = BTreeMap::new();
+    loop {
+        let change = match events.try_next().await {
+            Ok(None) => return,
+            Err(error) => Change::Failed(error),
+            Ok(Some(watcher::Event::Init)) => {
+                listing.clear();
+                continue;
+            }
+            Ok(Some(watcher::Event::InitApply(node))) => {
+                let record = trim(&node);
+                listing.insert(record.name.clone(), record);
+                continue;
+            }
+            Ok(Some(watcher::Event::InitDone)) => Change::Listed(std::mem::take(&mut listing)),
+            Ok(Some(watcher::Event::Apply(node))) => Change::Applied(trim(&node)),
+            Ok(Some(watcher::Event::Delete(node))) => {
+                let record = trim(&node);
+                Change::Deleted(record.name, record.uid)
+            }
+        };
+        if changes.send(change).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks for one Node. `Ok(None)` means that the API server says there is none.
+pub async fn find(client: &Client, name: &NodeName) -> Result<Option<NodeRecord>, kube::Error> {
+    let found = Api::<Node>::all(client.clone()).get_opt(name.as_str()).await?;
+    Ok(found.as_ref().map(trim))
+}
+
+/// Keeps what the mesh reads of a Node; the rest (images, conditions, managed fields) is most of it.
+fn trim(node: &Node) -> NodeRecord {
+    let annotation = |name: &str| node.annotations().get(name).cloned();
+    let spec = node.spec.as_ref();
+    let pod_cidrs = spec.and_then(|spec| spec.pod_cidrs.clone());
+    let single = || spec.and_then(|spec| spec.pod_cidr.clone()).into_iter().collect();
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
+    let is_ip = |kind: &str| kind == "InternalIP" || kind == "ExternalIP";
+    NodeRecord {
+        name: NodeName::new(node.name_any()),
+        uid: NodeUid::new(node.uid().unwrap_or_default()),
+        created: node.creation_timestamp().map(|time| time.0.to_string()).unwrap_or_default(),
+        pod_cidrs: pod_cidrs.unwrap_or_else(single),
+        addresses: addresses
+            .into_iter()
+            .flatten()
+            .filter(|address| is_ip(&address.type_))
+            .map(|address| address.address.clone())
+            .collect(),
+        control_plane: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
+            .iter()
+            .any(|role| node.labels().contains_key(*role)),
+        state: annotation(names::STATE),
+        endpoints: annotation(names::ENDPOINTS),
+        config_endpoint: annotation(names::CONFIG_ENDPOINT),
+        config_keepalive: annotation(names::CONFIG_KEEPALIVE),
+    }
+}

@@ -1,0 +1,80 @@
+//! The command line: what each subcommand takes, and which room does its work.
+
+mod arguments;
+mod output;
+mod query;
+mod run;
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::ArgMatches;
+
+use crate::chain::Chain;
+use crate::config::ConfigError;
+
+/// Exit code for a wrong flag, variable or configuration file (`EX_USAGE` of `sysexits.h`).
+const EX_USAGE: u8 = 64;
+
+/// Runs the command line that `arguments` spell, program name first.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let matches = match arguments::command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => {
+            let usage = error.use_stderr();
+            // The terminal may be gone; there is nobody left to tell then.
+            let _ = error.print();
+            return if usage { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = if matches!(error, CommandError::Config(_)) {
+                ExitCode::from(EX_USAGE)
+            } else {
+                ExitCode::FAILURE
+            };
+            let _ = writeln!(std::io::stderr(), "meshd: {}", Chain(&error));
+            code
+        }
+    }
+}
+
+fn dispatch(matches: &ArgMatches) -> Result<(), CommandError> {
+    match matches.subcommand() {
+        Some(("run", matches)) => run::run(matches),
+        Some(("status", matches)) => query::status(matches),
+        Some(("plan", matches)) => query::plan(matches),
+        Some(("uninstall", matches)) => run::uninstall(matches),
+        Some(("tunnel", matches)) => run::tunnel(matches),
+        _ => output::print(&crate::config::reference()),
+    }
+}
+
+/// Why a subcommand ended without doing its work.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// The configuration was refused.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The daemon could not go on.
+    #[error(transparent)]
+    Daemon(#[from] crate::daemon::DaemonError),
+    /// Things are left that should have been removed.
+    #[error(transparent)]
+    Uninstall(#[from] crate::uninstall::UninstallError),
+    /// The bare tunnel ended.
+    #[error(transparent)]
+    Tunnel(#[from] tunnel::TunnelError),
+    /// The running daemon did not answer.
+    #[error(transparent)]
+    Query(#[from] crate::control::QueryError),
+    /// The runtime could not be set up.
+    #[error("set up the runtime for tasks and timers")]
+    Runtime(#[source] std::io::Error),
+    /// Output could not be written.
+    #[error("write to standard output")]
+    Output(#[source] std::io::Error),
+}

@@ -1,0 +1,13 @@
+//! Standard output, the only place that writes to it.
+
+use std::io::Write as _;
+
+use super::CommandError;
+
+/// Prints text as it is. A reader that went away (`meshd status | head`) is no error.
+pub(super) fn print(text: &str) -> Result<(), CommandError> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CommandError::Output(error)),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,41 @@
+//! Subcommands that act on this node.
+
+use clap::ArgMatches;
+use tunnel::bare::BareOptions;
+
+use super::{CommandError, arguments, output};
+use crate::config::Config;
+
+/// `meshd run`
+pub(super) fn run(matches: &ArgMatches) -> Result<(), CommandError> {
+    let config = config(matches)?;
+    crate::logging::start(&config);
+    Ok(runtime()?.block_on(crate::daemon::run(config))?)
+}
+
+/// `meshd uninstall`
+pub(super) fn uninstall(matches: &ArgMatches) -> Result<(), CommandError> {
+    let config = config(matches)?;
+    let annotations = !matches.get_flag("keep-annotations");
+    let removed = runtime()?.block_on(crate::uninstall::run(&config, annotations))?;
+    output::print(&removed.to_string())
+}
+
+/// `meshd tunnel`
+pub(super) fn tunnel(matches: &ArgMatches) -> Result<(), CommandError> {
+    crate::logging::plain();
+    let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
+    let folder = arguments::path(matches, "wireguard-dir");
+    let foreground = !matches.get_flag("background");
+    let options = BareOptions { foreground, uapi_dir: folder, ..BareOptions::new(name) };
+    Ok(tunnel::bare::run(&options)?)
+}
+
+fn config(matches: &ArgMatches) -> Result<Config, CommandError> {
+    Ok(arguments::config(matches, |name| std::env::var(name).ok())?)
+}
+
+/// One thread is enough for control; packets have threads of their own.
+fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::Runtime)
+}

@@ -1,0 +1,65 @@
+//! Configuration of the daemon: one table of options, three sources, one validated value.
+
+mod options;
+mod read;
+mod value;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use keyring::PerSlot;
+use plan::network::LinkName;
+
+pub use options::{OPTIONS, OptionSpec, reference};
+pub use read::{ConfigError, Source, Sources, from_sources};
+
+/// Everything that the daemon is told from outside, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Name of the Node that this daemon runs on.
+    pub node_name: String,
+    /// Kubeconfig file; none means the service account of the pod.
+    pub kubeconfig: Option<PathBuf>,
+    /// The cluster's pod ranges. Whatever lies in them never leaves a node in clear.
+    pub cluster_cidrs: Vec<IpNetwork>,
+    /// The cluster's service ranges.
+    pub service_cidrs: Vec<IpNetwork>,
+    /// Ranges that node addresses must lie in; empty means anywhere.
+    pub node_cidrs: Vec<IpNetwork>,
+    /// Addresses of the API server that ordinary nodes may never claim, beside those that it names itself.
+    pub api_servers: BTreeSet<IpAddr>,
+    /// Addresses that peers reach this node at; empty means those of its Node that are on its own links.
+    pub endpoints: Vec<IpAddr>,
+    /// Whether this node is behind NAT: peers then follow the address that it really sends from.
+    pub nat: bool,
+    /// Name of each slot's interface.
+    pub links: PerSlot<LinkName>,
+    /// UDP port of each slot.
+    pub ports: PerSlot<u16>,
+    /// MTU of the mesh; none computes it from the route to each endpoint.
+    pub mtu: Option<u32>,
+    /// Number of the routing table for peers' node addresses.
+    pub table: u32,
+    /// Priority of the policy rules that look that table up.
+    pub rule_priority: u32,
+    /// Folder of the key file. On a tmpfs by default: a key that is on no disk can't be stolen with it.
+    pub key_dir: PathBuf,
+    /// Folder for what must survive a reboot: the last known peers.
+    pub state_dir: PathBuf,
+    /// Folder for the daemon's socket and what the CNI plugin reads.
+    pub run_dir: PathBuf,
+    /// Folder of the WireGuard control sockets that `wg` looks for.
+    pub wireguard_dir: PathBuf,
+    /// Folder that the container runtime reads network configurations from.
+    pub cni_conf_dir: PathBuf,
+    /// Folder that the container runtime finds plugins in.
+    pub cni_bin_dir: PathBuf,
+    /// Where health and metrics are served.
+    pub listen: SocketAddr,
+    /// Whether log lines are JSON.
+    pub log_json: bool,
+    /// Which log lines are written, in `tracing`'s filter syntax.
+    pub log_filter: String,
+}

@@ -1,0 +1,112 @@
+//! Parsers for the values of options: each says what it expected.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use ipnetwork::IpNetwork;
+use plan::network::LinkName;
+
+/// What was expected where a value could not be taken.
+pub(super) type Expected = &'static str;
+
+pub(super) fn list<T>(text: &str, one: impl Fn(&str) -> Result<T, Expected>) -> Result<Vec<T>, Expected> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(one).collect()
+}
+
+pub(super) fn cidr(text: &str) -> Result<IpNetwork, Expected> {
+    const EXPECTED: Expected = "CIDRs whose host bits are zero, such as 10.244.0.0/16 or fd00:10:244::/48";
+    let parsed: IpNetwork = text.parse().map_err(|_| EXPECTED)?;
+    if !text.contains('/') || parsed.network() != parsed.ip() || parsed.prefix() == 0 {
+        return Err(EXPECTED);
+    }
+    Ok(parsed)
+}
+
+pub(super) fn address(text: &str) -> Result<IpAddr, Expected> {
+    text.parse().map_err(|_| "IP addresses, such as 192.0.2.1 or 2001:db8::1")
+}
+
+pub(super) fn socket(text: &str) -> Result<SocketAddr, Expected> {
+    text.parse().map_err(|_| "an IP address with a port, such as 127.0.0.1:9384")
+}
+
+pub(super) fn port(text: &str) -> Result<u16, Expected> {
+    match text.parse() {
+        Ok(port) if port > 0 => Ok(port),
+        _ => Err("a UDP port from 1 to 65535"),
+    }
+}
+
+pub(super) fn mtu(text: &str) -> Result<u32, Expected> {
+    match text.parse() {
+        // 1280 is the least that IPv6 works with (RFC 8200 section 5).
+        Ok(mtu) if (1280..=65_535).contains(&mtu) => Ok(mtu),
+        _ => Err("an MTU from 1280 to 65535 bytes"),
+    }
+}
+
+pub(super) fn table(text: &str) -> Result<u32, Expected> {
+    match text.parse() {
+        // 253 to 255 are the kernel's own tables (`rt_class_t`).
+        Ok(table) if table > 0 && !(253..=255).contains(&table) => Ok(table),
+        _ => Err("a table number from 1 to 4294967295 other than 253, 254 and 255"),
+    }
+}
+
+pub(super) fn priority(text: &str) -> Result<u32, Expected> {
+    match text.parse() {
+        // The main table is looked up at 32766; a later rule would never be asked.
+        Ok(priority) if (1..32_766).contains(&priority) => Ok(priority),
+        _ => Err("a priority from 1 to 32765"),
+    }
+}
+
+pub(super) fn boolean(text: &str) -> Result<bool, Expected> {
+    match text {
+        "true" => Ok(true),
+        "false" => Ok(false),
+        _ => Err("true or false"),
+    }
+}
+
+pub(super) fn log_json(text: &str) -> Result<bool, Expected> {
+    match text {
+        "json" => Ok(true),
+        "text" => Ok(false),
+        _ => Err("text or json"),
+    }
+}
+
+pub(super) fn log_filter(text: &str) -> Result<String, Expected> {
+    match text.parse::<tracing_subscriber::EnvFilter>() {
+        Ok(_) if !text.is_empty() => Ok(text.to_owned()),
+        _ => Err("a level (error, warn, info, debug, trace) or a filter such as info,meshd=debug"),
+    }
+}
+
+pub(super) fn link(text: &str) -> Result<LinkName, Expected> {
+    text.parse().map_err(|_| "an interface name of 1 to 15 characters")
+}
+
+pub(super) fn folder(text: &str) -> Result<PathBuf, Expected> {
+    let path = PathBuf::from(text);
+    if path.is_absolute() { Ok(path) } else { Err("an absolute path") }
+}
+
+pub(super) fn file(text: &str) -> Result<PathBuf, Expected> {
+    if text.is_empty() { Err("the path of a file") } else { Ok(PathBuf::from(text)) }
+}
+
+pub(super) fn node_name(text: &str) -> Result<String, Expected> {
+    // RFC 1123 subdomain, as the API server demands of Node names.
+    let label = |label: &str| {
+        let bytes = label.as_bytes();
+        let inner = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');
+        inner && bytes.first().is_some_and(|b| *b != b'-') && bytes.last().is_some_and(|b| *b != b'-')
+    };
+    if text.len() <= 253 && text.split('.').all(label) {
+        Ok(text.to_owned())
+    } else {
+        Err("a Node name: lower-case letters, digits, '-' and '.'")
+    }
+}

@@ -1,0 +1,136 @@
+//! What the daemon knows of the cluster: the Nodes as listed, those kept by the brake, and the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use plan::admission::{Admission, Ledger, Policy, admit};
+use plan::brake::{Brake, Relist};
+use plan::node::{NodeName, NodeRecord, NodeUid};
+
+/// The set of Nodes that counts now.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    own: NodeName,
+    /// None until the first complete list: until then the ledger alone speaks.
+    listed: Option<BTreeMap<NodeName, NodeRecord>>,
+    /// Nodes that a list no longer has but that stay for now, as they were last seen.
+    kept: BTreeMap<NodeName, NodeRecord>,
+    release_at: Option<Duration>,
+    brake: Brake,
+    brakes: u64,
+    pub(super) ledger: Ledger,
+}
+
+impl Cluster {
+    /// A cluster of which only the ledger's nodes are known.
+    pub(super) fn remembered(own: NodeName, ledger: Ledger, own_uid: Option<NodeUid>) -> Self {
+        Self {
+            own,
+            listed: None,
+            kept: BTreeMap::new(),
+            release_at: None,
+            brake: Brake::new(own_uid),
+            brakes: 0,
+            ledger,
+        }
+    }
+
+    /// Whether a complete list has been seen.
+    pub(super) const fn is_listed(&self) -> bool {
+        self.listed.is_some()
+    }
+
+    /// This node's own Node, if it is listed.
+    pub(super) fn own_record(&self) -> Option<&NodeRecord> {
+        self.listed.as_ref()?.get(&self.own)
+    }
+
+    /// Some other listed Node.
+    pub(super) fn any_other(&self) -> Option<&NodeName> {
+        self.listed.as_ref()?.keys().find(|name| **name != self.own)
+    }
+
+    /// Nodes that are kept although no list has them.
+    pub(super) fn kept(&self) -> impl Iterator<Item = &NodeName> {
+        self.kept.keys()
+    }
+
+    /// How often the brake held.
+    pub(super) const fn brakes(&self) -> u64 {
+        self.brakes
+    }
+
+    /// Nodes that a complete list lacks although they are known.
+    pub(super) fn missing_from(&self, list: &BTreeMap<NodeName, NodeRecord>) -> BTreeSet<NodeName> {
+        self.known().into_keys().filter(|name| !list.contains_key(name)).collect()
+    }
+
+    /// Takes a complete list. `gone` are the missing Nodes that the API server, asked one by one, says it
+    /// does not have.
+    pub(super) fn relist(
+        &mut self,
+        now: Duration,
+        list: BTreeMap<NodeName, NodeRecord>,
+        gone: &BTreeSet<NodeName>,
+    ) {
+        let known = self.known();
+        let verdict = self.brake.on_relist(
+            now,
+            &Relist {
+                known: &known.keys().cloned().collect(),
+                listed: &list.keys().cloned().collect(),
+                confirmed_gone: gone,
+                own_uid: list.get(&self.own).map(|record| &record.uid),
+                own: &self.own,
+            },
+        );
+        if !verdict.keep.is_empty() {
+            self.brakes += 1;
+        }
+        self.kept = known.into_iter().filter(|(name, _)| verdict.keep.contains(name)).collect();
+        self.release_at = verdict.release_at;
+        self.listed = Some(list);
+    }
+
+    /// Takes one new or changed Node.
+    pub(super) fn apply(&mut self, record: NodeRecord) {
+        self.kept.remove(&record.name);
+        if let Some(listed) = &mut self.listed {
+            listed.insert(record.name.clone(), record);
+        }
+    }
+
+    /// Takes the deletion of one Node, which the API server told us of by itself.
+    pub(super) fn delete(&mut self, name: &NodeName, uid: &NodeUid) {
+        if let Some(listed) = &mut self.listed
+            && listed.get(name).is_some_and(|record| record.uid == *uid)
+        {
+            listed.remove(name);
+        }
+    }
+
+    /// Lets go of kept Nodes whose time is over.
+    pub(super) fn release(&mut self, now: Duration) {
+        if self.release_at.is_some_and(|at| at <= now) {
+            self.kept.clear();
+            self.release_at = None;
+        }
+    }
+
+    /// Decides who is in the mesh.
+    pub(super) fn admit(&self, policy: &Policy) -> Admission {
+        let records: Vec<NodeRecord> = self.known().into_values().collect();
+        admit(policy, &self.own, &records, &self.ledger)
+    }
+
+    /// Every Node that counts, by name.
+    fn known(&self) -> BTreeMap<NodeName, NodeRecord> {
+        match &self.listed {
+            Some(listed) => {
+                let kept = self.kept.iter().filter(|(name, _)| !listed.contains_key(*name));
+                listed.iter().chain(kept).map(|(name, record)| (name.clone(), record.clone())).collect()
+            }
+            None => self.ledger.records(),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! The running daemon: wiring, and the loop that keeps the node's network as it should be.
+//!
+//! ```text
+//!  Nodes ──▶ cluster ──▶ World ──▶ desired ─┐
+//!                                           ├─ diff ─▶ perform ─▶ outcome ─▶ status, annotations, CNI
+//!  kernel and engines ──▶ observe ──────────┘
+//! ```
+
+mod cluster;
+mod cni_files;
+mod devices;
+mod keys;
+mod observe;
+mod outcome;
+mod perform;
+mod publication;
+mod reconcile;
+
+use std::time::Duration;
+
+use linux::{Handle, Notice};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+use tracing::{info, warn};
+
+use crate::api;
+use crate::config::Config;
+use crate::control::{self, Asked};
+use crate::http;
+use crate::status::Status;
+
+pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
+pub(crate) use keys::KeysError;
+use reconcile::Reconciler;
+
+/// How long changes are gathered before the loop acts on them.
+const SETTLE: Duration = Duration::from_millis(50);
+/// How often the loop looks even though nobody told it to.
+const LOOK: Duration = Duration::from_secs(10);
+/// How soon the loop looks again after a step failed.
+const RETRY: Duration = Duration::from_secs(1);
+/// Changes from the API server that may wait.
+const QUEUE: usize = 256;
+
+/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns.
+pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut stop = Stop::new()?;
+    let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
+    let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
+    // The guard comes before the first key, route and file: from here on nothing passes in clear.
+    reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
+    let keys = keys::Keys::open(&config.key_dir)?;
+    let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
+
+    let socket = config.run_dir.join("meshd.sock");
+    let listener =
+        control::listen(&socket).map_err(|source| DaemonError::Socket { path: socket.clone(), source })?;
+    let server_bound = http::Server::bind(config.listen).await;
+    let web = server_bound.map_err(|source| DaemonError::Listen { address: config.listen, source })?;
+
+    let (changes_in, changes) = mpsc::channel(QUEUE);
+    let (asked_in, asked) = mpsc::channel(QUEUE);
+    let (wanted_in, wanted) = watch::channel(None);
+    let (status_in, status) = watch::channel(Status::default());
+    let (turned_in, turned) = watch::channel(Instant::now());
+    let tasks = [
+        tokio::spawn(api::nodes::watch(client.clone(), changes_in)),
+        tokio::spawn(api::publish::run(client.clone(), wanted)),
+        tokio::spawn(control::serve(listener, asked_in)),
+        tokio::spawn(async move {
+            if let Err(error) = web.serve(http::View { status, turned }).await {
+                warn!(cause = %error, "health and metrics are no longer served");
+            }
+        }),
+    ];
+    info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
+
+    let reconciler = Reconciler::new(config, keys, host, client, server, wanted_in);
+    let mut run = Loop { reconciler, changes, asked, notices, status: status_in, turned: turned_in };
+    let ended = run.turn_until(&mut stop).await;
+    for task in tasks {
+        task.abort();
+    }
+    crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
+    info!("stopped; the guard, the links and the routes stay");
+    ended
+}
+
+/// The two signals that end the daemon.
+struct Stop {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Stop {
+    fn new() -> Result<Self, DaemonError> {
+        let on = |kind| signal(kind).map_err(DaemonError::Signals);
+        Ok(Self { terminate: on(SignalKind::terminate())?, interrupt: on(SignalKind::interrupt())? })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! { _ = self.terminate.recv() => {}, _ = self.interrupt.recv() => {} }
+    }
+}
+
+struct Loop {
+    reconciler: Reconciler,
+    changes: mpsc::Receiver<api::nodes::Change>,
+    asked: mpsc::Receiver<Asked>,
+    notices: mpsc::Receiver<Notice>,
+    status: watch::Sender<Status>,
+    turned: watch::Sender<Instant>,
+}
+
+impl Loop {
+    async fn turn_until(&mut self, stop: &mut Stop) -> Result<(), DaemonError> {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due: Option<Instant> = Some(Instant::now());
+        loop {
+            let wait = async {
+                match due {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let soon = Instant::now() + SETTLE;
+            tokio::select! {
+                () = stop.asked() => return Ok(()),
+                () = wait => {
+                    let again = self.reconciler.reconcile().await;
+                    self.status.send_replace(self.reconciler.status());
+                    self.turned.send_replace(Instant::now());
+                    due = again.then(|| Instant::now() + RETRY);
+                }
+                _ = look.tick() => due = Some(earlier(due, soon)),
+                Some(change) = self.changes.recv() => {
+                    if self.reconciler.learn(change).await {
+                        due = Some(earlier(due, soon));
+                    }
+                }
+                Some(_) = self.notices.recv() => due = Some(earlier(due, soon)),
+                Some((request, reply)) = self.asked.recv() => {
+                    // The client may have gone away; that is its affair.
+                    let _ = reply.send(self.reconciler.answer(request).await);
+                }
+            }
+        }
+    }
+}
+
+fn earlier(due: Option<Instant>, soon: Instant) -> Instant {
+    due.map_or(soon, |due| due.min(soon))
+}
+
+/// Why the daemon could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Netlink could not be opened.
+    #[error("open netlink: expected CAP_NET_ADMIN in this network namespace")]
+    Host {
+        /// The cause.
+        source: Box<linux::HostError>,
+    },
+    /// The guard could not be put in place, so nothing else was started.
+    #[error("put the guard in place; nothing else is started without it")]
+    Guard {
+        /// The cause.
+        source: Box<linux::HostError>,
+    },
+    /// There are no usable keys.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
+    /// There is no client for the API server.
+    #[error(transparent)]
+    Connect(#[from] api::connect::ConnectError),
+    /// The control socket could not be opened.
+    #[error("open the control socket {}", path.display())]
+    Socket {
+        /// The socket.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The address for health and metrics is not to be had.
+    #[error("listen on {address} for health and metrics: set --listen to a free address")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Signals can't be received.
+    #[error("wait for signals")]
+    Signals(#[source] std::io::Error),
+}

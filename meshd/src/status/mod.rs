@@ -1,0 +1,178 @@
+//! What the daemon knows, as one value: status, metrics and readiness are views of it.
+
+pub mod table;
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use ipnetwork::IpNetwork;
+use keyring::{PerSlot, PublicKey, Slot};
+use serde::{Deserialize, Serialize};
+
+use crate::api::fence::Fence;
+
+/// The mesh as one node's daemon sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Name of this node.
+    pub node: String,
+    /// Version of the daemon.
+    pub version: String,
+    /// Which WireGuard carries the packets.
+    pub backend: String,
+    /// Whether pods can be attached and reach the mesh.
+    pub ready: bool,
+    /// Why not, one reason each.
+    pub waiting_for: Vec<String>,
+    /// Generation of this node's keys.
+    pub generation: u64,
+    /// This node's devices.
+    pub slots: PerSlot<Option<SlotStatus>>,
+    /// This node's pod ranges.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// The guard.
+    pub guard: GuardStatus,
+    /// The API server.
+    pub api: ApiStatus,
+    /// Other nodes in the mesh.
+    pub peers: Vec<PeerStatus>,
+    /// Nodes that have not published anything yet.
+    pub pending: Vec<String>,
+    /// Nodes, or parts of what they publish, that were refused.
+    pub rejected: Vec<RejectedStatus>,
+    /// Nodes that the API server no longer lists but that are kept for now.
+    pub kept: Vec<String>,
+    /// Steps that failed in the last reconciliation; they are tried again.
+    pub failures: Vec<String>,
+    /// What has been counted since the daemon started.
+    pub counters: Counters,
+}
+
+/// One of this node's devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    /// Interface.
+    pub link: String,
+    /// Public key.
+    pub key: PublicKey,
+    /// UDP port.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// The guard and what it dropped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// Whether its table stood, unchanged, when it was last looked at.
+    pub stands: bool,
+    /// Packets with a pod address that would have left this node in clear.
+    pub dropped_out: u64,
+    /// Packets with a pod address that came from outside the mesh.
+    pub dropped_in: u64,
+    /// Packets of this node's pods with a source address that is not theirs.
+    pub dropped_spoofed: u64,
+}
+
+/// How the daemon gets on with the API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiStatus {
+    /// Whether a complete list of Nodes has been seen since the daemon started.
+    pub listed: bool,
+    /// What the last failed watch said; none while it works.
+    pub error: Option<String>,
+    /// Whether this node's annotations are as they should be.
+    pub published: bool,
+    /// Whether the admission policy keeps this daemon to its own Node.
+    pub trust_policy: Fence,
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerStatus {
+    /// Its name.
+    pub node: String,
+    /// Its pod ranges.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Its node addresses that pods reach through the mesh.
+    pub addresses: Vec<std::net::IpAddr>,
+    /// Slot that traffic to it takes.
+    pub active: Option<Slot>,
+    /// MTU of the routes to it, in bytes.
+    pub mtu: Option<u32>,
+    /// Its generation.
+    pub generation: u64,
+    /// Both slots.
+    pub slots: PerSlot<Option<PeerSlotStatus>>,
+}
+
+/// One slot of another node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerSlotStatus {
+    /// Its public key.
+    pub key: PublicKey,
+    /// Where datagrams for it go.
+    pub endpoint: Option<SocketAddr>,
+    /// Seconds since the last completed handshake.
+    pub handshake_age: Option<u64>,
+    /// Bytes received from it.
+    pub received: u64,
+    /// Bytes sent to it.
+    pub sent: u64,
+    /// Authenticated packets that came from another address than the published endpoint.
+    pub endpoint_drifts: u64,
+}
+
+/// Something that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedStatus {
+    /// The node.
+    pub node: String,
+    /// The reason for programs.
+    pub code: String,
+    /// The reason for people.
+    pub reason: String,
+    /// Whether the node stays in the mesh with what it published before, or without the refused part.
+    pub stays: bool,
+}
+
+/// Counters that only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Reconciliations.
+    pub reconciles: u64,
+    /// Steps performed.
+    pub steps: u64,
+    /// Steps that failed.
+    pub failed_steps: u64,
+    /// Devices whose engine had died and was made anew.
+    pub device_restarts: u64,
+    /// Times that a mass removal of peers was braked.
+    pub brakes: u64,
+}
+
+/// What `meshd plan` shows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanReport {
+    /// Each step as a line for people.
+    pub steps: Vec<String>,
+    /// Each step as data.
+    pub ops: Vec<serde_json::Value>,
+    /// Why the plan would be refused as a whole.
+    pub violations: Vec<String>,
+}
+
+impl fmt::Display for PlanReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for violation in &self.violations {
+            writeln!(f, "! {violation}")?;
+        }
+        for step in &self.steps {
+            writeln!(f, "{step}")?;
+        }
+        match self.steps.len() {
+            0 => writeln!(f, "Nothing to change."),
+            count => writeln!(f, "{count} steps; none was performed."),
+        }
+    }
+}

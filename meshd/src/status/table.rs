@@ -1,0 +1,149 @@
+//! Status for people: short lines and one table that fits a terminal.
+
+use std::fmt::Write as _;
+
+use comfy_table::{Table, presets};
+
+use super::{PeerSlotStatus, PeerStatus, Status};
+use crate::api::fence::Fence;
+
+/// Renders a status.
+pub fn render(status: &Status) -> String {
+    let mut text = String::new();
+    // Writing into a String can't fail.
+    let _ = head(&mut text, status);
+    if !status.peers.is_empty() {
+        let _ = writeln!(text, "\n{}", peers(&status.peers));
+    }
+    let _ = tail(&mut text, status);
+    text
+}
+
+fn head(text: &mut String, status: &Status) -> std::fmt::Result {
+    let state = if status.ready {
+        "ready".to_owned()
+    } else {
+        format!("not ready: {}", status.waiting_for.join("; "))
+    };
+    writeln!(text, "node      {} ({state})", status.node)?;
+    let cidrs: Vec<String> = status.pod_cidrs.iter().map(ToString::to_string).collect();
+    writeln!(text, "podCIDRs  {}", if cidrs.is_empty() { "none yet".to_owned() } else { cidrs.join(", ") })?;
+    for (slot, device) in status.slots.iter() {
+        if let Some(device) = device {
+            let (link, key, port, mtu) = (&device.link, device.key.fingerprint(), device.port, device.mtu);
+            writeln!(text, "slot {slot}    {link}, key {key}, port {port}, MTU {mtu}, {}", status.backend)?;
+        }
+    }
+    let guard = &status.guard;
+    writeln!(
+        text,
+        "guard     {}; dropped {} out, {} in, {} spoofed",
+        if guard.stands { "stands" } else { "MISSING" },
+        guard.dropped_out,
+        guard.dropped_in,
+        guard.dropped_spoofed
+    )?;
+    let policy = match status.api.trust_policy {
+        Fence::Stands => "trust policy stands",
+        Fence::Missing => "TRUST POLICY MISSING",
+        Fence::Unknown => "trust policy not tested yet",
+    };
+    let connection = match (&status.api.error, status.api.listed) {
+        (Some(error), _) => format!("away: {error}"),
+        (None, true) => "connected".to_owned(),
+        (None, false) => "not heard of yet".to_owned(),
+    };
+    let published = if status.api.published { "published" } else { "not published" };
+    writeln!(text, "API       {connection}; own keys {published}; {policy}")
+}
+
+fn peers(peers: &[PeerStatus]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "PEER",
+        "PODCIDR",
+        "SLOT",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "MTU",
+    ]);
+    for peer in peers {
+        for (slot, state) in peer.slots.iter() {
+            let Some(state) = state else { continue };
+            let first = slot == keyring::Slot::A;
+            let cidrs: Vec<String> = peer.pod_cidrs.iter().map(ToString::to_string).collect();
+            let mark = if peer.active == Some(slot) { "*" } else { " " };
+            table.add_row([
+                if first { peer.node.clone() } else { String::new() },
+                if first { cidrs.join("\n") } else { String::new() },
+                format!("{mark}{slot}"),
+                state.endpoint.map_or_else(|| "unknown".to_owned(), |endpoint| endpoint.to_string()),
+                handshake(state),
+                bytes(state.received),
+                bytes(state.sent),
+                peer.mtu.filter(|_| first).map(|mtu| mtu.to_string()).unwrap_or_default(),
+            ]);
+        }
+    }
+    table
+}
+
+fn handshake(state: &PeerSlotStatus) -> String {
+    match state.handshake_age {
+        None => "never".to_owned(),
+        Some(age @ 0..120) => format!("{age} s ago"),
+        Some(age @ 120..7200) => format!("{} min ago", age / 60),
+        Some(age) => format!("{} h ago", age / 3600),
+    }
+}
+
+/// Bytes with a binary unit, three digits at most before it.
+fn bytes(count: u64) -> String {
+    let mut whole = count;
+    let mut rest = 0;
+    for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
+        if whole < 1000 {
+            return if unit == "B" {
+                format!("{whole} B")
+            } else {
+                format!("{whole}.{} {unit}", rest * 10 / 1024)
+            };
+        }
+        rest = whole % 1024;
+        whole /= 1024;
+    }
+    format!("{whole} PiB")
+}
+
+fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
+    if !status.pending.is_empty() {
+        writeln!(text, "\nnot joined yet: {}", status.pending.join(", "))?;
+    }
+    if !status.kept.is_empty() {
+        writeln!(text, "\nno longer listed, kept for now: {}", status.kept.join(", "))?;
+    }
+    for rejected in &status.rejected {
+        let effect = if rejected.stays { "refused in part" } else { "rejected" };
+        writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;
+    }
+    for failure in &status.failures {
+        writeln!(text, "\nfailed, will try again: {failure}")?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_at_most_three_digits_before_the_unit() {
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "0.9 KiB"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")]
+        {
+            assert_eq!(bytes(count), text);
+        }
+    }
+}
