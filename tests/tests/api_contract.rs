@@ -1,4 +1,5 @@
 //! The stand-in may not lie: the same requests, one by one, to it and to a real kube-apiserver, must come out the same.
+#![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 use std::collections::BTreeSet;
 use std::time::Duration;

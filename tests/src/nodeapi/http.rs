@@ -116,7 +116,7 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
             events(shared, request, group, namespace.as_deref(), name.as_deref())
         }
         Target::Nodes if request.method == Method::GET && request.query.watch => {
-            watch(shared, &request.query)
+            Ok(watch(shared, &request.query))
         }
         Target::Nodes if request.method == Method::GET => list(&mut shared.lock().nodes, &request.query),
         Target::Nodes => change(shared, request, |nodes, moment| {
