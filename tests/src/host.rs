@@ -79,7 +79,7 @@ impl Host {
     }
 
     /// Runs a closure on a thread in the host's network and mount namespaces, and waits for it. The closure must not
-    /// start threads that outlive it.
+    /// start threads that outlive it, and is not among the host's processes: `/proc/self` leads nowhere there.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         self.space.run(work)
     }
