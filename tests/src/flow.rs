@@ -103,7 +103,9 @@ impl Flow {
     }
 
     fn exchange<S: Server>(
-        &self, bind: impl Fn(IpAddr) -> io::Result<S> + Sync, ask: impl FnOnce(SocketAddr) -> bool + Send,
+        &self,
+        bind: impl Fn(IpAddr) -> io::Result<S> + Sync,
+        ask: impl FnOnce(SocketAddr) -> bool + Send,
         address: IpAddr,
     ) -> Result<Seen, Error> {
         // On the address that is asked, so that the answer comes from there whatever the way back prefers. An address
@@ -231,8 +233,7 @@ fn ask_tcp(to: SocketAddr, patience: Duration) -> bool {
 }
 
 fn ask_udp(to: SocketAddr, patience: Duration) -> bool {
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let since = Instant::now();
     let Ok(socket) = UdpSocket::bind((any, 0)) else { return false };
     while since.elapsed() < patience {

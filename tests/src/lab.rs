@@ -257,8 +257,11 @@ impl Builder {
     /// Makes the lab: namespaces, wires, API server, Node objects.
     pub fn build(self) -> Result<Lab, Error> {
         let dir = self.dir.map_or_else(fresh_dir, Ok)?;
-        std::fs::create_dir_all(&dir)
-            .map_err(|source| Error::File { action: "create", path: dir.clone(), source })?;
+        std::fs::create_dir_all(&dir).map_err(|source| Error::File {
+            action: "create",
+            path: dir.clone(),
+            source,
+        })?;
         let switch = Switch::create(self.family)?;
         let outside = switch.plug("outside", OUTSIDE, 1500, &dir)?;
         equip_outside(&outside, self.family)?;

@@ -9,9 +9,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rustix::mount::{
-    MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change,
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind_recursive, mount_change};
 
 use crate::error::Error;
 
@@ -70,7 +68,8 @@ fn ensure_mount_point(path: &Path) -> Result<(), Error> {
 fn link_all(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
-        let target = if entry.file_type()?.is_symlink() { fs::read_link(entry.path())? } else { entry.path() };
+        let target =
+            if entry.file_type()?.is_symlink() { fs::read_link(entry.path())? } else { entry.path() };
         symlink(target, to.join(entry.file_name()))?;
     }
     Ok(())

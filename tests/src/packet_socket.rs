@@ -69,9 +69,7 @@ impl PacketSocket {
             )
         };
         match usize::try_from(length) {
-            Ok(length) => {
-                Ok(Some(Received { length, outgoing: from.sll_pkttype == libc::PACKET_OUTGOING }))
-            }
+            Ok(length) => Ok(Some(Received { length, outgoing: from.sll_pkttype == libc::PACKET_OUTGOING })),
             Err(_negative) => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 error => Err(error),

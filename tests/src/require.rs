@@ -50,7 +50,8 @@ impl Need {
 /// That is what it is for: a test that can't run has failed.
 #[track_caller]
 pub fn all(needs: &[Need]) {
-    let lacks: Vec<_> = needs.iter().filter_map(|need| need.lack().map(|why| format!("{need}: {why}"))).collect();
+    let lacks: Vec<_> =
+        needs.iter().filter_map(|need| need.lack().map(|why| format!("{need}: {why}"))).collect();
     assert!(lacks.is_empty(), "this machine lacks what the test needs:\n  {}", lacks.join("\n  "));
 }
 
@@ -86,7 +87,9 @@ impl fmt::Display for Need {
 
 fn lack_command(command: &str, package: &str) -> Option<String> {
     let run = Command::new(command).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    run.err().map(|error| format!("{command}: {error}; install the package {package}, or run scripts/setup.sh test"))
+    run.err().map(|error| {
+        format!("{command}: {error}; install the package {package}, or run scripts/setup.sh test")
+    })
 }
 
 fn skips_path() -> PathBuf {

@@ -65,7 +65,8 @@ impl NetNs {
 
     /// Starts a thread that lives in the namespace; the closure runs only if it could enter.
     pub(crate) fn thread<T: Send + 'static>(
-        &self, work: impl FnOnce() -> T + Send + 'static,
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
     ) -> thread::JoinHandle<Result<T, Error>> {
         let own = self.clone();
         thread::spawn(move || own.enter().map(|()| work()))
@@ -145,8 +146,7 @@ impl Space {
         let child = scoped(|| {
             self.enter()?;
             net.enter()?;
-            setns(&self.pid, CloneFlags::CLONE_NEWPID)
-                .map_err(|errno| self.enter_failed(errno.into()))?;
+            setns(&self.pid, CloneFlags::CLONE_NEWPID).map_err(|errno| self.enter_failed(errno.into()))?;
             command.spawn().map_err(|source| Error::Run {
                 program: program(command),
                 host: self.name.clone(),
@@ -242,11 +242,8 @@ pub(crate) fn program(command: &Command) -> String {
 fn ip_batch(host: &str, lines: &str) -> Result<(), Error> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]);
-    let output = crate::command::run_with_input(&mut command, lines.as_bytes()).map_err(|source| Error::Run {
-        program: program(&command),
-        host: host.to_owned(),
-        source,
-    })?;
+    let output = crate::command::run_with_input(&mut command, lines.as_bytes())
+        .map_err(|source| Error::Run { program: program(&command), host: host.to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }

@@ -54,7 +54,11 @@ impl Stream {
 
     /// The same with datagrams of another size, at least 16 bytes of UDP payload.
     pub fn start_sized(
-        from: &End, to: &End, version: IpVersion, per_second: u32, bytes: usize,
+        from: &End,
+        to: &End,
+        version: IpVersion,
+        per_second: u32,
+        bytes: usize,
     ) -> Result<Self, Error> {
         let inbox = bind_udp(to, version)?;
         let outbox = bind_udp(from, version)?;
@@ -216,7 +220,8 @@ pub struct ConnectionReport {
 impl Connection {
     /// Opens a connection and starts to send: `per_second` bytes a second, or as fast as it goes if that is none.
     pub fn open(from: &End, to: &End, version: IpVersion, per_second: Option<u32>) -> Result<Self, Error> {
-        let failed = |action, end: &End, source| Error::Socket { action, host: end.name().to_owned(), source };
+        let failed =
+            |action, end: &End, source| Error::Socket { action, host: end.name().to_owned(), source };
         let listener = to.net().run(|| TcpListener::bind((any(version), 0)))?;
         let listener = listener.map_err(|source| failed("bind", to, source))?;
         let port = listener.local_addr().map_err(|source| failed("bind", to, source))?.port();
@@ -306,7 +311,8 @@ fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io
     let chunk: Vec<u8> = (0..8192).map(pattern).collect();
     let mut sent = 0u64;
     while !stop.load(Ordering::Acquire) {
-        let length = per_second.map_or(chunk.len(), |rate| usize::try_from(rate / 100).unwrap_or(1).clamp(8, 8192) / 8 * 8);
+        let length = per_second
+            .map_or(chunk.len(), |rate| usize::try_from(rate / 100).unwrap_or(1).clamp(8, 8192) / 8 * 8);
         stream.write_all(chunk.get(..length).unwrap_or(&chunk))?;
         sent += u64::try_from(length).unwrap_or_default();
         if let Some(rate) = per_second {
@@ -329,7 +335,10 @@ fn drink(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
         }
         for byte in buffer.get(..length).unwrap_or_default() {
             if *byte != pattern(position) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("byte {position} was changed")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("byte {position} was changed"),
+                ));
             }
             position += 1;
         }
