@@ -21,7 +21,7 @@ fn wg_configures_two_of_them_and_they_talk() {
         (start_bare(&lab.a, "", &device_a), start_bare(&lab.b, "", &device_b));
     let ((file_a, key_a), (file_b, key_b)) = (key_file(), key_file());
     let shared = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(shared.path(), succeed(&mut std::process::Command::new("wg").arg("genpsk"))).unwrap();
+    std::fs::write(shared.path(), succeed(std::process::Command::new("wg").arg("genpsk"))).unwrap();
     for (host, device, file, peer, other) in
         [(&lab.a, &device_a, &file_a, key_b, &lab.b), (&lab.b, &device_b, &file_b, key_a, &lab.a)]
     {
@@ -231,7 +231,7 @@ fn a_client_that_talks_nonsense_or_too_much_is_refused_and_others_are_served() {
     };
     assert_eq!(ask(b"nonsense\n\n"), "errno=-22\n\n");
     assert_eq!(ask(b"set=1\nlisten_port=x\n\n"), "errno=-22\n\n");
-    assert_eq!(ask(&[b'x'; 100_000]), "errno=-90\n\n");
+    assert_eq!(ask(&vec![b'x'; 100_000]), "errno=-90\n\n");
     assert_eq!(ask(b"get=1\n"), "", "the end of the request never came");
     let two = ask(b"set=1\nfwmark=7\n\nget=1\n\n");
     assert!(

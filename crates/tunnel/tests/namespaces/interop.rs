@@ -47,7 +47,8 @@ fn pair(first: First, outer: Family) -> Pair {
         lab.a.inner(Family::V6),
     );
     if first == First::Theirs {
-        theirs_set += &format!(" endpoint {}", lab.a.endpoint(outer, PORT));
+        theirs_set += " endpoint ";
+        theirs_set += &lab.a.endpoint(outer, PORT);
     }
     lab.b.wg(&theirs_set);
     ours.set_private_key(private);
