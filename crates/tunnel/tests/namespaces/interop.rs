@@ -9,13 +9,13 @@ use super::lab::{Family, Host, Lab, Process, eventually, key_file, unique};
 
 /// Whose endpoint is known, and who therefore sends the first handshake.
 #[derive(Clone, Copy, PartialEq)]
-enum First {
+pub(crate) enum First {
     Ours,
     Theirs,
 }
 
-struct Pair {
-    lab: Lab,
+pub(crate) struct Pair {
+    pub(crate) lab: Lab,
     ours: Interface,
     _theirs: Process,
     device: String,
@@ -25,7 +25,7 @@ const PORT: u16 = 51840;
 const PSK: [u8; 32] = [0x5a; 32];
 
 /// Our interface on host a and wireguard-go on host b.
-fn pair(first: First, outer: Family) -> Pair {
+pub(crate) fn pair(first: First, outer: Family) -> Pair {
     let lab = Lab::new();
     let device = unique("tg");
     let mut command = lab.b.command("wireguard-go", &format!("-f {device}"));

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "in a test, also outside of its functions, a failure is a panic")]
 
 mod bare;
+mod bulk;
 mod interface;
 mod interop;
 mod lab;
