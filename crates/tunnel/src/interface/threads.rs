@@ -25,6 +25,9 @@ use crate::offload::Coalescer;
 
 /// Packets that are read from the TUN before they are encrypted and sent together.
 const TUN_BATCH: usize = 64;
+/// Datagrams that are decrypted before the packets are handed over: two large packets and a bit. More would leave
+/// the cache, and the kernel idle meanwhile.
+const UDP_BATCH: usize = 128;
 /// The resolution of boringtun's timers.
 const TICK: Duration = Duration::from_millis(250);
 /// How often the MTU of the device is read, which anyone may change.
@@ -67,7 +70,7 @@ impl Threads {
     }
 }
 
-fn run(core: &Core, thread: &'static str, body: Body) {
+pub(super) fn run(core: &Core, thread: &'static str, body: Body) {
     match catch_unwind(AssertUnwindSafe(|| body(core))) {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => core.fail(failure),
@@ -114,13 +117,17 @@ fn inbound(core: &Core) -> Result<(), Failure> {
                 Err(_) => continue,
             }
             idle = false;
-            packets.clear();
-            replies.clear();
-            core.engine.open(Moment::now(), inbox.datagrams(), &mut packets, &mut replies);
-            core.transmit(&replies);
-            match core.tun.write(&mut packets, &mut coalescer) {
-                Ok(refused) => core.count(DropReason::TunWrite, refused),
-                Err(_) => return Err(Failure::TunGone),
+            let mut datagrams = inbox.datagrams().peekable();
+            while datagrams.peek().is_some() {
+                packets.clear();
+                replies.clear();
+                let some = datagrams.by_ref().take(UDP_BATCH);
+                core.engine.open(Moment::now(), some, &mut packets, &mut replies);
+                core.transmit(&replies);
+                match core.tun.write(&mut packets, &mut coalescer) {
+                    Ok(refused) => core.count(DropReason::TunWrite, refused),
+                    Err(_) => return Err(Failure::TunGone),
+                }
             }
         }
         if idle {
