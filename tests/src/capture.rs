@@ -178,7 +178,7 @@ impl Reader {
                     self.judge(frame, received.outgoing);
                     frames += 1;
                     // Under traffic that never pauses, losses have to show as well.
-                    if frames % 4096 == 0 {
+                    if frames.is_multiple_of(4096) {
                         self.count_dropped(socket);
                     }
                 }

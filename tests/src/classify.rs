@@ -220,9 +220,7 @@ impl<'a> Header<'a> {
         };
         // Hop-by-hop, routing, fragment and destination options (RFC 8200, section 4).
         while matches!(header.protocol, 0 | 43 | 44 | 60) {
-            let Some(&[next, length, high, low, ..]) =
-                header.payload.first_chunk::<4>().map(<&[u8; 4]>::from)
-            else {
+            let Some(&[next, length, high, low]) = header.payload.first_chunk::<4>() else {
                 break;
             };
             let bytes = if header.protocol == 44 { 8 } else { (usize::from(length) + 1) * 8 };

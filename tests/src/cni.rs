@@ -131,7 +131,7 @@ impl Call<'_> {
             command = command
                 .env("CNI_CONTAINERID", &attachment.container_id)
                 .env("CNI_IFNAME", &attachment.ifname)
-                .env("CNI_NETNS", attachment.netns.as_deref().unwrap_or(Path::new("")));
+                .env("CNI_NETNS", attachment.netns.as_deref().unwrap_or_else(|| Path::new("")));
         }
         command.output()
     }
@@ -200,9 +200,9 @@ impl NetworkConfig {
 
     /// CHECK through all plugins with the result of ADD.
     pub fn check(&self, host: &Host, attachment: &Attachment, result: &Value) -> Result<(), Error> {
-        let all = self.plugins.iter();
-        all.map(|plugin| self.step(host, "CHECK", plugin, Some(attachment), &previous(result)).map(drop))
-            .collect()
+        let extra = previous(result);
+        let mut all = self.plugins.iter();
+        all.try_for_each(|plugin| self.step(host, "CHECK", plugin, Some(attachment), &extra).map(drop))
     }
 
     /// DEL through all plugins in reverse, with the result of ADD if it is known. All are called even if one fails.

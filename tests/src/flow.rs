@@ -185,7 +185,7 @@ impl Server for TcpServer {
         while !stop.load(Ordering::Acquire) {
             match self.0.accept() {
                 Ok((stream, peer)) => {
-                    source = source.or(Some(peer.ip()));
+                    source = source.or_else(|| Some(peer.ip()));
                     let _client_notices = Self::answer(&stream);
                 }
                 Err(_nobody_yet) => thread::sleep(Duration::from_millis(1)),
@@ -212,7 +212,7 @@ impl Server for UdpServer {
         let (mut source, mut buffer) = (None, [0; 64]);
         while !stop.load(Ordering::Acquire) {
             if let Ok((length, peer)) = self.0.recv_from(&mut buffer) {
-                source = source.or(Some(peer.ip()));
+                source = source.or_else(|| Some(peer.ip()));
                 let _client_notices = self.0.send_to(buffer.get(..length).unwrap_or_default(), peer);
             }
         }

@@ -79,7 +79,7 @@ impl Host {
     }
 
     /// Runs a closure on a thread in the host's network and mount namespaces, and waits for it. The closure must not
-    /// start threads that outlive it.
+    /// start threads that outlive it, and is not among the host's processes: `/proc/self` leads nowhere there.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         self.space.run(work)
     }
@@ -96,7 +96,7 @@ impl Host {
         let (path, bytes) = (path.as_ref(), bytes.as_ref());
         let failed = |source| Error::File { action: "write", path: path.into(), source };
         let write = || {
-            std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+            std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/")))?;
             std::fs::write(path, bytes)
         };
         self.run(write)?.map_err(failed)

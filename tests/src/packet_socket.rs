@@ -1,4 +1,4 @@
-//! An AF_PACKET socket: every frame of one interface in, any frame out (`packet(7)`).
+//! A packet socket: every frame of one interface in, any frame out (`AF_PACKET`, packet(7)).
 #![expect(unsafe_code, reason = "no safe wrapper knows AF_PACKET addresses and statistics")]
 
 use std::ffi::CString;

@@ -37,7 +37,7 @@ pub fn ping(
     patience: Duration,
 ) -> Result<PingOutcome, Error> {
     let mut command = Command::new("ping");
-    let pattern: String = MARKER.iter().map(|byte| format!("{byte:02x}")).collect();
+    let pattern = format!("{:016x}", u64::from_be_bytes(*MARKER));
     command.args(["-n", "-c", "1", "-p", &pattern, "-M", if whole { "do" } else { "dont" }]);
     command.args(["-s", &size.to_string(), "-W", &format!("{:.3}", patience.as_secs_f64()), &to.to_string()]);
     // Messages are parsed, so they must not be translated.

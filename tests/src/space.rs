@@ -103,7 +103,7 @@ impl Space {
             let open = |file: &str| {
                 File::open(format!("/proc/thread-self/ns/{file}")).map(OwnedFd::from).map_err(failed)
             };
-            Ok::<_, Error>(Self {
+            let space = Self {
                 name: name.to_owned(),
                 holder,
                 net: NetNs::new(open("net")?, name),
@@ -111,7 +111,9 @@ impl Space {
                 uts: open("uts")?,
                 pid: open("pid_for_children")?,
                 children: Mutex::default(),
-            })
+            };
+            mounts::own_proc()?;
+            Ok::<_, Error>(space)
         })?;
         // Not on the thread above: the kernel lets no thread start another whose children are to be elsewhere.
         space.ip_batch("link set lo up\n")?;
@@ -215,9 +217,10 @@ pub(crate) fn new_net_at(path: &Path, name: &str) -> Result<NetNs, Error> {
     let failed = |source| Error::CreateSpace { host: name.to_owned(), source };
     File::create_new(path).map_err(|source| Error::File { action: "create", path: path.into(), source })?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-    let own = "/proc/thread-self/ns/net";
-    let fd = File::open(own).map_err(failed)?;
-    rustix::mount::mount_bind(own, path).map_err(|errno| Error::Mount {
+    // The thread is not among the host's processes, so the host's own /proc does not know it.
+    let own = Path::new(mounts::OUTER_PROC).join("thread-self/ns/net");
+    let fd = File::open(&own).map_err(failed)?;
+    rustix::mount::mount_bind(&own, path).map_err(|errno| Error::Mount {
         what: "network namespace",
         path: path.into(),
         source: errno.into(),

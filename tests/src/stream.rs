@@ -180,7 +180,7 @@ impl Sending {
 }
 
 fn receive(inbox: &UdpSocket, arrivals: &Mutex<Vec<(u64, Instant)>>, stop: &AtomicBool) {
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     let mut over: Option<Instant> = None;
     let _valid_duration = inbox.set_read_timeout(Some(Duration::from_millis(20)));
     loop {
@@ -251,7 +251,7 @@ impl Connection {
             Ok(sent) => (sent, None),
             Err(error) => (0, Some(error)),
         };
-        broken = broken.or(received.err());
+        broken = broken.or_else(|| received.err());
         ConnectionReport { sent, received: self.received(), broken }
     }
 
@@ -306,7 +306,7 @@ fn pattern(position: u64) -> u8 {
 
 fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io::Result<u64> {
     // A connection that makes no progress for this long counts as broken.
-    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_write_timeout(Some(Duration::from_mins(1)))?;
     let start = Instant::now();
     let chunk: Vec<u8> = (0..8192).map(pattern).collect();
     let mut sent = 0u64;
@@ -325,8 +325,8 @@ fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io
 }
 
 fn drink(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let mut buffer = [0; 65536];
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+    let mut buffer = vec![0; 65536];
     let mut position = 0u64;
     loop {
         let length = stream.read(&mut buffer)?;

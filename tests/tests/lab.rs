@@ -1,4 +1,5 @@
 //! The lab itself: before it is believed about the mesh, it has to be right about networks that are known.
+#![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! The Kubernetes network model, row by row: every ordered pair of three nodes, every family, every transport, with
 //! the source address that the server saw, while a capture watches every underlay interface.
+#![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 use std::time::Duration;
 

@@ -22,13 +22,13 @@ use super::store::{Moment, Part, Store, merge, text};
 use super::{PORT, Shared};
 
 /// How often a watch that asked for bookmarks gets one.
-const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How long before the end of a watch its last bookmark comes.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
 /// How long a watch lasts that does not say; the real server picks a time between 30 and 60 minutes.
-const WATCH_TIME: Duration = Duration::from_secs(1800);
+const WATCH_TIME: Duration = Duration::from_mins(30);
 
 /// Serves until the runtime ends.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -53,6 +53,10 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    // Of API groups that nobody serves not even the errors are of their kind.
+    if uri.path().starts_with("/apis/") && !uri.path().starts_with("/apis/events.k8s.io/v1/") {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
     let outcome =
         admit(&shared, method, &uri, &pairs, &headers, body).and_then(|request| respond(&shared, &request));
     outcome.unwrap_or_else(|status| object(status.code(), &status.body()))
@@ -112,7 +116,7 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
             events(shared, request, group, namespace.as_deref(), name.as_deref())
         }
         Target::Nodes if request.method == Method::GET && request.query.watch => {
-            watch(shared, &request.query)
+            Ok(watch(shared, &request.query))
         }
         Target::Nodes if request.method == Method::GET => list(&mut shared.lock().nodes, &request.query),
         Target::Nodes => change(shared, request, |nodes, moment| {
@@ -191,7 +195,7 @@ struct Watch {
     query: Query,
     /// The latest revision that was sent or passed over.
     reached: u64,
-    /// The revision that the watch began with.
+    /// The revision at which the watch began to wait.
     began: u64,
     /// Events that wait to be sent, as lines.
     pending: Vec<Value>,
@@ -200,10 +204,11 @@ struct Watch {
     over: bool,
 }
 
-fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
+fn watch(shared: &Arc<Shared>, query: &Query) -> Response {
     // Subscribed first, so that no change falls between the state and the waiting.
     let changes = shared.changed.subscribe();
     let state = shared.lock();
+    let began = state.nodes.revision();
     let start = Instant::now();
     let end = start + query.timeout_seconds.map_or(WATCH_TIME, Duration::from_secs);
     let first = (start + BOOKMARK_INTERVAL).min(end.checked_sub(LAST_BOOKMARK).unwrap_or(end));
@@ -228,14 +233,14 @@ fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
         changes,
         query: query.clone(),
         reached,
-        began: reached,
+        began,
         pending,
         next_bookmark: query.bookmarks.then_some(first),
         end,
         over,
     };
     let headers = [(header::CONTENT_TYPE, "application/json")];
-    Ok((headers, Body::from_stream(watch.into_stream())).into_response())
+    (headers, Body::from_stream(watch.into_stream())).into_response()
 }
 
 impl Watch {
@@ -245,8 +250,8 @@ impl Watch {
             if watch.pending.is_empty() {
                 return None;
             }
-            let lines: String = watch.pending.drain(..).map(|event| format!("{event}\n")).collect();
-            Some((Ok(Bytes::from(lines)), watch))
+            let lines = watch.pending.drain(..).flat_map(|event| [event.to_string(), "\n".to_owned()]);
+            Some((Ok(Bytes::from(lines.collect::<String>())), watch))
         })
     }
 
@@ -289,7 +294,7 @@ impl Watch {
     fn tick(&mut self) {
         let now = Instant::now();
         if self.next_bookmark.is_some_and(|due| due <= now) {
-            // A bookmark that says where the watch began would be news to nobody.
+            // Only what happened since the watch began to wait makes a bookmark.
             if self.reached > self.began {
                 let metadata =
                     json!({"resourceVersion": self.reached.to_string(), "creationTimestamp": null});
@@ -363,6 +368,14 @@ fn events(
     if said != namespace {
         let message = "the namespace of the provided object does not match the namespace sent on the request";
         return Err(Status::bad_request(message));
+    }
+    // Where the events about objects without a namespace have to be differs between the groups, up to 1.20 at least.
+    let (about, home) =
+        if group.is_empty() { ("involvedObject", "default") } else { ("regarding", "kube-system") };
+    let placed = event[about]["namespace"].as_str().is_some_and(|namespace| !namespace.is_empty());
+    if !placed && namespace != home {
+        let cause = "Invalid value: \"\": does not match event.namespace";
+        return Err(Status::invalid("Event", &name, "involvedObject.namespace", cause));
     }
     let key = (namespace.to_owned(), name.clone());
     if state.events.contains_key(&key) {

@@ -122,7 +122,14 @@ impl Query {
         let value = |key: &str| pairs.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let number = |key: &'static str| {
             let parsed = value(key).map(|text| text.parse::<u64>().map_err(|_not_a_number| (key, text)));
-            let cause = |(key, text)| (key, format!("{key}: Invalid value: {text:?}"));
+            let cause = |(key, text)| {
+                (
+                    key,
+                    format!(
+                        "{key}: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                    ),
+                )
+            };
             parsed.transpose().map_err(cause).map_err(|(key, message)| match key {
                 "resourceVersion" => Status::internal(message),
                 _ => Status::bad_request(message),

@@ -84,7 +84,7 @@ fn pages_are_of_one_revision_until_they_are_forgotten() {
     assert_eq!((first.items.len(), left), (2, 2));
     store.delete("n4", None, false).unwrap();
     let second = store.list(|_, _| true, 2, Some((first.revision, &start))).unwrap();
-    assert_eq!((second.items.len(), second.rest.clone()), (2, None));
+    assert_eq!((second.items.len(), second.rest), (2, None));
     for _ in 0..SNAPSHOTS {
         store.list(|_, _| true, 1, None).unwrap();
     }
