@@ -105,6 +105,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         Some("/var/run/wireguard"),
         "Folder of the control sockets that `wg show` looks for.",
     ),
+    OptionSpec::new(
+        "sysctl-dir",
+        "FOLDER",
+        Some("/proc/sys"),
+        "Folder of the kernel's settings. In a container /proc/sys is read-only, so the node's net/ is mounted below another folder.",
+    ),
     OptionSpec::new("cni-conf-dir", "FOLDER", Some("/etc/cni/net.d"), "Folder that gets the CNI network configuration."),
     OptionSpec::new("cni-bin-dir", "FOLDER", Some("/opt/cni/bin"), "Folder that gets the CNI plugin."),
     OptionSpec::new("listen", "IP:PORT", Some("127.0.0.1:9384"), "Where health and metrics are served."),
