@@ -58,7 +58,7 @@ impl Network {
             }
             Op::SetKey { slot, key } => {
                 let device = self.device(*slot)?;
-                // A device drops the peer that it has become (`wg_set_device` in drivers/net/wireguard/netlink.c).
+                // A device drops the peer that it has become (`wg_set_device` in `drivers/net/wireguard/netlink.c`).
                 device.peers.remove(key);
                 device.key = Some(*key);
             }
@@ -135,7 +135,7 @@ impl Network {
         Ok(())
     }
 
-    /// Takes routes along whose source it was (`fib_sync_down_addr` in net/ipv4/fib_frontend.c).
+    /// Takes routes along whose source it was (`fib_sync_down_addr` in `net/ipv4/fib_semantics.c`).
     fn remove_address(&mut self, link: &LinkName, address: IpNetwork) -> Result<(), Refusal> {
         self.link(link)?.addresses.remove(&address);
         let elsewhere = self.devices.values().any(|device| device.addresses.contains(&address));

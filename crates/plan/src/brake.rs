@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::node::{NodeName, NodeUid};
 
 /// How long missing nodes are kept.
-pub const HOLD: Duration = Duration::from_secs(300);
+pub const HOLD: Duration = Duration::from_mins(5);
 
 /// A complete list, compared with what was known before it.
 #[derive(Clone, Copy, Debug)]

@@ -15,7 +15,7 @@ pub struct NodeRecord {
     pub created: String,
     /// `spec.podCIDRs`; set once by the controller manager, nobody can change them later.
     pub pod_cidrs: Vec<String>,
-    /// Addresses of types InternalIP and ExternalIP in `status.addresses`; the kubelet writes what it likes.
+    /// Addresses of types `InternalIP` and `ExternalIP` in `status.addresses`; the kubelet writes what it likes.
     pub addresses: Vec<String>,
     /// Whether the Node has the control-plane role label, which a kubelet can't give itself.
     pub control_plane: bool,

@@ -77,7 +77,7 @@ fn checksum(keys: &NodeKeys) -> String {
         digest.update(slot.generation.to_be_bytes());
         digest.update(slot.private.public().as_bytes());
     }
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    format!("{:x}", digest.finalize())
 }
 
 /// What is wrong with a key file. The JSON parser's own message is left out: it may quote the file.

@@ -1,0 +1,157 @@
+//! Errors of this crate: operation, subject, and the kernel's own number.
+
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use netlink_packet_core::DecodeError;
+use plan::network::{LinkName, Route, Rule};
+
+/// What an operation was about.
+#[derive(Clone, Debug)]
+pub enum Subject {
+    /// The guard's table.
+    Guard,
+    /// A link.
+    Link(LinkName),
+    /// All links.
+    Links,
+    /// An address on a link.
+    Address(LinkName, ipnetwork::IpNetwork),
+    /// A route.
+    Route(Box<Route>),
+    /// All routes.
+    Routes,
+    /// The route to an address.
+    RouteTo(IpAddr),
+    /// A policy rule.
+    Rule(Rule),
+    /// All policy rules.
+    Rules,
+    /// A veth pair.
+    Veth(String),
+    /// Changes in the kernel.
+    Changes,
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Guard => f.write_str("table inet meshd"),
+            Self::Link(link) => write!(f, "link {link}"),
+            Self::Links => f.write_str("links"),
+            Self::Address(link, address) => write!(f, "address {address} on {link}"),
+            Self::Route(route) => write!(f, "route {route}"),
+            Self::Routes => f.write_str("routes"),
+            Self::RouteTo(address) => write!(f, "route to {address}"),
+            Self::Rule(rule) => write!(f, "rule {rule}"),
+            Self::Rules => f.write_str("rules"),
+            Self::Veth(name) => write!(f, "veth {name}"),
+            Self::Changes => f.write_str("changes of links, addresses, routes, rules and nft tables"),
+        }
+    }
+}
+
+/// Why something on the host could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The kernel refused, or netlink could not be reached.
+    #[error("{operation}: {subject}")]
+    Netlink {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        subject: Subject,
+        /// The kernel's error.
+        source: io::Error,
+    },
+    /// The kernel's answer could not be read.
+    #[error("{operation}: {subject}: read the kernel's answer")]
+    Decode {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        subject: Subject,
+        /// What is wrong with the answer.
+        source: DecodeError,
+    },
+    /// The connection to the kernel ended.
+    #[error("{operation}: {subject}: the netlink connection has ended")]
+    Ended {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        subject: Subject,
+    },
+    /// A link is not there.
+    #[error("{operation}: there is no link {link}")]
+    NoLink {
+        /// What was tried.
+        operation: &'static str,
+        /// The link.
+        link: LinkName,
+    },
+    /// A guard without a cluster range would guard nothing.
+    #[error("put the guard in place: expected at least one cluster range")]
+    EmptyGuard,
+    /// A kernel setting could not be read or written.
+    #[error("{operation} {}: expected a writable /proc/sys/net in this network namespace", path.display())]
+    Sysctl {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// A name that is no kernel setting.
+    #[error("kernel setting {name:?}: expected a path below /proc/sys/net without dots")]
+    SysctlName {
+        /// The name.
+        name: String,
+    },
+    /// A network namespace could not be opened or entered.
+    #[error("{operation} network namespace {}", path.display())]
+    Namespace {
+        /// What was tried.
+        operation: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+impl HostError {
+    pub(crate) const fn netlink(operation: &'static str, subject: Subject, source: io::Error) -> Self {
+        Self::Netlink { operation, subject, source }
+    }
+
+    pub(crate) fn rtnetlink(operation: &'static str, subject: Subject, error: &rtnetlink::Error) -> Self {
+        match error {
+            rtnetlink::Error::NetlinkError(message) => Self::netlink(operation, subject, message.to_io()),
+            _ => Self::Ended { operation, subject },
+        }
+    }
+
+    /// The kernel's error number, if it was the kernel that refused.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Netlink { source, .. } | Self::Sysctl { source, .. } | Self::Namespace { source, .. } => source.raw_os_error(),
+            _ => None,
+        }
+    }
+
+    /// Whether the kernel said that the thing is there already.
+    pub fn is_exists(&self) -> bool {
+        self.errno() == Some(rustix::io::Errno::EXIST.raw_os_error())
+    }
+
+    /// Whether the kernel said that the thing is not there.
+    pub fn is_missing(&self) -> bool {
+        use rustix::io::Errno;
+        let missing = [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::ADDRNOTAVAIL];
+        self.errno().is_some_and(|errno| missing.iter().any(|known| known.raw_os_error() == errno))
+    }
+}

@@ -1,0 +1,183 @@
+//! The guard's chains as a value: which packets with a pod address may pass where.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnetwork::{IpNetwork, Ipv6Network};
+use netlink_packet_core::Emitable as _;
+use netlink_packet_netfilter::nftables::InetHookNumber;
+use plan::network::{Guard, LinkName};
+use sha2::{Digest as _, Sha256};
+
+use super::expression::{
+    Expression, Side, Way, accept, address_in, address_in_set, count, discard, link_begins, link_is, masquerade,
+    source_not_routed_back,
+};
+use crate::POD_LINK_PREFIX;
+
+/// Set of IPv4 addresses of the mesh's nodes.
+pub(super) const NODES_V4: &str = "nodes4";
+/// Set of IPv6 addresses of the mesh's nodes.
+pub(super) const NODES_V6: &str = "nodes6";
+
+/// Priorities of the hooks (`enum nf_ip_hook_priorities` in `include/uapi/linux/netfilter_ipv4.h`).
+/// Coming in, before connection tracking and any DNAT: the addresses are those on the wire.
+const RAW: i32 = -300;
+/// Source NAT.
+const SOURCE_NAT: i32 = 100;
+/// Going out, after source NAT: again the addresses on the wire.
+const LAST: i32 = 300;
+
+/// A chain that hangs on a hook and lets pass what no rule drops.
+pub(super) struct Chain {
+    pub(super) name: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) hook: InetHookNumber,
+    pub(super) priority: i32,
+    pub(super) rules: Vec<Rule>,
+}
+
+/// One rule.
+pub(super) struct Rule {
+    /// What the rule is for; rules that drop are counted under it.
+    pub(super) purpose: Purpose,
+    pub(super) expressions: Vec<Expression>,
+}
+
+/// What a rule is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Lets packets pass that are where they belong.
+    Pass,
+    /// Drops pod addresses that come from outside the mesh.
+    In,
+    /// Drops pod addresses that would leave in clear.
+    Out,
+    /// Drops what a pod sends under an address that is not its own.
+    Spoof,
+    /// Gives pods' traffic to the outside the node's address.
+    Masquerade,
+}
+
+impl Purpose {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::In => "in",
+            Self::Out => "out",
+            Self::Spoof => "spoof",
+            Self::Masquerade => "masquerade",
+        }
+    }
+}
+
+impl Rule {
+    fn new(purpose: Purpose, parts: impl IntoIterator<Item = Vec<Expression>>) -> Self {
+        Self { purpose, expressions: parts.into_iter().flatten().collect() }
+    }
+
+    /// A comment that only this rule has. Rules can't be changed in the kernel, only replaced by others, so a
+    /// rule that carries the comment is the rule that was made with it.
+    pub(super) fn comment(&self) -> String {
+        let mut bytes = vec![0; self.expressions.as_slice().buffer_len()];
+        self.expressions.as_slice().emit(&mut bytes);
+        let mut text = format!("meshd {} ", self.purpose.as_str());
+        for byte in &Sha256::digest(&bytes)[..12] {
+            // Writing into a String can't fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        text
+    }
+}
+
+/// The chains of a guard.
+pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
+    vec![
+        Chain { name: "ingress", kind: "filter", hook: InetHookNumber::PreRouting, priority: RAW, rules: ingress(guard) },
+        Chain {
+            name: "masquerade",
+            kind: "nat",
+            hook: InetHookNumber::PostRouting,
+            priority: SOURCE_NAT,
+            rules: masquerading(guard),
+        },
+        Chain { name: "egress", kind: "filter", hook: InetHookNumber::PostRouting, priority: LAST, rules: egress(guard) },
+    ]
+}
+
+/// The node addresses among the destinations that are not masqueraded, by family.
+pub(super) fn nodes(guard: &Guard, ipv4: bool) -> BTreeSet<IpAddr> {
+    let hosts = guard.no_masquerade.iter().filter(|prefix| is_host(**prefix) && prefix.is_ipv4() == ipv4);
+    hosts.map(IpNetwork::network).collect()
+}
+
+fn ingress(guard: &Guard) -> Vec<Rule> {
+    let mut rules = passes(guard, Way::In);
+    // Neighbour discovery and the like: link-local addresses are nobody's but the link's.
+    rules.push(from_pod(Purpose::Pass, &[address_in(Side::Source, LINK_LOCAL)], accept()));
+    rules.push(from_pod(Purpose::Pass, &[address_in(Side::Source, UNSPECIFIED), address_in(Side::Destination, LINK_MULTICAST)], accept()));
+    rules.push(from_pod(Purpose::Spoof, &[source_not_routed_back()], discard()));
+    rules.push(from_pod(Purpose::Pass, &[], accept()));
+    rules.extend(drops(guard, Purpose::In));
+    rules
+}
+
+fn egress(guard: &Guard) -> Vec<Rule> {
+    let mut rules = passes(guard, Way::Out);
+    rules.push(Rule::new(Purpose::Pass, [link_begins(Way::Out, POD_LINK_PREFIX), vec![accept()]]));
+    rules.extend(drops(guard, Purpose::Out));
+    rules
+}
+
+fn masquerading(guard: &Guard) -> Vec<Rule> {
+    let mut rules = passes(guard, Way::Out);
+    rules.push(Rule::new(Purpose::Pass, [link_begins(Way::Out, POD_LINK_PREFIX), vec![accept()]]));
+    let ranges = guard.no_masquerade.iter().filter(|prefix| !is_host(**prefix));
+    for prefix in guard.cluster.iter().chain(ranges) {
+        rules.push(Rule::new(Purpose::Pass, [address_in(Side::Destination, *prefix), vec![accept()]]));
+    }
+    for (ipv4, set) in [(true, NODES_V4), (false, NODES_V6)] {
+        rules.push(Rule::new(Purpose::Pass, [address_in_set(Side::Destination, ipv4, set), vec![accept()]]));
+    }
+    for prefix in &guard.local_pods {
+        rules.push(Rule::new(Purpose::Masquerade, [address_in(Side::Source, *prefix), vec![masquerade()]]));
+    }
+    rules
+}
+
+/// The node itself and the mesh may carry pod addresses.
+fn passes(guard: &Guard, way: Way) -> Vec<Rule> {
+    let names = guard.mesh_links.iter().map(LinkName::as_str).chain(["lo"]);
+    names.map(|name| Rule::new(Purpose::Pass, [link_is(way, name), vec![accept()]])).collect()
+}
+
+fn from_pod(purpose: Purpose, conditions: &[Vec<Expression>], verdict: Expression) -> Rule {
+    let counter = if purpose == Purpose::Spoof { vec![count()] } else { Vec::new() };
+    let link = [link_begins(Way::In, POD_LINK_PREFIX)];
+    Rule::new(purpose, link.into_iter().chain(conditions.iter().cloned()).chain([counter, vec![verdict]]))
+}
+
+fn drops(guard: &Guard, purpose: Purpose) -> Vec<Rule> {
+    let sides = [Side::Source, Side::Destination];
+    let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
+    pairs.map(|(side, prefix)| Rule::new(purpose, [address_in(side, prefix), vec![count(), discard()]])).collect()
+}
+
+fn is_host(prefix: IpNetwork) -> bool {
+    prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 }
+}
+
+/// `fe80::/10` (RFC 4291 section 2.5.6).
+const LINK_LOCAL: IpNetwork = v6(0xfe80, 10);
+/// `::/128` (RFC 4291 section 2.5.2): the source while an address is being tried out.
+const UNSPECIFIED: IpNetwork = v6(0, 128);
+/// `ff02::/16` (RFC 4291 section 2.7): never leaves the link.
+const LINK_MULTICAST: IpNetwork = v6(0xff02, 16);
+
+const fn v6(first: u16, prefix: u8) -> IpNetwork {
+    match Ipv6Network::new_checked(Ipv6Addr::new(first, 0, 0, 0, 0, 0, 0, 0), prefix) {
+        Some(network) => IpNetwork::V6(network),
+        None => panic!("prefix length beyond 128"),
+    }
+}

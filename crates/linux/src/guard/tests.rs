@@ -1,0 +1,115 @@
+//! The guard in a network namespace of the test's own.
+
+use std::process::Command;
+
+use nix::sched::{CloneFlags, unshare};
+use plan::network::Guard;
+
+use super::*;
+
+/// Runs a test on a thread in a new network namespace, which goes with the thread.
+fn in_namespace(test: impl FnOnce() + Send + 'static) {
+    let inside = std::thread::spawn(|| {
+        unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: these tests need root");
+        test();
+    });
+    if let Err(panic) = inside.join() {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+fn nft(arguments: &str) -> String {
+    let output = Command::new("nft").args(arguments.split(' ')).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+    text
+}
+
+fn guard() -> Guard {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Guard {
+        cluster: nets(&["10.244.0.0/16", "fd00:10:244::/48"]),
+        mesh_links: ["mesh-a", "mesh-b"].iter().map(|name| name.parse().unwrap()).collect(),
+        local_pods: nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]),
+        no_masquerade: nets(&["10.96.0.0/16", "192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128"]),
+    }
+}
+
+#[test]
+fn a_guard_that_was_set_stands() {
+    in_namespace(|| {
+        assert!(!exists().unwrap());
+        assert!(!stands(&guard()).unwrap());
+        set(&guard()).unwrap();
+        assert!(stands(&guard()).unwrap(), "{}", nft("list table inet meshd"));
+        set(&guard()).unwrap();
+        assert!(stands(&guard()).unwrap(), "setting it again changes nothing");
+        assert_eq!(drops().unwrap(), Drops::default());
+        assert!(remove().unwrap());
+        assert!(!remove().unwrap());
+        assert!(!exists().unwrap());
+    });
+}
+
+#[test]
+fn another_guard_does_not_stand_for_this_one() {
+    in_namespace(|| {
+        set(&guard()).unwrap();
+        let mut other = guard();
+        other.no_masquerade.insert("192.0.2.3/32".parse().unwrap());
+        assert!(!stands(&other).unwrap(), "a member of a set differs");
+        let mut other = guard();
+        other.cluster.insert("10.245.0.0/16".parse().unwrap());
+        assert!(!stands(&other).unwrap(), "a rule differs");
+    });
+}
+
+#[test]
+fn every_change_by_hand_is_noticed() {
+    let handle = |chain: &str| {
+        let listed = nft(&format!("-a list chain inet meshd {chain}"));
+        let line = listed.lines().find(|line| line.contains("drop")).unwrap().to_owned();
+        line.rsplit_once("handle ").unwrap().1.trim().to_owned()
+    };
+    let changes: Vec<Box<dyn Fn() + Send>> = vec![
+        Box::new(|| drop(nft("delete table inet meshd"))),
+        Box::new(|| drop(nft("flush table inet meshd"))),
+        Box::new(|| drop(nft("flush chain inet meshd egress"))),
+        Box::new(|| drop(nft("flush set inet meshd nodes4"))),
+        Box::new(|| drop(nft("add element inet meshd nodes4 { 203.0.113.9 }"))),
+        Box::new(|| drop(nft("insert rule inet meshd ingress accept"))),
+        Box::new(|| drop(nft("add rule inet meshd egress accept"))),
+        Box::new(|| drop(nft("add chain inet meshd mine"))),
+        Box::new(|| drop(nft("add table inet meshd { flags dormant ; }"))),
+        Box::new(move || drop(nft(&format!("delete rule inet meshd egress handle {}", handle("egress"))))),
+        Box::new(move || drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))))),
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        in_namespace(move || {
+            set(&guard()).unwrap();
+            change();
+            let noticed = !stands(&guard()).unwrap();
+            assert!(noticed, "change {index}");
+            set(&guard()).unwrap();
+            assert!(stands(&guard()).unwrap(), "set again after change {index}");
+        });
+    }
+}
+
+#[test]
+fn a_guard_of_nothing_is_refused() {
+    assert!(matches!(set(&Guard::default()), Err(HostError::EmptyGuard)));
+}
+
+#[test]
+fn a_thousand_nodes_fit_in_one_transaction() {
+    in_namespace(|| {
+        let mut guard = guard();
+        for node in 0..3000_u32 {
+            guard.no_masquerade.insert(IpAddr::from((0xc633_6400_u32 + node).to_be_bytes()).into());
+            guard.no_masquerade.insert(IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(node)).to_be_bytes()).into());
+        }
+        set(&guard).unwrap();
+        assert!(stands(&guard).unwrap());
+    });
+}

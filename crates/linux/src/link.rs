@@ -1,0 +1,179 @@
+//! Links and the addresses on them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use futures::TryStreamExt as _;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use plan::network::LinkName;
+use rtnetlink::LinkUnspec;
+
+use crate::Handle;
+use crate::error::{HostError, Subject};
+
+/// A link as the kernel has it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkState {
+    /// Its number.
+    pub index: u32,
+    /// Its kind, such as `veth` or `tun`; none for hardware.
+    pub kind: Option<String>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Its addresses without the link-local ones.
+    pub addresses: BTreeSet<IpNetwork>,
+}
+
+impl Handle {
+    /// Looks at a link. `None` if there is no such link.
+    pub async fn link(&self, link: &LinkName) -> Result<Option<LinkState>, HostError> {
+        let request = self.rtnetlink.link().get().match_name(link.as_str()).execute().try_next().await;
+        let message = match request {
+            Ok(Some(message)) => message,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                let error = HostError::rtnetlink("look at", Subject::Link(link.clone()), &error);
+                return if error.is_missing() { Ok(None) } else { Err(error) };
+            }
+        };
+        let mut state = read(&message);
+        state.addresses = self.addresses(Some(state.index)).await?;
+        Ok(Some(state))
+    }
+
+    /// All addresses of this network namespace, without link-local ones.
+    pub async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>, HostError> {
+        Ok(self.addresses(None).await?.into_iter().map(|network| network.ip()).collect())
+    }
+
+    /// Sets a link's MTU.
+    pub async fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), HostError> {
+        self.change_link("set the MTU of", link, |index| LinkUnspec::new_with_index(index).mtu(mtu).build()).await
+    }
+
+    /// Sets a link up.
+    pub async fn set_up(&self, link: &LinkName) -> Result<(), HostError> {
+        self.change_link("set up", link, |index| LinkUnspec::new_with_index(index).up().build()).await
+    }
+
+    /// Deletes a link; says whether there was one.
+    pub async fn delete_link(&self, link: &LinkName) -> Result<bool, HostError> {
+        let Some(state) = self.link(link).await? else { return Ok(false) };
+        match self.rtnetlink.link().del(state.index).execute().await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                let error = HostError::rtnetlink("delete", Subject::Link(link.clone()), &error);
+                if error.is_missing() { Ok(false) } else { Err(error) }
+            }
+        }
+    }
+
+    /// Puts an address on a link. One that is there already is no error.
+    ///
+    /// IPv6 addresses are usable at once: on a link of our own there is nobody who could have the same.
+    pub async fn add_address(&self, link: &LinkName, address: IpNetwork) -> Result<(), HostError> {
+        let index = self.index("add an address", link).await?;
+        let mut request = self.rtnetlink.address().add(index, address.ip(), address.prefix()).replace();
+        if address.is_ipv6() {
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
+        let subject = || Subject::Address(link.clone(), address);
+        request.execute().await.map_err(|error| HostError::rtnetlink("add", subject(), &error))
+    }
+
+    /// Takes an address off a link. One that is not there is no error.
+    pub async fn remove_address(&self, link: &LinkName, address: IpNetwork) -> Result<(), HostError> {
+        let index = self.index("remove an address", link).await?;
+        let subject = || Subject::Address(link.clone(), address);
+        for message in self.address_messages(Some(index)).await? {
+            if network_of(&message) == Some(address) {
+                let removed = self.rtnetlink.address().del(message).execute().await;
+                if let Err(error) = removed.map_err(|error| HostError::rtnetlink("remove", subject(), &error))
+                    && !error.is_missing()
+                {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn change_link(
+        &self,
+        operation: &'static str,
+        link: &LinkName,
+        message: impl FnOnce(u32) -> LinkMessage,
+    ) -> Result<(), HostError> {
+        let index = self.index(operation, link).await?;
+        let changed = self.rtnetlink.link().change(message(index)).execute().await;
+        changed.map_err(|error| HostError::rtnetlink(operation, Subject::Link(link.clone()), &error))
+    }
+
+    async fn addresses(&self, index: Option<u32>) -> Result<BTreeSet<IpNetwork>, HostError> {
+        let messages = self.address_messages(index).await?;
+        let networks = messages.iter().filter_map(network_of);
+        Ok(networks.filter(|network| !is_link_local(network.ip())).collect())
+    }
+
+    async fn address_messages(&self, index: Option<u32>) -> Result<Vec<AddressMessage>, HostError> {
+        let failed = |error| HostError::rtnetlink("list addresses", Subject::Links, &error);
+        let found: Vec<AddressMessage> = self.rtnetlink.address().get().execute().try_collect().await.map_err(failed)?;
+        // Filtered here: without strict checking the kernel gives the addresses of all links.
+        Ok(found.into_iter().filter(|message| index.is_none_or(|index| message.header.index == index)).collect())
+    }
+}
+
+pub(crate) fn name_of(message: &LinkMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.as_str()),
+        _ => None,
+    })
+}
+
+fn read(message: &LinkMessage) -> LinkState {
+    let mut state = LinkState {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..LinkState::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Mtu(mtu) => state.mtu = *mtu,
+            LinkAttribute::LinkInfo(infos) => {
+                state.kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind_name(kind)),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    state
+}
+
+fn kind_name(kind: &InfoKind) -> String {
+    kind.to_string()
+}
+
+/// The address with its length. `IFA_LOCAL` is the node's own where the two differ (point-to-point links).
+fn network_of(message: &AddressMessage) -> Option<IpNetwork> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    IpNetwork::new(find(true).or_else(|| find(false))?, message.header.prefix_len).ok()
+}
+
+const fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}

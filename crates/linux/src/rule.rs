@@ -1,0 +1,90 @@
+//! Policy rules that look up the mesh's table.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use futures::TryStreamExt as _;
+use ipnetwork::IpNetwork;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::route::RouteProtocol;
+use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use plan::network::{ROUTE_PROTOCOL, Rule};
+use rtnetlink::IpVersion;
+
+use crate::Handle;
+use crate::error::{HostError, Subject};
+
+impl Handle {
+    /// The rules that are marked as the daemon's.
+    pub async fn rules(&self) -> Result<BTreeSet<Rule>, HostError> {
+        Ok(self.rule_messages().await?.into_iter().map(|(rule, _)| rule).collect())
+    }
+
+    /// Adds a rule. One that is there already is no error.
+    pub async fn add_rule(&self, rule: &Rule) -> Result<(), HostError> {
+        let mut request = self.rtnetlink.rule().add();
+        *request.message_mut() = message(rule);
+        match request.execute().await.map_err(|error| HostError::rtnetlink("add", Subject::Rule(rule.clone()), &error)) {
+            Err(error) if !error.is_exists() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes a rule. One that is not there is no error.
+    pub async fn remove_rule(&self, rule: &Rule) -> Result<(), HostError> {
+        for (found, message) in self.rule_messages().await? {
+            if found == *rule {
+                let removed = self.rtnetlink.rule().del(message).execute().await;
+                let removed = removed.map_err(|error| HostError::rtnetlink("remove", Subject::Rule(rule.clone()), &error));
+                if let Err(error) = removed
+                    && !error.is_missing()
+                {
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn rule_messages(&self) -> Result<Vec<(Rule, RuleMessage)>, HostError> {
+        let mut rules = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let failed = |error| HostError::rtnetlink("list", Subject::Rules, &error);
+            let found: Vec<RuleMessage> =
+                self.rtnetlink.rule().get(version).execute().try_collect().await.map_err(failed)?;
+            rules.extend(found.into_iter().filter_map(|message| Some((read(&message)?, message))));
+        }
+        Ok(rules)
+    }
+}
+
+fn message(rule: &Rule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if rule.from.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    message.header.src_len = rule.from.prefix();
+    message.header.action = RuleAction::ToTable;
+    message.header.table = u8::try_from(rule.table).unwrap_or_default();
+    message.attributes = vec![
+        RuleAttribute::Table(rule.table),
+        RuleAttribute::Priority(rule.priority),
+        RuleAttribute::Source(rule.from.network()),
+        RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)),
+    ];
+    message
+}
+
+/// Reads a rule of ours; none for others'.
+fn read(message: &RuleMessage) -> Option<Rule> {
+    let (mut ours, mut table, mut priority, mut source) = (false, u32::from(message.header.table), 0, None::<IpAddr>);
+    for attribute in &message.attributes {
+        match attribute {
+            RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::Other(ROUTE_PROTOCOL),
+            RuleAttribute::Table(found) => table = *found,
+            RuleAttribute::Priority(found) => priority = *found,
+            RuleAttribute::Source(found) => source = Some(*found),
+            _ => {}
+        }
+    }
+    let from = IpNetwork::new(source?, message.header.src_len).ok()?;
+    ours.then_some(Rule { priority, from, table })
+}

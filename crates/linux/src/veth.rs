@@ -1,0 +1,1 @@
+//! The pair of interfaces between a node and one of its pods.
