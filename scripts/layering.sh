@@ -16,6 +16,10 @@ cni     | keyring plan linux          | kube* boringtun hyper*
 meshd   | keyring plan linux cni tunnel |
 lab     | keyring plan linux cni tunnel meshd |
 "
+# What nothing at all may pull in: a second TLS library, and a second boringtun (it panics when a peer is changed).
+nowhere="openssl* native-tls* aws-lc* defguard_boringtun"
+# The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
+locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
 
 # Prints each breach of a rule in the workspace of folder $1; succeeds if there is none.
@@ -28,6 +32,7 @@ judge() {
     done <<<"$rules"
     judge_secrets "$folder" || breaches=1
     judge_complete "$folder" || breaches=1
+    judge_sources "$folder" || breaches=1
     return $breaches
 }
 
@@ -41,7 +46,7 @@ judge_crate() {
     fi
     set -f
     for name in $normal; do
-        for pattern in $forbidden; do
+        for pattern in $forbidden $nowhere; do
             # shellcheck disable=SC2254  # a pattern is what it is
             case $name in
                 $pattern) breach "$crate must not pull in $name"; found=1 ;;
@@ -60,7 +65,7 @@ judge_crate() {
 
 # The names of everything that a crate pulls in over the given kinds of edges, itself included.
 dependencies() {
-    cargo tree --quiet --manifest-path "$1/Cargo.toml" --package "$2" --edges "$3" --prefix none --format '{p}' |
+    cargo tree --quiet "${locked[@]}" --manifest-path "$1/Cargo.toml" --package "$2" --edges "$3" --prefix none --format '{p}' |
         awk 'NF { print $1 }' | sort -u
 }
 
@@ -74,7 +79,7 @@ judge_secrets() {
 # A member of the workspace without a rule would be under none.
 judge_complete() {
     local found=0 name members
-    if ! members=$(cargo metadata --quiet --manifest-path "$1/Cargo.toml" --no-deps --format-version 1 |
+    if ! members=$(cargo metadata --quiet "${locked[@]}" --manifest-path "$1/Cargo.toml" --no-deps --format-version 1 |
         grep -o '"name":"[^"]*","version":"[^"]*","id"' | cut -d'"' -f4); then
         breach "the members of the workspace could not be listed"
         return 1
@@ -83,6 +88,13 @@ judge_complete() {
         is_in "$name" "$ours" || { breach "$name is a member of the workspace and has no rule"; found=1; }
     done
     return $found
+}
+
+# Foreign crates come from crates.io alone, as the lock file has them.
+judge_sources() {
+    local elsewhere
+    elsewhere=$(grep '^source = ' "$1/Cargo.lock" | grep -v '"registry+https://github.com/rust-lang/crates.io-index"' || true)
+    [ -z "$elsewhere" ] || { breach "a crate comes from elsewhere than crates.io: $elsewhere"; return 1; }
 }
 
 is_in() {
@@ -99,7 +111,7 @@ breach() { printf 'layering: %s\n' "$1" >&2; }
 # A workspace with our crates and empty stand-ins for foreign ones, all without any code.
 fixture() {
     local folder=$1 crate
-    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun hyper"
+    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun hyper openssl-sys"
     { echo '[workspace]'; echo 'resolver = "3"'; echo 'members = ["crates/*"]'; echo 'exclude = ["foreign"]'; } \
         >"$folder/Cargo.toml"
     for crate in $ours; do
@@ -146,10 +158,12 @@ breaks() { local crate=$1 name=$2 folder=$3; import "$folder" "$crate" "$name"; 
 breaks_in_tests() { local crate=$1 name=$2 folder=$3; import "$folder" "$crate" "$name" dev-dependencies; }
 breaks_at_a_distance() { import "$1" keyring tokio; }
 names_a_secret() { echo 'use keyring::PrivateKey;' >"$1/crates/plan/src/lib.rs"; }
+comes_from_elsewhere() { printf '[[package]]\nname = "x"\nversion = "1.0.0"\nsource = "git+https://git.example/x#0"\n' >"$1/Cargo.lock"; }
 hides_a_crate() { rm -r "$1/crates/cni"; }
 adds_a_member() { package "$1/crates/newcomer" newcomer; }
 
 self_test() {
+    locked=()
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
     local sound=$scratch/sound
@@ -157,6 +171,7 @@ self_test() {
     fixture "$sound"
     judge "$sound" || { echo "self-test: breaches found where there are none" >&2; return 1; }
     expect "keyring must not pull in tokio" breaks keyring tokio
+    expect "meshd must not pull in openssl-sys" breaks meshd openssl-sys
     expect "keyring must not import tunnel" breaks keyring tunnel
     expect "plan must not pull in kube-client" breaks plan kube-client
     expect "plan must not pull in rtnetlink" breaks plan rtnetlink
@@ -170,8 +185,9 @@ self_test() {
     expect "plan must not pull in tokio" breaks_at_a_distance
     expect "plan must not name a secret" names_a_secret
     expect "the dependencies of cni could not be listed" hides_a_crate
+    expect "a crate comes from elsewhere" comes_from_elsewhere
     expect "newcomer is a member of the workspace and has no rule" adds_a_member
-    echo "layering: the self-test found all 15 breaches"
+    echo "layering: the self-test found all 17 breaches"
 }
 
 case ${1:-} in
