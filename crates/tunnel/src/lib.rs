@@ -1,1 +1,40 @@
-//! TODO
+//! Userspace WireGuard for nodes whose kernel has none.
+//!
+//! This crate knows datagrams, IP packets, sessions and one TUN device. It must not know nodes, Kubernetes,
+//! routes or addresses: whoever calls it decides who the peers are and what is routed into the device.
+//!
+//! ```text
+//!            apply, set_private_key                      wg show, wg set
+//!                     │                                        │
+//!                     ▼                                        ▼
+//!                Interface ◀───────────────────────────── UAPI socket
+//!      TUN ──read──▶ │ ──seal──▶ Engine ──datagrams──▶ │ ──send──▶ UDP (IPv4, IPv6)
+//!      TUN ◀─write── │ ◀─open─── (no I/O) ◀─datagrams─ │ ◀─recv─── UDP
+//!                timer thread ──tick──▶
+//! ```
+//!
+//! [`Engine`] does no I/O and takes the time as an argument; only boringtun's `noise::Tunn` inside it reads
+//! a clock of its own. Its configuration is an immutable snapshot that is swapped as a whole, so the data path
+//! takes no lock but that of the peer whose packet it holds. [`Interface`] is the shell: threads, sockets
+//! and the TUN device.
+
+pub mod bare;
+mod batch;
+mod change;
+mod counters;
+mod engine;
+mod error;
+#[doc(hidden)]
+pub mod fuzzing;
+
+mod interface;
+mod status;
+mod uapi;
+
+pub use batch::{Datagrams, Packets};
+pub use change::{PeerChange, PeerSettings, PresharedKeyChange};
+pub use counters::{Counters, DropReason};
+pub use engine::{Engine, EngineOptions, Moment};
+pub use error::{ChangeError, TunnelError};
+pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
+pub use status::{InterfaceState, PeerStatus};

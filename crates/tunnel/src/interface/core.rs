@@ -1,0 +1,217 @@
+//! What the threads of one interface share, and the operations on it.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Arc, OnceLock};
+
+use arc_swap::ArcSwap;
+use keyring::{PrivateKey, PublicKey};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use parking_lot::Mutex;
+
+use super::tun::Tun;
+use super::udp::Sockets;
+use super::{Failure, Health, InterfaceConfig};
+use crate::batch::Datagrams;
+use crate::change::PeerChange;
+use crate::counters::DropReason;
+use crate::engine::{Config, Engine, EngineOptions, Moment};
+use crate::error::TunnelError;
+use crate::status::InterfaceState;
+
+/// Work for the control thread, which never leaves the namespace of the interface.
+pub(super) type Job = Box<dyn FnOnce(&Core) + Send>;
+
+/// An interface without its threads.
+#[derive(Debug)]
+pub(crate) struct Core {
+    pub(super) engine: Engine,
+    pub(super) tun: Tun,
+    pub(super) sockets: ArcSwap<Sockets>,
+    /// Readable for ever once the interface has to stop.
+    pub(super) stop: EventFd,
+    /// Wakes the control thread.
+    pub(super) control: EventFd,
+    /// Wakes the receiving thread, because there are other sockets.
+    pub(super) rebound: EventFd,
+    jobs: Mutex<Sender<Job>>,
+    /// Where the control thread finds its work; taken once.
+    pub(super) queue: Mutex<Option<Receiver<Job>>>,
+    fwmark: AtomicU32,
+    failure: OnceLock<Failure>,
+}
+
+impl Core {
+    pub(super) fn new(config: &InterfaceConfig) -> Result<Self, TunnelError> {
+        let tun = Tun::open(&config.name)?;
+        if let Some(mtu) = config.mtu {
+            tun.set_mtu(mtu)?;
+        }
+        let engine = Engine::new(EngineOptions {
+            mtu: tun.mtu()?,
+            handshakes_per_second: config.handshakes_per_second,
+            ..EngineOptions::default()
+        });
+        let sockets = Sockets::bind(config.listen_port, config.fwmark)?;
+        // The last thing that outlives a failure in here.
+        if config.persistent {
+            tun.set_persistent(true)?;
+        }
+        let (jobs, queue) = channel();
+        Ok(Self {
+            engine,
+            tun,
+            sockets: ArcSwap::from_pointee(sockets),
+            stop: event()?,
+            control: event()?,
+            rebound: event()?,
+            jobs: Mutex::new(jobs),
+            queue: Mutex::new(Some(queue)),
+            fwmark: AtomicU32::new(config.fwmark),
+            failure: OnceLock::new(),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.tun.name()
+    }
+
+    /// The configured part, for the configuration socket.
+    pub(crate) const fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn set_private_key(&self, key: Option<PrivateKey>) {
+        self.engine.set_private_key(key);
+        self.wake_control();
+    }
+
+    pub(super) fn apply(&self, changes: Vec<PeerChange>) -> Result<(), TunnelError> {
+        self.configure(|_| changes)
+    }
+
+    /// Applies the changes that `plan` derives from the configuration as it is.
+    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerChange>) -> Result<(), TunnelError> {
+        self.engine.configure(plan).map_err(TunnelError::Change)?;
+        // A new keepalive is due at once.
+        self.wake_control();
+        Ok(())
+    }
+
+    pub(crate) fn set_listen_port(&self, port: u16) -> Result<(), TunnelError> {
+        self.in_namespace(move |core| {
+            if port != 0 && core.sockets.load().port() == port {
+                return Ok(());
+            }
+            let sockets = Sockets::bind(port, core.fwmark.load(Ordering::Relaxed))?;
+            core.sockets.store(Arc::new(sockets));
+            let _ = core.rebound.write(1);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn set_fwmark(&self, fwmark: u32) -> Result<(), TunnelError> {
+        // On the control thread too, so that it can't fall between the making and the use of other sockets.
+        self.in_namespace(move |core| {
+            core.sockets.load().set_fwmark(fwmark)?;
+            core.fwmark.store(fwmark, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    pub(super) fn set_mtu(&self, mtu: u16) -> Result<(), TunnelError> {
+        self.tun.set_mtu(mtu)?;
+        self.engine.set_mtu(mtu);
+        Ok(())
+    }
+
+    pub(super) fn set_up(&self) -> Result<(), TunnelError> {
+        self.tun.set_up()
+    }
+
+    /// Lets the device go with the last descriptor.
+    pub(super) fn forget_device(&self) -> Result<(), TunnelError> {
+        self.tun.set_persistent(false)
+    }
+
+    pub(crate) fn state(&self) -> InterfaceState {
+        InterfaceState {
+            public_key: self.engine.public_key(),
+            listen_port: self.sockets.load().port(),
+            fwmark: self.fwmark.load(Ordering::Relaxed),
+            mtu: self.engine.mtu(),
+            peers: self.engine.peers(Moment::now()),
+            counters: self.engine.counters(),
+        }
+    }
+
+    pub(super) fn initiate_handshake(&self, peer: &PublicKey) -> bool {
+        let mut out = Datagrams::new();
+        let known = self.engine.initiate_handshake(Moment::now(), peer, &mut out);
+        self.transmit(&out);
+        known
+    }
+
+    pub(super) fn health(&self) -> Health {
+        self.failure.get().copied().map_or(Health::Running, Health::Failed)
+    }
+
+    /// Stops all threads, because of `failure` unless there was another before.
+    pub(crate) fn fail(&self, failure: Failure) {
+        if self.failure.set(failure).is_ok() && failure != Failure::ShutDown {
+            tracing::error!(interface = self.name(), cause = %failure, "interface stopped");
+        }
+        let _ = self.stop.write(1);
+    }
+
+    pub(crate) fn stopped(&self) -> bool {
+        self.failure.get().is_some()
+    }
+
+    /// Readable once the interface has to stop.
+    pub(crate) fn stop_event(&self) -> BorrowedFd<'_> {
+        self.stop.as_fd()
+    }
+
+    /// Sends all of `datagrams` and counts those that the kernel refuses.
+    pub(super) fn transmit(&self, datagrams: &Datagrams) {
+        if !datagrams.is_empty() {
+            self.count(DropReason::UdpSend, self.sockets.load().send(datagrams));
+        }
+    }
+
+    pub(super) fn count(&self, reason: DropReason, dropped: u64) {
+        if dropped > 0 {
+            self.engine.dropped(reason, dropped);
+        }
+    }
+
+    fn wake_control(&self) {
+        let _ = self.control.write(1);
+    }
+
+    /// Runs `job` on the control thread and waits for its result.
+    fn in_namespace(
+        &self,
+        job: impl FnOnce(&Self) -> Result<(), TunnelError> + Send + 'static,
+    ) -> Result<(), TunnelError> {
+        let (answer, result) = sync_channel(1);
+        let job: Job = Box::new(move |core| {
+            // Nobody waits anymore if the interface has stopped in between.
+            let _ = answer.send(job(core));
+        });
+        let stopped = || TunnelError::Stopped {
+            name: self.name().to_owned(),
+            reason: self.failure.get().copied().unwrap_or(Failure::ShutDown),
+        };
+        self.jobs.lock().send(job).map_err(|_| stopped())?;
+        self.wake_control();
+        result.recv().map_err(|_| stopped())?
+    }
+}
+
+fn event() -> Result<EventFd, TunnelError> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+        .map_err(|source| TunnelError::Event { operation: "make an event descriptor", source })
+}

@@ -1,0 +1,116 @@
+//! The reply to `get=1`: the whole configuration, keys included, as the protocol demands. Pure.
+
+use std::fmt::{self, Write};
+use std::time::{Duration, SystemTime};
+
+use keyring::{PresharedKey, PrivateKey, PublicKey};
+use zeroize::Zeroizing;
+
+use crate::status::{InterfaceState, PeerStatus};
+
+/// Writes the configuration of an interface. `preshared_key` looks up the key with a peer.
+pub(super) fn configuration(
+    state: &InterfaceState,
+    private_key: Option<&PrivateKey>,
+    preshared_key: impl Fn(&PublicKey) -> Option<PresharedKey>,
+) -> Zeroizing<String> {
+    // Reserved at once: a string that grows leaves copies of the keys behind.
+    let prefixes: usize = state.peers.values().map(|peer| peer.allowed_ips.len()).sum();
+    let mut out = Zeroizing::new(String::with_capacity(512 + state.peers.len() * 512 + prefixes * 64));
+    // Writing to a string does not fail.
+    let _ = device(&mut out, state, private_key);
+    for (key, peer) in &state.peers {
+        let _ = one_peer(&mut out, key, peer, preshared_key(key).as_ref());
+    }
+    out
+}
+
+fn device(out: &mut String, state: &InterfaceState, private_key: Option<&PrivateKey>) -> fmt::Result {
+    if let Some(key) = private_key {
+        hex(out, "private_key", key.expose())?;
+    }
+    writeln!(out, "listen_port={}", state.listen_port)?;
+    if state.fwmark != 0 {
+        writeln!(out, "fwmark={}", state.fwmark)?;
+    }
+    Ok(())
+}
+
+fn one_peer(
+    out: &mut String,
+    key: &PublicKey,
+    peer: &PeerStatus,
+    preshared_key: Option<&PresharedKey>,
+) -> fmt::Result {
+    hex(out, "public_key", key.as_bytes())?;
+    if let Some(key) = preshared_key {
+        hex(out, "preshared_key", key.expose())?;
+    }
+    writeln!(out, "protocol_version=1")?;
+    if let Some(endpoint) = peer.endpoint {
+        writeln!(out, "endpoint={endpoint}")?;
+    }
+    // Zero means never. It is a point in time, not an age.
+    let handshake = peer.last_handshake.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let handshake = handshake.unwrap_or(Duration::ZERO);
+    writeln!(out, "last_handshake_time_sec={}", handshake.as_secs())?;
+    writeln!(out, "last_handshake_time_nsec={}", handshake.subsec_nanos())?;
+    writeln!(out, "tx_bytes={}", peer.tx_bytes)?;
+    writeln!(out, "rx_bytes={}", peer.rx_bytes)?;
+    writeln!(out, "persistent_keepalive_interval={}", peer.keepalive)?;
+    peer.allowed_ips.iter().try_for_each(|prefix| writeln!(out, "allowed_ip={prefix}"))
+}
+
+fn hex(out: &mut String, key: &str, bytes: &[u8; 32]) -> fmt::Result {
+    write!(out, "{key}=")?;
+    bytes.iter().try_for_each(|byte| write!(out, "{byte:02x}"))?;
+    writeln!(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::counters::Counters;
+
+    #[test]
+    fn shows_the_configuration_as_the_protocol_spells_it() {
+        let private = PrivateKey::from_bytes(&[0x40; 32]).unwrap();
+        let peer = PeerStatus {
+            endpoint: Some("[fd00::1]:51840".parse().unwrap()),
+            allowed_ips: ["10.0.0.0/8", "fd00::/64"].map(|text| text.parse().unwrap()).into(),
+            keepalive: 25,
+            roaming: true,
+            has_preshared_key: true,
+            last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5)),
+            since_handshake: Some(Duration::from_secs(3)),
+            rx_bytes: 7,
+            tx_bytes: 8,
+            endpoint_drifts: 0,
+        };
+        let key = PublicKey::from_bytes(&[9; 32]).unwrap();
+        let state = InterfaceState {
+            public_key: Some(private.public()),
+            listen_port: 51840,
+            fwmark: 30,
+            mtu: 1420,
+            peers: BTreeMap::from([(key, peer)]),
+            counters: Counters::default(),
+        };
+        let shared = |_: &PublicKey| PresharedKey::from_bytes(&[0xab; 32]).ok();
+        let nines = "09".repeat(32);
+        let text = configuration(&state, Some(&private), shared);
+        assert_eq!(
+            *text,
+            format!(
+                "private_key={}\nlisten_port=51840\nfwmark=30\npublic_key={nines}\npreshared_key={}\n\
+                 protocol_version=1\nendpoint=[fd00::1]:51840\nlast_handshake_time_sec=1700000000\n\
+                 last_handshake_time_nsec=5\ntx_bytes=8\nrx_bytes=7\npersistent_keepalive_interval=25\n\
+                 allowed_ip=10.0.0.0/8\nallowed_ip=fd00::/64\n",
+                "40".repeat(32),
+                "ab".repeat(32)
+            )
+        );
+    }
+}
