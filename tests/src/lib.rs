@@ -1,1 +1,1 @@
-//! TODO
+//! Nodes, pods, an underlay, captures and API servers in network namespaces.

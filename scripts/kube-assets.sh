@@ -1,0 +1,113 @@
+#!/usr/bin/env bash
+# Puts kube-apiserver and etcd where the tests look for them, and prints the folder as its only line on stdout.
+#
+# Order: KUBEBUILDER_ASSETS (which has to hold both), then the cache, then: etcd unpacked from its Debian package
+# (unpacked, not installed: the installed one would start a service on its default port), and kube-apiserver built from
+# Debian's source package `kubernetes`. The build takes 4 to 8 minutes on two cores and 3 GB in a temporary folder of
+# the cache. The machine's own apt sources and lists are not touched: the deb-src line lives in a private folder.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+# shellcheck source=scripts/apt.sh
+. "$here/apt.sh"
+
+version=1.20.2
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
+assets=$cache/kube-$version
+build_needs="
+flock        util-linux
+go           golang-go
+dpkg-source  dpkg-dev
+make         make
+rsync        rsync
+jq           jq
+"
+
+# The archive of this Debian's main suite as apt is configured now, as a deb-src line.
+deb_src_line() {
+    local keyring=/usr/share/keyrings/debian-archive-keyring.gpg options=
+    [ -e $keyring ] && options="[signed-by=$keyring] "
+    local codename
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    apt-get indextargets --format '$(CODENAME) $(ORIGIN) $(COMPONENT) $(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
+        awk -v codename="$codename" -v options="$options" \
+            '$1 == codename && $2 == "Debian" && $3 == "main" { print "deb-src " options $4, $5, $3; exit }'
+}
+
+# Unpacks the newest source package `kubernetes` of this suite into the current folder, as ./source.
+unpack_source() {
+    local line
+    line=$(deb_src_line)
+    [ -n "$line" ] || fail "no Debian main archive in the apt configuration; set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd"
+    mkdir -p apt/lists/partial apt/cache/archives/partial
+    echo "$line" >apt/sources.list
+    local options=(
+        -o Dir::Etc::SourceList="$PWD/apt/sources.list" -o Dir::Etc::SourceParts=-
+        -o Dir::State::Lists="$PWD/apt/lists" -o Dir::Cache="$PWD/apt/cache" -o APT::Sandbox::User="$(id -un)"
+    )
+    say "reading the list of source packages"
+    apt-get -qq "${options[@]}" update >&2
+    local offered
+    offered=$(apt-cache "${options[@]}" showsrc --only-source kubernetes | awk '$1 == "Version:" { print $2; exit }')
+    case $offered in
+        "$version"* | *+really"$version"*) ;;
+        *) fail "this suite has kubernetes '$offered', the tests know $version; set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd" ;;
+    esac
+    say "downloading the source of kubernetes $offered"
+    apt-get -qq "${options[@]}" --download-only source kubernetes >&2
+    dpkg-source --no-check -x kubernetes_*.dsc source >/dev/null
+}
+
+build_apiserver() {
+    say "building kube-apiserver $version in $PWD, once; this takes some minutes"
+    unpack_source
+    mkdir -p go/src/k8s.io
+    mv source go/src/k8s.io/kubernetes
+    # Its makefile generates the OpenAPI code first; a plain `go build` of the command fails for the want of it.
+    env -u GOFLAGS GOPATH="$PWD/go" GOCACHE="$PWD/gocache" GO111MODULE=off GOTOOLCHAIN=local CGO_ENABLED=0 \
+        KUBE_GIT_VERSION="v$version" KUBE_GIT_TREE_STATE=archive KUBE_GIT_COMMIT=debian KUBE_VERBOSE=0 \
+        nice make -C go/src/k8s.io/kubernetes WHAT=cmd/kube-apiserver >build.log 2>&1 ||
+        { tail -n 30 build.log >&2; fail "the build of kube-apiserver failed, its last lines are above"; }
+    # Renamed into place last: whoever looks at the cache sees the whole file or none.
+    cp go/src/k8s.io/kubernetes/_output/bin/kube-apiserver "$assets/.kube-apiserver.new"
+    mv "$assets/.kube-apiserver.new" "$assets/kube-apiserver"
+}
+
+unpack_etcd() {
+    say "unpacking etcd from its Debian package"
+    local sandbox=(-o APT::Sandbox::User="$(id -un)")
+    apt-get -qq "${sandbox[@]}" download etcd-server >&2 ||
+        { patient_apt update && apt-get -qq "${sandbox[@]}" download etcd-server >&2; } ||
+        fail "could not download etcd-server"
+    dpkg-deb -x etcd-server_*.deb etcd
+    cp etcd/usr/bin/etcd "$assets/.etcd.new"
+    mv "$assets/.etcd.new" "$assets/etcd"
+}
+
+main() {
+    if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
+        local tool
+        for tool in kube-apiserver etcd; do
+            [ -x "$KUBEBUILDER_ASSETS/$tool" ] || fail "KUBEBUILDER_ASSETS is $KUBEBUILDER_ASSETS, where there is no $tool"
+        done
+        echo "$KUBEBUILDER_ASSETS"
+        return
+    fi
+    mkdir -p "$assets"
+    if [ ! -x "$assets/kube-apiserver" ]; then install_missing "$build_needs"; fi
+    # Two set-ups at once: the second waits, then finds everything there.
+    exec 9>"$cache/setup.lock"
+    flock -n 9 || { say "another set-up is at work, waiting for it"; flock 9; }
+    work=$(mktemp -d "$cache/build.XXXXXX")
+    # Go writes its module and build caches read-only in places.
+    trap 'chmod -R u+w "$work" && rm -rf "$work"' EXIT
+    cd "$work"
+    [ -x "$assets/etcd" ] || unpack_etcd
+    [ -x "$assets/kube-apiserver" ] || build_apiserver
+    say "kube-apiserver and etcd are in $assets"
+    echo "$assets"
+}
+
+main "$@"

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Brings what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is there already.
+#
+#   scripts/setup.sh demo    what `make demo` needs
+#   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins
+#
+# Packages are installed only when the command that they bring is missing, and sudo is used only then.
+# etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
+# ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/kube-1.20.2; no service is installed or started for them.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# Debian keeps nft, ip and friends in sbin, which is not in an ordinary user's PATH.
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+# shellcheck source=scripts/apt.sh
+. "$here/apt.sh"
+
+usage() {
+    echo "usage: ${0##*/} demo|test" >&2
+    exit 64
+}
+
+# What has to be there, each line a command (or a file) and the package that brings it.
+demo_needs="
+cc                  gcc
+/usr/include/stdio.h libc6-dev
+ip                  iproute2
+ping                iputils-ping
+nft                 nftables
+wg                  wireguard-tools
+"
+test_needs="
+buildah             buildah
+wireguard-go        wireguard-go
+/usr/lib/cni/ptp    containernetworking-plugins
+flock               util-linux
+"
+
+main() {
+    [ $# -eq 1 ] || usage
+    case $1 in
+        demo) needs=$demo_needs ;;
+        test) needs=$demo_needs$test_needs ;;
+        *) usage ;;
+    esac
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust (rust-version in Cargo.toml) first"
+    install_missing "$needs"
+    [ "$1" = demo ] || "$here/kube-assets.sh"
+    say "ready for $1"
+}
+
+main "$@"
