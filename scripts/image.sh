@@ -14,7 +14,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 out=$target/image
-triple=$(rustc -vV | awk '$1 == "host:" { print $2 }')
 version=$(awk -F'"' '/^version = / { print $2; exit }' Cargo.toml)
 epoch=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || echo 0)}
 revision=$(git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -23,6 +22,8 @@ archive=$out/meshd-$version.tar
 # The programs as static ones: the image has no dynamic loader and no libraries. With a target of its own, and a folder
 # of its own, so that build scripts and macros are still built as usual. No path of this machine stays in them.
 build_programs() {
+    local triple
+    triple=$(rustc -vV | awk '$1 == "host:" { print $2 }')
     local flags="-C target-feature=+crt-static"
     flags+=" --remap-path-prefix=$PWD=/source --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
     say "building static programs"
