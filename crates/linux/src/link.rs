@@ -119,6 +119,13 @@ impl Handle {
         Ok(networks.filter(|network| !is_link_local(network.ip())).collect())
     }
 
+    /// Number of the link that one of these addresses is on.
+    pub(crate) async fn index_at(&self, addresses: &[IpAddr]) -> Result<Option<u32>, HostError> {
+        let messages = self.address_messages(None).await?;
+        let holder = messages.iter().find(|message| network_of(message).is_some_and(|net| addresses.contains(&net.ip())));
+        Ok(holder.map(|message| message.header.index))
+    }
+
     async fn address_messages(&self, index: Option<u32>) -> Result<Vec<AddressMessage>, HostError> {
         let failed = |error| HostError::rtnetlink("list addresses", Subject::Links, &error);
         let found: Vec<AddressMessage> = self.rtnetlink.address().get().execute().try_collect().await.map_err(failed)?;

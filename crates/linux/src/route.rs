@@ -86,6 +86,14 @@ impl Handle {
         Ok(Some(Underlay { mtu, source: address_of(&message, AddressOf::Source) }))
     }
 
+    /// MTU of the link that one of these addresses is on. `None` if none of them is on a link.
+    pub async fn mtu_at(&self, addresses: &[IpAddr]) -> Result<Option<u32>, HostError> {
+        match self.index_at(addresses).await? {
+            Some(index) => Ok(Some(self.link_mtu(index).await?)),
+            None => Ok(None),
+        }
+    }
+
     async fn link_mtu(&self, index: u32) -> Result<u32, HostError> {
         let failed = |error| HostError::rtnetlink("look at", Subject::Links, &error);
         let found = self.rtnetlink.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
@@ -131,7 +139,7 @@ impl Handle {
                 let ipv4 = route.destination.is_ipv4();
                 message.header.scope = if ipv4 { RouteScope::Link } else { RouteScope::Universe };
                 message.attributes.push(RouteAttribute::Oif(self.index(operation, link).await?));
-                message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(wire(source))));
+                message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
                 let metrics = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
                 message.attributes.extend(metrics);
             }
@@ -140,12 +148,6 @@ impl Handle {
     }
 }
 
-const fn wire(address: IpAddr) -> RouteAddress {
-    match address {
-        IpAddr::V4(v4) => RouteAddress::Inet(v4),
-        IpAddr::V6(v6) => RouteAddress::Inet6(v6),
-    }
-}
 
 /// Reads a route of ours; none for other daemons' and for those towards pods.
 fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {

@@ -68,17 +68,15 @@ impl Underlay {
     }
 }
 
-impl Setup {
-    /// The guard: all that is in place before anything is known of the cluster but its ranges.
-    pub fn guard(&self) -> Guard {
-        Guard {
-            cluster: self.cluster_cidrs.clone(),
-            mesh_links: self.links.iter().map(|(_, link)| link.clone()).collect(),
-            local_pods: BTreeSet::new(),
-            no_masquerade: self.service_cidrs.clone(),
-        }
+impl Guard {
+    /// The guard that knows the cluster's ranges only: all that is in place before a Node has been seen.
+    pub fn closed(cluster: BTreeSet<IpNetwork>, services: BTreeSet<IpNetwork>, links: &PerSlot<LinkName>) -> Self {
+        let mesh_links = links.iter().map(|(_, link)| link.clone()).collect();
+        Self { cluster, mesh_links, local_pods: BTreeSet::new(), no_masquerade: services }
     }
+}
 
+impl Setup {
     /// The slot that packets for a peer take.
     pub fn active_slot(&self, member: &Member) -> Slot {
         let follow = || match member.state.drain {
@@ -114,7 +112,7 @@ fn guard(world: &World, setup: &Setup) -> Guard {
     let own = world.own.iter();
     let own_addresses = own.clone().flat_map(|own| own.addresses.iter());
     let addresses = own_addresses.chain(world.peers.values().flat_map(|peer| peer.addresses.iter()));
-    let mut guard = setup.guard();
+    let mut guard = Guard::closed(setup.cluster_cidrs.clone(), setup.service_cidrs.clone(), &setup.links);
     guard.local_pods = own.flat_map(|own| own.pod_cidrs.iter().copied()).collect();
     guard.no_masquerade.extend(addresses.map(|address| prefix::host(*address)));
     guard

@@ -26,6 +26,8 @@ pub struct Config {
     pub cluster_cidrs: Vec<IpNetwork>,
     /// The cluster's service ranges.
     pub service_cidrs: Vec<IpNetwork>,
+    /// Ranges that node addresses must lie in; empty means anywhere.
+    pub node_cidrs: Vec<IpNetwork>,
     /// Addresses of the API server that ordinary nodes may never claim, beside those that it names itself.
     pub api_servers: BTreeSet<IpAddr>,
     /// Addresses that peers reach this node at; empty means those of its Node that are on its own links.

@@ -50,6 +50,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         "CIDR[,CIDR]",
         "The cluster's service ranges, as the API server has them. No node may claim an address in them.",
     ),
+    OptionSpec::new(
+        "node-cidr",
+        "CIDR[,CIDR]",
+        None,
+        "Ranges of the nodes' own addresses. With it a kubelet can't draw pods' traffic to any other address to its node; without it the first claim of an address wins.",
+    ),
     OptionSpec::new("kubeconfig", "FILE", None, "Kubeconfig file; without it the pod's service account is used."),
     OptionSpec::new(
         "api-server-address",

@@ -118,6 +118,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         kubeconfig: values.maybe("kubeconfig", value::file)?,
         cluster_cidrs: values.filled_list("cluster-cidr", value::cidr)?,
         service_cidrs: values.filled_list("service-cidr", value::cidr)?,
+        node_cidrs: values.list("node-cidr", value::cidr)?,
         api_servers: values.list("api-server-address", value::address)?.into_iter().collect(),
         endpoints: values.list("endpoint", value::address)?,
         nat: values.one("nat", value::boolean)?,

@@ -96,8 +96,10 @@ impl Cluster {
     }
 
     /// Takes the deletion of one Node, which the API server told us of by itself.
-    pub(super) fn delete(&mut self, name: &NodeName) {
-        if let Some(listed) = &mut self.listed {
+    pub(super) fn delete(&mut self, name: &NodeName, uid: &NodeUid) {
+        if let Some(listed) = &mut self.listed
+            && listed.get(name).is_some_and(|record| record.uid == *uid)
+        {
             listed.remove(name);
         }
     }
@@ -112,9 +114,6 @@ impl Cluster {
 
     /// Decides who is in the mesh.
     pub(super) fn admit(&self, policy: &Policy) -> Admission {
-        if self.listed.is_none() {
-            return self.ledger.recall(policy);
-        }
         let records: Vec<NodeRecord> = self.known().into_values().collect();
         admit(policy, &self.own, &records, &self.ledger)
     }

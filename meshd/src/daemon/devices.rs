@@ -54,11 +54,10 @@ impl Devices {
         // An engine on another link, or one whose link was deleted under it.
         *self.running.get_mut(slot) = None;
         let config = InterfaceConfig {
-            name: link.as_str().to_owned(),
-            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
+            mtu: Some(engine_mtu(mtu)),
             persistent: true,
             uapi_dir: Some(self.uapi_dir.clone()),
-            ..InterfaceConfig::default()
+            ..InterfaceConfig::new(link.as_str())
         };
         let interface = Interface::create(config).map_err(|source| DeviceError::new("create", slot, source))?;
         *self.running.get_mut(slot) = Some(Running { link: link.clone(), interface });
@@ -75,14 +74,25 @@ impl Devices {
 
     /// Gives the device its private key.
     pub fn set_key(&self, slot: Slot, key: &PrivateKey) -> Result<(), DeviceError> {
-        let interface = self.interface(slot)?;
-        interface.set_private_key(key.duplicate()).map_err(|source| DeviceError::new("set the key of", slot, source))
+        self.interface(slot)?.set_private_key(key.duplicate());
+        Ok(())
     }
 
     /// Moves the device to a UDP port.
     pub fn set_port(&self, slot: Slot, port: u16) -> Result<(), DeviceError> {
         let interface = self.interface(slot)?;
         interface.set_listen_port(port).map_err(|source| DeviceError::new("set the port of", slot, source))
+    }
+
+    /// Tells the engine on a link the MTU that the link got.
+    pub fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
+        for (slot, running) in self.running.iter() {
+            if let Some(running) = running.as_ref().filter(|running| running.link == *link) {
+                let set = running.interface.set_mtu(engine_mtu(mtu));
+                set.map_err(|source| DeviceError::new("set the MTU of", slot, source))?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds a peer.
@@ -123,6 +133,11 @@ impl Devices {
     fn interface(&self, slot: Slot) -> Result<&Interface, DeviceError> {
         self.running.get(slot).as_ref().map(|running| &running.interface).ok_or(DeviceError::Missing { slot })
     }
+}
+
+/// IP packets have at most 65,535 bytes, so a wider MTU says no more.
+fn engine_mtu(mtu: u32) -> u16 {
+    u16::try_from(mtu).unwrap_or(u16::MAX)
 }
 
 /// The peers of an engine as the plan speaks of them.

@@ -31,6 +31,7 @@ use crate::control::{self, Asked};
 use crate::http;
 use crate::status::Status;
 
+pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
 pub use devices::DeviceError;
 pub use keys::KeysError;
 use reconcile::Reconciler;
@@ -50,7 +51,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
-    reconcile::close(&host, &config).await.map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
+    reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let keys = keys::Keys::open(&config.key_dir)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
 
@@ -161,13 +162,13 @@ pub enum DaemonError {
     #[error("open netlink: expected CAP_NET_ADMIN in this network namespace")]
     Host {
         /// The cause.
-        source: Box<linux::Error>,
+        source: Box<linux::HostError>,
     },
     /// The guard could not be put in place, so nothing else was started.
     #[error("put the guard in place; nothing else is started without it")]
     Guard {
         /// The cause.
-        source: Box<linux::Error>,
+        source: Box<linux::HostError>,
     },
     /// There are no usable keys.
     #[error(transparent)]

@@ -1,0 +1,68 @@
+//! CHECK: whether the kernel still has what ADD made.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+use linux::netns::NetworkNamespace;
+use linux::veth::{self, End};
+
+use crate::call::Attachment;
+use crate::conf::{Conf, Previous};
+use crate::error::CniError;
+use crate::result::mac_text;
+use crate::store::{Store, host_link};
+
+pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<(), CniError> {
+    let previous = conf.previous.as_ref().ok_or(CniError::NoPrevious)?;
+    let addresses: BTreeSet<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
+    let stored: BTreeSet<IpAddr> = {
+        let store = Store::open(&conf.state_dir)?;
+        store.find(attachment)?.into_iter().flat_map(|stored| stored.addresses).collect()
+    };
+    // Chained plugins may have added addresses of their own to the result; ours must be among them.
+    if stored.is_empty() || !stored.is_subset(&addresses) {
+        return mismatch("the reserved addresses", &addresses);
+    }
+    let host_name = host_link(attachment);
+    let host = veth::inspect(&host_name)?;
+    let host = end("the node's end", &host_name, host, previous)?;
+    for address in &stored {
+        if !host.routes.contains(&IpNetwork::from(*address)) {
+            return mismatch("the node's routes to the pod", &stored);
+        }
+    }
+    let pod_name = attachment.interface.as_str();
+    let pod = NetworkNamespace::open(netns)?.run(|| veth::inspect(pod_name))??;
+    let pod = end("the pod's end", pod_name, pod, previous)?;
+    let found: BTreeSet<IpAddr> = pod.addresses.iter().copied().collect();
+    if !stored.is_subset(&found) {
+        return mismatch("the pod's addresses", &stored);
+    }
+    let families = stored.iter().map(IpAddr::is_ipv4);
+    if families.into_iter().any(|ipv4| !pod.routes.iter().any(|route| route.prefix() == 0 && route.is_ipv4() == ipv4)) {
+        return mismatch("the pod's default routes", &stored);
+    }
+    Ok(())
+}
+
+/// An end that must be there, up, with the Ethernet address that ADD gave it.
+fn end(what: &'static str, name: &str, found: Option<End>, previous: &Previous) -> Result<End, CniError> {
+    let wrong = |expected: String| CniError::Mismatch { what, expected };
+    let found = found.ok_or_else(|| wrong(format!("an interface {name}")))?;
+    if !found.up {
+        return Err(wrong(format!("{name} to be up")));
+    }
+    let promised = previous.interfaces.iter().find(|interface| interface.name == name);
+    let mac = promised.and_then(|interface| interface.mac.as_ref());
+    match mac {
+        Some(mac) if found.mac.map(mac_text).as_ref() != Some(mac) => Err(wrong(format!("{name} to have {mac}"))),
+        _ => Ok(found),
+    }
+}
+
+fn mismatch(what: &'static str, addresses: &BTreeSet<IpAddr>) -> Result<(), CniError> {
+    let expected = addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    Err(CniError::Mismatch { what, expected })
+}

@@ -1,0 +1,38 @@
+//! GC: what belongs to no attachment that the runtime names is released.
+
+use std::collections::BTreeSet;
+
+use linux::veth;
+
+use crate::conf::Conf;
+use crate::error::CniError;
+use crate::store::{Store, host_link};
+
+/// Under the lock, so that no ADD is between reserving its addresses and making its link.
+pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
+    // A runtime that names nothing at all does not mean that all pods are gone.
+    let Some(valid) = &conf.valid else {
+        return Err(CniError::Conf { option: "cni.dev/valid-attachments", expected: "the list of attachments that stay" });
+    };
+    let stay: BTreeSet<String> = valid.iter().map(host_link).collect();
+    let store = Store::open(&conf.state_dir)?;
+    let mut failed = Vec::new();
+    let mut kept = BTreeSet::new();
+    for stored in store.all()? {
+        if stay.contains(&stored.host_link) {
+            kept.insert(stored.host_link);
+            continue;
+        }
+        let released = veth::detach(&stored.host_link).map_err(CniError::from).and_then(|_| store.release(&stored));
+        failed.extend(released.err());
+    }
+    // Links without a reservation: of an ADD whose state was lost.
+    for link in veth::host_links()?.into_iter().filter(|link| !kept.contains(link) && !stay.contains(link)) {
+        failed.extend(veth::detach(&link).err().map(CniError::from));
+    }
+    match (failed.len(), failed.into_iter().next()) {
+        (_, None) => Ok(()),
+        (1, Some(error)) => Err(error),
+        (count, Some(first)) => Err(CniError::Several { count, source: Box::new(first) }),
+    }
+}

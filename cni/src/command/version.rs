@@ -1,0 +1,11 @@
+//! VERSION: which versions of the specification are spoken.
+
+use serde_json::json;
+
+use crate::conf::{Conf, SpecVersion};
+
+pub(super) fn run(conf: &Conf) -> String {
+    let supported = SpecVersion::ALL.map(SpecVersion::as_str);
+    let document = json!({"cniVersion": conf.version.as_str(), "supportedVersions": supported});
+    format!("{document:#}\n")
+}

@@ -1,0 +1,169 @@
+//! Errors of the plugin, with the codes of the CNI specification (section 5, and 50 and 51 of STATUS).
+
+use std::io;
+use std::path::PathBuf;
+
+use linux::HostError;
+use serde_json::json;
+
+use crate::conf::{SpecVersion, version_of};
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CniError {
+    /// A version of the specification that is not spoken.
+    #[error("CNI version {found:?}: expected 0.4.0, 1.0.0 or 1.1.0")]
+    Version {
+        /// The version.
+        found: String,
+    },
+    /// An environment variable is missing or no good.
+    #[error("environment variable {name}={found:?}: expected what the CNI specification says of it")]
+    Environment {
+        /// Its name.
+        name: &'static str,
+        /// Its value, at most 64 characters of it.
+        found: String,
+    },
+    /// The input is no JSON object of the expected shape.
+    #[error("read the network configuration: expected a JSON object")]
+    Decode {
+        /// What the parser says.
+        source: serde_json::Error,
+    },
+    /// The input is far longer than any configuration.
+    #[error("network configuration longer than {limit} bytes")]
+    InputTooLong {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// A value in the configuration is no good.
+    #[error("network configuration, {option}: expected {expected}")]
+    Conf {
+        /// The key.
+        option: &'static str,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// The daemon has not written the node file.
+    #[error("{} is not there: expected meshd to run on this node; it writes the file once it has seen its Node", path.display())]
+    NoDaemon {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The node file is of another version.
+    #[error("{} is not what this version of the plugin reads: expected daemon and plugin of one version", path.display())]
+    NodeFile {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The daemon says that pods can't be attached now.
+    #[error("pods can't be attached yet: {reason}")]
+    NotReady {
+        /// Why.
+        reason: String,
+        /// Whether the guard stands all the same.
+        guard: bool,
+    },
+    /// All addresses of a family are taken.
+    #[error("no free address in {ranges}: expected fewer pods on this node, or a larger podCIDR")]
+    Exhausted {
+        /// The ranges.
+        ranges: String,
+    },
+    /// Another call holds the lock for too long.
+    #[error("wait for the lock {}", path.display())]
+    Locked {
+        /// The lock file.
+        path: PathBuf,
+    },
+    /// The namespace is the node's own: everything would be set up twice in one place.
+    #[error("network namespace {} is the node's own: expected a pod's", path.display())]
+    OwnNamespace {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// CHECK found something else than ADD left.
+    #[error("the attachment is not as it was made: {what}: expected {expected}")]
+    Mismatch {
+        /// What differs.
+        what: &'static str,
+        /// What was expected.
+        expected: String,
+    },
+    /// CHECK was called without the result of ADD.
+    #[error("CHECK without prevResult: expected the result of ADD")]
+    NoPrevious,
+    /// A file could not be read or written.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Standard input could not be read.
+    #[error("read the network configuration from standard input")]
+    Input(#[from] io::Error),
+    /// The kernel refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Several things could not be released; all others were.
+    #[error("release {count} attachments: the first error follows")]
+    Several {
+        /// How many.
+        count: usize,
+        /// The first.
+        source: Box<Self>,
+    },
+}
+
+impl CniError {
+    /// The code of the specification, or one of our own from 100 up.
+    pub const fn code(&self) -> u32 {
+        match self {
+            Self::Version { .. } => 1,
+            Self::Environment { .. } => 4,
+            Self::Io { .. } | Self::Input(_) => 5,
+            Self::Decode { .. } | Self::InputTooLong { .. } => 6,
+            Self::Conf { .. } | Self::NoPrevious => 7,
+            Self::NoDaemon { .. } | Self::NodeFile { .. } | Self::NotReady { .. } | Self::Locked { .. } => 11,
+            Self::Host(_) => 100,
+            Self::Mismatch { .. } => 101,
+            Self::Exhausted { .. } => 102,
+            Self::OwnNamespace { .. } => 103,
+            Self::Several { .. } => 104,
+        }
+    }
+
+    /// The code that STATUS gives: 50 if pods can't be attached, 51 if those that are may be cut off as well.
+    pub(crate) const fn status_code(&self) -> u32 {
+        match self {
+            Self::NoDaemon { .. } | Self::NodeFile { .. } | Self::NotReady { guard: false, .. } => 51,
+            Self::NotReady { .. } | Self::Exhausted { .. } | Self::Locked { .. } => 50,
+            other => other.code(),
+        }
+    }
+
+    /// The error as the runtime reads it, in the version that it used. `status` says whether it asked for
+    /// STATUS, which has codes of its own.
+    pub fn render(&self, input: &[u8], status: bool) -> String {
+        let version = version_of(input).unwrap_or(SpecVersion::V1_0_0);
+        let code = if status { self.status_code() } else { self.code() };
+        let mut details = Vec::new();
+        let mut cause = std::error::Error::source(self);
+        while let Some(error) = cause {
+            details.push(error.to_string());
+            cause = error.source();
+        }
+        let document = json!({
+            "cniVersion": version.as_str(),
+            "code": code,
+            "msg": self.to_string(),
+            "details": details.join(": "),
+        });
+        format!("{document:#}\n")
+    }
+}

@@ -1,0 +1,94 @@
+//! What the daemon tells the plugin: one file, replaced as a whole whenever it changes.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use crate::error::CniError;
+
+/// The version that this code writes and reads.
+const VERSION: u32 = 1;
+
+/// The state of this node as far as attaching pods goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeFile {
+    /// Whether pods can be attached and reach the mesh.
+    pub ready: bool,
+    /// Why not.
+    pub reason: Option<String>,
+    /// Whether the guard stands. Without it no pod is attached: its packets could leave in clear.
+    pub guard: bool,
+    /// The ranges that pods of this node get addresses from.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Addresses in them that are the node's own.
+    pub mesh_addresses: Vec<IpAddr>,
+    /// MTU of pods in bytes.
+    pub mtu: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    v: u32,
+    ready: bool,
+    #[serde(default)]
+    reason: Option<String>,
+    guard: bool,
+    pod_cidrs: Vec<IpNetwork>,
+    mesh_addresses: Vec<IpAddr>,
+    mtu: u32,
+}
+
+impl NodeFile {
+    /// Writes the file's text.
+    pub fn render(&self) -> String {
+        let wire = Wire {
+            v: VERSION,
+            ready: self.ready,
+            reason: self.reason.clone(),
+            guard: self.guard,
+            pod_cidrs: self.pod_cidrs.clone(),
+            mesh_addresses: self.mesh_addresses.clone(),
+            mtu: self.mtu,
+        };
+        // Numbers, strings and lists of them always serialize.
+        serde_json::to_string(&wire).unwrap_or_default() + "\n"
+    }
+
+    /// Reads the file's text. `None` for another version or anything else.
+    pub fn parse(text: &str) -> Option<Self> {
+        let Wire { v, ready, reason, guard, pod_cidrs, mesh_addresses, mtu } = serde_json::from_str(text).ok()?;
+        (v == VERSION).then_some(Self { ready, reason, guard, pod_cidrs, mesh_addresses, mtu })
+    }
+
+    /// Reads the file. A daemon that has not written it yet is a reason to try later.
+    pub(crate) fn read(path: &Path) -> Result<Self, CniError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(CniError::NoDaemon { path: path.to_owned() }),
+            Err(source) => return Err(CniError::Io { operation: "read", path: path.to_owned(), source }),
+        };
+        Self::parse(&text).ok_or_else(|| CniError::NodeFile { path: path.to_owned() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_daemon_writes_the_plugin_reads() {
+        let node = NodeFile {
+            ready: false,
+            reason: Some("no podCIDR".to_owned()),
+            guard: true,
+            pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
+            mesh_addresses: vec!["10.244.1.1".parse().unwrap()],
+            mtu: 1420,
+        };
+        assert_eq!(NodeFile::parse(&node.render()), Some(node.clone()));
+        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":1", "\"v\":2")), None);
+        assert_eq!(NodeFile::parse(""), None);
+    }
+}

@@ -1,0 +1,221 @@
+//! What came of the last turn: the status, and what the CNI side is told.
+
+use std::time::Duration;
+
+use cni::node_file::NodeFile;
+use keyring::{PerSlot, Slot};
+use linux::guard;
+use plan::admission::Admission;
+use plan::desired::{MAIN_TABLE, Underlay, peer_mtu, pod_mtu};
+use plan::network::{Network, Via};
+use plan::prefix;
+
+use super::cluster::Cluster;
+use super::cni_files::{self, CniFilesError};
+use super::devices::Devices;
+use super::keys::Keys;
+use crate::api::fence::Fence;
+use crate::config::Config;
+use crate::status::{
+    ApiStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus, Status,
+};
+
+/// The parts of the status that a turn leaves behind.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) api_error: Option<String>,
+    pub(super) published: bool,
+    pub(super) fence: Fence,
+    pub(super) failures: Vec<String>,
+    pub(super) counters: Counters,
+    guard_stands: bool,
+    admission: Admission,
+    peers: Vec<PeerStatus>,
+    mtu: u32,
+    installed: bool,
+}
+
+impl Outcome {
+    /// Takes what a turn found. What was performed without an error is as desired.
+    pub(super) fn look(
+        &mut self,
+        admission: &Admission,
+        underlay: &Underlay,
+        desired: &Network,
+        observed: &Network,
+        devices: &mut Devices,
+    ) {
+        self.guard_stands = observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
+        self.report_new_refusals(admission);
+        self.admission = admission.clone();
+        self.mtu = pod_mtu(underlay);
+        self.counters.device_restarts = devices.restarts();
+        self.peers = admission
+            .world
+            .peers
+            .iter()
+            .map(|(name, member)| PeerStatus {
+                node: name.to_string(),
+                pod_cidrs: member.pod_cidrs.clone(),
+                addresses: member.addresses.clone(),
+                active: active_slot(desired, &member.pod_cidrs),
+                mtu: Some(peer_mtu(member, underlay)),
+                generation: member.state.generation,
+                slots: PerSlot::from_fn(|slot| {
+                    Some(PeerSlotStatus {
+                        key: member.state.slots.get(slot).key,
+                        endpoint: member.socket(slot),
+                        handshake_age: None,
+                        received: 0,
+                        sent: 0,
+                        endpoint_drifts: 0,
+                    })
+                }),
+            })
+            .collect();
+    }
+
+    /// One line in the log for each refusal that was not there before.
+    fn report_new_refusals(&self, admission: &Admission) {
+        for rejected in &admission.rejected {
+            if !self.admission.rejected.contains(rejected) {
+                let (node, code, stays) = (&rejected.node, rejected.reason.code(), rejected.stays);
+                tracing::warn!(%node, reason = code, stays, cause = %rejected.reason, "refused");
+            }
+        }
+        for (name, member) in &admission.world.peers {
+            if self.admission.world.peers.get(name).is_none_or(|former| former.uid != member.uid) {
+                tracing::info!(node = %name, uid = %member.uid, "joined the mesh");
+            }
+        }
+        for name in self.admission.world.peers.keys() {
+            if !admission.world.peers.contains_key(name) {
+                tracing::info!(node = %name, "left the mesh");
+            }
+        }
+    }
+
+    /// Writes the node file, and once pods can be attached the plugin and its configuration.
+    pub(super) fn tell_cni(
+        &mut self,
+        config: &Config,
+        admission: &Admission,
+        underlay: &Underlay,
+        desired: &Network,
+    ) -> Result<(), CniFilesError> {
+        let own = admission.world.own.as_ref();
+        let waiting = self.waiting_for();
+        let pod_cidrs = own.map(|own| own.pod_cidrs.clone()).unwrap_or_default();
+        let node = NodeFile {
+            ready: waiting.is_empty(),
+            reason: (!waiting.is_empty()).then(|| waiting.join("; ")),
+            guard: desired.guard.is_some() && self.guard_stands,
+            mesh_addresses: pod_cidrs.iter().map(|pod_cidr| prefix::first_usable(*pod_cidr)).collect(),
+            pod_cidrs,
+            mtu: pod_mtu(underlay),
+        };
+        cni_files::write_node_file(config, &node)?;
+        if waiting.is_empty() {
+            let changed = cni_files::install(config)?;
+            if changed || !self.installed {
+                tracing::info!("pods can be attached");
+            }
+            self.installed = true;
+        }
+        Ok(())
+    }
+
+    /// What is missing before pods can be attached.
+    fn waiting_for(&self) -> Vec<String> {
+        let mut waiting = Vec::new();
+        if !self.guard_stands {
+            waiting.push("the guard does not stand".to_owned());
+        }
+        if self.admission.world.own.is_none() {
+            waiting.push("this node has no podCIDR that is granted to it".to_owned());
+        }
+        if !self.failures.is_empty() {
+            waiting.push("steps failed".to_owned());
+        }
+        waiting
+    }
+
+    /// The status, with the engines' counters of this moment.
+    pub(super) fn status(&self, config: &Config, keys: &Keys, cluster: &Cluster, devices: &mut Devices) -> Status {
+        let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
+        let mut peers = self.peers.clone();
+        for peer in &mut peers {
+            for slot in Slot::ALL {
+                let Some(found) = peer.slots.get_mut(slot) else { continue };
+                let Some((_, state)) = states.get(slot) else { continue };
+                if let Some(live) = state.peers.get(&found.key) {
+                    found.endpoint = live.endpoint;
+                    found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
+                    found.received = live.rx_bytes;
+                    found.sent = live.tx_bytes;
+                    found.endpoint_drifts = live.endpoint_drifts;
+                }
+            }
+        }
+        let waiting_for = self.waiting_for();
+        let drops = guard::drops().unwrap_or_default();
+        let mut counters = self.counters;
+        counters.brakes = cluster.brakes();
+        Status {
+            node: config.node_name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            backend: "userspace".to_owned(),
+            ready: waiting_for.is_empty(),
+            waiting_for,
+            generation: keys.generation(),
+            slots: PerSlot::from_fn(|slot| {
+                let (link, state) = states.get(slot).as_ref()?;
+                Some(SlotStatus {
+                    link: link.to_string(),
+                    key: state.public_key?,
+                    port: state.listen_port,
+                    mtu: u32::from(state.mtu),
+                })
+            }),
+            pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
+            guard: GuardStatus {
+                stands: self.guard_stands,
+                dropped_out: drops.outgoing,
+                dropped_in: drops.incoming,
+                dropped_spoofed: drops.spoofed,
+            },
+            api: ApiStatus {
+                listed: cluster.is_listed(),
+                error: self.api_error.clone(),
+                published: self.published,
+                trust_policy: self.fence,
+            },
+            peers,
+            pending: self.admission.pending.iter().map(ToString::to_string).collect(),
+            rejected: self
+                .admission
+                .rejected
+                .iter()
+                .map(|rejected| RejectedStatus {
+                    node: rejected.node.to_string(),
+                    code: rejected.reason.code().to_owned(),
+                    reason: rejected.reason.to_string(),
+                    stays: rejected.stays,
+                })
+                .collect(),
+            kept: cluster.kept().map(ToString::to_string).collect(),
+            failures: self.failures.clone(),
+            counters,
+        }
+    }
+}
+
+/// The slot that the routes to a peer lead into.
+fn active_slot(desired: &Network, pod_cidrs: &[ipnetwork::IpNetwork]) -> Option<Slot> {
+    let route = desired
+        .routes
+        .iter()
+        .find(|route| route.table == MAIN_TABLE && pod_cidrs.contains(&route.destination))?;
+    let Via::Link { link, .. } = &route.via else { return None };
+    desired.devices.iter().find(|(_, device)| device.link == *link).map(|(slot, _)| *slot)
+}

@@ -1,0 +1,51 @@
+//! Performs the steps of a plan one by one. A step that fails does not stop the others.
+
+use linux::{Handle, HostError, guard, sysctl};
+use plan::op::Op;
+
+use super::devices::{DeviceError, Devices};
+use super::keys::Keys;
+
+/// Why a step failed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StepError {
+    /// The kernel's side.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// The engine's side.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+/// Performs one step.
+pub(super) async fn perform(op: &Op, host: &Handle, devices: &mut Devices, keys: &Keys) -> Result<(), StepError> {
+    match op {
+        Op::SetGuard(wanted) => guard::set(wanted)?,
+        Op::SetSysctl { name, value } => sysctl::write(name, value)?,
+        Op::CreateDevice { slot, link, mtu } => devices.create(*slot, link, *mtu)?,
+        Op::RemoveDevice { slot, link } => {
+            devices.remove(*slot)?;
+            host.delete_link(link).await?;
+        }
+        Op::SetKey { slot, key } => {
+            let private = keys.private(key).ok_or(DeviceError::ForeignKey { slot: *slot, key: *key })?;
+            devices.set_key(*slot, private)?;
+        }
+        Op::SetPort { slot, port } => devices.set_port(*slot, *port)?,
+        Op::SetMtu { link, mtu } => {
+            host.set_mtu(link, *mtu).await?;
+            devices.set_mtu(link, *mtu)?;
+        }
+        Op::AddAddress { link, address } => host.add_address(link, *address).await?,
+        Op::RemoveAddress { link, address } => host.remove_address(link, *address).await?,
+        Op::SetUp { link } => host.set_up(link).await?,
+        Op::AddPeer { slot, key, peer } => devices.add_peer(*slot, *key, peer)?,
+        Op::UpdatePeer { slot, key, change } => devices.update_peer(*slot, *key, change)?,
+        Op::RemovePeer { slot, key } => devices.remove_peer(*slot, *key)?,
+        Op::SetRoute(route) => host.set_route(route).await?,
+        Op::RemoveRoute(route) => host.remove_route(route).await?,
+        Op::AddRule(rule) => host.add_rule(rule).await?,
+        Op::RemoveRule(rule) => host.remove_rule(rule).await?,
+    }
+    Ok(())
+}

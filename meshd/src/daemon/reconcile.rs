@@ -1,0 +1,341 @@
+//! One turn of the loop: from what is known and observed to what is done about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use linux::{Handle, HostError, guard};
+use plan::admission::{Admission, Policy};
+use plan::check::{Violation, check};
+use plan::desired::{Setup, Underlay};
+use plan::network::Network;
+use plan::node::NodeName;
+use plan::op::Op;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use super::cluster::Cluster;
+use super::devices::Devices;
+use super::keys::Keys;
+use super::outcome::Outcome;
+use super::{observe, perform, publication};
+use crate::api::fence::{self, Fence};
+use crate::api::nodes::{self, Change};
+use crate::api::publish::Publication;
+use crate::api::servers;
+use crate::cache::{Cache, Memory};
+use crate::chain::Chain;
+use crate::config::Config;
+use crate::control::Request;
+use crate::status::{PlanReport, Status};
+
+/// How often the API server is asked what its own addresses are, and whether its policy still stands.
+const ASK: Duration = Duration::from_mins(10);
+/// How long such a question may take: the loop must not wait for an API server that hangs.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// MTU where the kernel names none: Ethernet's.
+const USUAL_MTU: u32 = 1500;
+
+/// Everything that the loop knows and drives.
+pub(super) struct Reconciler {
+    pub(super) config: Config,
+    pub(super) keys: Keys,
+    host: Handle,
+    devices: Devices,
+    cluster: Cluster,
+    cache: Cache,
+    client: kube::Client,
+    policy: Policy,
+    wanted: watch::Sender<Option<Publication>>,
+    started: Instant,
+    asked: Option<Instant>,
+    outcome: Outcome,
+}
+
+/// What one turn wants, sees and would do.
+struct Turn {
+    admission: Admission,
+    underlay: Underlay,
+    desired: Network,
+    observed: Network,
+    ops: Vec<Op>,
+    violations: Vec<Violation>,
+}
+
+/// Puts a guard in place that knows the cluster's ranges only. One that stands already, from a daemon that
+/// ran before, is left alone: it knows more.
+pub(super) fn close(config: &Config) -> Result<(), HostError> {
+    if guard::exists()? {
+        return Ok(());
+    }
+    let cluster = config.cluster_cidrs.iter().copied().collect();
+    let services = config.service_cidrs.iter().copied().collect();
+    guard::set(&plan::network::Guard::closed(cluster, services, &config.links))
+}
+
+impl Reconciler {
+    /// Starts from what was remembered. `server` is the API server's address, if the client knows it.
+    pub(super) fn new(
+        config: Config,
+        keys: Keys,
+        host: Handle,
+        client: kube::Client,
+        server: Option<IpAddr>,
+        wanted: watch::Sender<Option<Publication>>,
+    ) -> Self {
+        let cache = Cache::in_folder(&config.state_dir);
+        let own = NodeName::new(config.node_name.clone());
+        let memory = match cache.load() {
+            Ok(memory) => memory.filter(|memory| memory.node == own),
+            Err(error) => {
+                error!(cause = %Chain(&error), "start without the last known peers");
+                None
+            }
+        };
+        let (ledger, uid) = memory.map_or_else(Default::default, |memory| (memory.ledger, memory.uid));
+        let policy = Policy {
+            cluster_cidrs: config.cluster_cidrs.clone(),
+            service_cidrs: config.service_cidrs.clone(),
+            node_cidrs: config.node_cidrs.clone(),
+            api_servers: config.api_servers.iter().copied().chain(server).collect(),
+            own_keys: keys.public().iter().map(|(_, key)| *key).collect(),
+            ipv4: true,
+            ipv6: true,
+        };
+        Self {
+            devices: Devices::new(config.wireguard_dir.clone()),
+            cluster: Cluster::remembered(own, ledger, uid),
+            outcome: Outcome::default(),
+            started: Instant::now(),
+            asked: None,
+            config,
+            keys,
+            host,
+            cache,
+            client,
+            policy,
+            wanted,
+        }
+    }
+
+    /// Takes what the API server said; says whether the loop should act on it.
+    pub(super) async fn learn(&mut self, change: Change) -> bool {
+        match change {
+            Change::Failed(error) => {
+                warn!(cause = %Chain(&error), "the API server is away; the mesh stays as it is");
+                self.outcome.api_error = Some(Chain(&error).to_string());
+                return false;
+            }
+            Change::Applied(record) => self.cluster.apply(record),
+            Change::Deleted(name, uid) => self.cluster.delete(&name, &uid),
+            Change::Listed(list) => {
+                let missing = self.cluster.missing_from(&list);
+                let gone = self.confirm_gone(missing).await;
+                self.cluster.relist(self.started.elapsed(), list, &gone);
+            }
+        }
+        self.outcome.api_error = None;
+        true
+    }
+
+    /// Asks for each missing Node by name, a few at a time.
+    async fn confirm_gone(&self, missing: BTreeSet<NodeName>) -> BTreeSet<NodeName> {
+        use futures::StreamExt as _;
+        let questions = futures::stream::iter(missing).map(|name| async {
+            let answer = tokio::time::timeout(PATIENCE, nodes::find(&self.client, &name)).await;
+            matches!(answer, Ok(Ok(None))).then_some(name)
+        });
+        questions.buffer_unordered(8).filter_map(std::future::ready).collect().await
+    }
+
+    /// One turn; says whether another one should follow soon because something failed.
+    pub(super) async fn reconcile(&mut self) -> bool {
+        self.ask_api_server().await;
+        self.cluster.release(self.started.elapsed());
+        self.outcome.counters.reconciles += 1;
+        let turn = match self.prepare().await {
+            Ok(turn) => turn,
+            Err(error) => {
+                error!(cause = %Chain(&error), "the node's network can't be observed; nothing is changed");
+                self.outcome.failures = vec![Chain(&error).to_string()];
+                return true;
+            }
+        };
+        self.outcome.failures = if turn.violations.is_empty() {
+            self.perform(&turn.ops).await
+        } else {
+            turn.violations.iter().map(|violation| format!("plan refused: {violation}")).collect()
+        };
+        self.remember(&turn.admission);
+        self.publish().await;
+        self.outcome.look(&turn.admission, &turn.underlay, &turn.desired, &turn.observed, &mut self.devices);
+        if let Err(error) = self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired) {
+            warn!(cause = %Chain(&error), "the CNI side is not up to date");
+            self.outcome.failures.push(Chain(&error).to_string());
+        }
+        !self.outcome.failures.is_empty()
+    }
+
+    /// Computes a turn without changing anything.
+    async fn prepare(&mut self) -> Result<Turn, HostError> {
+        let admission = self.cluster.admit(&self.policy);
+        let underlay = self.underlay(&admission).await?;
+        let desired = plan::desired(&admission.world, &self.setup(), &underlay);
+        let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
+        let ops = plan::diff(&desired, &observed);
+        let violations = check(&desired, &admission.world);
+        Ok(Turn { admission, underlay, desired, observed, ops, violations })
+    }
+
+    fn setup(&self) -> Setup {
+        Setup {
+            cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
+            service_cidrs: self.config.service_cidrs.iter().copied().collect(),
+            keys: self.keys.public(),
+            ports: self.config.ports,
+            links: self.config.links.clone(),
+            table: self.config.table,
+            rule_priority: self.config.rule_priority,
+            nat: self.config.nat,
+            steer: BTreeMap::new(),
+        }
+    }
+
+    /// The MTU of the way to each endpoint, by the route that its datagrams really take.
+    async fn underlay(&self, admission: &Admission) -> Result<Underlay, HostError> {
+        let fixed = self.config.mtu.map(|mtu| mtu + plan::desired::OVERHEAD);
+        let mut mtu_to = BTreeMap::new();
+        let endpoints = admission.world.peers.values().filter_map(|member| member.endpoint);
+        for endpoint in endpoints {
+            if let Some(way) = self.host.underlay(endpoint.address).await? {
+                mtu_to.insert(endpoint.address, fixed.unwrap_or(way.mtu));
+            }
+        }
+        let own = admission.world.own.as_ref().map(|own| own.addresses.as_slice()).unwrap_or_default();
+        let mtu = match fixed {
+            Some(mtu) => mtu,
+            None => self.host.mtu_at(own).await?.or_else(|| mtu_to.values().copied().max()).unwrap_or(USUAL_MTU),
+        };
+        Ok(Underlay { mtu, mtu_to })
+    }
+
+    async fn perform(&mut self, ops: &[Op]) -> Vec<String> {
+        let mut failures = Vec::new();
+        for op in ops {
+            match perform::perform(op, &self.host, &mut self.devices, &self.keys).await {
+                Ok(()) => {
+                    info!(step = %op, "done");
+                    self.outcome.counters.steps += 1;
+                }
+                Err(error) => {
+                    warn!(step = %op, cause = %Chain(&error), "failed; will try again");
+                    self.outcome.counters.failed_steps += 1;
+                    failures.push(format!("{op}: {}", Chain(&error)));
+                }
+            }
+        }
+        failures
+    }
+
+    fn remember(&mut self, admission: &Admission) {
+        self.cluster.ledger = admission.ledger.clone();
+        let memory = Memory {
+            node: NodeName::new(self.config.node_name.clone()),
+            uid: self.cluster.own_record().map(|record| record.uid.clone()),
+            ledger: admission.ledger.clone(),
+        };
+        // Before the first list the memory is what the file says.
+        if self.cluster.is_listed()
+            && let Err(error) = self.cache.save(&memory)
+        {
+            warn!(cause = %Chain(&error), "the last known peers are not kept");
+        }
+    }
+
+    /// Hands the publisher what our Node should say, if it says something else.
+    async fn publish(&mut self) {
+        let Some(record) = self.cluster.own_record().cloned() else {
+            self.outcome.published = false;
+            return;
+        };
+        if let Some(seen) = publication::foreign_generation(&record, &self.keys)
+            && let Err(error) = self.keys.outgrow(seen)
+        {
+            error!(cause = %Chain(&error), "our keys are not published: a higher generation could not be kept");
+            return;
+        }
+        let endpoints = self.endpoints(&record).await;
+        let publication = publication::wanted(&record, &self.keys, &self.config, endpoints);
+        self.outcome.published = publication::stands(&record, &publication);
+        let wanted = (!self.outcome.published).then_some(publication);
+        self.wanted.send_if_modified(|standing| {
+            let modified = *standing != wanted;
+            *standing = wanted;
+            modified
+        });
+    }
+
+    /// Where peers reach us: as configured, else our Node's addresses that are really ours.
+    async fn endpoints(&self, record: &plan::node::NodeRecord) -> Vec<IpAddr> {
+        if !self.config.endpoints.is_empty() {
+            return self.config.endpoints.clone();
+        }
+        let local = self.host.local_addresses().await.unwrap_or_default();
+        let listed = record.addresses.iter().filter_map(|text| text.parse().ok());
+        listed.filter(|address| local.contains(address)).collect()
+    }
+
+    /// Asks now and then what the API server's addresses are and whether its policy stands.
+    async fn ask_api_server(&mut self) {
+        let due = self.asked.is_none_or(|asked| asked.elapsed() >= ASK);
+        if !due || !self.cluster.is_listed() || self.outcome.api_error.is_some() {
+            return;
+        }
+        self.asked = Some(Instant::now());
+        match tokio::time::timeout(PATIENCE, servers::addresses(&self.client)).await {
+            Ok(Ok(addresses)) => self.policy.api_servers.extend(addresses),
+            Ok(Err(error)) => warn!(cause = %Chain(&error), "the API server does not name its own addresses"),
+            Err(_) => warn!("the API server does not answer in time"),
+        }
+        let Some(other) = self.cluster.any_other() else {
+            self.asked = None;
+            return;
+        };
+        match tokio::time::timeout(PATIENCE, fence::test(&self.client, other)).await {
+            Ok(Ok(fence)) => {
+                if fence == Fence::Missing {
+                    warn!("TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml");
+                }
+                self.outcome.fence = fence;
+            }
+            Ok(Err(error)) => warn!(cause = %Chain(&error), "the trust policy could not be tested"),
+            Err(_) => warn!("the API server does not answer in time"),
+        }
+    }
+
+    /// Answers a question from the control socket.
+    pub(super) async fn answer(&mut self, request: Request) -> String {
+        let text = match request {
+            Request::Status => serde_json::to_string_pretty(&self.status()),
+            Request::Plan => serde_json::to_string_pretty(&self.plan().await),
+        };
+        text.map(|text| text + "\n").unwrap_or_default()
+    }
+
+    async fn plan(&mut self) -> PlanReport {
+        match self.prepare().await {
+            Ok(turn) => PlanReport {
+                steps: turn.ops.iter().map(ToString::to_string).collect(),
+                ops: turn.ops.iter().filter_map(|op| serde_json::to_value(op).ok()).collect(),
+                violations: turn.violations.iter().map(ToString::to_string).collect(),
+            },
+            Err(error) => PlanReport { violations: vec![Chain(&error).to_string()], ..PlanReport::default() },
+        }
+    }
+
+    /// The status as of now.
+    pub(super) fn status(&mut self) -> Status {
+        self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices)
+    }
+}

@@ -1,0 +1,145 @@
+//! Takes everything of meshd's off this node: what lets traffic in first, the guard last.
+
+use std::fmt;
+use std::path::Path;
+
+use k8s_openapi::api::core::v1::Node;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use linux::{Handle, guard};
+use plan::annotation::names;
+use serde_json::json;
+
+use crate::api;
+use crate::chain::Chain;
+use crate::config::Config;
+use crate::control::{self, Request};
+use crate::file;
+
+/// What was removed, a line each.
+#[derive(Debug, Default)]
+pub struct Removed(Vec<String>);
+
+impl fmt::Display for Removed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return writeln!(f, "Nothing of meshd's was found on this node.");
+        }
+        self.0.iter().try_for_each(|line| writeln!(f, "- {line}"))
+    }
+}
+
+/// Why something is left.
+#[derive(Debug, thiserror::Error)]
+pub enum UninstallError {
+    /// The daemon would put back what is removed.
+    #[error("meshd runs on this node: stop it first, it repairs what is removed")]
+    Running,
+    /// Netlink could not be opened.
+    #[error("open netlink")]
+    Host(#[source] linux::HostError),
+    /// Some things could not be removed; all others were.
+    #[error("not everything could be removed: {}", .0.join("; "))]
+    Left(Vec<String>),
+}
+
+/// Removes everything. What fails is collected; the guard goes only if nothing else is left, because without
+/// the rest it does no harm, and the rest without it would leak.
+pub async fn run(config: &Config, annotations: bool) -> Result<Removed, UninstallError> {
+    if control::ask(&config.run_dir.join("meshd.sock"), Request::Status).is_ok() {
+        return Err(UninstallError::Running);
+    }
+    let host = Handle::open().map_err(UninstallError::Host)?;
+    let mut work = Work::default();
+    if annotations {
+        work.note("annotations on the Node", remove_annotations(config).await);
+    }
+    work.files(config);
+    work.network(&host, config).await;
+    if work.failed.is_empty() {
+        work.note("nft table inet meshd", guard::remove().map_err(|error| Chain(&error).to_string()));
+    } else {
+        work.failed.push("the guard stays until the rest is gone".to_owned());
+    }
+    if work.failed.is_empty() { Ok(Removed(work.removed)) } else { Err(UninstallError::Left(work.failed)) }
+}
+
+#[derive(Default)]
+struct Work {
+    removed: Vec<String>,
+    failed: Vec<String>,
+}
+
+impl Work {
+    fn note(&mut self, what: impl fmt::Display, outcome: Result<bool, String>) {
+        match outcome {
+            Ok(true) => self.removed.push(what.to_string()),
+            Ok(false) => {}
+            Err(cause) => self.failed.push(format!("{what}: {cause}")),
+        }
+    }
+
+    /// The configuration first: from then on no pod is attached that would be cut off a moment later.
+    fn files(&mut self, config: &Config) {
+        let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
+        let files = [
+            config.cni_conf_dir.join(crate::daemon::CONFLIST),
+            config.cni_bin_dir.join(crate::daemon::PLUGIN),
+            config.run_dir.join(crate::daemon::NODE_FILE),
+            config.run_dir.join("meshd.sock"),
+            config.state_dir.join("peers.json"),
+            config.key_dir.join("keys.json"),
+            config.key_dir.join("keys.json.new"),
+            socket(&config.links.a),
+            socket(&config.links.b),
+        ];
+        for path in files {
+            self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
+        }
+        // Folders that others use as well stay; those of ours go once they are empty.
+        for folder in [&config.key_dir, &config.run_dir, &config.state_dir] {
+            self.note(folder.display(), remove_empty(folder));
+        }
+    }
+
+    async fn network(&mut self, host: &Handle, config: &Config) {
+        for rule in host.rules().await.unwrap_or_default() {
+            let outcome = host.remove_rule(&rule).await;
+            self.note(format!("rule {rule}"), outcome.map(|()| true).map_err(|error| Chain(&error).to_string()));
+        }
+        for route in host.routes().await.unwrap_or_default() {
+            let outcome = host.remove_route(&route).await;
+            self.note(format!("route {route}"), outcome.map(|()| true).map_err(|error| Chain(&error).to_string()));
+        }
+        for (_, link) in config.links.iter() {
+            let outcome = host.delete_link(link).await;
+            self.note(format!("link {link}"), outcome.map_err(|error| Chain(&error).to_string()));
+        }
+    }
+}
+
+fn remove_empty(folder: &Path) -> Result<bool, String> {
+    match std::fs::remove_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(error) => match error.kind() {
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty => Ok(false),
+            // A mount point, as in a pod: the runtime takes it away.
+            std::io::ErrorKind::ResourceBusy => Ok(false),
+            _ => Err(error.to_string()),
+        },
+    }
+}
+
+async fn remove_annotations(config: &Config) -> Result<bool, String> {
+    let (client, _) = api::connect::client(config.kubeconfig.as_deref()).await.map_err(|error| Chain(&error).to_string())?;
+    let nodes = Api::<Node>::all(client);
+    let found = nodes.get_opt(&config.node_name).await.map_err(|error| Chain(&error).to_string())?;
+    let annotations = found.and_then(|node| node.metadata.annotations).unwrap_or_default();
+    if ![names::STATE, names::ENDPOINTS].iter().any(|name| annotations.contains_key(*name)) {
+        return Ok(false);
+    }
+    let body = json!({"metadata": {"annotations": {names::STATE: null, names::ENDPOINTS: null}}});
+    let parameters = PatchParams { field_manager: Some(api::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let patched = nodes.patch_metadata(&config.node_name, &parameters, &Patch::Merge(&body)).await;
+    patched.map(|_| true).map_err(|error| Chain(&error).to_string())
+}
