@@ -51,7 +51,8 @@ impl Call {
             return Err(CniError::InputTooLong { limit: MAX_INPUT });
         }
         let variable = |name: &'static str| environment(name).filter(|value| !value.is_empty());
-        let needed = |name: &'static str| variable(name).ok_or(CniError::Environment { name, found: String::new() });
+        let needed =
+            |name: &'static str| variable(name).ok_or(CniError::Environment { name, found: String::new() });
         let attachment = || {
             let container = checked("CNI_CONTAINERID", needed("CNI_CONTAINERID")?, is_container_id)?;
             let interface = checked("CNI_IFNAME", needed("CNI_IFNAME")?, is_interface)?;
@@ -66,7 +67,10 @@ impl Call {
             "GC" => Command::Gc,
             "VERSION" => Command::Version,
             other => {
-                return Err(CniError::Environment { name: "CNI_COMMAND", found: other.chars().take(32).collect() });
+                return Err(CniError::Environment {
+                    name: "CNI_COMMAND",
+                    found: other.chars().take(32).collect(),
+                });
             }
         };
         let conf = if command == Command::Version { Conf::for_version(input) } else { Conf::parse(input)? };
@@ -75,7 +79,11 @@ impl Call {
 }
 
 fn checked(name: &'static str, value: String, is_good: fn(&str) -> bool) -> Result<String, CniError> {
-    if is_good(&value) { Ok(value) } else { Err(CniError::Environment { name, found: value.chars().take(64).collect() }) }
+    if is_good(&value) {
+        Ok(value)
+    } else {
+        Err(CniError::Environment { name, found: value.chars().take(64).collect() })
+    }
 }
 
 /// A letter or digit, then letters, digits, `_`, `.` and `-` (CNI specification, section 2).
@@ -96,7 +104,8 @@ mod tests {
     use super::*;
 
     fn call(pairs: &[(&str, &str)]) -> Result<Call, CniError> {
-        let find = |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
+        let find =
+            |name: &str| pairs.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned());
         Call::new(find, br#"{"cniVersion":"1.0.0","name":"meshd","type":"mesh-cni"}"#)
     }
 
@@ -107,7 +116,10 @@ mod tests {
             let with = [&id[..], &[("CNI_COMMAND", command), ("CNI_NETNS", "/run/netns/x")]].concat();
             assert!(call(&with).is_ok(), "{command}");
             let without = [&id[..], &[("CNI_COMMAND", command)]].concat();
-            assert!(matches!(call(&without), Err(CniError::Environment { name: "CNI_NETNS", .. })), "{command}");
+            assert!(
+                matches!(call(&without), Err(CniError::Environment { name: "CNI_NETNS", .. })),
+                "{command}"
+            );
         }
         let del = [&id[..], &[("CNI_COMMAND", "DEL")]].concat();
         assert!(call(&del).is_ok(), "DEL needs no namespace");
@@ -132,7 +144,10 @@ mod tests {
             pairs.retain(|(known, _)| *known != name);
             pairs.push((name, value));
             let refused = call(&pairs).unwrap_err();
-            assert!(matches!(refused, CniError::Environment { name: found, .. } if found == name), "{value}: {refused}");
+            assert!(
+                matches!(refused, CniError::Environment { name: found, .. } if found == name),
+                "{value}: {refused}"
+            );
         }
     }
 }

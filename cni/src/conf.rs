@@ -144,7 +144,9 @@ impl Conf {
         // A former result that can't be read matters to CHECK alone, which says so.
         let previous = raw.prev_result.and_then(|value| serde_json::from_value(value).ok());
         let valid = raw.valid_attachments.map(|list| {
-            list.into_iter().map(|raw| Attachment { container: raw.container, interface: raw.ifname }).collect()
+            list.into_iter()
+                .map(|raw| Attachment { container: raw.container, interface: raw.ifname })
+                .collect()
         });
         Ok(Self {
             version,
@@ -207,6 +209,9 @@ mod tests {
             "capabilities":{"x":true},"prevResult":7,"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}"#;
         let conf = Conf::parse(text.as_bytes()).unwrap();
         assert_eq!(conf.previous, None);
-        assert_eq!(conf.valid, Some(vec![Attachment { container: "c".to_owned(), interface: "eth0".to_owned() }]));
+        assert_eq!(
+            conf.valid,
+            Some(vec![Attachment { container: "c".to_owned(), interface: "eth0".to_owned() }])
+        );
     }
 }

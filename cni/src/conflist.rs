@@ -21,7 +21,12 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { node_file: Conf::NODE_FILE.into(), state_dir: Conf::STATE_DIR.into(), portmap: false, bandwidth: false }
+        Self {
+            node_file: Conf::NODE_FILE.into(),
+            state_dir: Conf::STATE_DIR.into(),
+            portmap: false,
+            bandwidth: false,
+        }
     }
 }
 

@@ -112,7 +112,10 @@ mod tests {
     #[test]
     fn a_last_address_of_another_range_is_no_obstacle() {
         let last = Some("192.0.2.1".parse().unwrap());
-        assert_eq!(next_free(&ranges(&["fd00::/64"]), &BTreeSet::new(), last).unwrap().to_string(), "fd00::1");
+        assert_eq!(
+            next_free(&ranges(&["fd00::/64"]), &BTreeSet::new(), last).unwrap().to_string(),
+            "fd00::1"
+        );
     }
 
     proptest! {

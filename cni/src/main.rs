@@ -14,7 +14,10 @@ fn main() -> ExitCode {
         .and_then(|call| cni::run(&call));
     let (text, code) = match outcome {
         Ok(text) => (text, ExitCode::SUCCESS),
-        Err(error) => (error.render(&input, std::env::var("CNI_COMMAND").is_ok_and(|command| command == "STATUS")), ExitCode::FAILURE),
+        Err(error) => (
+            error.render(&input, std::env::var("CNI_COMMAND").is_ok_and(|command| command == "STATUS")),
+            ExitCode::FAILURE,
+        ),
     };
     match std::io::stdout().write_all(text.as_bytes()) {
         Ok(()) => code,

@@ -58,7 +58,8 @@ impl NodeFile {
 
     /// Reads the file's text. `None` for another version or anything else.
     pub fn parse(text: &str) -> Option<Self> {
-        let Wire { v, ready, reason, guard, pod_cidrs, mesh_addresses, mtu } = serde_json::from_str(text).ok()?;
+        let Wire { v, ready, reason, guard, pod_cidrs, mesh_addresses, mtu } =
+            serde_json::from_str(text).ok()?;
         (v == VERSION).then_some(Self { ready, reason, guard, pod_cidrs, mesh_addresses, mtu })
     }
 
@@ -66,7 +67,9 @@ impl NodeFile {
     pub(crate) fn read(path: &Path) -> Result<Self, CniError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(CniError::NoDaemon { path: path.to_owned() }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(CniError::NoDaemon { path: path.to_owned() });
+            }
             Err(source) => return Err(CniError::Io { operation: "read", path: path.to_owned(), source }),
         };
         Self::parse(&text).ok_or_else(|| CniError::NodeFile { path: path.to_owned() })

@@ -31,7 +31,8 @@ pub fn render(attached: &Attached<'_>, version: SpecVersion) -> String {
         interface(attached.pod, Some(attached.netns), attached.mtu, version),
     ];
     let ips: Vec<Value> = attached.addresses.iter().map(|address| ip(*address, version)).collect();
-    let routes: Vec<Value> = attached.addresses.iter().map(|address| route(*address, attached.mtu, version)).collect();
+    let routes: Vec<Value> =
+        attached.addresses.iter().map(|address| route(*address, attached.mtu, version)).collect();
     let document = json!({
         "cniVersion": version.as_str(),
         "interfaces": interfaces,

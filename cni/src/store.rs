@@ -53,8 +53,8 @@ struct Contents<'a> {
 
 /// Name of the node's end of an attachment's pair: the same for every call about the same attachment.
 pub(crate) fn host_link(attachment: &Attachment) -> String {
-    let [a, b, c, d, e, ..] = digest(attachment, "link");
-    format!("{POD_LINK_PREFIX}{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}")
+    let [first, second, third, fourth, fifth, ..] = digest(attachment, "link");
+    format!("{POD_LINK_PREFIX}{first:02x}{second:02x}{third:02x}{fourth:02x}{fifth:02x}")
 }
 
 /// A digest of an attachment for one purpose.

@@ -16,7 +16,7 @@ const MAX_LEN: u64 = 16 << 20;
 
 /// What a node remembers of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Memory {
+pub(crate) struct Memory {
     /// The node that remembers: a disk that was cloned to another node is not believed.
     pub node: NodeName,
     /// The UID that its Node had.
@@ -35,18 +35,18 @@ struct Document {
 
 /// The file that holds the memory.
 #[derive(Debug)]
-pub struct Cache {
+pub(crate) struct Cache {
     path: PathBuf,
 }
 
 impl Cache {
     /// A cache in the given state folder.
-    pub fn in_folder(folder: &std::path::Path) -> Self {
+    pub(crate) fn in_folder(folder: &std::path::Path) -> Self {
         Self { path: folder.join("peers.json") }
     }
 
     /// Reads the memory. `None` if there is no file. A damaged file is an error: its peers can't be trusted.
-    pub fn load(&self) -> Result<Option<Memory>, CacheError> {
+    pub(crate) fn load(&self) -> Result<Option<Memory>, CacheError> {
         let Some(text) = file::read(&self.path, MAX_LEN)? else { return Ok(None) };
         let damaged = || CacheError::Damaged { path: self.path.clone() };
         let document: Document = serde_json::from_slice(&text).map_err(|_| damaged())?;
@@ -57,16 +57,11 @@ impl Cache {
     }
 
     /// Writes the memory if it differs from what is on disk.
-    pub fn save(&self, memory: &Memory) -> Result<bool, CacheError> {
+    pub(crate) fn save(&self, memory: &Memory) -> Result<bool, CacheError> {
         let memory = serde_json::to_string(memory).map_err(|source| CacheError::Render { source })?;
         let document = Document { v: VERSION, checksum: checksum(&memory), memory };
         let text = serde_json::to_vec(&document).map_err(|source| CacheError::Render { source })?;
         Ok(file::replace(&self.path, &text, 0o600)?)
-    }
-
-    /// Where the memory is kept.
-    pub fn path(&self) -> &std::path::Path {
-        &self.path
     }
 }
 
@@ -76,7 +71,7 @@ fn checksum(text: &str) -> String {
 
 /// Why the memory could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum CacheError {
+pub(crate) enum CacheError {
     /// The file system refused.
     #[error("keep the last known peers")]
     File(#[from] FileError),
@@ -103,18 +98,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::in_folder(folder.path());
         assert_eq!(cache.load().unwrap(), None);
-        let memory = Memory { node: NodeName::new("n1"), uid: Some(NodeUid::new("u1")), ledger: Ledger::default() };
+        let memory =
+            Memory { node: NodeName::new("n1"), uid: Some(NodeUid::new("u1")), ledger: Ledger::default() };
         assert!(cache.save(&memory).unwrap());
         assert!(!cache.save(&memory).unwrap(), "an equal memory is not written again");
         assert_eq!(cache.load().unwrap(), Some(memory));
-        let whole = std::fs::read(cache.path()).unwrap();
+        let whole = std::fs::read(&cache.path).unwrap();
         for index in 0..whole.len() {
             let mut changed = whole.clone();
             changed[index] ^= 1;
-            std::fs::write(cache.path(), &changed).unwrap();
+            std::fs::write(&cache.path, &changed).unwrap();
             assert!(matches!(cache.load(), Err(CacheError::Damaged { .. })), "byte {index}");
         }
-        std::fs::write(cache.path(), &whole[..whole.len() / 2]).unwrap();
+        std::fs::write(&cache.path, &whole[..whole.len() / 2]).unwrap();
         assert!(matches!(cache.load(), Err(CacheError::Damaged { .. })));
     }
 }

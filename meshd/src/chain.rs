@@ -5,7 +5,7 @@ use std::fmt;
 
 /// Shows an error and, after colons, each of its causes. Our errors never repeat their cause themselves.
 #[derive(Debug)]
-pub struct Chain<'a>(pub &'a dyn Error);
+pub(crate) struct Chain<'a>(pub &'a dyn Error);
 
 impl fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

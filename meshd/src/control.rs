@@ -12,7 +12,7 @@ use tracing::debug;
 
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub(crate) enum Request {
     /// The mesh as the daemon sees it.
     Status,
     /// What the daemon would change now.
@@ -29,7 +29,7 @@ impl Request {
 }
 
 /// A request with the place for its answer.
-pub type Asked = (Request, oneshot::Sender<String>);
+pub(crate) type Asked = (Request, oneshot::Sender<String>);
 
 /// How long either side waits for the other.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const LONGEST: usize = 16;
 
 /// Opens the socket for root alone. A socket that a dead daemon left is replaced.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another meshd answers on this socket"));
     }
@@ -48,7 +48,7 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Answers until the daemon's end of `asked` is gone.
-pub async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>) {
+pub(crate) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -88,7 +88,7 @@ async fn answer(mut stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Resul
 }
 
 /// Asks the daemon behind the socket; its answer is one JSON document.
-pub fn ask(socket: &Path, request: Request) -> Result<String, QueryError> {
+pub(crate) fn ask(socket: &Path, request: Request) -> Result<String, QueryError> {
     let failed = |source| QueryError::Ask { socket: socket.to_owned(), source };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
@@ -99,7 +99,7 @@ pub fn ask(socket: &Path, request: Request) -> Result<String, QueryError> {
 }
 
 /// Reads an answer.
-pub fn parse<T: serde::de::DeserializeOwned>(answer: &str) -> Result<T, QueryError> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(answer: &str) -> Result<T, QueryError> {
     serde_json::from_str(answer).map_err(|source| QueryError::Answer { source })
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// Puts `text` into `path` unless it is there already; says whether it wrote. Readers see the old text or
 /// the new one, never a part. `mode` counts for a new file only.
-pub fn replace(path: &Path, text: &[u8], mode: u32) -> Result<bool, FileError> {
+pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> Result<bool, FileError> {
     match std::fs::read(path) {
         Ok(found) if found == text => return Ok(false),
         _ => {}
@@ -26,7 +26,8 @@ fn write(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
     let temporary = folder.join(name);
     remove(&temporary)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
-    let written = file.write_all(text).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
+    let written =
+        file.write_all(text).and_then(|()| file.sync_all()).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         remove(&temporary)?;
         return written;
@@ -35,7 +36,7 @@ fn write(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Reads a file of at most `limit` bytes. `None` if there is none.
-pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let failed = |source| FileError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
         Ok(file) => file,
@@ -44,11 +45,15 @@ pub fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     };
     let mut text = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(file, limit + 1), &mut text).map_err(failed)?;
-    if text.len() as u64 > limit { Err(FileError::TooLong { path: path.to_owned(), limit }) } else { Ok(Some(text)) }
+    if text.len() as u64 > limit {
+        Err(FileError::TooLong { path: path.to_owned(), limit })
+    } else {
+        Ok(Some(text))
+    }
 }
 
 /// Removes a file; says whether there was one.
-pub fn remove(path: &Path) -> io::Result<bool> {
+pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -58,7 +63,7 @@ pub fn remove(path: &Path) -> io::Result<bool> {
 
 /// Why a file could not be read or written.
 #[derive(Debug, thiserror::Error)]
-pub enum FileError {
+pub(crate) enum FileError {
     /// Reading failed.
     #[error("read {}", path.display())]
     Read {

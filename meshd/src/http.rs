@@ -17,11 +17,11 @@ use crate::metrics;
 use crate::status::Status;
 
 /// How long the daemon's loop may be silent before it counts as stuck.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+const STUCK_AFTER: Duration = Duration::from_mins(1);
 
 /// What the handlers read.
 #[derive(Clone, Debug)]
-pub struct View {
+pub(crate) struct View {
     /// The newest status.
     pub status: watch::Receiver<Status>,
     /// When the daemon's loop last turned.
@@ -30,23 +30,18 @@ pub struct View {
 
 /// A socket that serves until its future is dropped.
 #[derive(Debug)]
-pub struct Server {
+pub(crate) struct Server {
     listener: TcpListener,
 }
 
 impl Server {
     /// Takes the address.
-    pub async fn bind(address: SocketAddr) -> io::Result<Self> {
+    pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
         Ok(Self { listener: TcpListener::bind(address).await? })
     }
 
-    /// The address that was really taken.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-
     /// Serves for ever.
-    pub async fn serve(self, view: View) -> io::Result<()> {
+    pub(crate) async fn serve(self, view: View) -> io::Result<()> {
         let routes = Router::new()
             .route("/healthz", get(health))
             .route("/readyz", get(ready))

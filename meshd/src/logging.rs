@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::Config;
 
 /// Starts logging as the configuration says. A second call changes nothing.
-pub fn start(config: &Config) {
+pub(crate) fn start(config: &Config) {
     // The filter was parsed when the configuration was read.
     let filter = EnvFilter::try_new(&config.log_filter).unwrap_or_default();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
@@ -20,7 +20,7 @@ pub fn start(config: &Config) {
 }
 
 /// Starts logging at level info in plain text, for commands without a configuration.
-pub fn plain() {
+pub(crate) fn plain() {
     let filter = EnvFilter::try_from_env("MESHD_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(stderr).try_init();
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::DescriptorEncoder;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -11,8 +11,8 @@ use tokio::sync::watch;
 use crate::api::fence::Fence;
 use crate::status::Status;
 
-/// Renders all metrics in the text format of OpenMetrics 1.0.
-pub fn render(status: watch::Receiver<Status>) -> Result<String, fmt::Error> {
+/// Renders all metrics in the text format of `OpenMetrics` 1.0.
+pub(crate) fn render(status: watch::Receiver<Status>) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("meshd");
     registry.register_collector(Box::new(View(status)));
     let mut text = String::new();
@@ -36,7 +36,7 @@ impl Collector for View {
                 let labels = labels.as_slice();
                 let mut sample = metric.encode_family(&labels)?;
                 if counter {
-                    sample.encode_counter::<(), u64, u64>(&value, None)?;
+                    sample.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
                 } else {
                     sample.encode_gauge(&value)?;
                 }
@@ -63,14 +63,27 @@ fn node_rows(status: &Status) -> Vec<Row<'_>> {
     vec![
         gauge("ready", "Whether pods can be attached and reach the mesh.", u64::from(status.ready)),
         gauge("guard_stands", "Whether the guard's table stands unchanged.", u64::from(status.guard.stands)),
-        ("guard_dropped_packets", "Packets with a pod address that the guard dropped.", MetricType::Counter, drops),
+        (
+            "guard_dropped_packets",
+            "Packets with a pod address that the guard dropped.",
+            MetricType::Counter,
+            drops,
+        ),
         gauge("generation", "Generation of this node's keys.", status.generation),
         gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
         gauge("pending_nodes", "Nodes that have not published anything yet.", status.pending.len() as u64),
         gauge("kept_nodes", "Nodes no longer listed that are kept for now.", status.kept.len() as u64),
         ("rejected", "Nodes, or parts of what they publish, that were refused.", MetricType::Gauge, rejected),
-        gauge("api_connected", "Whether Nodes are being watched.", u64::from(status.api.listed && status.api.error.is_none())),
-        gauge("published", "Whether this node's annotations are as they should be.", u64::from(status.api.published)),
+        gauge(
+            "api_connected",
+            "Whether Nodes are being watched.",
+            u64::from(status.api.listed && status.api.error.is_none()),
+        ),
+        gauge(
+            "published",
+            "Whether this node's annotations are as they should be.",
+            u64::from(status.api.published),
+        ),
         gauge(
             "trust_policy_missing",
             "Whether the API server would let this daemon change another Node.",
@@ -79,14 +92,21 @@ fn node_rows(status: &Status) -> Vec<Row<'_>> {
         counter("reconciles", "Reconciliations.", status.counters.reconciles),
         counter("steps", "Steps performed to repair or change the node's network.", status.counters.steps),
         counter("failed_steps", "Steps that failed and are tried again.", status.counters.failed_steps),
-        counter("device_restarts", "Devices whose engine had died and was made anew.", status.counters.device_restarts),
+        counter(
+            "device_restarts",
+            "Devices whose engine had died and was made anew.",
+            status.counters.device_restarts,
+        ),
         counter("brakes", "Times that a mass removal of peers was braked.", status.counters.brakes),
     ]
 }
 
 fn peer_rows(status: &Status) -> Vec<Row<'_>> {
     let samples = |value: fn(&crate::status::PeerSlotStatus) -> Option<u64>| -> Vec<_> {
-        let slots = status.peers.iter().flat_map(|peer| peer.slots.iter().map(move |(slot, state)| (peer, slot, state)));
+        let slots = status
+            .peers
+            .iter()
+            .flat_map(|peer| peer.slots.iter().map(move |(slot, state)| (peer, slot, state)));
         slots
             .filter_map(|(peer, slot, state)| {
                 Some((vec![("peer", peer.node.as_str()), ("slot", slot.as_str())], value(state.as_ref()?)?))
@@ -100,7 +120,12 @@ fn peer_rows(status: &Status) -> Vec<Row<'_>> {
             MetricType::Gauge,
             samples(|slot| slot.handshake_age),
         ),
-        ("peer_received_bytes", "Bytes received from the peer.", MetricType::Counter, samples(|slot| Some(slot.received))),
+        (
+            "peer_received_bytes",
+            "Bytes received from the peer.",
+            MetricType::Counter,
+            samples(|slot| Some(slot.received)),
+        ),
         ("peer_sent_bytes", "Bytes sent to the peer.", MetricType::Counter, samples(|slot| Some(slot.sent))),
         (
             "peer_endpoint_drifts",

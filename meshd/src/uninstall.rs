@@ -18,7 +18,7 @@ use crate::file;
 
 /// What was removed, a line each.
 #[derive(Debug, Default)]
-pub struct Removed(Vec<String>);
+pub(crate) struct Removed(Vec<String>);
 
 impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,7 +45,7 @@ pub enum UninstallError {
 
 /// Removes everything. What fails is collected; the guard goes only if nothing else is left, because without
 /// the rest it does no harm, and the rest without it would leak.
-pub async fn run(config: &Config, annotations: bool) -> Result<Removed, UninstallError> {
+pub(crate) async fn run(config: &Config, annotations: bool) -> Result<Removed, UninstallError> {
     if control::ask(&config.run_dir.join("meshd.sock"), Request::Status).is_ok() {
         return Err(UninstallError::Running);
     }
@@ -105,11 +105,17 @@ impl Work {
     async fn network(&mut self, host: &Handle, config: &Config) {
         for rule in host.rules().await.unwrap_or_default() {
             let outcome = host.remove_rule(&rule).await;
-            self.note(format!("rule {rule}"), outcome.map(|()| true).map_err(|error| Chain(&error).to_string()));
+            self.note(
+                format!("rule {rule}"),
+                outcome.map(|()| true).map_err(|error| Chain(&error).to_string()),
+            );
         }
         for route in host.routes().await.unwrap_or_default() {
             let outcome = host.remove_route(&route).await;
-            self.note(format!("route {route}"), outcome.map(|()| true).map_err(|error| Chain(&error).to_string()));
+            self.note(
+                format!("route {route}"),
+                outcome.map(|()| true).map_err(|error| Chain(&error).to_string()),
+            );
         }
         for (_, link) in config.links.iter() {
             let outcome = host.delete_link(link).await;
@@ -122,16 +128,19 @@ fn remove_empty(folder: &Path) -> Result<bool, String> {
     match std::fs::remove_dir(folder) {
         Ok(()) => Ok(true),
         Err(error) => match error.kind() {
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::DirectoryNotEmpty => Ok(false),
-            // A mount point, as in a pod: the runtime takes it away.
-            std::io::ErrorKind::ResourceBusy => Ok(false),
+            // Busy: a mount point, as in a pod; the runtime takes it away.
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::DirectoryNotEmpty
+            | std::io::ErrorKind::ResourceBusy => Ok(false),
             _ => Err(error.to_string()),
         },
     }
 }
 
 async fn remove_annotations(config: &Config) -> Result<bool, String> {
-    let (client, _) = api::connect::client(config.kubeconfig.as_deref()).await.map_err(|error| Chain(&error).to_string())?;
+    let (client, _) = api::connect::client(config.kubeconfig.as_deref())
+        .await
+        .map_err(|error| Chain(&error).to_string())?;
     let nodes = Api::<Node>::all(client);
     let found = nodes.get_opt(&config.node_name).await.map_err(|error| Chain(&error).to_string())?;
     let annotations = found.and_then(|node| node.metadata.annotations).unwrap_or_default();
@@ -139,7 +148,8 @@ async fn remove_annotations(config: &Config) -> Result<bool, String> {
         return Ok(false);
     }
     let body = json!({"metadata": {"annotations": {names::STATE: null, names::ENDPOINTS: null}}});
-    let parameters = PatchParams { field_manager: Some(api::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let parameters =
+        PatchParams { field_manager: Some(api::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     let patched = nodes.patch_metadata(&config.node_name, &parameters, &Patch::Merge(&body)).await;
     patched.map(|_| true).map_err(|error| Chain(&error).to_string())
 }

@@ -31,8 +31,13 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     let pod_link = attachment.interface.as_str();
     let pair = Pair { host_link: &host_link, host_mac, pod_link, pod_mac, mtu, addresses: &addresses };
     veth::attach(&pair, &netns)?;
-    let attached =
-        Attached { host: (&host_link, host_mac), pod: (pod_link, pod_mac), netns: netns_path, addresses: &addresses, mtu };
+    let attached = Attached {
+        host: (&host_link, host_mac),
+        pod: (pod_link, pod_mac),
+        netns: netns_path,
+        addresses: &addresses,
+        mtu,
+    };
     let text = render(&attached, conf.version);
     reservation.commit();
     Ok(text)
@@ -94,7 +99,8 @@ fn choose(store: &Store, node: &NodeFile) -> Result<Vec<IpAddr>, CniError> {
     taken.extend(&node.mesh_addresses);
     let mut chosen = Vec::new();
     for ipv4 in [true, false] {
-        let ranges: Vec<IpNetwork> = node.pod_cidrs.iter().copied().filter(|range| range.is_ipv4() == ipv4).collect();
+        let ranges: Vec<IpNetwork> =
+            node.pod_cidrs.iter().copied().filter(|range| range.is_ipv4() == ipv4).collect();
         if ranges.is_empty() {
             continue;
         }

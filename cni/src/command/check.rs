@@ -41,7 +41,10 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<
         return mismatch("the pod's addresses", &stored);
     }
     let families = stored.iter().map(IpAddr::is_ipv4);
-    if families.into_iter().any(|ipv4| !pod.routes.iter().any(|route| route.prefix() == 0 && route.is_ipv4() == ipv4)) {
+    if families
+        .into_iter()
+        .any(|ipv4| !pod.routes.iter().any(|route| route.prefix() == 0 && route.is_ipv4() == ipv4))
+    {
         return mismatch("the pod's default routes", &stored);
     }
     Ok(())
@@ -57,7 +60,9 @@ fn end(what: &'static str, name: &str, found: Option<End>, previous: &Previous) 
     let promised = previous.interfaces.iter().find(|interface| interface.name == name);
     let mac = promised.and_then(|interface| interface.mac.as_ref());
     match mac {
-        Some(mac) if found.mac.map(mac_text).as_ref() != Some(mac) => Err(wrong(format!("{name} to have {mac}"))),
+        Some(mac) if found.mac.map(mac_text).as_ref() != Some(mac) => {
+            Err(wrong(format!("{name} to have {mac}")))
+        }
         _ => Ok(found),
     }
 }

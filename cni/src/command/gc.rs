@@ -12,7 +12,10 @@ use crate::store::{Store, host_link};
 pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
     // A runtime that names nothing at all does not mean that all pods are gone.
     let Some(valid) = &conf.valid else {
-        return Err(CniError::Conf { option: "cni.dev/valid-attachments", expected: "the list of attachments that stay" });
+        return Err(CniError::Conf {
+            option: "cni.dev/valid-attachments",
+            expected: "the list of attachments that stay",
+        });
     };
     let stay: BTreeSet<String> = valid.iter().map(host_link).collect();
     let store = Store::open(&conf.state_dir)?;
@@ -23,7 +26,8 @@ pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
             kept.insert(stored.host_link);
             continue;
         }
-        let released = veth::detach(&stored.host_link).map_err(CniError::from).and_then(|_| store.release(&stored));
+        let released =
+            veth::detach(&stored.host_link).map_err(CniError::from).and_then(|_| store.release(&stored));
         failed.extend(released.err());
     }
     // Links without a reservation: of an ADD whose state was lost.

@@ -15,7 +15,9 @@ pub(crate) fn run(call: &Call) -> Result<String, CniError> {
     match &call.command {
         Command::Add(attachment, netns) => add::run(&call.conf, attachment, netns),
         Command::Del(attachment) => del::run(&call.conf, attachment).map(|()| String::new()),
-        Command::Check(attachment, netns) => check::run(&call.conf, attachment, netns).map(|()| String::new()),
+        Command::Check(attachment, netns) => {
+            check::run(&call.conf, attachment, netns).map(|()| String::new())
+        }
         Command::Status => status::run(&call.conf).map(|()| String::new()),
         Command::Gc => gc::run(&call.conf).map(|()| String::new()),
         Command::Version => Ok(version::run(&call.conf)),

@@ -13,7 +13,8 @@ pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
     let mut taken = Store::open(&conf.state_dir)?.taken()?;
     taken.extend(&node.mesh_addresses);
     for ipv4 in [true, false] {
-        let ranges: Vec<IpNetwork> = node.pod_cidrs.iter().copied().filter(|range| range.is_ipv4() == ipv4).collect();
+        let ranges: Vec<IpNetwork> =
+            node.pod_cidrs.iter().copied().filter(|range| range.is_ipv4() == ipv4).collect();
         if !ranges.is_empty() && ipam::next_free(&ranges, &taken, None).is_none() {
             let ranges = ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(CniError::Exhausted { ranges });

@@ -138,7 +138,9 @@ impl HostError {
     /// The kernel's error number, if it was the kernel that refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Netlink { source, .. } | Self::Sysctl { source, .. } | Self::Namespace { source, .. } => source.raw_os_error(),
+            Self::Netlink { source, .. } | Self::Sysctl { source, .. } | Self::Namespace { source, .. } => {
+                source.raw_os_error()
+            }
             _ => None,
         }
     }

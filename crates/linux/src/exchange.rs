@@ -88,7 +88,11 @@ impl Exchange {
     }
 
     /// Reads until the kernel says that it is done.
-    fn answers(&self, operation: &'static str, subject: &Subject) -> Result<Vec<RouteNetlinkMessage>, HostError> {
+    fn answers(
+        &self,
+        operation: &'static str,
+        subject: &Subject,
+    ) -> Result<Vec<RouteNetlinkMessage>, HostError> {
         let failed = |source| HostError::netlink(operation, subject.clone(), source);
         let mut found = Vec::new();
         let mut buffer = bytes::BytesMut::with_capacity(ANSWER);

@@ -52,7 +52,8 @@ impl Handle {
 
     /// Sets a link's MTU.
     pub async fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), HostError> {
-        self.change_link("set the MTU of", link, |index| LinkUnspec::new_with_index(index).mtu(mtu).build()).await
+        self.change_link("set the MTU of", link, |index| LinkUnspec::new_with_index(index).mtu(mtu).build())
+            .await
     }
 
     /// Sets a link up.
@@ -122,15 +123,21 @@ impl Handle {
     /// Number of the link that one of these addresses is on.
     pub(crate) async fn index_at(&self, addresses: &[IpAddr]) -> Result<Option<u32>, HostError> {
         let messages = self.address_messages(None).await?;
-        let holder = messages.iter().find(|message| network_of(message).is_some_and(|net| addresses.contains(&net.ip())));
+        let holder = messages
+            .iter()
+            .find(|message| network_of(message).is_some_and(|net| addresses.contains(&net.ip())));
         Ok(holder.map(|message| message.header.index))
     }
 
     async fn address_messages(&self, index: Option<u32>) -> Result<Vec<AddressMessage>, HostError> {
         let failed = |error| HostError::rtnetlink("list addresses", Subject::Links, &error);
-        let found: Vec<AddressMessage> = self.rtnetlink.address().get().execute().try_collect().await.map_err(failed)?;
+        let found: Vec<AddressMessage> =
+            self.rtnetlink.address().get().execute().try_collect().await.map_err(failed)?;
         // Filtered here: without strict checking the kernel gives the addresses of all links.
-        Ok(found.into_iter().filter(|message| index.is_none_or(|index| message.header.index == index)).collect())
+        Ok(found
+            .into_iter()
+            .filter(|message| index.is_none_or(|index| message.header.index == index))
+            .collect())
     }
 }
 

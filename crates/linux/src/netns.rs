@@ -34,7 +34,8 @@ impl NetworkNamespace {
     pub fn is_own(&self) -> Result<bool, HostError> {
         let own = Self::open(Path::new("/proc/thread-self/ns/net"))?;
         let identity = |namespace: &Self| {
-            let failed = |source| HostError::Namespace { operation: "look at", path: namespace.path.clone(), source };
+            let failed =
+                |source| HostError::Namespace { operation: "look at", path: namespace.path.clone(), source };
             namespace.file.metadata().map(|data| (data.dev(), data.ino())).map_err(failed)
         };
         Ok(identity(&own)? == identity(self)?)

@@ -96,18 +96,22 @@ impl Handle {
 
     async fn link_mtu(&self, index: u32) -> Result<u32, HostError> {
         let failed = |error| HostError::rtnetlink("look at", Subject::Links, &error);
-        let found = self.rtnetlink.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
-        let mtu = found.iter().flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
-            netlink_packet_route::link::LinkAttribute::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        });
+        let found =
+            self.rtnetlink.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
+        let mtu =
+            found.iter().flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
+                netlink_packet_route::link::LinkAttribute::Mtu(mtu) => Some(*mtu),
+                _ => None,
+            });
         Ok(mtu.unwrap_or(plan::desired::MIN_MTU))
     }
 
     async fn route_messages(&self) -> Result<Vec<RouteMessage>, HostError> {
         let mut messages = Vec::new();
         let failed = |error| HostError::rtnetlink("list", Subject::Routes, &error);
-        for message in [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()] {
+        for message in
+            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
+        {
             let found: Vec<RouteMessage> =
                 self.rtnetlink.route().get(message).execute().try_collect().await.map_err(failed)?;
             messages.extend(found);
@@ -147,7 +151,6 @@ impl Handle {
         Ok(message)
     }
 }
-
 
 /// Reads a route of ours; none for other daemons' and for those towards pods.
 fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {

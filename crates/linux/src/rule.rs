@@ -24,7 +24,11 @@ impl Handle {
     pub async fn add_rule(&self, rule: &Rule) -> Result<(), HostError> {
         let mut request = self.rtnetlink.rule().add();
         *request.message_mut() = message(rule);
-        match request.execute().await.map_err(|error| HostError::rtnetlink("add", Subject::Rule(rule.clone()), &error)) {
+        match request
+            .execute()
+            .await
+            .map_err(|error| HostError::rtnetlink("add", Subject::Rule(rule.clone()), &error))
+        {
             Err(error) if !error.is_exists() => Err(error),
             _ => Ok(()),
         }
@@ -35,7 +39,8 @@ impl Handle {
         for (found, message) in self.rule_messages().await? {
             if found == *rule {
                 let removed = self.rtnetlink.rule().del(message).execute().await;
-                let removed = removed.map_err(|error| HostError::rtnetlink("remove", Subject::Rule(rule.clone()), &error));
+                let removed = removed
+                    .map_err(|error| HostError::rtnetlink("remove", Subject::Rule(rule.clone()), &error));
                 if let Err(error) = removed
                     && !error.is_missing()
                 {
@@ -75,7 +80,8 @@ fn message(rule: &Rule) -> RuleMessage {
 
 /// Reads a rule of ours; none for others'.
 fn read(message: &RuleMessage) -> Option<Rule> {
-    let (mut ours, mut table, mut priority, mut source) = (false, u32::from(message.header.table), 0, None::<IpAddr>);
+    let (mut ours, mut table, mut priority, mut source) =
+        (false, u32::from(message.header.table), 0, None::<IpAddr>);
     for attribute in &message.attributes {
         match attribute {
             RuleAttribute::Protocol(protocol) => ours = *protocol == RouteProtocol::Other(ROUTE_PROTOCOL),

@@ -11,8 +11,12 @@ use std::os::fd::AsRawFd as _;
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
-use netlink_packet_route::link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -102,7 +106,11 @@ pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
     let subject = Subject::Veth(link.to_owned());
     let mut exchange = Exchange::open()?;
     let Some(message) = find_link(&mut exchange, link, &subject)? else { return Ok(None) };
-    let mut end = End { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..End::default() };
+    let mut end = End {
+        index: message.header.index,
+        up: message.header.flags.contains(LinkFlags::Up),
+        ..End::default()
+    };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => end.mtu = *mtu,
@@ -110,7 +118,8 @@ pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
             _ => {}
         }
     }
-    let addresses = exchange.dump("list", &subject, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+    let addresses =
+        exchange.dump("list", &subject, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     end.addresses = addresses.iter().filter_map(|message| address_on(message, end.index)).collect();
     let routes = exchange.dump("list", &subject, RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
     end.routes = routes.iter().filter_map(|message| route_by(message, end.index)).collect();
@@ -119,7 +128,11 @@ pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
 
 /// Names of all pods' interfaces on the node.
 pub fn host_links() -> Result<Vec<String>, HostError> {
-    let found = Exchange::open()?.dump("list", &Subject::Links, RouteNetlinkMessage::GetLink(LinkMessage::default()))?;
+    let found = Exchange::open()?.dump(
+        "list",
+        &Subject::Links,
+        RouteNetlinkMessage::GetLink(LinkMessage::default()),
+    )?;
     let names = found.iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewLink(message) => crate::link::name_of(message),
         _ => None,
@@ -178,7 +191,11 @@ fn pair_message(pair: &Pair<'_>, netns: &NetworkNamespace) -> RouteNetlinkMessag
     RouteNetlinkMessage::NewLink(message)
 }
 
-fn find_link(exchange: &mut Exchange, name: &str, subject: &Subject) -> Result<Option<LinkMessage>, HostError> {
+fn find_link(
+    exchange: &mut Exchange,
+    name: &str,
+    subject: &Subject,
+) -> Result<Option<LinkMessage>, HostError> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     match exchange.find("look at", subject, RouteNetlinkMessage::GetLink(message))? {
@@ -226,8 +243,10 @@ fn neighbour(index: u32, address: IpAddr, mac: Mac) -> RouteNetlinkMessage {
         IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
         IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
     };
-    message.attributes =
-        vec![NeighbourAttribute::Destination(destination), NeighbourAttribute::LinkLayerAddress(mac.to_vec())];
+    message.attributes = vec![
+        NeighbourAttribute::Destination(destination),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
     RouteNetlinkMessage::NewNeighbour(message)
 }
 

@@ -109,7 +109,8 @@ impl State {
         let wire: WireState = parse_versioned(text)?;
         let slots = PerSlot::try_from_fn(|slot| {
             let found = if slot == Slot::A { &wire.slots.a } else { &wire.slots.b };
-            let key = PublicKey::from_base64(&found.key).map_err(|source| AnnotationError::Key { slot, source })?;
+            let key =
+                PublicKey::from_base64(&found.key).map_err(|source| AnnotationError::Key { slot, source })?;
             if found.port == 0 {
                 return Err(AnnotationError::Port { slot });
             }
@@ -204,7 +205,11 @@ fn parse_versioned<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, Anno
 }
 
 const fn bounded(generation: u64) -> Result<u64, AnnotationError> {
-    if generation <= MAX_GENERATION { Ok(generation) } else { Err(AnnotationError::Generation { found: generation }) }
+    if generation <= MAX_GENERATION {
+        Ok(generation)
+    } else {
+        Err(AnnotationError::Generation { found: generation })
+    }
 }
 
 /// Why an annotation was refused.

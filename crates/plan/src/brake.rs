@@ -53,7 +53,8 @@ impl Brake {
     /// Looks at a complete list. `now` is a monotonic time since any fixed moment.
     pub fn on_relist(&mut self, now: Duration, relist: &Relist<'_>) -> Verdict {
         let peers = relist.known.iter().filter(|name| *name != relist.own);
-        let missing: BTreeSet<NodeName> = peers.clone().filter(|name| !relist.listed.contains(*name)).cloned().collect();
+        let missing: BTreeSet<NodeName> =
+            peers.clone().filter(|name| !relist.listed.contains(*name)).cloned().collect();
         let lineage = match (&self.own_uid, relist.own_uid) {
             (_, None) => Lineage::Unknown,
             (Some(before), Some(found)) if before != found => Lineage::Changed,
@@ -96,7 +97,14 @@ mod tests {
         texts.iter().map(|text| NodeName::new(*text)).collect()
     }
 
-    fn look(brake: &mut Brake, at: u64, uid: Option<&str>, known: &[&str], listed: &[&str], gone: &[&str]) -> Verdict {
+    fn look(
+        brake: &mut Brake,
+        at: u64,
+        uid: Option<&str>,
+        known: &[&str],
+        listed: &[&str],
+        gone: &[&str],
+    ) -> Verdict {
         let uid = uid.map(NodeUid::new);
         brake.on_relist(
             Duration::from_secs(at),
@@ -140,7 +148,10 @@ mod tests {
     fn a_store_that_made_our_node_anew_is_not_believed_for_five_minutes() {
         let mut brake = Brake::new(Some(NodeUid::new("old")));
         let verdict = look(&mut brake, 100, Some("new"), &["n1", "n2", "n3"], &["n1"], &["n2", "n3"]);
-        assert_eq!(verdict, Verdict { keep: names(&["n2", "n3"]), release_at: Some(Duration::from_secs(400)) });
+        assert_eq!(
+            verdict,
+            Verdict { keep: names(&["n2", "n3"]), release_at: Some(Duration::from_secs(400)) }
+        );
         let verdict = look(&mut brake, 200, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
         assert_eq!(verdict.release_at, Some(Duration::from_secs(400)), "the time does not start again");
         let verdict = look(&mut brake, 400, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);

@@ -57,7 +57,8 @@ pub fn check(network: &Network, world: &World) -> Vec<Violation> {
 
 fn disjoint(network: &Network, found: &mut Vec<Violation>) {
     for (slot, device) in &network.devices {
-        let owned = device.peers.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |net| (*net, *key)));
+        let owned =
+            device.peers.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(move |net| (*net, *key)));
         let mut sorted: Vec<(IpNetwork, PublicKey)> = owned.collect();
         sorted.sort_by_key(|(net, key)| (net.is_ipv6(), net.network(), net.prefix(), *key));
         for pair in sorted.windows(2) {
@@ -79,7 +80,8 @@ fn granted(network: &Network, world: &World, found: &mut Vec<Violation>) {
             let member = members.get(key);
             let is_granted = |net: &IpNetwork| {
                 member.is_some_and(|member| {
-                    member.pod_cidrs.contains(net) || member.addresses.iter().any(|address| prefix::host(*address) == *net)
+                    member.pod_cidrs.contains(net)
+                        || member.addresses.iter().any(|address| prefix::host(*address) == *net)
                 })
             };
             for net in peer.allowed_ips.iter().filter(|net| !is_granted(net)) {

@@ -70,7 +70,11 @@ impl Underlay {
 
 impl Guard {
     /// The guard that knows the cluster's ranges only: all that is in place before a Node has been seen.
-    pub fn closed(cluster: BTreeSet<IpNetwork>, services: BTreeSet<IpNetwork>, links: &PerSlot<LinkName>) -> Self {
+    pub fn closed(
+        cluster: BTreeSet<IpNetwork>,
+        services: BTreeSet<IpNetwork>,
+        links: &PerSlot<LinkName>,
+    ) -> Self {
         let mesh_links = links.iter().map(|(_, link)| link.clone()).collect();
         Self { cluster, mesh_links, local_pods: BTreeSet::new(), no_masquerade: services }
     }
@@ -177,7 +181,8 @@ fn mesh_addresses(own: &Own) -> impl Iterator<Item = IpNetwork> {
 fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
     let of_family = |address: &&IpAddr| address.is_ipv4() == ipv4;
     let claimed = own.addresses.iter().find(of_family).copied();
-    claimed.or_else(|| mesh_addresses(own).map(|address| address.ip()).find(|address| address.is_ipv4() == ipv4))
+    claimed
+        .or_else(|| mesh_addresses(own).map(|address| address.ip()).find(|address| address.is_ipv4() == ipv4))
 }
 
 fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> {
@@ -198,8 +203,12 @@ fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> 
         }
     }
     for cluster in &setup.cluster_cidrs {
-        let unreachable =
-            Route { table: MAIN_TABLE, destination: *cluster, metric: UNREACHABLE_METRIC, via: Via::Unreachable };
+        let unreachable = Route {
+            table: MAIN_TABLE,
+            destination: *cluster,
+            metric: UNREACHABLE_METRIC,
+            via: Via::Unreachable,
+        };
         routes.insert(unreachable);
     }
     routes

@@ -47,9 +47,10 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
 
 /// Links that this plan makes: what was observed on them is gone with the old ones.
 fn remade(desired: &Network, observed: &Network) -> BTreeSet<LinkName> {
-    let links = desired.devices.iter().filter(|(slot, wanted)| {
-        observed.devices.get(slot).is_none_or(|found| found.link != wanted.link)
-    });
+    let links = desired
+        .devices
+        .iter()
+        .filter(|(slot, wanted)| observed.devices.get(slot).is_none_or(|found| found.link != wanted.link));
     links.map(|(_, device)| device.link.clone()).collect()
 }
 
@@ -136,7 +137,8 @@ fn change(wanted: &Peer, found: &Peer) -> PeerChange {
 }
 
 fn routes(ops: &mut Vec<Op>, desired: &Network, observed: &Network, remade: &BTreeSet<LinkName>) {
-    let gone = |route: &Route| matches!(&route.via, crate::network::Via::Link { link, .. } if remade.contains(link));
+    let gone =
+        |route: &Route| matches!(&route.via, crate::network::Via::Link { link, .. } if remade.contains(link));
     let stands = |route: &Route| observed.routes.contains(route) && !gone(route);
     for route in desired.routes.iter().filter(|route| !stands(route)) {
         ops.push(Op::SetRoute(route.clone()));

@@ -48,7 +48,11 @@ pub fn last(prefix: IpNetwork) -> IpAddr {
 pub fn is_special(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
-            v4.octets()[0] == 0 || v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_broadcast()
+            v4.octets()[0] == 0
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_multicast()
+                || v4.is_broadcast()
         }
         IpAddr::V6(v6) => {
             v6.is_unspecified()
@@ -83,7 +87,19 @@ mod tests {
 
     #[test]
     fn special_addresses_are_nobodys() {
-        for text in ["0.0.0.0", "0.1.2.3", "127.0.0.1", "169.254.1.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1", "fe80::1", "::ffff:192.0.2.1"] {
+        for text in [
+            "0.0.0.0",
+            "0.1.2.3",
+            "127.0.0.1",
+            "169.254.1.1",
+            "224.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "ff02::1",
+            "fe80::1",
+            "::ffff:192.0.2.1",
+        ] {
             assert!(is_special(text.parse().unwrap()), "{text}");
         }
         for text in ["192.0.2.1", "10.0.0.1", "2001:db8::1", "fd00::1"] {

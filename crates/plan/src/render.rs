@@ -38,7 +38,9 @@ impl fmt::Display for Op {
                 }
                 peer.keepalive.map_or(Ok(()), |seconds| write!(f, ", keepalive {seconds} s"))
             }
-            Self::UpdatePeer { slot, key, change } => write!(f, "* peer     {slot}: {}{}", key.fingerprint(), change),
+            Self::UpdatePeer { slot, key, change } => {
+                write!(f, "* peer     {slot}: {}{}", key.fingerprint(), change)
+            }
             Self::RemovePeer { slot, key } => write!(f, "- peer     {slot}: {}", key.fingerprint()),
             Self::SetRoute(route) => write!(f, "+ route    {route}"),
             Self::RemoveRoute(route) => write!(f, "- route    {route}"),

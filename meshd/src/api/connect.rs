@@ -5,18 +5,23 @@ use std::path::{Path, PathBuf};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
 /// Makes a client. Nothing is sent yet, so this works while the API server is away.
-pub async fn client(kubeconfig: Option<&Path>) -> Result<(kube::Client, Option<std::net::IpAddr>), ConnectError> {
+pub async fn client(
+    kubeconfig: Option<&Path>,
+) -> Result<(kube::Client, Option<std::net::IpAddr>), ConnectError> {
     let config = match kubeconfig {
         Some(path) => {
             let unusable = |source| ConnectError::Kubeconfig { path: path.to_owned(), source };
             let file = Kubeconfig::read_from(path).map_err(unusable)?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.map_err(unusable)?
+            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+                .await
+                .map_err(unusable)?
         }
         None => kube::Config::incluster()?,
     };
     let host = config.cluster_url.host().unwrap_or_default();
     let server = host.trim_start_matches('[').trim_end_matches(']').parse().ok();
-    let client = kube::Client::try_from(config).map_err(|source| ConnectError::Client { source: Box::new(source) })?;
+    let client =
+        kube::Client::try_from(config).map_err(|source| ConnectError::Client { source: Box::new(source) })?;
     Ok((client, server))
 }
 

@@ -26,8 +26,11 @@ pub enum Fence {
 
 /// Tries, as a dry run, to change an annotation of `other`. Nothing is written whatever the answer.
 pub async fn test(client: &Client, other: &NodeName) -> Result<Fence, kube::Error> {
-    let parameters =
-        PatchParams { dry_run: true, field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    let parameters = PatchParams {
+        dry_run: true,
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
     let body = json!({"metadata": {"annotations": {names::STATE: "fence"}}});
     let nodes = Api::<Node>::all(client.clone());
     match nodes.patch_metadata(other.as_str(), &parameters, &Patch::Merge(&body)).await {

@@ -46,15 +46,15 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
                 }
             },
         };
-        let waited = if failed {
-            let waited = tokio::time::timeout(pause, wanted.changed()).await;
+        let next = if failed {
+            let next = tokio::time::timeout(pause, wanted.changed()).await;
             pause = (pause * 2).min(PAUSES.1);
-            waited.unwrap_or(Ok(()))
+            next.unwrap_or(Ok(()))
         } else {
             pause = PAUSES.0;
             wanted.changed().await
         };
-        if waited.is_err() {
+        if next.is_err() {
             return;
         }
     }

@@ -55,7 +55,15 @@ pub(super) fn command() -> Command {
                         .value_parser(value_parser!(PathBuf))
                         .help("Folder of the control socket"),
                 )
-                .after_help("Example:\n  meshd tunnel wg0 &\n  wg set wg0 listen-port 51820 private-key key"),
+                .arg(
+                    Arg::new("background")
+                        .long("background")
+                        .action(ArgAction::SetTrue)
+                        .help("Return once the interface is there, and go on in the background"),
+                )
+                .after_help(
+                    "Example:\n  meshd tunnel --background wg0\n  wg set wg0 listen-port 51820 private-key key",
+                ),
         )
         .subcommand(Command::new("options").about("Print the options of `meshd run` as a page of documentation"))
 }

@@ -31,7 +31,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(&matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let code = if matches!(error, CommandError::Config(_)) { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE };
+            let code = if matches!(error, CommandError::Config(_)) {
+                ExitCode::from(EX_USAGE)
+            } else {
+                ExitCode::FAILURE
+            };
             let _ = writeln!(std::io::stderr(), "meshd: {}", Chain(&error));
             code
         }
@@ -63,7 +67,7 @@ pub enum CommandError {
     Uninstall(#[from] crate::uninstall::UninstallError),
     /// The bare tunnel ended.
     #[error(transparent)]
-    Tunnel(#[from] tunnel::bare::BareError),
+    Tunnel(#[from] tunnel::TunnelError),
     /// The running daemon did not answer.
     #[error(transparent)]
     Query(#[from] crate::control::QueryError),

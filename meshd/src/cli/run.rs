@@ -1,6 +1,7 @@
 //! Subcommands that act on this node.
 
 use clap::ArgMatches;
+use tunnel::bare::BareOptions;
 
 use super::{CommandError, arguments, output};
 use crate::config::Config;
@@ -25,7 +26,9 @@ pub(super) fn tunnel(matches: &ArgMatches) -> Result<(), CommandError> {
     crate::logging::plain();
     let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
     let folder = arguments::path(matches, "wireguard-dir");
-    Ok(tunnel::bare::run(&tunnel::bare::BareOptions { name, uapi_dir: folder })?)
+    let foreground = !matches.get_flag("background");
+    let options = BareOptions { foreground, uapi_dir: folder, ..BareOptions::new(name) };
+    Ok(tunnel::bare::run(&options)?)
 }
 
 fn config(matches: &ArgMatches) -> Result<Config, CommandError> {

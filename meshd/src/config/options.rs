@@ -56,7 +56,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         None,
         "Ranges of the nodes' own addresses. With it a kubelet can't draw pods' traffic to any other address to its node; without it the first claim of an address wins.",
     ),
-    OptionSpec::new("kubeconfig", "FILE", None, "Kubeconfig file; without it the pod's service account is used."),
+    OptionSpec::new(
+        "kubeconfig",
+        "FILE",
+        None,
+        "Kubeconfig file; without it the pod's service account is used.",
+    ),
     OptionSpec::new(
         "api-server-address",
         "IP[,IP]",
@@ -104,7 +109,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         Some("/var/lib/meshd"),
         "Folder of the last known peers, for a start without the API server.",
     ),
-    OptionSpec::new("run-dir", "FOLDER", Some("/run/meshd"), "Folder of the daemon's socket and of the CNI plugin's input."),
+    OptionSpec::new(
+        "run-dir",
+        "FOLDER",
+        Some("/run/meshd"),
+        "Folder of the daemon's socket and of the CNI plugin's input.",
+    ),
     OptionSpec::new(
         "wireguard-dir",
         "FOLDER",
@@ -117,11 +127,21 @@ pub static OPTIONS: &[OptionSpec] = &[
         Some("/proc/sys"),
         "Folder of the kernel's settings. In a container /proc/sys is read-only, so the node's net/ is mounted below another folder.",
     ),
-    OptionSpec::new("cni-conf-dir", "FOLDER", Some("/etc/cni/net.d"), "Folder that gets the CNI network configuration."),
+    OptionSpec::new(
+        "cni-conf-dir",
+        "FOLDER",
+        Some("/etc/cni/net.d"),
+        "Folder that gets the CNI network configuration.",
+    ),
     OptionSpec::new("cni-bin-dir", "FOLDER", Some("/opt/cni/bin"), "Folder that gets the CNI plugin."),
     OptionSpec::new("listen", "IP:PORT", Some("127.0.0.1:9384"), "Where health and metrics are served."),
     OptionSpec::new("log-format", "text|json", Some("text"), "Form of the log lines."),
-    OptionSpec::new("log-level", "FILTER", Some("info"), "Which lines are logged: a level, or a filter such as info,meshd=debug."),
+    OptionSpec::new(
+        "log-level",
+        "FILTER",
+        Some("info"),
+        "Which lines are logged: a level, or a filter such as info,meshd=debug.",
+    ),
 ];
 
 /// The options as a page of documentation.

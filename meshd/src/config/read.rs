@@ -61,7 +61,9 @@ pub enum ConfigError {
         expected: Expected,
     },
     /// A required option without a value.
-    #[error("option {option}: no value: expected {value}; set --{option}, {environment} or {option} in the configuration file")]
+    #[error(
+        "option {option}: no value: expected {value}; set --{option}, {environment} or {option} in the configuration file"
+    )]
     Missing {
         /// Name of the option.
         option: &'static str,
@@ -122,7 +124,10 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         api_servers: values.list("api-server-address", value::address)?.into_iter().collect(),
         endpoints: values.list("endpoint", value::address)?,
         nat: values.one("nat", value::boolean)?,
-        links: PerSlot { a: values.one("interface-a", value::link)?, b: values.one("interface-b", value::link)? },
+        links: PerSlot {
+            a: values.one("interface-a", value::link)?,
+            b: values.one("interface-b", value::link)?,
+        },
         ports: PerSlot { a: values.one("port-a", value::port)?, b: values.one("port-b", value::port)? },
         mtu: values.maybe("mtu", value::mtu)?,
         table: values.one("table", value::table)?,
@@ -175,7 +180,12 @@ fn file_values(path: &Path, text: &str) -> Result<BTreeMap<String, String>, Conf
         }
         let Some(text) = scalar_or_list(&value) else {
             let found = shortened(&value.to_string());
-            return Err(ConfigError::Value { option, source_, found, expected: "a value or a list of values" });
+            return Err(ConfigError::Value {
+                option,
+                source_,
+                found,
+                expected: "a value or a list of values",
+            });
         };
         values.insert(option, text);
     }
@@ -226,12 +236,20 @@ impl Values<'_> {
         };
         let (text, source_) = self.raw(option);
         let Some(text) = text else { return Ok(None) };
-        let refused =
-            |expected| ConfigError::Value { option: name.to_owned(), source_, found: shortened(text), expected };
+        let refused = |expected| ConfigError::Value {
+            option: name.to_owned(),
+            source_,
+            found: shortened(text),
+            expected,
+        };
         parse(text).map(Some).map_err(refused)
     }
 
-    fn one<T>(&self, name: &'static str, parse: impl Fn(&str) -> Result<T, Expected>) -> Result<T, ConfigError> {
+    fn one<T>(
+        &self,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, Expected>,
+    ) -> Result<T, ConfigError> {
         self.maybe(name, parse)?.ok_or_else(|| missing(name))
     }
 

@@ -18,7 +18,8 @@ fn defaults_fill_what_no_source_sets() {
 #[test]
 fn flags_win_over_environment_over_file() {
     let mut sources = sources(&[("port-a", "1")]);
-    sources.environment = [("port-a".to_owned(), "2".to_owned()), ("port-b".to_owned(), "22".to_owned())].into();
+    sources.environment =
+        [("port-a".to_owned(), "2".to_owned()), ("port-b".to_owned(), "22".to_owned())].into();
     sources.file = Some(("/etc/meshd.yaml".into(), "port-a: 3\nport-b: 33\nmtu: 1400\n".to_owned()));
     let config = from_sources(&sources).unwrap();
     assert_eq!((config.ports.a, config.ports.b, config.mtu), (1, 22, Some(1400)));

@@ -67,7 +67,12 @@ impl Cluster {
 
     /// Takes a complete list. `gone` are the missing Nodes that the API server, asked one by one, says it
     /// does not have.
-    pub(super) fn relist(&mut self, now: Duration, list: BTreeMap<NodeName, NodeRecord>, gone: &BTreeSet<NodeName>) {
+    pub(super) fn relist(
+        &mut self,
+        now: Duration,
+        list: BTreeMap<NodeName, NodeRecord>,
+        gone: &BTreeSet<NodeName>,
+    ) {
         let known = self.known();
         let verdict = self.brake.on_relist(
             now,

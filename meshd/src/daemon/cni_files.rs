@@ -9,11 +9,11 @@ use crate::config::Config;
 use crate::file::{self, FileError};
 
 /// Name of the configuration in the runtime's folder; runtimes take the first by name.
-pub const CONFLIST: &str = "10-meshd.conflist";
+pub(crate) const CONFLIST: &str = "10-meshd.conflist";
 /// Name of the plugin's binary.
-pub const PLUGIN: &str = "mesh-cni";
+pub(crate) const PLUGIN: &str = "mesh-cni";
 /// Name of the node file in the run folder.
-pub const NODE_FILE: &str = "node.json";
+pub(crate) const NODE_FILE: &str = "node.json";
 
 /// Writes the node file.
 pub(super) fn write_node_file(config: &Config, node: &NodeFile) -> Result<bool, FileError> {
@@ -45,14 +45,15 @@ fn plugin_source() -> io::Result<PathBuf> {
 }
 
 fn copy(source: &Path, target: &Path) -> Result<bool, CniFilesError> {
-    let failed = |error| CniFilesError::Copy { from: source.to_owned(), to: target.to_owned(), source: error };
+    let failed =
+        |error| CniFilesError::Copy { from: source.to_owned(), to: target.to_owned(), source: error };
     let text = std::fs::read(source).map_err(failed)?;
     Ok(file::replace(target, &text, 0o755)?)
 }
 
 /// Why the CNI side could not be set up.
 #[derive(Debug, thiserror::Error)]
-pub enum CniFilesError {
+pub(super) enum CniFilesError {
     /// The daemon can't tell where its own binary is.
     #[error("find the CNI plugin beside the daemon's binary")]
     Find {

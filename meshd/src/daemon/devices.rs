@@ -11,7 +11,7 @@ use tunnel::{Health, Interface, InterfaceConfig, InterfaceState, PeerSettings, T
 
 /// The engines that run in this process.
 #[derive(Debug)]
-pub struct Devices {
+pub(super) struct Devices {
     uapi_dir: PathBuf,
     running: PerSlot<Option<Running>>,
     restarts: u64,
@@ -25,13 +25,13 @@ struct Running {
 
 impl Devices {
     /// No devices yet; their control sockets will be in `uapi_dir`.
-    pub fn new(uapi_dir: PathBuf) -> Self {
+    pub(super) fn new(uapi_dir: PathBuf) -> Self {
         Self { uapi_dir, running: PerSlot::default(), restarts: 0 }
     }
 
     /// The state of a slot's engine. An engine that died is put away, so that it is seen as missing and made
     /// anew; its link stays, and drops what is sent into it.
-    pub fn state(&mut self, slot: Slot) -> Option<(&LinkName, InterfaceState)> {
+    pub(super) fn state(&mut self, slot: Slot) -> Option<(&LinkName, InterfaceState)> {
         let running = self.running.get_mut(slot);
         if let Some(Running { link, interface }) = running
             && let Health::Failed(cause) = interface.health()
@@ -44,13 +44,13 @@ impl Devices {
     }
 
     /// How many engines died so far.
-    pub const fn restarts(&self) -> u64 {
+    pub(super) const fn restarts(&self) -> u64 {
         self.restarts
     }
 
     /// Starts the engine of a slot. The link outlives the process: while nobody serves it the kernel drops
     /// what is routed into it, instead of sending it another way.
-    pub fn create(&mut self, slot: Slot, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
+    pub(super) fn create(&mut self, slot: Slot, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
         // An engine on another link, or one whose link was deleted under it.
         *self.running.get_mut(slot) = None;
         let config = InterfaceConfig {
@@ -59,33 +59,36 @@ impl Devices {
             uapi_dir: Some(self.uapi_dir.clone()),
             ..InterfaceConfig::new(link.as_str())
         };
-        let interface = Interface::create(config).map_err(|source| DeviceError::new("create", slot, source))?;
+        let interface =
+            Interface::create(&config).map_err(|source| DeviceError::new("create", slot, source))?;
         *self.running.get_mut(slot) = Some(Running { link: link.clone(), interface });
         Ok(())
     }
 
     /// Stops the engine of a slot and deletes its link.
-    pub fn remove(&mut self, slot: Slot) -> Result<(), DeviceError> {
+    pub(super) fn remove(&mut self, slot: Slot) -> Result<(), DeviceError> {
         match self.running.get_mut(slot).take() {
-            Some(running) => running.interface.remove().map_err(|source| DeviceError::new("remove", slot, source)),
+            Some(running) => {
+                running.interface.remove().map_err(|source| DeviceError::new("remove", slot, source))
+            }
             None => Ok(()),
         }
     }
 
     /// Gives the device its private key.
-    pub fn set_key(&self, slot: Slot, key: &PrivateKey) -> Result<(), DeviceError> {
+    pub(super) fn set_key(&self, slot: Slot, key: &PrivateKey) -> Result<(), DeviceError> {
         self.interface(slot)?.set_private_key(key.duplicate());
         Ok(())
     }
 
     /// Moves the device to a UDP port.
-    pub fn set_port(&self, slot: Slot, port: u16) -> Result<(), DeviceError> {
+    pub(super) fn set_port(&self, slot: Slot, port: u16) -> Result<(), DeviceError> {
         let interface = self.interface(slot)?;
         interface.set_listen_port(port).map_err(|source| DeviceError::new("set the port of", slot, source))
     }
 
     /// Tells the engine on a link the MTU that the link got.
-    pub fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
+    pub(super) fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
         for (slot, running) in self.running.iter() {
             if let Some(running) = running.as_ref().filter(|running| running.link == *link) {
                 let set = running.interface.set_mtu(engine_mtu(mtu));
@@ -96,7 +99,7 @@ impl Devices {
     }
 
     /// Adds a peer.
-    pub fn add_peer(&self, slot: Slot, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+    pub(super) fn add_peer(&self, slot: Slot, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
         let settings = PeerSettings {
             endpoint: peer.endpoint,
             keepalive: Some(peer.keepalive.unwrap_or(0)),
@@ -108,7 +111,12 @@ impl Devices {
     }
 
     /// Changes what differs at a peer.
-    pub fn update_peer(&self, slot: Slot, key: PublicKey, change: &PeerChange) -> Result<(), DeviceError> {
+    pub(super) fn update_peer(
+        &self,
+        slot: Slot,
+        key: PublicKey,
+        change: &PeerChange,
+    ) -> Result<(), DeviceError> {
         let settings = PeerSettings {
             endpoint: change.endpoint,
             keepalive: change.keepalive.map(|interval| interval.unwrap_or(0)),
@@ -121,11 +129,16 @@ impl Devices {
     }
 
     /// Removes a peer.
-    pub fn remove_peer(&self, slot: Slot, key: PublicKey) -> Result<(), DeviceError> {
+    pub(super) fn remove_peer(&self, slot: Slot, key: PublicKey) -> Result<(), DeviceError> {
         self.change(slot, "remove a peer from", tunnel::PeerChange::Remove { peer: key })
     }
 
-    fn change(&self, slot: Slot, operation: &'static str, change: tunnel::PeerChange) -> Result<(), DeviceError> {
+    fn change(
+        &self,
+        slot: Slot,
+        operation: &'static str,
+        change: tunnel::PeerChange,
+    ) -> Result<(), DeviceError> {
         let applied = self.interface(slot)?.apply(vec![change]);
         applied.map_err(|source| DeviceError::new(operation, slot, source))
     }
@@ -141,7 +154,7 @@ fn engine_mtu(mtu: u32) -> u16 {
 }
 
 /// The peers of an engine as the plan speaks of them.
-pub fn peers(state: &InterfaceState) -> BTreeMap<PublicKey, Peer> {
+pub(super) fn peers(state: &InterfaceState) -> BTreeMap<PublicKey, Peer> {
     let peer = |status: &tunnel::PeerStatus| Peer {
         endpoint: status.endpoint,
         roaming: status.roaming,
@@ -153,7 +166,7 @@ pub fn peers(state: &InterfaceState) -> BTreeMap<PublicKey, Peer> {
 
 /// Why a device could not be changed.
 #[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
+pub(super) enum DeviceError {
     /// The engine refused.
     #[error("{operation} the WireGuard device of slot {slot}")]
     Engine {

@@ -8,14 +8,14 @@ use tracing::info;
 
 /// The key file and what is in it.
 #[derive(Debug)]
-pub struct Keys {
+pub(super) struct Keys {
     store: FileStore,
     keys: NodeKeys,
 }
 
 impl Keys {
     /// Loads the keys from `folder`, or makes them if there have never been any.
-    pub fn open(folder: &Path) -> Result<Self, KeysError> {
+    pub(super) fn open(folder: &Path) -> Result<Self, KeysError> {
         let store = FileStore::open(folder)?;
         if let Some(keys) = store.load()? {
             info!(generation = keys.generation, "loaded keys");
@@ -30,34 +30,34 @@ impl Keys {
     }
 
     /// The public key of each slot.
-    pub fn public(&self) -> PerSlot<PublicKey> {
+    pub(super) fn public(&self) -> PerSlot<PublicKey> {
         PerSlot::from_fn(|slot| self.keys.slots.get(slot).private.public())
     }
 
     /// The private key that belongs to a public one, if it is ours.
-    pub fn private(&self, public: &PublicKey) -> Option<&PrivateKey> {
+    pub(super) fn private(&self, public: &PublicKey) -> Option<&PrivateKey> {
         let keys = self.keys.slots.iter().map(|(_, key)| &key.private);
         keys.into_iter().find(|private| private.public() == *public)
     }
 
     /// The generation that is announced.
-    pub fn generation(&self) -> u64 {
+    pub(super) fn generation(&self) -> u64 {
         self.keys.generation
     }
 
     /// The generation in which a slot's key was made.
-    pub fn slot_generation(&self, slot: Slot) -> u64 {
+    pub(super) fn slot_generation(&self, slot: Slot) -> u64 {
         self.keys.slots.get(slot).generation
     }
 
     /// The slot that peers should send to.
-    pub fn prefer(&self) -> Slot {
+    pub(super) fn prefer(&self) -> Slot {
         self.keys.prefer
     }
 
     /// Takes a generation above `seen`, which stands on our Node from a life before: peers have seen it and
     /// believe only a higher one. On disk when this returns.
-    pub fn outgrow(&mut self, seen: u64) -> Result<(), KeysError> {
+    pub(super) fn outgrow(&mut self, seen: u64) -> Result<(), KeysError> {
         let former = self.keys.generation;
         let generation = seen.saturating_add(1);
         self.keys.generation = generation;

@@ -25,15 +25,13 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 use crate::api;
-use crate::chain::Chain;
 use crate::config::Config;
 use crate::control::{self, Asked};
 use crate::http;
 use crate::status::Status;
 
 pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
-pub use devices::DeviceError;
-pub use keys::KeysError;
+pub(crate) use keys::KeysError;
 use reconcile::Reconciler;
 
 /// How long changes are gathered before the loop acts on them.
@@ -46,7 +44,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const QUEUE: usize = 256;
 
 /// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
@@ -56,7 +54,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
 
     let socket = config.run_dir.join("meshd.sock");
-    let listener = control::listen(&socket).map_err(|source| DaemonError::Socket { path: socket.clone(), source })?;
+    let listener =
+        control::listen(&socket).map_err(|source| DaemonError::Socket { path: socket.clone(), source })?;
     let server_bound = http::Server::bind(config.listen).await;
     let web = server_bound.map_err(|source| DaemonError::Listen { address: config.listen, source })?;
 
@@ -135,13 +134,13 @@ impl Loop {
                     self.turned.send_replace(Instant::now());
                     due = again.then(|| Instant::now() + RETRY);
                 }
-                _ = look.tick() => due = earlier(due, soon),
+                _ = look.tick() => due = Some(earlier(due, soon)),
                 Some(change) = self.changes.recv() => {
                     if self.reconciler.learn(change).await {
-                        due = earlier(due, soon);
+                        due = Some(earlier(due, soon));
                     }
                 }
-                Some(_) = self.notices.recv() => due = earlier(due, soon),
+                Some(_) = self.notices.recv() => due = Some(earlier(due, soon)),
                 Some((request, reply)) = self.asked.recv() => {
                     // The client may have gone away; that is its affair.
                     let _ = reply.send(self.reconciler.answer(request).await);
@@ -151,8 +150,8 @@ impl Loop {
     }
 }
 
-fn earlier(due: Option<Instant>, soon: Instant) -> Option<Instant> {
-    Some(due.map_or(soon, |due| due.min(soon)))
+fn earlier(due: Option<Instant>, soon: Instant) -> Instant {
+    due.map_or(soon, |due| due.min(soon))
 }
 
 /// Why the daemon could not start.

@@ -10,7 +10,11 @@ use super::devices::{self, Devices};
 
 /// Observes the node. Of the kernel's settings only those that are desired are read; the guard counts only
 /// if it stands as desired.
-pub(super) async fn observe(host: &Handle, devices: &mut Devices, desired: &Network) -> Result<Network, HostError> {
+pub(super) async fn observe(
+    host: &Handle,
+    devices: &mut Devices,
+    desired: &Network,
+) -> Result<Network, HostError> {
     let stands = match &desired.guard {
         Some(wanted) => guard::stands(wanted)?.then(|| wanted.clone()),
         None => None,
@@ -27,7 +31,13 @@ pub(super) async fn observe(host: &Handle, devices: &mut Devices, desired: &Netw
             found.insert(slot, device);
         }
     }
-    Ok(Network { guard: stands, sysctls, devices: found, routes: host.routes().await?, rules: host.rules().await? })
+    Ok(Network {
+        guard: stands,
+        sysctls,
+        devices: found,
+        routes: host.routes().await?,
+        rules: host.rules().await?,
+    })
 }
 
 /// A device is there when its engine runs and its link is there: a link without an engine is made anew, which

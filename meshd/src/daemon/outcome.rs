@@ -141,7 +141,13 @@ impl Outcome {
     }
 
     /// The status, with the engines' counters of this moment.
-    pub(super) fn status(&self, config: &Config, keys: &Keys, cluster: &Cluster, devices: &mut Devices) -> Status {
+    pub(super) fn status(
+        &self,
+        config: &Config,
+        keys: &Keys,
+        cluster: &Cluster,
+        devices: &mut Devices,
+    ) -> Status {
         let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
         let mut peers = self.peers.clone();
         for peer in &mut peers {

@@ -11,7 +11,12 @@ use crate::config::Config;
 use keyring::PerSlot;
 
 /// The annotations that `record`, this node's own Node, should have.
-pub(super) fn wanted(record: &NodeRecord, keys: &Keys, config: &Config, endpoints: Vec<IpAddr>) -> Publication {
+pub(super) fn wanted(
+    record: &NodeRecord,
+    keys: &Keys,
+    config: &Config,
+    endpoints: Vec<IpAddr>,
+) -> Publication {
     let public = keys.public();
     let state = State {
         uid: record.uid.clone(),

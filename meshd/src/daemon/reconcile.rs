@@ -171,7 +171,9 @@ impl Reconciler {
         self.remember(&turn.admission);
         self.publish().await;
         self.outcome.look(&turn.admission, &turn.underlay, &turn.desired, &turn.observed, &mut self.devices);
-        if let Err(error) = self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired) {
+        if let Err(error) =
+            self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired)
+        {
             warn!(cause = %Chain(&error), "the CNI side is not up to date");
             self.outcome.failures.push(Chain(&error).to_string());
         }
@@ -216,7 +218,9 @@ impl Reconciler {
         let own = admission.world.own.as_ref().map(|own| own.addresses.as_slice()).unwrap_or_default();
         let mtu = match fixed {
             Some(mtu) => mtu,
-            None => self.host.mtu_at(own).await?.or_else(|| mtu_to.values().copied().max()).unwrap_or(USUAL_MTU),
+            None => {
+                self.host.mtu_at(own).await?.or_else(|| mtu_to.values().copied().max()).unwrap_or(USUAL_MTU)
+            }
         };
         Ok(Underlay { mtu, mtu_to })
     }
@@ -307,7 +311,9 @@ impl Reconciler {
         match tokio::time::timeout(PATIENCE, fence::test(&self.client, other)).await {
             Ok(Ok(fence)) => {
                 if fence == Fence::Missing {
-                    warn!("TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml");
+                    warn!(
+                        "TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml"
+                    );
                 }
                 self.outcome.fence = fence;
             }

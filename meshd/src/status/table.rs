@@ -20,7 +20,11 @@ pub fn render(status: &Status) -> String {
 }
 
 fn head(text: &mut String, status: &Status) -> std::fmt::Result {
-    let state = if status.ready { "ready".to_owned() } else { format!("not ready: {}", status.waiting_for.join("; ")) };
+    let state = if status.ready {
+        "ready".to_owned()
+    } else {
+        format!("not ready: {}", status.waiting_for.join("; "))
+    };
     writeln!(text, "node      {} ({state})", status.node)?;
     let cidrs: Vec<String> = status.pod_cidrs.iter().map(ToString::to_string).collect();
     writeln!(text, "podCIDRs  {}", if cidrs.is_empty() { "none yet".to_owned() } else { cidrs.join(", ") })?;
@@ -55,8 +59,15 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
 
 fn peers(peers: &[PeerStatus]) -> Table {
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header([
-        "PEER", "PODCIDR", "SLOT", "ENDPOINT", "HANDSHAKE", "RECEIVED", "SENT", "MTU",
+    table.load_style(presets::NOTHING).set_header([
+        "PEER",
+        "PODCIDR",
+        "SLOT",
+        "ENDPOINT",
+        "HANDSHAKE",
+        "RECEIVED",
+        "SENT",
+        "MTU",
     ]);
     for peer in peers {
         for (slot, state) in peer.slots.iter() {
@@ -94,7 +105,11 @@ fn bytes(count: u64) -> String {
     let mut rest = 0;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {
         if whole < 1000 {
-            return if unit == "B" { format!("{whole} B") } else { format!("{whole}.{} {unit}", rest * 10 / 1024) };
+            return if unit == "B" {
+                format!("{whole} B")
+            } else {
+                format!("{whole}.{} {unit}", rest * 10 / 1024)
+            };
         }
         rest = whole % 1024;
         whole /= 1024;
@@ -125,7 +140,9 @@ mod tests {
 
     #[test]
     fn bytes_have_at_most_three_digits_before_the_unit() {
-        for (count, text) in [(0, "0 B"), (999, "999 B"), (1000, "0.9 KiB"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")] {
+        for (count, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "0.9 KiB"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")]
+        {
             assert_eq!(bytes(count), text);
         }
     }

@@ -12,9 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use netlink_packet_netfilter::nftables::{
-    ChainAttribute, ChainMessage, DataAttribute, Hook, ListAttribute, NfTablesMessage, RuleAttribute, RuleMessage,
-    SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage, TableAttribute, TableFlags,
-    TableMessage,
+    ChainAttribute, ChainMessage, DataAttribute, Hook, ListAttribute, NfTablesMessage, RuleAttribute,
+    RuleMessage, SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage,
+    TableAttribute, TableFlags, TableMessage,
 };
 use plan::network::Guard;
 
@@ -104,18 +104,23 @@ pub fn drops() -> Result<Drops, HostError> {
     let rules = found_rules()?;
     let sum = |purpose: Purpose| {
         let mark = format!("meshd {} ", purpose.as_str());
-        let counted = rules.iter().filter(|rule| rule.comment.as_ref().is_some_and(|text| text.starts_with(&mark)));
+        let counted =
+            rules.iter().filter(|rule| rule.comment.as_ref().is_some_and(|text| text.starts_with(&mark)));
         counted.map(|rule| rule.packets).sum()
     };
     Ok(Drops { incoming: sum(Purpose::In), outgoing: sum(Purpose::Out), spoofed: sum(Purpose::Spoof) })
 }
 
 fn table() -> TableMessage {
-    TableMessage { attributes: vec![TableAttribute::Name(TABLE.to_owned()), TableAttribute::Flags(TableFlags::empty())] }
+    TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned()), TableAttribute::Flags(TableFlags::empty())],
+    }
 }
 
 fn gone() -> Step {
-    Step::Remove(NfTablesMessage::DeleteTable(TableMessage { attributes: vec![TableAttribute::Name(TABLE.to_owned())] }))
+    Step::Remove(NfTablesMessage::DeleteTable(TableMessage {
+        attributes: vec![TableAttribute::Name(TABLE.to_owned())],
+    }))
 }
 
 fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Step> {
@@ -150,7 +155,10 @@ fn chain_message(chain: &Chain) -> NfTablesMessage {
         ChainAttribute::Name(chain.name.to_owned()),
         ChainAttribute::Policy(ACCEPT),
         ChainAttribute::Type(chain.kind.to_owned()),
-        ChainAttribute::Hook(vec![Hook::Number(chain.hook.into()), Hook::Priority(chain.priority.cast_unsigned())]),
+        ChainAttribute::Hook(vec![
+            Hook::Number(chain.hook.into()),
+            Hook::Priority(chain.priority.cast_unsigned()),
+        ]),
     ];
     NfTablesMessage::NewChain(ChainMessage { attributes })
 }
@@ -214,7 +222,10 @@ impl ChainShape {
     fn wanted(chain: &Chain) -> Self {
         Self {
             kind: chain.kind.to_owned(),
-            hook: hook_text(&[Hook::Number(chain.hook.into()), Hook::Priority(chain.priority.cast_unsigned())]),
+            hook: hook_text(&[
+                Hook::Number(chain.hook.into()),
+                Hook::Priority(chain.priority.cast_unsigned()),
+            ]),
             policy: Some(ACCEPT),
         }
     }

@@ -11,8 +11,8 @@ use plan::network::{Guard, LinkName};
 use sha2::{Digest as _, Sha256};
 
 use super::expression::{
-    Expression, Side, Way, accept, address_in, address_in_set, count, discard, link_begins, link_is, masquerade,
-    source_not_routed_back,
+    Expression, Side, Way, accept, address_in, address_in_set, count, discard, link_begins, link_is,
+    masquerade, source_not_routed_back,
 };
 use crate::POD_LINK_PREFIX;
 
@@ -94,7 +94,13 @@ impl Rule {
 /// The chains of a guard.
 pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
     vec![
-        Chain { name: "ingress", kind: "filter", hook: InetHookNumber::PreRouting, priority: RAW, rules: ingress(guard) },
+        Chain {
+            name: "ingress",
+            kind: "filter",
+            hook: InetHookNumber::PreRouting,
+            priority: RAW,
+            rules: ingress(guard),
+        },
         Chain {
             name: "masquerade",
             kind: "nat",
@@ -102,7 +108,13 @@ pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
             priority: SOURCE_NAT,
             rules: masquerading(guard),
         },
-        Chain { name: "egress", kind: "filter", hook: InetHookNumber::PostRouting, priority: LAST, rules: egress(guard) },
+        Chain {
+            name: "egress",
+            kind: "filter",
+            hook: InetHookNumber::PostRouting,
+            priority: LAST,
+            rules: egress(guard),
+        },
     ]
 }
 
@@ -116,7 +128,11 @@ fn ingress(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Way::In);
     // Neighbour discovery and the like: link-local addresses are nobody's but the link's.
     rules.push(from_pod(Purpose::Pass, &[address_in(Side::Source, LINK_LOCAL)], accept()));
-    rules.push(from_pod(Purpose::Pass, &[address_in(Side::Source, UNSPECIFIED), address_in(Side::Destination, LINK_MULTICAST)], accept()));
+    rules.push(from_pod(
+        Purpose::Pass,
+        &[address_in(Side::Source, UNSPECIFIED), address_in(Side::Destination, LINK_MULTICAST)],
+        accept(),
+    ));
     rules.push(from_pod(Purpose::Spoof, &[source_not_routed_back()], discard()));
     rules.push(from_pod(Purpose::Pass, &[], accept()));
     rules.extend(drops(guard, Purpose::In));
@@ -161,7 +177,9 @@ fn from_pod(purpose: Purpose, conditions: &[Vec<Expression>], verdict: Expressio
 fn drops(guard: &Guard, purpose: Purpose) -> Vec<Rule> {
     let sides = [Side::Source, Side::Destination];
     let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
-    pairs.map(|(side, prefix)| Rule::new(purpose, [address_in(side, prefix), vec![count(), discard()]])).collect()
+    pairs
+        .map(|(side, prefix)| Rule::new(purpose, [address_in(side, prefix), vec![count(), discard()]]))
+        .collect()
 }
 
 fn is_host(prefix: IpNetwork) -> bool {

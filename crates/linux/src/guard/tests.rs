@@ -82,7 +82,9 @@ fn every_change_by_hand_is_noticed() {
         Box::new(|| drop(nft("add chain inet meshd mine"))),
         Box::new(|| drop(nft("add table inet meshd { flags dormant ; }"))),
         Box::new(move || drop(nft(&format!("delete rule inet meshd egress handle {}", handle("egress"))))),
-        Box::new(move || drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))))),
+        Box::new(move || {
+            drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))))
+        }),
     ];
     for (index, change) in changes.into_iter().enumerate() {
         in_namespace(move || {
@@ -107,7 +109,9 @@ fn a_thousand_nodes_fit_in_one_transaction() {
         let mut guard = guard();
         for node in 0..3000_u32 {
             guard.no_masquerade.insert(IpAddr::from((0xc633_6400_u32 + node).to_be_bytes()).into());
-            guard.no_masquerade.insert(IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(node)).to_be_bytes()).into());
+            guard
+                .no_masquerade
+                .insert(IpAddr::from((0x2001_0db8_u128 << 96 | u128::from(node)).to_be_bytes()).into());
         }
         set(&guard).unwrap();
         assert!(stands(&guard).unwrap());

@@ -5,7 +5,9 @@ use netlink_packet_core::{
 };
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
-use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_NETFILTER};
 
 use crate::error::{HostError, Subject};
@@ -55,7 +57,10 @@ pub(super) fn transact(operation: &'static str, steps: Vec<Step>) -> Result<(), 
 }
 
 /// Asks for everything of one kind. `Ok(None)` if the table does not exist.
-pub(super) fn dump(operation: &'static str, request: NfTablesMessage) -> Result<Option<Vec<NfTablesMessage>>, HostError> {
+pub(super) fn dump(
+    operation: &'static str,
+    request: NfTablesMessage,
+) -> Result<Option<Vec<NfTablesMessage>>, HostError> {
     let failed = |source| HostError::netlink(operation, Subject::Guard, source);
     let socket = open().map_err(failed)?;
     let mut buffer = Vec::new();
@@ -74,7 +79,8 @@ pub(super) fn dump(operation: &'static str, request: NfTablesMessage) -> Result<
                     None => {}
                 },
                 NetlinkPayload::InnerMessage(NetfilterMessage {
-                    inner: NetfilterMessageInner::NfTables(inner), ..
+                    inner: NetfilterMessageInner::NfTables(inner),
+                    ..
                 }) => found.push(inner),
                 _ => {}
             }
@@ -89,7 +95,10 @@ fn open() -> std::io::Result<Socket> {
     Ok(socket)
 }
 
-fn receive(socket: &Socket, operation: &'static str) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, HostError> {
+fn receive(
+    socket: &Socket,
+    operation: &'static str,
+) -> Result<Vec<NetlinkMessage<NetfilterMessage>>, HostError> {
     let failed = |source| HostError::netlink(operation, Subject::Guard, source);
     let mut buffer = bytes::BytesMut::with_capacity(ANSWER);
     socket.recv(&mut buffer, 0).map_err(failed)?;

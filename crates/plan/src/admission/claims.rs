@@ -30,7 +30,8 @@ impl Claims {
             if let Some(state) = ledger.state(uid) {
                 claims.hold_keys(uid, &state);
             }
-            let held: Vec<IpNetwork> = ledger.pod_cidrs(uid).filter(|held| record.pod_cidrs.contains(&held.to_string())).collect();
+            let held: Vec<IpNetwork> =
+                ledger.pod_cidrs(uid).filter(|held| record.pod_cidrs.contains(&held.to_string())).collect();
             claims.hold_prefixes(uid, &held);
             for address in ledger.addresses(uid) {
                 if record.addresses.iter().any(|text| text.parse() == Ok(address)) {
@@ -76,6 +77,7 @@ impl Claims {
         let before = self.prefixes.range(..=wanted.network()).next_back();
         let inside = self.prefixes.range(wanted.network()..=prefix::last(wanted));
         let mut near = before.into_iter().chain(inside).map(|(_, held)| held);
-        near.find(|(held, holder)| holder != uid && prefix::overlap(*held, wanted)).map(|(_, holder)| holder.clone())
+        near.find(|(held, holder)| holder != uid && prefix::overlap(*held, wanted))
+            .map(|(_, holder)| holder.clone())
     }
 }

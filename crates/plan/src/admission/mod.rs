@@ -19,8 +19,8 @@ use crate::annotation::{Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
 use claims::Claims;
-pub use ledger::Ledger;
 use ledger::Entry;
+pub use ledger::Ledger;
 pub use reason::Reason;
 
 /// What this node is configured to believe.
@@ -139,12 +139,19 @@ pub fn admit(policy: &Policy, own: &NodeName, records: &[NodeRecord], ledger: &L
     // Incumbents first, then by age. The UID decides between Nodes made in the same second.
     records.sort_by_key(|record| (!ledger.knows(&record.uid), &record.created, &record.uid, &record.name));
     records.dedup_by_key(|record| &record.name);
-    let mut desk = Desk { policy, own, ledger, claims: Claims::of_incumbents(&records, ledger), out: Admission::default() };
+    let mut desk = Desk {
+        policy,
+        own,
+        ledger,
+        claims: Claims::of_incumbents(&records, ledger),
+        out: Admission::default(),
+    };
     for record in records {
         desk.hear(record);
     }
     let mut out = desk.out;
-    out.rejected.sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
+    out.rejected
+        .sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
     out.pending.sort();
     out
 }
@@ -236,7 +243,8 @@ impl Desk<'_> {
             if state.generation < former.generation {
                 return Err(Reason::GenerationWentBack { found: state.generation, known: former.generation });
             }
-            let same_keys = Slot::ALL.iter().all(|slot| state.slots.get(*slot).key == former.slots.get(*slot).key);
+            let same_keys =
+                Slot::ALL.iter().all(|slot| state.slots.get(*slot).key == former.slots.get(*slot).key);
             if state.generation == former.generation && !same_keys {
                 return Err(Reason::GenerationReused { found: state.generation });
             }
@@ -352,7 +360,12 @@ impl Desk<'_> {
     }
 
     fn reject(&mut self, record: &NodeRecord, reason: Reason, stays: bool) {
-        self.out.rejected.push(Rejected { node: record.name.clone(), uid: record.uid.clone(), reason, stays });
+        self.out.rejected.push(Rejected {
+            node: record.name.clone(),
+            uid: record.uid.clone(),
+            reason,
+            stays,
+        });
     }
 }
 
@@ -380,7 +393,9 @@ fn parse_endpoint(text: &str) -> Option<Endpoint> {
     }
     let socket: SocketAddr = text.parse().ok()?;
     // Slot b takes the next port, so there must be one.
-    (1..u16::MAX).contains(&socket.port()).then(|| Endpoint { address: socket.ip(), port: Some(socket.port()) })
+    (1..u16::MAX)
+        .contains(&socket.port())
+        .then(|| Endpoint { address: socket.ip(), port: Some(socket.port()) })
 }
 
 #[cfg(test)]

@@ -133,16 +133,26 @@ impl fmt::Display for Reason {
         match self {
             Self::State(error) => write!(f, "{}: {error}", names::STATE),
             Self::Endpoints(error) => write!(f, "{}: {error}", names::ENDPOINTS),
-            Self::ForeignUid => write!(f, "{} was written for another Node: expected this Node's UID", names::STATE),
+            Self::ForeignUid => {
+                write!(f, "{} was written for another Node: expected this Node's UID", names::STATE)
+            }
             Self::GenerationWentBack { found, known } => {
-                write!(f, "generation {found} is older than {known}, which was seen before: expected a higher one")
+                write!(
+                    f,
+                    "generation {found} is older than {known}, which was seen before: expected a higher one"
+                )
             }
             Self::GenerationReused { found } => {
                 write!(f, "other keys under generation {found}: expected a higher generation")
             }
-            Self::OwnKey { slot } => write!(f, "the key of slot {slot} is this node's own: expected a key of its own"),
+            Self::OwnKey { slot } => {
+                write!(f, "the key of slot {slot} is this node's own: expected a key of its own")
+            }
             Self::KeyTaken { slot, holder } => {
-                write!(f, "the key of slot {slot} belongs to the node with UID {holder}: expected a key of its own")
+                write!(
+                    f,
+                    "the key of slot {slot} belongs to the node with UID {holder}: expected a key of its own"
+                )
             }
             Self::PodCidrInvalid { found } => {
                 write!(f, "podCIDR {found:?}: expected disjoint prefixes such as 10.244.1.0/24")
@@ -151,7 +161,10 @@ impl fmt::Display for Reason {
                 write!(f, "podCIDR {pod_cidr} is outside the cluster's pod ranges (option cluster-cidr)")
             }
             Self::PodCidrTaken { pod_cidr, holder } => {
-                write!(f, "podCIDR {pod_cidr} overlaps that of the node with UID {holder}, which had it first")
+                write!(
+                    f,
+                    "podCIDR {pod_cidr} overlaps that of the node with UID {holder}, which had it first"
+                )
             }
             Self::AddressInvalid { found } => write!(f, "node address {found:?}: expected an IP address"),
             Self::AddressSpecial { address } => {
@@ -161,13 +174,22 @@ impl fmt::Display for Reason {
                 write!(f, "node address {address} lies in the cluster's pod or service ranges")
             }
             Self::AddressOutside { address } => {
-                write!(f, "node address {address} is outside the ranges for node addresses (option node-cidr)")
+                write!(
+                    f,
+                    "node address {address} is outside the ranges for node addresses (option node-cidr)"
+                )
             }
             Self::AddressOfApiServer { address } => {
-                write!(f, "node address {address} is the API server's: expected the control-plane role on the Node")
+                write!(
+                    f,
+                    "node address {address} is the API server's: expected the control-plane role on the Node"
+                )
             }
             Self::AddressTaken { address, holder } => {
-                write!(f, "node address {address} is claimed by the node with UID {holder}, which had it first")
+                write!(
+                    f,
+                    "node address {address} is claimed by the node with UID {holder}, which had it first"
+                )
             }
             Self::ConfigEndpoint { found } => write!(
                 f,
