@@ -1,4 +1,4 @@
-//! What an API server from 1.30 on does with a ValidatingAdmissionPolicy, for the parts of it that ours use.
+//! What an API server from 1.30 on does with a `ValidatingAdmissionPolicy`, for the parts of it that ours use.
 //!
 //! The API server at hand in the tests is too old for the kind; its expressions are evaluated here by another
 //! implementation of the same language.
@@ -45,7 +45,7 @@ pub(super) struct Validation {
 }
 
 impl Policy {
-    /// Compiles the object of kind ValidatingAdmissionPolicy.
+    /// Compiles the object of kind `ValidatingAdmissionPolicy`.
     pub(super) fn compile(object: &Value) -> Self {
         let rules = list(object, "/spec/matchConstraints/resourceRules");
         let all = |pointer: &str| rules.iter().flat_map(|rule| list(rule, pointer)).map(text).collect();

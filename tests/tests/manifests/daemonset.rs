@@ -1,4 +1,4 @@
-//! The DaemonSet: its arguments, variables, ports and folders are those that the daemon has.
+//! The `DaemonSet`: its arguments, variables, ports and folders are those that the daemon has.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
