@@ -46,7 +46,7 @@ main() {
     esac
     command -v cargo >/dev/null || fail "cargo is missing: install Rust (rust-version in Cargo.toml) first"
     install_missing "$needs"
-    [ "$1" = demo ] || "$here/kube-assets.sh"
+    [ "$1" = demo ] || "$here/kube-assets.sh" >/dev/null
     say "ready for $1"
 }
 

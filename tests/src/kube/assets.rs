@@ -1,0 +1,37 @@
+//! Where kube-apiserver and etcd are.
+
+use std::path::PathBuf;
+
+use super::ApiError;
+
+/// Version of the server that the set-up builds; the name of its folder in the cache.
+const CACHED: &str = "meshd/kube-1.20.2-2";
+
+/// The programs of a real API server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assets {
+    /// The API server.
+    pub kube_apiserver: PathBuf,
+    /// Its store.
+    pub etcd: PathBuf,
+}
+
+impl Assets {
+    /// Looks in `KUBEBUILDER_ASSETS` if that is set, else in the cache that `scripts/setup.sh test` fills.
+    pub fn find() -> Result<Self, ApiError> {
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let cache = || {
+            let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
+            base.unwrap_or_default().join(CACHED)
+        };
+        let folder = set("KUBEBUILDER_ASSETS").unwrap_or_else(cache);
+        let program = |program: &'static str| {
+            let path = folder.join(program);
+            match std::fs::metadata(&path) {
+                Ok(_) => Ok(path),
+                Err(source) => Err(ApiError::NoAssets { program, looked: folder.clone(), source }),
+            }
+        };
+        Ok(Self { kube_apiserver: program("kube-apiserver")?, etcd: program("etcd")? })
+    }
+}

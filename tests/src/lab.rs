@@ -1,0 +1,324 @@
+//! The lab: nodes, an underlay, a host outside and an API server, made together and gone together.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+
+use crate::address::{self, Family, IpVersion, OUTSIDE};
+use crate::bin_path;
+use crate::capture::{Capture, Rules};
+use crate::error::Error;
+use crate::host::{End, Host};
+use crate::kube::{ApiKind, ApiServer};
+use crate::node::{KUBECONFIG, Node};
+use crate::plain;
+use crate::underlay::Switch;
+
+/// A cluster's machines in namespaces. Everything ends when it is dropped; nothing of it is visible outside.
+#[derive(Debug)]
+pub struct Lab {
+    // Order of fields is order of drop: those who use come before what they use.
+    api: Option<ApiServer>,
+    nodes: Vec<Node>,
+    outside: Host,
+    switch: Switch,
+    family: Family,
+    dir: PathBuf,
+    keep: bool,
+}
+
+/// What a lab is to be; [`Lab::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    nodes: u8,
+    family: Family,
+    api: ApiKind,
+    register: bool,
+    fence: bool,
+    mtu: Vec<(String, u32)>,
+    dir: Option<PathBuf>,
+    keep: bool,
+}
+
+impl Lab {
+    /// Three nodes, dual stack, the stand-in as API server, all nodes registered: change what is wanted otherwise.
+    pub fn builder() -> Builder {
+        Builder {
+            nodes: 3,
+            family: Family::Dual,
+            api: ApiKind::StandIn,
+            register: true,
+            fence: true,
+            mtu: Vec::new(),
+            dir: None,
+            keep: std::env::var_os("LAB_KEEP").is_some_and(|value| value == "1"),
+        }
+    }
+
+    /// A node by name: `n1`, `n2` and so on.
+    pub fn node(&self, name: &str) -> Result<&Node, Error> {
+        self.nodes.iter().find(|node| node.name() == name).ok_or_else(|| Error::NoNode(name.to_owned()))
+    }
+
+    /// All nodes, in the order of their numbers.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The host outside the cluster: on the underlay, and every other host's default gateway.
+    pub fn outside(&self) -> &Host {
+        &self.outside
+    }
+
+    /// The outside host, reached by an address beyond the underlay's subnet: what the internet is to a pod.
+    pub fn internet(&self) -> End {
+        let version = self.family.versions();
+        let addresses: Vec<IpAddr> = version.iter().map(|&version| address::internet(version)).collect();
+        End::new(self.outside.net(), addresses)
+    }
+
+    /// The API server.
+    ///
+    /// # Panics
+    ///
+    /// If the lab was built with [`ApiKind::None`].
+    pub fn api(&self) -> &ApiServer {
+        match &self.api {
+            Some(api) => api,
+            None => panic!("this lab was built without an API server"),
+        }
+    }
+
+    /// The IP versions of the lab.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The ranges that all pods are in, IPv4 first.
+    pub fn cluster_ranges(&self) -> Vec<IpNetwork> {
+        self.family.versions().iter().map(|&version| address::cluster_range(version)).collect()
+    }
+
+    /// The folder of logs and other files; removed with the lab unless the test failed or the lab is kept.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Starts to record on the underlay interface of every node that exists now.
+    pub fn capture(&self) -> Result<Capture, Error> {
+        let hosts: Vec<&Host> = self.nodes.iter().map(|node| &**node).collect();
+        Capture::start(&hosts, "eth0", &Rules::new(self.cluster_ranges()))
+    }
+
+    /// Adds a node and, if `register`, its Node object.
+    pub fn add_node(&mut self, register: bool) -> Result<&Node, Error> {
+        let number = self.nodes.iter().map(|node| node.number()).max().unwrap_or(0) + 1;
+        let node = self.make_node(number, 1500)?;
+        if register {
+            self.register(&node)?;
+        }
+        self.nodes.push(node);
+        self.nodes.last().ok_or_else(|| Error::NoNode(format!("n{number}")))
+    }
+
+    /// Takes a node away as when its power fails: its processes are killed, its interfaces are gone. Its Node object stays.
+    pub fn remove_node(&mut self, name: &str) -> Result<(), Error> {
+        let gone = self.nodes.iter().position(|node| node.name() == name);
+        let node = self.nodes.remove(gone.ok_or_else(|| Error::NoNode(name.to_owned()))?);
+        self.switch.unplug(&node)
+    }
+
+    /// Creates the Node object of a node, as a control plane does.
+    pub fn register(&self, node: &Node) -> Result<(), Error> {
+        self.api().create_node(node.object())?;
+        Ok(())
+    }
+
+    /// Deletes the Node object of a node, as an operator does.
+    pub fn unregister(&self, name: &str) -> Result<(), Error> {
+        Ok(self.api().delete_node(name)?)
+    }
+
+    /// Cuts a host off the underlay, or connects it again.
+    pub fn set_cable(&self, host: &Host, up: bool) -> Result<(), Error> {
+        self.switch.set_cable(host, up)
+    }
+
+    /// Routes the podCIDRs of all nodes over the underlay in clear, on every node and on the outside host: the
+    /// network of [`plain pods`](Node::plain_pod), and the positive control for captures.
+    pub fn connect_plainly(&self) -> Result<(), Error> {
+        let own = |host: &Host, node: &Node| host.number() == node.number();
+        let hosts = self.nodes.iter().map(|node| &**node).chain([&self.outside]);
+        for host in hosts {
+            plain::enable_forwarding(host)?;
+            let mut lines = String::new();
+            for node in self.nodes.iter().filter(|node| !own(host, node)) {
+                for range in node.pod_ranges() {
+                    let gateway = node.address(IpVersion::of(range.ip()))?;
+                    lines.push_str(&format!("route replace {range} via {gateway}\n"));
+                }
+            }
+            host.ip(&lines)?;
+        }
+        Ok(())
+    }
+
+    /// Lines that say how to enter each host from another terminal.
+    pub fn how_to_enter(&self) -> Vec<String> {
+        let user = if is_mapped() { " -U --preserve-credentials" } else { "" };
+        let hosts = self.nodes.iter().map(|node| &**node).chain([&self.outside]);
+        hosts.map(|host| format!("{}: nsenter -t {}{user} -n -m -u", host.name(), host.pid())).collect()
+    }
+
+    /// Prints how to enter the hosts, and stays until the process is ended; everything goes with it.
+    pub fn hold(&self) -> ! {
+        eprintln!("The lab stays up until this process (pid {}) ends. To enter a host:", std::process::id());
+        for line in self.how_to_enter() {
+            eprintln!("  {line}");
+        }
+        eprintln!("  logs: {}", self.dir.display());
+        loop {
+            thread::sleep(Duration::from_secs(3600));
+        }
+    }
+
+    fn make_node(&self, number: u8, mtu: u32) -> Result<Node, Error> {
+        let host = self.switch.plug(&format!("n{number}"), number, mtu, &self.dir)?;
+        let ranges = self.family.versions().iter().map(|&version| address::pod_range(number, version));
+        let node = Node::new(host, ranges.collect());
+        if let Some(api) = &self.api {
+            node.write(KUBECONFIG, api.kubeconfig(node.name())?)?;
+        }
+        Ok(node)
+    }
+}
+
+impl Builder {
+    /// How many nodes there are at the start, at most [`LAST_NODE`](address::LAST_NODE).
+    #[must_use]
+    pub fn nodes(mut self, nodes: u8) -> Self {
+        self.nodes = nodes.min(address::LAST_NODE);
+        self
+    }
+
+    /// Which IP versions underlay and pods have.
+    #[must_use]
+    pub fn family(mut self, family: Family) -> Self {
+        self.family = family;
+        self
+    }
+
+    /// Which API server the nodes talk to.
+    #[must_use]
+    pub fn api(mut self, api: ApiKind) -> Self {
+        self.api = api;
+        self
+    }
+
+    /// Whether Node objects are made for all nodes at the start.
+    #[must_use]
+    pub fn register(mut self, register: bool) -> Self {
+        self.register = register;
+        self
+    }
+
+    /// Whether a node's user may change its own Node only.
+    #[must_use]
+    pub fn fence(mut self, fence: bool) -> Self {
+        self.fence = fence;
+        self
+    }
+
+    /// MTU in bytes of a node's underlay interface, 1500 if not said.
+    #[must_use]
+    pub fn mtu(mut self, node: &str, mtu: u32) -> Self {
+        self.mtu.push((node.to_owned(), mtu));
+        self
+    }
+
+    /// The folder of logs, instead of one below `target/lab`.
+    #[must_use]
+    pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
+        self.dir = Some(dir.into());
+        self
+    }
+
+    /// Whether the lab stays up (see [`Lab::hold`]) when it is dropped. The environment's `LAB_KEEP=1` says so too.
+    #[must_use]
+    pub fn keep(mut self, keep: bool) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// Makes the lab: namespaces, wires, API server, Node objects.
+    pub fn build(self) -> Result<Lab, Error> {
+        let dir = self.dir.map_or_else(fresh_dir, Ok)?;
+        std::fs::create_dir_all(&dir)
+            .map_err(|source| Error::File { action: "create", path: dir.clone(), source })?;
+        let switch = Switch::create(self.family)?;
+        let outside = switch.plug("outside", OUTSIDE, 1500, &dir)?;
+        equip_outside(&outside, self.family)?;
+        let mut lab =
+            Lab { api: None, nodes: Vec::new(), outside, switch, family: self.family, dir, keep: self.keep };
+        let names: Vec<String> = (1..=self.nodes).map(|number| format!("n{number}")).collect();
+        lab.api = match self.api {
+            ApiKind::None => None,
+            kind => {
+                let host = lab.switch.plug("api", address::API, 1500, &lab.dir)?;
+                Some(ApiServer::start(kind, host, self.nodes, self.fence)?)
+            }
+        };
+        for (name, number) in names.iter().zip(1..) {
+            let mtu = self.mtu.iter().find(|(node, _)| node == name).map_or(1500, |(_, mtu)| *mtu);
+            let node = lab.make_node(number, mtu)?;
+            if self.register && lab.api.is_some() {
+                lab.register(&node)?;
+            }
+            lab.nodes.push(node);
+        }
+        Ok(lab)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if self.keep {
+            self.hold();
+        }
+        if thread::panicking() {
+            eprintln!("logs of the lab: {}", self.dir.display());
+        } else {
+            let _nothing_depends_on_it = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// The outside host forwards, has the addresses that stand for the internet, and swallows what is for pods: answering
+/// that they are unreachable would put their addresses on the wire where a capture looks for them.
+fn equip_outside(outside: &Host, family: Family) -> Result<(), Error> {
+    plain::enable_forwarding(outside)?;
+    let mut lines = String::new();
+    for &version in family.versions() {
+        let bits = if version == IpVersion::V4 { 32 } else { 128 };
+        lines.push_str(&format!("addr add {}/{bits} dev lo\n", address::internet(version)));
+        lines.push_str(&format!("route add blackhole {}\n", address::cluster_range(version)));
+    }
+    outside.ip(&lines)
+}
+
+/// A folder that no other lab has: of this process, and counted within it.
+fn fresh_dir() -> Result<PathBuf, Error> {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let number = COUNT.fetch_add(1, Ordering::Relaxed);
+    Ok(bin_path::target_dir()?.join("lab").join(format!("{}-{number}", std::process::id())))
+}
+
+/// Whether root here is an ordinary user outside.
+fn is_mapped() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_whitespace().nth(1).is_some_and(|outside| outside != "0")
+}

@@ -1,0 +1,79 @@
+//! The wire between the hosts: one switch that all of them are plugged into, and the addresses and routes of each.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use crate::address::{self, Family, IpVersion, OUTSIDE};
+use crate::error::Error;
+use crate::host::Host;
+use crate::space::Space;
+
+/// The switch: a bridge in a namespace of its own.
+#[derive(Debug)]
+pub(crate) struct Switch {
+    space: Space,
+    family: Family,
+}
+
+impl Switch {
+    /// A switch that nothing is plugged into.
+    pub(crate) fn create(family: Family) -> Result<Self, Error> {
+        let space = Space::create("switch")?;
+        // A switch speaks for itself to nobody: without this the bridge takes part in IPv6 discovery.
+        let silent = || std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+        space.run(silent)?.map_err(|source| Error::File {
+            action: "write",
+            path: "/proc/sys/net/ipv6/conf/default/disable_ipv6".into(),
+            source,
+        })?;
+        space.ip_batch("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
+        Ok(Self { space, family })
+    }
+
+    /// Makes a host and plugs it in: addresses by its number, default routes by way of the outside host.
+    pub(crate) fn plug(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
+        let space = Space::create(name)?;
+        let versions = self.family.versions();
+        let addresses = versions.iter().map(|&version| address::underlay(number, version)).collect();
+        let host = Host::new(number, space, addresses, logs);
+        // Addresses are usable at once: nobody else can have them.
+        host.sysctl("net/ipv6/conf/all/accept_ra", "0")?;
+        host.sysctl("net/ipv6/conf/default/accept_ra", "0")?;
+        host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        self.space.ip_batch(&format!(
+            "link add port{number} mtu {mtu} type veth peer name eth0 mtu {mtu} address {} netns {}\n\
+             link set port{number} master br0\nlink set port{number} up\n",
+            mac_text(host.mac()),
+            host.pid()
+        ))?;
+        host.ip(&eth0_lines(number, versions))?;
+        Ok(host)
+    }
+
+    /// Takes a host's cable out; the other end goes too.
+    pub(crate) fn unplug(&self, host: &Host) -> Result<(), Error> {
+        self.space.ip_batch(&format!("link del port{}\n", host.number()))
+    }
+
+    /// Stops or restores all traffic of one host, as a broken cable does.
+    pub(crate) fn set_cable(&self, host: &Host, up: bool) -> Result<(), Error> {
+        self.space.ip_batch(&format!("link set port{} {}\n", host.number(), if up { "up" } else { "down" }))
+    }
+}
+
+fn eth0_lines(number: u8, versions: &[IpVersion]) -> String {
+    let mut lines = String::from("link set eth0 up\n");
+    for &version in versions {
+        let nodad = if version == IpVersion::V6 { "nodad" } else { "" };
+        let _infallible = writeln!(lines, "addr add {} dev eth0 {nodad}", address::underlay(number, version));
+        if number != OUTSIDE {
+            let gateway = address::underlay(OUTSIDE, version).ip();
+            let _infallible = writeln!(lines, "route add default via {gateway}");
+        }
+    }
+    lines
+}
+
+fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
