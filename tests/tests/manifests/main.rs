@@ -7,6 +7,7 @@ mod daemonset;
 mod kustomization;
 mod policies;
 mod rbac;
+mod server;
 
 use std::path::PathBuf;
 
