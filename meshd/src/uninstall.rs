@@ -96,6 +96,8 @@ impl Work {
         for path in files {
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
+        let addresses = cni::forget(Path::new(cni::conf::Conf::STATE_DIR));
+        self.note("the CNI plugin's addresses", addresses.map_err(|error| Chain(&error).to_string()));
         // Folders that others use as well stay; those of ours go once they are empty.
         for folder in [&config.key_dir, &config.run_dir, &config.state_dir] {
             self.note(folder.display(), remove_empty(folder));

@@ -128,7 +128,7 @@ impl Reconciler {
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }
-            Change::Applied(record) => self.cluster.apply(record),
+            Change::Applied(record) => self.cluster.apply(self.started.elapsed(), record),
             Change::Deleted(name, uid) => self.cluster.delete(&name, &uid),
             Change::Listed(list) => {
                 let missing = self.cluster.missing_from(&list);
