@@ -43,9 +43,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from
 pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
     let mut pause = PAUSES.0;
     loop {
-        match watch_once(client.clone(), &changes, &mut pause).await {
-            Some(error) if changes.send(Change::Failed(error)).await.is_ok() => {}
-            _ => return,
+        let Some(error) = watch_once(client.clone(), &changes, &mut pause).await else { return };
+        if changes.send(Change::Failed(error)).await.is_err() {
+            return;
         }
         // The random part need not be good, only different on each node.
         let stretch = RandomState::new().build_hasher().finish() % 1000;
