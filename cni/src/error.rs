@@ -91,6 +91,12 @@ pub enum CniError {
         /// What was expected.
         expected: String,
     },
+    /// The state can't go while pods are attached.
+    #[error("{count} pods are attached: expected them to be deleted, or moved to another node, before")]
+    Attached {
+        /// How many.
+        count: usize,
+    },
     /// CHECK was called without the result of ADD.
     #[error("CHECK without prevResult: expected the result of ADD")]
     NoPrevious,
@@ -135,6 +141,7 @@ impl CniError {
             Self::Exhausted { .. } => 102,
             Self::OwnNamespace { .. } => 103,
             Self::Several { .. } => 104,
+            Self::Attached { .. } => 105,
         }
     }
 

@@ -22,6 +22,12 @@ mod store;
 
 pub use error::CniError;
 
+/// Removes the plugin's own state; says whether there was any. Fails while pods are attached: their addresses
+/// would be given to others.
+pub fn forget(state_dir: &std::path::Path) -> Result<bool, CniError> {
+    store::forget(state_dir)
+}
+
 /// Performs one call; returns what is to be printed on standard output.
 pub fn run(call: &call::Call) -> Result<String, CniError> {
     command::run(call)

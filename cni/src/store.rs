@@ -184,6 +184,20 @@ impl Store {
     }
 }
 
+/// Removes the folder unless something is reserved in it.
+pub(crate) fn forget(folder: &Path) -> Result<bool, CniError> {
+    if !folder.exists() {
+        return Ok(false);
+    }
+    let store = Store::open(folder)?;
+    let attached = store.all()?.len();
+    if attached > 0 {
+        return Err(CniError::Attached { count: attached });
+    }
+    std::fs::remove_dir_all(folder).map_err(failed("remove", folder))?;
+    Ok(true)
+}
+
 fn remove(path: &Path) -> Result<(), CniError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", path)(error)),

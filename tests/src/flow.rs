@@ -144,6 +144,21 @@ trait Server: Send + 'static {
     fn serve(self, stop: &AtomicBool) -> Option<IpAddr>;
 }
 
+/// Sends datagrams under a source address of the sender's choice, which its host must have on a link. What becomes of
+/// them is for the receiver to say.
+pub fn send_udp(from: &End, source: IpAddr, to: IpAddr, port: u16, count: u32) -> Result<(), Error> {
+    let send = || {
+        let socket = UdpSocket::bind((source, 0))?;
+        for _ in 0..count {
+            // A refusal is an outcome like any other: nothing arrives.
+            let _refused = socket.send_to(MARKER, (to, port));
+        }
+        io::Result::Ok(())
+    };
+    let failed = |source| Error::Socket { action: "send from", host: from.name().to_owned(), source };
+    from.net().run(send)?.map_err(failed)
+}
+
 struct TcpServer(TcpListener);
 
 struct UdpServer(UdpSocket);
