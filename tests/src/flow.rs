@@ -103,7 +103,9 @@ impl Flow {
     }
 
     fn exchange<S: Server>(
-        &self, bind: impl Fn(IpAddr) -> io::Result<S> + Sync, ask: impl FnOnce(SocketAddr) -> bool + Send,
+        &self,
+        bind: impl Fn(IpAddr) -> io::Result<S> + Sync,
+        ask: impl FnOnce(SocketAddr) -> bool + Send,
         address: IpAddr,
     ) -> Result<Seen, Error> {
         // On the address that is asked, so that the answer comes from there whatever the way back prefers. An address
@@ -183,7 +185,7 @@ impl Server for TcpServer {
         while !stop.load(Ordering::Acquire) {
             match self.0.accept() {
                 Ok((stream, peer)) => {
-                    source = source.or(Some(peer.ip()));
+                    source = source.or_else(|| Some(peer.ip()));
                     let _client_notices = Self::answer(&stream);
                 }
                 Err(_nobody_yet) => thread::sleep(Duration::from_millis(1)),
@@ -210,7 +212,7 @@ impl Server for UdpServer {
         let (mut source, mut buffer) = (None, [0; 64]);
         while !stop.load(Ordering::Acquire) {
             if let Ok((length, peer)) = self.0.recv_from(&mut buffer) {
-                source = source.or(Some(peer.ip()));
+                source = source.or_else(|| Some(peer.ip()));
                 let _client_notices = self.0.send_to(buffer.get(..length).unwrap_or_default(), peer);
             }
         }
@@ -231,8 +233,7 @@ fn ask_tcp(to: SocketAddr, patience: Duration) -> bool {
 }
 
 fn ask_udp(to: SocketAddr, patience: Duration) -> bool {
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let since = Instant::now();
     let Ok(socket) = UdpSocket::bind((any, 0)) else { return false };
     while since.elapsed() < patience {

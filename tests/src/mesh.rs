@@ -78,8 +78,10 @@ impl Mesh {
     pub fn arguments(&self, node: &str, flags: &[&str]) -> Vec<String> {
         let versions = self.lab.family().versions();
         let join = |ranges: Vec<String>| ranges.join(",");
-        let cluster = join(versions.iter().map(|version| address::cluster_range(*version).to_string()).collect());
-        let services = join(versions.iter().map(|version| address::service_range(*version).to_string()).collect());
+        let cluster =
+            join(versions.iter().map(|version| address::cluster_range(*version).to_string()).collect());
+        let services =
+            join(versions.iter().map(|version| address::service_range(*version).to_string()).collect());
         let own = [
             ("--node-name", node.to_owned()),
             ("--cluster-cidr", cluster),
@@ -123,7 +125,13 @@ impl Mesh {
     ///
     /// If it is not so within the time, with the last status.
     #[track_caller]
-    pub fn wait(&self, node: &str, what: &str, within: Duration, wanted: impl Fn(&Value) -> bool) -> Duration {
+    pub fn wait(
+        &self,
+        node: &str,
+        what: &str,
+        within: Duration,
+        wanted: impl Fn(&Value) -> bool,
+    ) -> Duration {
         let since = Instant::now();
         loop {
             let status = self.status(node);
@@ -173,7 +181,13 @@ impl Mesh {
             ends.push(Named { name, node: owner.clone(), is_pod: false, end: node.end(), mesh });
             for pod in node.pods() {
                 let name = format!("{}/{}", node.name(), pod.name());
-                ends.push(Named { name, node: owner.clone(), is_pod: true, end: pod.end(), mesh: Vec::new() });
+                ends.push(Named {
+                    name,
+                    node: owner.clone(),
+                    is_pod: true,
+                    end: pod.end(),
+                    mesh: Vec::new(),
+                });
             }
         }
         ends
@@ -205,7 +219,8 @@ pub fn is_formed(status: &Value, peers: usize) -> bool {
 pub fn refusals(status: &Value, node: &str) -> Vec<String> {
     let rejected = status["rejected"].as_array().cloned().unwrap_or_default();
     let of_node = rejected.iter().filter(|refusal| refusal["node"] == node);
-    let mut codes: Vec<String> = of_node.filter_map(|refusal| refusal["code"].as_str()).map(ToOwned::to_owned).collect();
+    let mut codes: Vec<String> =
+        of_node.filter_map(|refusal| refusal["code"].as_str()).map(ToOwned::to_owned).collect();
     codes.sort();
     codes
 }

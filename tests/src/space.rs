@@ -65,7 +65,8 @@ impl NetNs {
 
     /// Starts a thread that lives in the namespace; the closure runs only if it could enter.
     pub(crate) fn thread<T: Send + 'static>(
-        &self, work: impl FnOnce() -> T + Send + 'static,
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
     ) -> thread::JoinHandle<Result<T, Error>> {
         let own = self.clone();
         thread::spawn(move || own.enter().map(|()| work()))
@@ -102,7 +103,7 @@ impl Space {
             let open = |file: &str| {
                 File::open(format!("/proc/thread-self/ns/{file}")).map(OwnedFd::from).map_err(failed)
             };
-            Ok::<_, Error>(Self {
+            let space = Self {
                 name: name.to_owned(),
                 holder,
                 net: NetNs::new(open("net")?, name),
@@ -110,7 +111,9 @@ impl Space {
                 uts: open("uts")?,
                 pid: open("pid_for_children")?,
                 children: Mutex::default(),
-            })
+            };
+            mounts::own_proc()?;
+            Ok::<_, Error>(space)
         })?;
         // Not on the thread above: the kernel lets no thread start another whose children are to be elsewhere.
         space.ip_batch("link set lo up\n")?;
@@ -145,8 +148,7 @@ impl Space {
         let child = scoped(|| {
             self.enter()?;
             net.enter()?;
-            setns(&self.pid, CloneFlags::CLONE_NEWPID)
-                .map_err(|errno| self.enter_failed(errno.into()))?;
+            setns(&self.pid, CloneFlags::CLONE_NEWPID).map_err(|errno| self.enter_failed(errno.into()))?;
             command.spawn().map_err(|source| Error::Run {
                 program: program(command),
                 host: self.name.clone(),
@@ -215,9 +217,10 @@ pub(crate) fn new_net_at(path: &Path, name: &str) -> Result<NetNs, Error> {
     let failed = |source| Error::CreateSpace { host: name.to_owned(), source };
     File::create_new(path).map_err(|source| Error::File { action: "create", path: path.into(), source })?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-    let own = "/proc/thread-self/ns/net";
-    let fd = File::open(own).map_err(failed)?;
-    rustix::mount::mount_bind(own, path).map_err(|errno| Error::Mount {
+    // The thread is not among the host's processes, so the host's own /proc does not know it.
+    let own = Path::new(mounts::OUTER_PROC).join("thread-self/ns/net");
+    let fd = File::open(&own).map_err(failed)?;
+    rustix::mount::mount_bind(&own, path).map_err(|errno| Error::Mount {
         what: "network namespace",
         path: path.into(),
         source: errno.into(),
@@ -242,11 +245,8 @@ pub(crate) fn program(command: &Command) -> String {
 fn ip_batch(host: &str, lines: &str) -> Result<(), Error> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]);
-    let output = crate::command::run_with_input(&mut command, lines.as_bytes()).map_err(|source| Error::Run {
-        program: program(&command),
-        host: host.to_owned(),
-        source,
-    })?;
+    let output = crate::command::run_with_input(&mut command, lines.as_bytes())
+        .map_err(|source| Error::Run { program: program(&command), host: host.to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }

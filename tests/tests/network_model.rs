@@ -1,5 +1,6 @@
 //! The Kubernetes network model, row by row: every ordered pair of three nodes, every family, every transport, with
 //! the source address that the server saw, while a capture watches every underlay interface.
+#![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 use std::time::Duration;
 
@@ -44,7 +45,10 @@ fn model(family: Family) {
                 let seen = Flow::new(&from.end, &to.end, version, protocol).probe().unwrap();
                 let promised = promised_sources(from, to, version).unwrap();
                 if !(seen.answered && seen.source.is_some_and(|source| promised.contains(&source))) {
-                    wrong.push(format!("{}: {seen}, expected {promised:?}", describe(from, to, version, protocol)));
+                    wrong.push(format!(
+                        "{}: {seen}, expected {promised:?}",
+                        describe(from, to, version, protocol)
+                    ));
                 }
             }
         }
@@ -67,7 +71,8 @@ fn pairs(ends: &[Named]) -> impl Iterator<Item = (&Named, &Named)> {
 
 /// N5: a packet of the full size passes unfragmented, one byte more is refused by the sender's own kernel.
 fn full_size(mesh: &Mesh, family: Family) {
-    let (here, there) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
+    let (here, there) =
+        (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
     let mtu = 1420;
     for version in family.versions().iter().copied() {
         let target = there.address(version).unwrap();

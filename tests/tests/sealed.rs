@@ -31,13 +31,17 @@ fn control_without_the_guard_plaintext_is_seen() {
     for link in ["mesh-a", "mesh-b"] {
         node.command("ip").args(["link", "del", link]).run().unwrap();
     }
-    node.command("ip").args(["-4", "route", "del", "unreachable", "10.244.0.0/16", "metric", "50000"]).run().unwrap();
+    node.command("ip")
+        .args(["-4", "route", "del", "unreachable", "10.244.0.0/16", "metric", "50000"])
+        .run()
+        .unwrap();
     node.command("ip").args(["-6", "route", "flush", "proto", "84", "type", "unreachable"]).run().unwrap();
     for version in [IpVersion::V4, IpVersion::V6] {
         let _lost = Flow::new(&a, &b, version, Protocol::Icmp).probe().unwrap();
     }
     let report = capture.report();
-    let families: Vec<bool> = report.offences.iter().map(|offence| offence.sighting.destination.is_ipv4()).collect();
+    let families: Vec<bool> =
+        report.offences.iter().map(|offence| offence.sighting.destination.is_ipv4()).collect();
     assert!(families.contains(&true) && families.contains(&false), "plaintext of both families: {report}");
 }
 
@@ -53,10 +57,11 @@ fn nothing_leaks_whatever_happens() {
     }
     mesh.wait_formed();
     let (a, b, c) = (end(&mesh, "n1", "a"), end(&mesh, "n2", "a"), end(&mesh, "n3", "a"));
-    let streams: Vec<Stream> = [(&a, &b, IpVersion::V4), (&b, &a, IpVersion::V6), (&a, &c, IpVersion::V6), (&c, &b, IpVersion::V4)]
-        .into_iter()
-        .map(|(from, to, version)| Stream::start(from, to, version, 100).unwrap())
-        .collect();
+    let streams: Vec<Stream> =
+        [(&a, &b, IpVersion::V4), (&b, &a, IpVersion::V6), (&a, &c, IpVersion::V6), (&c, &b, IpVersion::V4)]
+            .into_iter()
+            .map(|(from, to, version)| Stream::start(from, to, version, 100).unwrap())
+            .collect();
     let back = |what: &str| {
         let since = Instant::now();
         for stream in &streams {
@@ -95,7 +100,9 @@ fn nothing_leaks_whatever_happens() {
 
     // A node joins, and goes as by a power failure.
     let joined = mesh.add_node(true).unwrap().name().to_owned();
-    capture.tap(mesh.node(&joined).unwrap(), "eth0", &lab::capture::Rules::new(mesh.cluster_ranges())).unwrap();
+    capture
+        .tap(mesh.node(&joined).unwrap(), "eth0", &lab::capture::Rules::new(mesh.cluster_ranges()))
+        .unwrap();
     mesh.start(&joined).unwrap();
     mesh.wait_formed();
     let d = end(&mesh, &joined, "a");
@@ -123,13 +130,16 @@ fn plaintext_from_the_underlay_is_not_delivered() {
     let mut mesh = formed(2, Family::V4);
     let pod = end(&mesh, "n1", "a");
     let target = pod.address(IpVersion::V4).unwrap();
-    let sources: [IpAddr; 2] = [mesh.outside().address(IpVersion::V4).unwrap(), "10.244.2.77".parse().unwrap()];
+    let sources: [IpAddr; 2] =
+        [mesh.outside().address(IpVersion::V4).unwrap(), "10.244.2.77".parse().unwrap()];
     let delivered = |mesh: &Mesh| {
         let sink = Sink::open(&pod, IpVersion::V4).unwrap();
         let link = frame::Link { from: mesh.outside().mac(), to: mesh.node("n1").unwrap().mac() };
         for source in sources {
             for _ in 0..20 {
-                mesh.outside().inject(&frame::udp(link, (source, 9), (target, sink.port()), frame::MARKER)).unwrap();
+                mesh.outside()
+                    .inject(&frame::udp(link, (source, 9), (target, sink.port()), frame::MARKER))
+                    .unwrap();
             }
         }
         sink.drain(Duration::from_millis(500)).len()
@@ -148,14 +158,17 @@ fn plaintext_from_the_underlay_is_not_delivered() {
 #[test]
 fn a_pod_can_send_only_as_itself() {
     let mesh = formed(2, Family::Dual);
-    let (here, there) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
+    let (here, there) =
+        (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
     let neighbour = mesh.node("n1").unwrap().pod("b").unwrap();
-    for (foreign, version) in [("10.244.2.200/32", IpVersion::V4), ("fd00:10:244:2::200/128", IpVersion::V6)] {
+    for (foreign, version) in [("10.244.2.200/32", IpVersion::V4), ("fd00:10:244:2::200/128", IpVersion::V6)]
+    {
         here.command("ip").args(["addr", "add", foreign, "dev", "eth0", "nodad"]).run().unwrap();
         let source = foreign.split('/').next().unwrap().parse().unwrap();
         for target in [there.end(), neighbour.end()] {
             let sink = Sink::open(&target, version).unwrap();
-            lab::flow::send_udp(&here.end(), source, target.address(version).unwrap(), sink.port(), 20).unwrap();
+            lab::flow::send_udp(&here.end(), source, target.address(version).unwrap(), sink.port(), 20)
+                .unwrap();
             assert_eq!(sink.drain(Duration::from_millis(300)).len(), 0, "{foreign}");
             let own = here.address(version).unwrap();
             lab::flow::send_udp(&here.end(), own, target.address(version).unwrap(), sink.port(), 20).unwrap();

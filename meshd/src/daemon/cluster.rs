@@ -64,9 +64,8 @@ impl Cluster {
     /// is as good as missing: its daemon publishes within moments, unless the store has lost more than that.
     pub(super) fn missing_from(&self, list: &BTreeMap<NodeName, NodeRecord>) -> BTreeSet<NodeName> {
         let is_there = |known: &NodeRecord| {
-            list.get(&known.name).is_some_and(|found| {
-                found.uid == known.uid || found.state.is_some() || known.state.is_none()
-            })
+            list.get(&known.name)
+                .is_some_and(|found| found.uid == known.uid || found.state.is_some() || known.state.is_none())
         };
         self.known().into_values().filter(|known| !is_there(known)).map(|known| known.name).collect()
     }

@@ -21,11 +21,11 @@ use kube::{Client, Config};
 use serde_json::Value;
 
 use crate::host::Host;
-use crate::nodeapi::StandIn;
 use crate::nodeapi;
+use crate::nodeapi::StandIn;
 use real::RealApi;
-use users::Users;
 pub use users::ADMIN;
+use users::Users;
 
 /// An API server could not be started or used.
 #[derive(Debug, thiserror::Error)]
@@ -143,7 +143,8 @@ impl ApiServer {
         let users = Users::create((1..=spare).map(|number| format!("n{number}")))
             .map_err(|source| ApiError::Start { what: "users", source })?;
         let address = *host.addresses().first().ok_or(ApiError::NoUser("a host without addresses".into()))?;
-        let (scheme, port) = if kind == ApiKind::Real { ("https", real::PORT) } else { ("http", nodeapi::PORT) };
+        let (scheme, port) =
+            if kind == ApiKind::Real { ("https", real::PORT) } else { ("http", nodeapi::PORT) };
         let server = match address {
             IpAddr::V4(_) => format!("{scheme}://{address}:{port}"),
             IpAddr::V6(_) => format!("{scheme}://[{address}]:{port}"),
@@ -196,14 +197,19 @@ impl ApiServer {
 
     /// Runs a future with a client of a node's user, or of [`ADMIN`], in the server's own network namespace.
     pub fn run<T: Send, Fut: Future<Output = T>>(
-        &self, user: &str, work: impl FnOnce(Client) -> Fut + Send,
+        &self,
+        user: &str,
+        work: impl FnOnce(Client) -> Fut + Send,
     ) -> Result<T, ApiError> {
         self.run_with(&self.kubeconfig(user)?, user, work)
     }
 
     /// The same with a kubeconfig.
     pub fn run_with<T: Send, Fut: Future<Output = T>>(
-        &self, kubeconfig: &str, user: &str, work: impl FnOnce(Client) -> Fut + Send,
+        &self,
+        kubeconfig: &str,
+        user: &str,
+        work: impl FnOnce(Client) -> Fut + Send,
     ) -> Result<T, ApiError> {
         let run = || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -231,20 +237,24 @@ impl ApiServer {
     /// Changes a Node by a merge patch, as the administrator.
     pub fn patch_node(&self, name: &str, patch: &Value) -> Result<Value, ApiError> {
         let params = PatchParams::default();
-        self.nodes("patch Node", name, |nodes| async move { nodes.patch(name, &params, &Patch::Merge(patch)).await })
+        self.nodes("patch Node", name, |nodes| async move {
+            nodes.patch(name, &params, &Patch::Merge(patch)).await
+        })
     }
 
     /// Changes a Node's status by a merge patch, as the administrator.
     pub fn patch_node_status(&self, name: &str, patch: &Value) -> Result<Value, ApiError> {
         let params = PatchParams::default();
-        let work = |nodes: Api<Node>| async move { nodes.patch_status(name, &params, &Patch::Merge(patch)).await };
+        let work =
+            |nodes: Api<Node>| async move { nodes.patch_status(name, &params, &Patch::Merge(patch)).await };
         self.nodes("patch the status of Node", name, work)
     }
 
     /// Deletes a Node.
     pub fn delete_node(&self, name: &str) -> Result<(), ApiError> {
         let request = |source| ApiError::Request { action: "delete Node", subject: name.to_owned(), source };
-        let delete = |client| async move { Api::<Node>::all(client).delete(name, &DeleteParams::default()).await };
+        let delete =
+            |client| async move { Api::<Node>::all(client).delete(name, &DeleteParams::default()).await };
         self.run(ADMIN, delete)?.map(drop).map_err(request)
     }
 
@@ -255,7 +265,10 @@ impl ApiServer {
         let list = |client| async move { Api::<Event>::all(client).list(&ListParams::default()).await };
         let mut events = self.run(ADMIN, list)?.map_err(request)?.items;
         events.sort_by(|one, other| one.metadata.creation_timestamp.cmp(&other.metadata.creation_timestamp));
-        events.into_iter().map(|event| convert("an event", serde_json::to_value(event).unwrap_or_default())).collect()
+        events
+            .into_iter()
+            .map(|event| convert("an event", serde_json::to_value(event).unwrap_or_default()))
+            .collect()
     }
 
     /// Requests of each kind since the start, by keys like `patch nodes`. Only the stand-in counts them.
@@ -305,7 +318,10 @@ impl ApiServer {
     }
 
     fn nodes<Fut: Future<Output = kube::Result<Node>>>(
-        &self, action: &'static str, name: &str, work: impl FnOnce(Api<Node>) -> Fut + Send,
+        &self,
+        action: &'static str,
+        name: &str,
+        work: impl FnOnce(Api<Node>) -> Fut + Send,
     ) -> Result<Value, ApiError> {
         let failed = |source| ApiError::Request { action, subject: name.to_owned(), source };
         let node = self.run(ADMIN, |client| work(Api::all(client)))?.map_err(failed)?;
@@ -320,7 +336,8 @@ impl ApiServer {
 async fn client(kubeconfig: &str, user: &str) -> Result<Client, ApiError> {
     let failed = |source| ApiError::Kubeconfig { user: user.to_owned(), source };
     let parsed = Kubeconfig::from_yaml(kubeconfig).map_err(failed)?;
-    let mut config = Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.map_err(failed)?;
+    let mut config =
+        Config::from_custom_kubeconfig(parsed, &KubeConfigOptions::default()).await.map_err(failed)?;
     // What a server says is what a test wants to see, not what it says after some retries.
     config.default_retry = false;
     Client::try_from(config).map_err(|source| ApiError::Client { user: user.to_owned(), source })

@@ -22,7 +22,7 @@ pub(crate) const PORT: u16 = 6443;
 const DIR: &str = "/run/lab/kube";
 
 /// How long the server may take; two shared cores that also compile something have needed half a minute.
-const READY_WITHIN: Duration = Duration::from_secs(120);
+const READY_WITHIN: Duration = Duration::from_mins(2);
 
 /// The two programs, while they run.
 #[derive(Debug)]
@@ -64,8 +64,9 @@ impl RealApi {
         self.etcd = None;
     }
 
-    /// Removes etcd's data. Has to be stopped.
-    pub(crate) fn wipe(&self, host: &Host) -> Result<(), ApiError> {
+    /// Stops both and removes etcd's data.
+    pub(crate) fn wipe(&mut self, host: &Host) -> Result<(), ApiError> {
+        self.stop();
         let removed = host.run(|| std::fs::remove_dir_all(Path::new(DIR).join("etcd")));
         let removed = removed.map_err(|error| ApiError::Host(Box::new(error)))?;
         removed.map_err(|source| ApiError::Start { what: "with an empty etcd", source })

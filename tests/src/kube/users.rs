@@ -31,15 +31,17 @@ impl Users {
     /// The administrator and one user for each node, with fresh tokens.
     pub(crate) fn create(nodes: impl IntoIterator<Item = String>) -> io::Result<Self> {
         let admin = User { name: ADMIN.to_owned(), node: None, token: token()? };
-        let nodes = nodes.into_iter().map(|node| {
-            Ok(User { name: format!("meshd-{node}"), node: Some(node), token: token()? })
-        });
+        let nodes = nodes
+            .into_iter()
+            .map(|node| Ok(User { name: format!("meshd-{node}"), node: Some(node), token: token()? }));
         std::iter::once(Ok(admin)).chain(nodes).collect::<io::Result<_>>().map(Self)
     }
 
     /// The user of a node, or [`ADMIN`].
     pub(crate) fn of(&self, node: &str) -> Option<&User> {
-        self.0.iter().find(|user| user.node.as_deref() == Some(node) || (user.node.is_none() && node == ADMIN))
+        self.0
+            .iter()
+            .find(|user| user.node.as_deref() == Some(node) || (user.node.is_none() && node == ADMIN))
     }
 
     /// The user with a token.
@@ -97,7 +99,10 @@ fn role(name: &str, rules: &Value, subject: &Value) -> Vec<(&'static str, Value)
     let metadata = json!({"name": name});
     let reference = json!({"apiGroup": group, "kind": "ClusterRole", "name": name});
     vec![
-        ("clusterroles", json!({"apiVersion": version, "kind": "ClusterRole", "metadata": metadata, "rules": rules})),
+        (
+            "clusterroles",
+            json!({"apiVersion": version, "kind": "ClusterRole", "metadata": metadata, "rules": rules}),
+        ),
         (
             "clusterrolebindings",
             json!({
@@ -111,7 +116,7 @@ fn role(name: &str, rules: &Value, subject: &Value) -> Vec<(&'static str, Value)
 fn token() -> io::Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 #[cfg(test)]

@@ -22,13 +22,13 @@ use super::store::{Moment, Part, Store, merge, text};
 use super::{PORT, Shared};
 
 /// How often a watch that asked for bookmarks gets one.
-const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 
 /// How long before the end of a watch its last bookmark comes.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
 /// How long a watch lasts that does not say; the real server picks a time between 30 and 60 minutes.
-const WATCH_TIME: Duration = Duration::from_secs(1800);
+const WATCH_TIME: Duration = Duration::from_mins(30);
 
 /// Serves until the runtime ends.
 pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Result<()> {
@@ -46,23 +46,37 @@ struct Request {
 }
 
 async fn answer(
-    State(shared): State<Arc<Shared>>, method: Method, uri: Uri,
-    QueryPairs(pairs): QueryPairs<BTreeMap<String, String>>, headers: HeaderMap, body: Bytes,
+    State(shared): State<Arc<Shared>>,
+    method: Method,
+    uri: Uri,
+    QueryPairs(pairs): QueryPairs<BTreeMap<String, String>>,
+    headers: HeaderMap,
+    body: Bytes,
 ) -> Response {
-    let outcome = admit(&shared, method, &uri, &pairs, &headers, body)
-        .and_then(|request| respond(&shared, &request));
+    // Of API groups that nobody serves not even the errors are of their kind.
+    if uri.path().starts_with("/apis/") && !uri.path().starts_with("/apis/events.k8s.io/v1/") {
+        return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
+    }
+    let outcome =
+        admit(&shared, method, &uri, &pairs, &headers, body).and_then(|request| respond(&shared, &request));
     outcome.unwrap_or_else(|status| object(status.code(), &status.body()))
 }
 
 /// Finds out who asks and for what, and refuses who may not.
 fn admit(
-    shared: &Shared, method: Method, uri: &Uri, pairs: &BTreeMap<String, String>, headers: &HeaderMap, body: Bytes,
+    shared: &Shared,
+    method: Method,
+    uri: &Uri,
+    pairs: &BTreeMap<String, String>,
+    headers: &HeaderMap,
+    body: Bytes,
 ) -> Result<Request, Status> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
     // Without a token one is anonymous; with one that nobody has one is refused.
     let token = header(header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
     let user = token.filter(|token| !token.is_empty());
-    let user = user.map(|token| shared.users.with_token(token).ok_or_else(Status::unauthorized)).transpose()?;
+    let user =
+        user.map(|token| shared.users.with_token(token).ok_or_else(Status::unauthorized)).transpose()?;
     let target = Target::parse(uri.path())?;
     let watches = matches!(pairs.get("watch").map(String::as_str), Some("true" | "1"));
     let verb = verb(&method, &target, watches)?;
@@ -92,7 +106,8 @@ fn verb(method: &Method, target: &Target, watches: bool) -> Result<&'static str,
 fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> {
     match &request.target {
         Target::Version => {
-            let version = json!({"major": "1", "minor": "20", "gitVersion": "v1.20.2+lab", "platform": "linux/amd64"});
+            let version =
+                json!({"major": "1", "minor": "20", "gitVersion": "v1.20.2+lab", "platform": "linux/amd64"});
             Ok(object(200, &version))
         }
         Target::Health => Ok("ok".into_response()),
@@ -100,7 +115,9 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
         Target::Events { group, namespace, name } => {
             events(shared, request, group, namespace.as_deref(), name.as_deref())
         }
-        Target::Nodes if request.method == Method::GET && request.query.watch => watch(shared, &request.query),
+        Target::Nodes if request.method == Method::GET && request.query.watch => {
+            Ok(watch(shared, &request.query))
+        }
         Target::Nodes if request.method == Method::GET => list(&mut shared.lock().nodes, &request.query),
         Target::Nodes => change(shared, request, |nodes, moment| {
             nodes.create(parse(&request.body)?, moment).map(|node| object(201, &node))
@@ -130,13 +147,13 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
 
 /// Makes a change to the Nodes and tells the watches.
 fn change(
-    shared: &Shared, request: &Request,
+    shared: &Shared,
+    request: &Request,
     work: impl FnOnce(&mut Store, Moment<'_>) -> Result<Response, Status>,
 ) -> Result<Response, Status> {
     let (now, uid) = (now(), fresh_uid());
     let mut state = shared.lock();
-    let response =
-        work(&mut state.nodes, Moment { now: &now, uid: &uid, dry_run: request.query.dry_run })?;
+    let response = work(&mut state.nodes, Moment { now: &now, uid: &uid, dry_run: request.query.dry_run })?;
     shared.changed.send_replace(state.nodes.revision());
     Ok(response)
 }
@@ -178,7 +195,7 @@ struct Watch {
     query: Query,
     /// The latest revision that was sent or passed over.
     reached: u64,
-    /// The revision that the watch began with.
+    /// The revision at which the watch began to wait.
     began: u64,
     /// Events that wait to be sent, as lines.
     pending: Vec<Value>,
@@ -187,17 +204,20 @@ struct Watch {
     over: bool,
 }
 
-fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
+fn watch(shared: &Arc<Shared>, query: &Query) -> Response {
     // Subscribed first, so that no change falls between the state and the waiting.
     let changes = shared.changed.subscribe();
     let state = shared.lock();
+    let began = state.nodes.revision();
     let start = Instant::now();
     let end = start + query.timeout_seconds.map_or(WATCH_TIME, Duration::from_secs);
     let first = (start + BOOKMARK_INTERVAL).min(end.checked_sub(LAST_BOOKMARK).unwrap_or(end));
     let (reached, pending, over) = match query.revision {
         None | Some(0) => {
-            let matching =
-                state.nodes.all().filter(|node| query.matches(text(node, "/metadata/name").unwrap_or_default(), node));
+            let matching = state
+                .nodes
+                .all()
+                .filter(|node| query.matches(text(node, "/metadata/name").unwrap_or_default(), node));
             let added = matching.map(|node| json!({"type": "ADDED", "object": **node})).collect();
             (state.nodes.revision(), added, false)
         }
@@ -213,14 +233,14 @@ fn watch(shared: &Arc<Shared>, query: &Query) -> Result<Response, Status> {
         changes,
         query: query.clone(),
         reached,
-        began: reached,
+        began,
         pending,
         next_bookmark: query.bookmarks.then_some(first),
         end,
         over,
     };
     let headers = [(header::CONTENT_TYPE, "application/json")];
-    Ok((headers, Body::from_stream(watch.into_stream())).into_response())
+    (headers, Body::from_stream(watch.into_stream())).into_response()
 }
 
 impl Watch {
@@ -230,8 +250,8 @@ impl Watch {
             if watch.pending.is_empty() {
                 return None;
             }
-            let lines: String = watch.pending.drain(..).map(|event| format!("{event}\n")).collect();
-            Some((Ok(Bytes::from(lines)), watch))
+            let lines = watch.pending.drain(..).flat_map(|event| [event.to_string(), "\n".to_owned()]);
+            Some((Ok(Bytes::from(lines.collect::<String>())), watch))
         })
     }
 
@@ -274,9 +294,10 @@ impl Watch {
     fn tick(&mut self) {
         let now = Instant::now();
         if self.next_bookmark.is_some_and(|due| due <= now) {
-            // A bookmark that says where the watch began would be news to nobody.
+            // Only what happened since the watch began to wait makes a bookmark.
             if self.reached > self.began {
-                let metadata = json!({"resourceVersion": self.reached.to_string(), "creationTimestamp": null});
+                let metadata =
+                    json!({"resourceVersion": self.reached.to_string(), "creationTimestamp": null});
                 let node = json!({"kind": "Node", "apiVersion": "v1", "metadata": metadata, "spec": {}, "status": {}});
                 self.pending.push(json!({"type": "BOOKMARK", "object": node}));
             }
@@ -296,11 +317,18 @@ fn endpoints(shared: &Shared, namespace: &str, name: &str) -> Result<Response, S
         "ports": [{"name": "https", "port": PORT, "protocol": "TCP"}],
     });
     let metadata = json!({"name": name, "namespace": namespace, "uid": "lab", "resourceVersion": "1"});
-    Ok(object(200, &json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": metadata, "subsets": [subset]})))
+    Ok(object(
+        200,
+        &json!({"kind": "Endpoints", "apiVersion": "v1", "metadata": metadata, "subsets": [subset]}),
+    ))
 }
 
 fn events(
-    shared: &Shared, request: &Request, group: &str, namespace: Option<&str>, name: Option<&str>,
+    shared: &Shared,
+    request: &Request,
+    group: &str,
+    namespace: Option<&str>,
+    name: Option<&str>,
 ) -> Result<Response, Status> {
     let version = if group.is_empty() { "v1".to_owned() } else { format!("{group}/v1") };
     let mut state = shared.lock();
@@ -316,7 +344,11 @@ fn events(
     let namespace = namespace.ok_or_else(Status::method_not_allowed)?;
     if let Some(name) = name {
         let key = (namespace.to_owned(), name.to_owned());
-        let mut event = state.events.get(&key).cloned().ok_or_else(|| Status::not_found(&qualified("events", group), name))?;
+        let mut event = state
+            .events
+            .get(&key)
+            .cloned()
+            .ok_or_else(|| Status::not_found(&qualified("events", group), name))?;
         if request.method == Method::DELETE {
             state.events.remove(&key);
         } else {
@@ -336,6 +368,14 @@ fn events(
     if said != namespace {
         let message = "the namespace of the provided object does not match the namespace sent on the request";
         return Err(Status::bad_request(message));
+    }
+    // Where the events about objects without a namespace have to be differs between the groups, up to 1.20 at least.
+    let (about, home) =
+        if group.is_empty() { ("involvedObject", "default") } else { ("regarding", "kube-system") };
+    let placed = event[about]["namespace"].as_str().is_some_and(|namespace| !namespace.is_empty());
+    if !placed && namespace != home {
+        let cause = "Invalid value: \"\": does not match event.namespace";
+        return Err(Status::invalid("Event", &name, "involvedObject.namespace", cause));
     }
     let key = (namespace.to_owned(), name.clone());
     if state.events.contains_key(&key) {
@@ -366,7 +406,11 @@ fn merge_patch(request: &Request) -> Result<Value, Status> {
 fn parse(body: &Bytes) -> Result<Value, Status> {
     let value: Value = serde_json::from_slice(body)
         .map_err(|error| Status::bad_request(format!("error decoding the body: {error}")))?;
-    if value.is_object() { Ok(value) } else { Err(Status::bad_request("error decoding the body: not an object")) }
+    if value.is_object() {
+        Ok(value)
+    } else {
+        Err(Status::bad_request("error decoding the body: not an object"))
+    }
 }
 
 fn object(code: u16, value: &Value) -> Response {

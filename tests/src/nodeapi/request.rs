@@ -69,7 +69,9 @@ impl Target {
             Self::Nodes => ("nodes", "", None, None),
             Self::Node { name, status: false } => ("nodes", "", None, Some(name)),
             Self::Node { name, status: true } => ("nodes/status", "", None, Some(name)),
-            Self::Events { group, namespace, name } => ("events", group, namespace.as_deref(), name.as_deref()),
+            Self::Events { group, namespace, name } => {
+                ("events", group, namespace.as_deref(), name.as_deref())
+            }
             Self::Endpoints { namespace, name } => ("endpoints", "", Some(namespace), Some(name)),
             Self::Version | Self::Health => ("", "", None, None),
         }
@@ -104,10 +106,13 @@ impl Target {
             || "at the cluster scope".to_owned(),
             |namespace| format!("in the namespace \"{namespace}\""),
         );
-        let cause = format!(
-            "User \"{who}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}"
-        );
-        Err(Status::forbidden(&qualified(resource.split('/').next().unwrap_or_default(), group), name, &cause))
+        let cause =
+            format!("User \"{who}\" cannot {verb} resource \"{resource}\" in API group \"{group}\" {place}");
+        Err(Status::forbidden(
+            &qualified(resource.split('/').next().unwrap_or_default(), group),
+            name,
+            &cause,
+        ))
     }
 }
 
@@ -117,7 +122,14 @@ impl Query {
         let value = |key: &str| pairs.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let number = |key: &'static str| {
             let parsed = value(key).map(|text| text.parse::<u64>().map_err(|_not_a_number| (key, text)));
-            let cause = |(key, text)| (key, format!("{key}: Invalid value: {text:?}"));
+            let cause = |(key, text)| {
+                (
+                    key,
+                    format!(
+                        "{key}: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: invalid syntax"
+                    ),
+                )
+            };
             parsed.transpose().map_err(cause).map_err(|(key, message)| match key {
                 "resourceVersion" => Status::internal(message),
                 _ => Status::bad_request(message),
@@ -178,7 +190,8 @@ pub(crate) fn encode_page(revision: u64, start: &str) -> String {
 fn decode_page(token: &str) -> Result<(u64, String), Status> {
     let decoded: Option<Value> =
         BASE64_STANDARD_NO_PAD.decode(token).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    let parts = decoded.as_ref().and_then(|page| Some((page["rv"].as_u64()?, page["start"].as_str()?.to_owned())));
+    let parts =
+        decoded.as_ref().and_then(|page| Some((page["rv"].as_u64()?, page["start"].as_str()?.to_owned())));
     parts.ok_or_else(|| Status::bad_request("continue key is not valid"))
 }
 
@@ -202,7 +215,11 @@ mod tests {
 
     #[test]
     fn selectors_that_are_not_understood_are_refused() {
-        for pair in [("fieldSelector", "spec.unschedulable=true"), ("labelSelector", "a in (b)"), ("labelSelector", "a!=b")] {
+        for pair in [
+            ("fieldSelector", "spec.unschedulable=true"),
+            ("labelSelector", "a in (b)"),
+            ("labelSelector", "a!=b"),
+        ] {
             assert_eq!(query(&[pair]).unwrap_err().code(), 400, "{pair:?}");
         }
         let one = query(&[("fieldSelector", "metadata.name=n1"), ("labelSelector", "a=b,c==d")]).unwrap();

@@ -101,19 +101,26 @@ impl Store {
 
     /// A page of all Nodes that `matches` lets through: from the start, or from where an earlier page ended.
     pub(crate) fn list(
-        &mut self, matches: impl Fn(&str, &Value) -> bool, limit: usize, from: Option<(u64, &str)>,
+        &mut self,
+        matches: impl Fn(&str, &Value) -> bool,
+        limit: usize,
+        from: Option<(u64, &str)>,
     ) -> Result<Page, Status> {
         let (revision, nodes, start) = match from {
             None => (self.revision, &self.nodes, ""),
             Some((revision, start)) => {
                 let kept = self.snapshots.iter().find(|(kept, _)| *kept == revision).map(|(_, nodes)| nodes);
-                let message = "The provided continue parameter is too old to display a consistent list result.";
+                let message =
+                    "The provided continue parameter is too old to display a consistent list result.";
                 (revision, kept.ok_or_else(|| Status::expired(message))?, start)
             }
         };
         let mut left = nodes.range(start.to_owned()..);
         let found = left.by_ref().filter(|(name, node)| matches(name, node));
-        let items = found.take(if limit == 0 { usize::MAX } else { limit }).map(|(_, node)| Arc::clone(node)).collect();
+        let items = found
+            .take(if limit == 0 { usize::MAX } else { limit })
+            .map(|(_, node)| Arc::clone(node))
+            .collect();
         // As etcd does it: whether what is left matches shows only on the next page.
         let count = left.clone().count();
         let rest = left.next().map(|(name, _)| (name.clone(), count));
@@ -143,7 +150,12 @@ impl Store {
     pub(crate) fn create(&mut self, mut node: Value, moment: Moment<'_>) -> Result<Arc<Value>, Status> {
         let name = text(&node, "/metadata/name").unwrap_or_default().to_owned();
         if name.is_empty() {
-            return Err(Status::invalid("Node", "", "metadata.name", "Required value: name or generateName is required"));
+            return Err(Status::invalid(
+                "Node",
+                "",
+                "metadata.name",
+                "Required value: name or generateName is required",
+            ));
         }
         if text(&node, "/metadata/resourceVersion").is_some_and(|version| !version.is_empty()) {
             return Err(Status::internal("resourceVersion should not be set on objects to be created"));
@@ -166,18 +178,26 @@ impl Store {
     /// Applies a JSON merge patch (RFC 7386) to a Node; returns what it is then. Nothing happens, and nobody is told,
     /// if it changes nothing.
     pub(crate) fn patch(
-        &mut self, name: &str, part: Part, patch: &Value, dry_run: bool,
+        &mut self,
+        name: &str,
+        part: Part,
+        patch: &Value,
+        dry_run: bool,
     ) -> Result<Arc<Value>, Status> {
         let old = self.get(name)?;
         let mut new = (*old).clone();
         merge(&mut new, patch);
         let said = |field: &str| text(patch, &format!("/metadata/{field}")).map(str::to_owned);
         if let Some(other) = said("name").filter(|other| other != name) {
-            let message = format!("the name of the object ({other}) does not match the name on the URL ({name})");
+            let message =
+                format!("the name of the object ({other}) does not match the name on the URL ({name})");
             return Err(Status::bad_request(message));
         }
-        if said("resourceVersion").is_some_and(|version| text(&old, "/metadata/resourceVersion") != Some(&version)) {
-            let cause = "the object has been modified; please apply your changes to the latest version and try again";
+        if said("resourceVersion")
+            .is_some_and(|version| text(&old, "/metadata/resourceVersion") != Some(&version))
+        {
+            let cause =
+                "the object has been modified; please apply your changes to the latest version and try again";
             return Err(Status::conflict("nodes", name, cause));
         }
         if let Some(uid) = said("uid").filter(|uid| text(&old, "/metadata/uid") != Some(uid)) {
@@ -188,7 +208,12 @@ impl Store {
             return Err(Status::unprocessable("json: cannot unmarshal metadata into a map of strings"));
         }
         let protected = if part == Part::Main { "status" } else { "spec" };
-        for (field, pointer) in [("uid", "/metadata"), ("creationTimestamp", "/metadata"), ("resourceVersion", "/metadata"), (protected, "")] {
+        for (field, pointer) in [
+            ("uid", "/metadata"),
+            ("creationTimestamp", "/metadata"),
+            ("resourceVersion", "/metadata"),
+            (protected, ""),
+        ] {
             let before = old.pointer(&format!("{pointer}/{field}")).cloned();
             if let Some(object) = new.pointer_mut(pointer).and_then(Value::as_object_mut) {
                 match before {
@@ -207,7 +232,12 @@ impl Store {
     }
 
     /// Deletes a Node; returns its last state. A uid, if given, has to be its uid.
-    pub(crate) fn delete(&mut self, name: &str, uid: Option<&str>, dry_run: bool) -> Result<Arc<Value>, Status> {
+    pub(crate) fn delete(
+        &mut self,
+        name: &str,
+        uid: Option<&str>,
+        dry_run: bool,
+    ) -> Result<Arc<Value>, Status> {
         let node = self.get(name)?;
         let real = text(&node, "/metadata/uid").unwrap_or_default();
         if let Some(uid) = uid.filter(|uid| *uid != real) {
@@ -292,7 +322,10 @@ fn normalize(node: &mut Value) {
 /// Whether the parts of the metadata that are maps of strings are that.
 fn decodes(node: &Value) -> bool {
     let strings = |map: &Value| map.as_object().is_some_and(|map| map.values().all(Value::is_string));
-    ["annotations", "labels"].iter().map(|map| &node["metadata"][*map]).all(|map| map.is_null() || strings(map))
+    ["annotations", "labels"]
+        .iter()
+        .map(|map| &node["metadata"][*map])
+        .all(|map| map.is_null() || strings(map))
 }
 
 /// The rules that a Node on its own has to keep.
@@ -310,15 +343,19 @@ fn validate(node: &Value) -> Result<(), Status> {
     if size > ANNOTATIONS_LIMIT {
         return invalid("metadata.annotations", "Too long: must have at most 262144 bytes");
     }
-    let ranges: Vec<&str> = node.pointer("/spec/podCIDRs").and_then(Value::as_array).map_or_else(Vec::new, |ranges| {
-        ranges.iter().filter_map(Value::as_str).collect()
-    });
+    let ranges: Vec<&str> = node
+        .pointer("/spec/podCIDRs")
+        .and_then(Value::as_array)
+        .map_or_else(Vec::new, |ranges| ranges.iter().filter_map(Value::as_str).collect());
     if ranges.iter().any(|range| !range.contains('/') || range.parse::<ipnetwork::IpNetwork>().is_err()) {
         return invalid("spec.podCIDRs", "Invalid value: must be a valid CIDR value");
     }
     let v6 = ranges.iter().filter(|range| range.contains(':')).count();
     if v6 > 1 || ranges.len() - v6 > 1 {
-        return invalid("spec.podCIDRs", "Invalid value: may specify no more than one CIDR for each IP family");
+        return invalid(
+            "spec.podCIDRs",
+            "Invalid value: may specify no more than one CIDR for each IP family",
+        );
     }
     Ok(())
 }

@@ -34,7 +34,9 @@ fn merge_patches_as_the_rfcs_appendix() {
 fn a_patch_that_changes_nothing_makes_no_revision() {
     let mut store = store();
     let before = store.revision();
-    store.patch("n1", Part::Main, &json!({"metadata": {"annotations": {"a": "1", "b": null}}}), false).unwrap();
+    store
+        .patch("n1", Part::Main, &json!({"metadata": {"annotations": {"a": "1", "b": null}}}), false)
+        .unwrap();
     assert_eq!((store.revision(), store.since(before).unwrap().count()), (before, 0));
 }
 
@@ -58,9 +60,17 @@ fn status_and_spec_are_changed_by_their_own_doors_only() {
     let both = json!({"spec": {"unschedulable": true}, "status": {"phase": "Running"}});
     let main = store.patch("n1", Part::Main, &both, false).unwrap();
     assert_eq!((&main["spec"], &main["status"]), (&json!({"unschedulable": true}), &json!({})));
-    let status = store.patch("n1", Part::Status, &json!({"spec": {"unschedulable": null}, "status": {"phase": "Running"}}), false);
+    let status = store.patch(
+        "n1",
+        Part::Status,
+        &json!({"spec": {"unschedulable": null}, "status": {"phase": "Running"}}),
+        false,
+    );
     let status = status.unwrap();
-    assert_eq!((&status["spec"], &status["status"]), (&json!({"unschedulable": true}), &json!({"phase": "Running"})));
+    assert_eq!(
+        (&status["spec"], &status["status"]),
+        (&json!({"unschedulable": true}), &json!({"phase": "Running"}))
+    );
 }
 
 #[test]
@@ -74,7 +84,7 @@ fn pages_are_of_one_revision_until_they_are_forgotten() {
     assert_eq!((first.items.len(), left), (2, 2));
     store.delete("n4", None, false).unwrap();
     let second = store.list(|_, _| true, 2, Some((first.revision, &start))).unwrap();
-    assert_eq!((second.items.len(), second.rest.clone()), (2, None));
+    assert_eq!((second.items.len(), second.rest), (2, None));
     for _ in 0..SNAPSHOTS {
         store.list(|_, _| true, 1, None).unwrap();
     }
