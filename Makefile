@@ -24,7 +24,7 @@ lint: ## format, lints, import rules, documentation; licences and shell scripts 
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	scripts/layering.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x --shell=bash --severity=warning scripts/*.sh .ci/run; \
 		else echo "not run: shellcheck (package shellcheck)"; fi
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 		else echo "not run: cargo-deny (cargo install cargo-deny)"; fi
