@@ -35,9 +35,8 @@ image: ## build the container image with buildah, as an OCI archive in target/im
 
 .PHONY: bench-cni
 bench-cni: ## time of an ADD beside that of Debian's ptp with host-local, and the ratio
-	scripts/setup.sh test
-	cargo build --locked --release --workspace --bins
-	$(TARGET)/release/bench-cni
+	. scripts/apt.sh && install_missing "/usr/lib/cni/ptp containernetworking-plugins"
+	cargo bench --locked --package cni --bench add
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
