@@ -153,6 +153,7 @@ fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
     let lo = number_of(&mut pod, "lo", subject)?;
     pod.perform("set up the loopback of", subject, up(lo), 0)?;
     let index = number_of(&mut pod, pair.pod_link, subject)?;
+    pod.perform("set up the pod's end of", subject, up(index), 0)?;
     for address in pair.addresses {
         pod.perform("set an address of", subject, own_address(index, *address), SET)?;
         pod.perform("set the gateway of", subject, neighbour(index, gateway(*address), pair.host_mac), SET)?;
@@ -172,8 +173,6 @@ pub const fn gateway(address: IpAddr) -> IpAddr {
 fn pair_message(pair: &Pair<'_>, netns: &NetworkNamespace) -> RouteNetlinkMessage {
     let end = |name: &str, mac: Mac| {
         let mut message = LinkMessage::default();
-        message.header.flags = LinkFlags::Up;
-        message.header.change_mask = LinkFlags::Up;
         message.attributes = vec![
             LinkAttribute::IfName(name.to_owned()),
             LinkAttribute::Mtu(pair.mtu),
@@ -184,6 +183,10 @@ fn pair_message(pair: &Pair<'_>, netns: &NetworkNamespace) -> RouteNetlinkMessag
     let mut peer = end(pair.pod_link, pair.pod_mac);
     peer.attributes.push(LinkAttribute::NetNsFd(netns.descriptor().as_raw_fd()));
     let mut message = end(pair.host_link, pair.host_mac);
+    // The pod's end can't be up from the start: the kernel configures it before it knows the other end
+    // (`veth_newlink` in `drivers/net/veth.c`).
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::LinkInfo(vec![
         LinkInfo::Kind(InfoKind::Veth),
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
