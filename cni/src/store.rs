@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -180,7 +180,7 @@ impl Store {
         self.write(&file, &serde_json::to_string(&contents).unwrap_or_else(|_| "{}".to_owned()))?;
         for address in addresses {
             // Only the order of addresses depends on it, so a full disk here does no harm.
-            let _ = self.write(&self.last_file(address.is_ipv4()), &address.to_string());
+            let _ = self.set_last(*address);
         }
         Ok(Stored { host_link, addresses: addresses.to_vec(), file })
     }
@@ -189,6 +189,13 @@ impl Store {
     #[expect(clippy::unused_self, reason = "whoever has a store has the lock")]
     pub(crate) fn release(&self, stored: &Stored) -> Result<(), CniError> {
         remove(&stored.file)
+    }
+
+    /// In place and of one length: replacing or cutting a file makes ext4 write it to disk at once.
+    fn set_last(&self, address: IpAddr) -> io::Result<()> {
+        let path = self.last_file(address.is_ipv4());
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
+        writeln!(file, "{:<39}", address.to_string())
     }
 
     fn last_file(&self, ipv4: bool) -> PathBuf {
