@@ -15,7 +15,8 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 version=1.20.2
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
-assets=$cache/kube-$version
+# The number behind the version counts changes to how it is built here, so that an old build is not used.
+assets=$cache/kube-$version-2
 build_needs="
 flock        util-linux
 go           golang-go
@@ -60,11 +61,22 @@ unpack_source() {
     dpkg-source --no-check -x kubernetes_*.dsc source >/dev/null
 }
 
+# Replaces the vendored reflect2, which follows a null pointer under Go 1.18 and later at the first map in a request and
+# takes the whole server down. Debian packages the release that mends it.
+mend_reflect2() {
+    say "replacing the vendored reflect2 by the release that works with this Go"
+    download golang-github-modern-go-reflect2-dev
+    dpkg-deb -x golang-github-modern-go-reflect2-dev_*.deb reflect2
+    rm -rf "$1"
+    cp -rL reflect2/usr/share/gocode/src/github.com/modern-go/reflect2 "$1"
+}
+
 build_apiserver() {
     say "building kube-apiserver $version in $PWD, once; this takes some minutes"
     unpack_source
     mkdir -p go/src/k8s.io
     mv source go/src/k8s.io/kubernetes
+    mend_reflect2 go/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2
     # Its makefile generates the OpenAPI code first; a plain `go build` of the command fails for the want of it.
     env -u GOFLAGS GOPATH="$PWD/go" GOCACHE="$PWD/gocache" GO111MODULE=off GOTOOLCHAIN=local CGO_ENABLED=0 \
         KUBE_GIT_VERSION="v$version" KUBE_GIT_TREE_STATE=archive KUBE_GIT_COMMIT=debian KUBE_VERBOSE=0 \
@@ -75,12 +87,17 @@ build_apiserver() {
     mv "$assets/.kube-apiserver.new" "$assets/kube-apiserver"
 }
 
+# Downloads the newest version of a package into the current folder.
+download() {
+    local sandbox=(-o APT::Sandbox::User="$(id -un)")
+    apt-get -qq "${sandbox[@]}" download "$1" >&2 ||
+        { patient_apt update && apt-get -qq "${sandbox[@]}" download "$1" >&2; } ||
+        fail "could not download $1"
+}
+
 unpack_etcd() {
     say "unpacking etcd from its Debian package"
-    local sandbox=(-o APT::Sandbox::User="$(id -un)")
-    apt-get -qq "${sandbox[@]}" download etcd-server >&2 ||
-        { patient_apt update && apt-get -qq "${sandbox[@]}" download etcd-server >&2; } ||
-        fail "could not download etcd-server"
+    download etcd-server
     dpkg-deb -x etcd-server_*.deb etcd
     cp etcd/usr/bin/etcd "$assets/.etcd.new"
     mv "$assets/.etcd.new" "$assets/etcd"

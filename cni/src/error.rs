@@ -117,6 +117,12 @@ pub enum CniError {
         /// What was expected.
         expected: String,
     },
+    /// The state can't go while pods are attached.
+    #[error("{count} pods are attached: expected them to be deleted, or moved to another node, before")]
+    Attached {
+        /// How many.
+        count: usize,
+    },
     /// CHECK was called without the result of ADD.
     #[error("CHECK without prevResult: expected the result of ADD")]
     NoPrevious,
@@ -162,6 +168,7 @@ impl CniError {
             Self::Mismatch { .. } => 101,
             Self::Exhausted { .. } => 102,
             Self::Several { .. } => 103,
+            Self::Attached { .. } => 104,
         }
     }
 

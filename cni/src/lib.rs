@@ -15,12 +15,19 @@ mod command;
 pub mod conf;
 pub mod conflist;
 mod error;
+pub mod fuzzing;
 pub mod ipam;
 pub mod node_file;
 pub mod result;
 mod store;
 
 pub use error::CniError;
+
+/// Removes the plugin's own state; says whether there was any. Fails while pods are attached: their addresses
+/// would be given to others.
+pub fn forget(state_dir: &std::path::Path) -> Result<bool, CniError> {
+    store::forget(state_dir)
+}
 
 /// Performs one call; returns what is to be printed on standard output.
 pub fn run(call: &call::Call) -> Result<String, CniError> {

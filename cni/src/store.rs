@@ -3,9 +3,10 @@
 //! A name is `LINK@BOOT@ADDRESS@ADDRESS`, so what is taken is known from a listing, and a file that can't be
 //! read still reserves. Changes are made under a lock; a file appears whole by being renamed.
 //!
-//! Nothing is forced to disk. What a killed process wrote is in the kernel's page cache and stays; what a
-//! machine loses when it stops is of no use afterwards, because links and namespaces are lost with it. `BOOT`
-//! is the begin of the kernel's boot id, and what has another one is dropped on sight.
+//! Nothing is forced to disk, which would take as long as all the rest of an ADD. What a killed process wrote
+//! is in the kernel's page cache and stays; what a machine loses when it stops is of no use afterwards, because
+//! links and namespaces are lost with it. `BOOT` is the begin of the kernel's boot id, and what has another one
+//! is dropped on sight.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -195,7 +196,7 @@ impl Store {
     fn set_last(&self, address: IpAddr) -> io::Result<()> {
         let path = self.last_file(address.is_ipv4());
         let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
-        writeln!(file, "{:<39}", address.to_string())
+        file.write_all(format!("{:<45}\n", address.to_string()).as_bytes())
     }
 
     fn last_file(&self, ipv4: bool) -> PathBuf {
@@ -235,6 +236,21 @@ fn lock(path: &Path, operation: FlockOperation, patience: Duration) -> Result<Fi
             Err(errno) => return Err(failed("lock", path)(errno.into())),
         }
     }
+}
+
+/// Removes the folder unless something is reserved in it.
+pub(crate) fn forget(folder: &Path) -> Result<bool, CniError> {
+    if !folder.exists() {
+        return Ok(false);
+    }
+    let _alone = Gate::sweep(folder)?;
+    let store = Store::open(folder)?;
+    let attached = store.all()?.len();
+    if attached > 0 {
+        return Err(CniError::Attached { count: attached });
+    }
+    std::fs::remove_dir_all(folder).map_err(failed("remove", folder))?;
+    Ok(true)
 }
 
 fn remove(path: &Path) -> Result<(), CniError> {

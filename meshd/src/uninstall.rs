@@ -35,6 +35,9 @@ pub enum UninstallError {
     /// The daemon would put back what is removed.
     #[error("meshd runs on this node: stop it first, it repairs what is removed")]
     Running,
+    /// Pods are attached, so nothing was removed yet.
+    #[error("nothing was removed")]
+    Pods(#[source] cni::CniError),
     /// Netlink could not be opened.
     #[error("open netlink")]
     Host(#[source] linux::HostError),
@@ -50,7 +53,9 @@ pub(crate) async fn run(config: &Config, annotations: bool) -> Result<Removed, U
         return Err(UninstallError::Running);
     }
     let host = Handle::open().map_err(UninstallError::Host)?;
+    let addresses = cni::forget(Path::new(cni::conf::Conf::STATE_DIR)).map_err(UninstallError::Pods)?;
     let mut work = Work::default();
+    work.note("the CNI plugin's addresses", Ok(addresses));
     if annotations {
         work.note("annotations on the Node", remove_annotations(config).await);
     }

@@ -23,7 +23,7 @@ pub(crate) fn profile_dir() -> Result<PathBuf, Error> {
         path: "the running program".into(),
         source,
     })?;
-    let dir = own.parent().unwrap_or(Path::new("/"));
+    let dir = own.parent().unwrap_or_else(|| Path::new("/"));
     // Tests are in `deps`, examples in `examples`, programs in the folder itself.
     let in_subfolder = ["deps", "examples"].iter().any(|name| dir.ends_with(name));
     Ok(if in_subfolder { dir.parent().unwrap_or(dir) } else { dir }.to_path_buf())

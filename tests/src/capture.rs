@@ -105,7 +105,8 @@ impl Capture {
             }
         });
         self.taps.push(Tap { host: host.name().to_owned(), seen, idle, thread: Some(thread) });
-        let opened = opened.recv().unwrap_or_else(|_entering_failed| Err(io::Error::other("no such namespace")));
+        let opened =
+            opened.recv().unwrap_or_else(|_entering_failed| Err(io::Error::other("no such namespace")));
         opened.map_err(|source| Error::Socket {
             action: "open a capture",
             host: host.name().to_owned(),
@@ -177,7 +178,7 @@ impl Reader {
                     self.judge(frame, received.outgoing);
                     frames += 1;
                     // Under traffic that never pauses, losses have to show as well.
-                    if frames % 4096 == 0 {
+                    if frames.is_multiple_of(4096) {
                         self.count_dropped(socket);
                     }
                 }

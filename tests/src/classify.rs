@@ -68,7 +68,11 @@ impl Rules {
     }
 
     fn sighting(
-        &self, place: &'static str, source: IpAddr, destination: IpAddr, protocol: Option<u8>,
+        &self,
+        place: &'static str,
+        source: IpAddr,
+        destination: IpAddr,
+        protocol: Option<u8>,
     ) -> Option<Class> {
         let pod = |address| self.cluster.iter().any(|range| range.contains(address));
         let seen = Sighting { place, source, destination, protocol };
@@ -216,8 +220,7 @@ impl<'a> Header<'a> {
         };
         // Hop-by-hop, routing, fragment and destination options (RFC 8200, section 4).
         while matches!(header.protocol, 0 | 43 | 44 | 60) {
-            let Some(&[next, length, high, low, ..]) = header.payload.first_chunk::<4>().map(<&[u8; 4]>::from)
-            else {
+            let Some(&[next, length, high, low]) = header.payload.first_chunk::<4>() else {
                 break;
             };
             let bytes = if header.protocol == 44 { 8 } else { (usize::from(length) + 1) * 8 };

@@ -64,7 +64,9 @@ pub enum CniError {
         details: String,
     },
     /// The plugin failed without an error object, against the specification.
-    #[error("{plugin} {command} ended with {status} and no error object; stdout {stdout:?}, stderr {stderr:?}")]
+    #[error(
+        "{plugin} {command} ended with {status} and no error object; stdout {stdout:?}, stderr {stderr:?}"
+    )]
     Mute {
         /// Its type.
         plugin: String,
@@ -129,7 +131,7 @@ impl Call<'_> {
             command = command
                 .env("CNI_CONTAINERID", &attachment.container_id)
                 .env("CNI_IFNAME", &attachment.ifname)
-                .env("CNI_NETNS", attachment.netns.as_deref().unwrap_or(Path::new("")));
+                .env("CNI_NETNS", attachment.netns.as_deref().unwrap_or_else(|| Path::new("")));
         }
         command.output()
     }
@@ -153,7 +155,8 @@ impl NetworkConfig {
         let list: Value = serde_json::from_slice(bytes)
             .map_err(|source| CniError::Parse { what: what.to_owned(), source })?;
         let text = |key: &str| list.get(key).and_then(Value::as_str).map(str::to_owned);
-        let plugins = list.get("plugins").and_then(Value::as_array).ok_or_else(|| shape("a list of plugins"))?;
+        let plugins =
+            list.get("plugins").and_then(Value::as_array).ok_or_else(|| shape("a list of plugins"))?;
         Ok(Self {
             name: text("name").ok_or_else(|| shape("a name"))?,
             version: text("cniVersion").ok_or_else(|| shape("a cniVersion"))?,
@@ -197,8 +200,9 @@ impl NetworkConfig {
 
     /// CHECK through all plugins with the result of ADD.
     pub fn check(&self, host: &Host, attachment: &Attachment, result: &Value) -> Result<(), Error> {
-        let all = self.plugins.iter();
-        all.map(|plugin| self.step(host, "CHECK", plugin, Some(attachment), &previous(result)).map(drop)).collect()
+        let extra = previous(result);
+        let mut all = self.plugins.iter();
+        all.try_for_each(|plugin| self.step(host, "CHECK", plugin, Some(attachment), &extra).map(drop))
     }
 
     /// DEL through all plugins in reverse, with the result of ADD if it is known. All are called even if one fails.
@@ -226,7 +230,11 @@ impl NetworkConfig {
     }
 
     fn step(
-        &self, host: &Host, command: &'static str, plugin: &Map<String, Value>, attachment: Option<&Attachment>,
+        &self,
+        host: &Host,
+        command: &'static str,
+        plugin: &Map<String, Value>,
+        attachment: Option<&Attachment>,
         extra: &[(&str, Value)],
     ) -> Result<Value, Error> {
         let kind = plugin.get("type").and_then(Value::as_str).unwrap_or_default();
@@ -325,7 +333,10 @@ mod tests {
             ("[]", "a list of plugins"),
             (r#"{"plugins": []}"#, "a name"),
             (r#"{"plugins": [], "name": "n"}"#, "a cniVersion"),
-            (r#"{"plugins": [{}], "name": "n", "cniVersion": "1.0.0"}"#, "plugins that are objects with a type"),
+            (
+                r#"{"plugins": [{}], "name": "n", "cniVersion": "1.0.0"}"#,
+                "plugins that are objects with a type",
+            ),
         ] {
             let error = NetworkConfig::parse("test", list.as_bytes()).unwrap_err();
             assert!(error.to_string().ends_with(expected), "{list}: {error}");
@@ -334,7 +345,11 @@ mod tests {
 
     #[test]
     fn addresses_of_a_result_come_ipv4_first() {
-        let result = json!({"ips": [{"address": "fd00::5/64"}, {"address": "10.244.1.5/24", "gateway": "x"}]});
-        assert_eq!(addresses(&result), ["10.244.1.5".parse::<std::net::IpAddr>().unwrap(), "fd00::5".parse().unwrap()]);
+        let result =
+            json!({"ips": [{"address": "fd00::5/64"}, {"address": "10.244.1.5/24", "gateway": "x"}]});
+        assert_eq!(
+            addresses(&result),
+            ["10.244.1.5".parse::<std::net::IpAddr>().unwrap(), "fd00::5".parse().unwrap()]
+        );
     }
 }

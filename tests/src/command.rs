@@ -93,7 +93,8 @@ impl<'a> Command<'a> {
     /// Starts the program as a daemon. Standard output and error go to `HOST-NAME.out` and `HOST-NAME.err` in the
     /// lab's folder, appended if a daemon of that name ran there before.
     pub fn daemon(mut self, name: &str) -> Result<Daemon, Error> {
-        let file = |suffix: &str| -> PathBuf { self.logs.join(format!("{}-{name}.{suffix}", self.space.name())) };
+        let file =
+            |suffix: &str| -> PathBuf { self.logs.join(format!("{}-{name}.{suffix}", self.space.name())) };
         let (out, err) = (file("out"), file("err"));
         let open = |path: &Path| {
             std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(|source| Error::File {

@@ -101,7 +101,10 @@ impl Daemon {
                 return Ok(());
             }
             if over {
-                return Err(Error::Timeout { what: format!("the line {text:?} in the log of {}", self.name), within });
+                return Err(Error::Timeout {
+                    what: format!("the line {text:?} in the log of {}", self.name),
+                    within,
+                });
             }
             thread::sleep(Duration::from_millis(10));
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// A lab could not do what it was asked to.
+#[expect(clippy::error_impl_error, reason = "read with its crate's name, as in lab::Error")]
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -103,16 +103,19 @@ impl Flow {
     }
 
     fn exchange<S: Server>(
-        &self, bind: impl FnOnce(IpAddr) -> io::Result<S> + Send, ask: impl FnOnce(SocketAddr) -> bool + Send,
+        &self,
+        bind: impl Fn(IpAddr) -> io::Result<S> + Sync,
+        ask: impl FnOnce(SocketAddr) -> bool + Send,
         address: IpAddr,
     ) -> Result<Seen, Error> {
-        // The server listens on all its addresses: the one that is asked may be a service's, that only leads here.
+        // On the address that is asked, so that the answer comes from there whatever the way back prefers. An address
+        // that is not the server's own is a service's, that only leads here: then on all.
         let any: IpAddr = match self.version {
             IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
             IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
         };
         let failed = |source| Error::Socket { action: "bind", host: self.to.name().to_owned(), source };
-        let server = self.to.net().run(|| bind(any))?.map_err(failed)?;
+        let server = self.to.net().run(|| bind(address).or_else(|_not_own| bind(any)))?.map_err(failed)?;
         let port = server.port().map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
@@ -135,6 +138,21 @@ trait Server: Send + 'static {
     fn port(&self) -> io::Result<u16>;
     /// Answers until told to stop; returns the first source that it saw.
     fn serve(self, stop: &AtomicBool) -> Option<IpAddr>;
+}
+
+/// Sends datagrams under a source address of the sender's choice, which its host must have on a link. What becomes of
+/// them is for the receiver to say.
+pub fn send_udp(from: &End, source: IpAddr, to: IpAddr, port: u16, count: u32) -> Result<(), Error> {
+    let send = || {
+        let socket = UdpSocket::bind((source, 0))?;
+        for _ in 0..count {
+            // A refusal is an outcome like any other: nothing arrives.
+            let _refused = socket.send_to(MARKER, (to, port));
+        }
+        io::Result::Ok(())
+    };
+    let failed = |source| Error::Socket { action: "send from", host: from.name().to_owned(), source };
+    from.net().run(send)?.map_err(failed)
 }
 
 struct TcpServer(TcpListener);
@@ -167,7 +185,7 @@ impl Server for TcpServer {
         while !stop.load(Ordering::Acquire) {
             match self.0.accept() {
                 Ok((stream, peer)) => {
-                    source = source.or(Some(peer.ip()));
+                    source = source.or_else(|| Some(peer.ip()));
                     let _client_notices = Self::answer(&stream);
                 }
                 Err(_nobody_yet) => thread::sleep(Duration::from_millis(1)),
@@ -194,7 +212,7 @@ impl Server for UdpServer {
         let (mut source, mut buffer) = (None, [0; 64]);
         while !stop.load(Ordering::Acquire) {
             if let Ok((length, peer)) = self.0.recv_from(&mut buffer) {
-                source = source.or(Some(peer.ip()));
+                source = source.or_else(|| Some(peer.ip()));
                 let _client_notices = self.0.send_to(buffer.get(..length).unwrap_or_default(), peer);
             }
         }
@@ -215,8 +233,7 @@ fn ask_tcp(to: SocketAddr, patience: Duration) -> bool {
 }
 
 fn ask_udp(to: SocketAddr, patience: Duration) -> bool {
-    let any: IpAddr =
-        if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let since = Instant::now();
     let Ok(socket) = UdpSocket::bind((any, 0)) else { return false };
     while since.elapsed() < patience {

@@ -79,7 +79,7 @@ impl Host {
     }
 
     /// Runs a closure on a thread in the host's network and mount namespaces, and waits for it. The closure must not
-    /// start threads that outlive it.
+    /// start threads that outlive it, and is not among the host's processes: `/proc/self` leads nowhere there.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         self.space.run(work)
     }
@@ -96,7 +96,7 @@ impl Host {
         let (path, bytes) = (path.as_ref(), bytes.as_ref());
         let failed = |source| Error::File { action: "write", path: path.into(), source };
         let write = || {
-            std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/")))?;
+            std::fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/")))?;
             std::fs::write(path, bytes)
         };
         self.run(write)?.map_err(failed)
@@ -117,7 +117,8 @@ impl Host {
     /// Sends a frame on the underlay as it is, whatever its addresses say.
     pub fn inject(&self, frame: &[u8]) -> Result<(), Error> {
         let send = || PacketSocket::open("eth0")?.send(frame);
-        let failed = |source| Error::Socket { action: "inject a frame", host: self.name().to_owned(), source };
+        let failed =
+            |source| Error::Socket { action: "inject a frame", host: self.name().to_owned(), source };
         self.space.net().run(send)?.map_err(failed)
     }
 
@@ -144,10 +145,11 @@ impl End {
     /// The address of one IP version that others reach it by.
     pub fn address(&self, version: IpVersion) -> Result<IpAddr, Error> {
         let of_version = |address: &&IpAddr| IpVersion::of(**address) == version;
-        self.addresses.iter().find(of_version).copied().ok_or_else(|| Error::NoAddress {
-            host: self.name().to_owned(),
-            version: version.as_str(),
-        })
+        self.addresses
+            .iter()
+            .find(of_version)
+            .copied()
+            .ok_or_else(|| Error::NoAddress { host: self.name().to_owned(), version: version.as_str() })
     }
 
     /// The same end, reached by another address of its own (a ClusterIP, an address beyond the underlay).

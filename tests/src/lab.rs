@@ -1,5 +1,6 @@
 //! The lab: nodes, an underlay, a host outside and an API server, made together and gone together.
 
+use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -134,7 +135,8 @@ impl Lab {
 
     /// Creates the Node object of a node, as a control plane does.
     pub fn register(&self, node: &Node) -> Result<(), Error> {
-        Ok(self.api().create_node(node.object())?)
+        self.api().create_node(node.object())?;
+        Ok(())
     }
 
     /// Deletes the Node object of a node, as an operator does.
@@ -158,7 +160,7 @@ impl Lab {
             for node in self.nodes.iter().filter(|node| !own(host, node)) {
                 for range in node.pod_ranges() {
                     let gateway = node.address(IpVersion::of(range.ip()))?;
-                    lines.push_str(&format!("route replace {range} via {gateway}\n"));
+                    let _infallible = writeln!(lines, "route replace {range} via {gateway}");
                 }
             }
             host.ip(&lines)?;
@@ -181,7 +183,7 @@ impl Lab {
         }
         eprintln!("  logs: {}", self.dir.display());
         loop {
-            thread::sleep(Duration::from_secs(3600));
+            thread::sleep(Duration::from_hours(1));
         }
     }
 
@@ -190,7 +192,7 @@ impl Lab {
         let ranges = self.family.versions().iter().map(|&version| address::pod_range(number, version));
         let node = Node::new(host, ranges.collect());
         if let Some(api) = &self.api {
-            node.write(KUBECONFIG, api.kubeconfig(node.name()))?;
+            node.write(KUBECONFIG, api.kubeconfig(node.name())?)?;
         }
         Ok(node)
     }
@@ -256,8 +258,11 @@ impl Builder {
     /// Makes the lab: namespaces, wires, API server, Node objects.
     pub fn build(self) -> Result<Lab, Error> {
         let dir = self.dir.map_or_else(fresh_dir, Ok)?;
-        std::fs::create_dir_all(&dir)
-            .map_err(|source| Error::File { action: "create", path: dir.clone(), source })?;
+        std::fs::create_dir_all(&dir).map_err(|source| Error::File {
+            action: "create",
+            path: dir.clone(),
+            source,
+        })?;
         let switch = Switch::create(self.family)?;
         let outside = switch.plug("outside", OUTSIDE, 1500, &dir)?;
         equip_outside(&outside, self.family)?;
@@ -268,7 +273,7 @@ impl Builder {
             ApiKind::None => None,
             kind => {
                 let host = lab.switch.plug("api", address::API, 1500, &lab.dir)?;
-                Some(ApiServer::start(kind, host, &names, self.fence)?)
+                Some(ApiServer::start(kind, host, self.nodes, self.fence)?)
             }
         };
         for (name, number) in names.iter().zip(1..) {
@@ -303,8 +308,8 @@ fn equip_outside(outside: &Host, family: Family) -> Result<(), Error> {
     let mut lines = String::new();
     for &version in family.versions() {
         let bits = if version == IpVersion::V4 { 32 } else { 128 };
-        lines.push_str(&format!("addr add {}/{bits} dev lo\n", address::internet(version)));
-        lines.push_str(&format!("route add blackhole {}\n", address::cluster_range(version)));
+        let _infallible = writeln!(lines, "addr add {}/{bits} dev lo", address::internet(version));
+        let _infallible = writeln!(lines, "route add blackhole {}", address::cluster_range(version));
     }
     outside.ip(&lines)
 }

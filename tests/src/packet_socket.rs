@@ -1,4 +1,4 @@
-//! An AF_PACKET socket: every frame of one interface in, any frame out (`packet(7)`).
+//! A packet socket: every frame of one interface in, any frame out (`AF_PACKET`, packet(7)).
 #![expect(unsafe_code, reason = "no safe wrapper knows AF_PACKET addresses and statistics")]
 
 use std::ffi::CString;
@@ -69,9 +69,7 @@ impl PacketSocket {
             )
         };
         match usize::try_from(length) {
-            Ok(length) => {
-                Ok(Some(Received { length, outgoing: from.sll_pkttype == libc::PACKET_OUTGOING }))
-            }
+            Ok(length) => Ok(Some(Received { length, outgoing: from.sll_pkttype == libc::PACKET_OUTGOING })),
             Err(_negative) => match io::Error::last_os_error() {
                 error if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
                 error => Err(error),

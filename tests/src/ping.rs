@@ -29,9 +29,15 @@ pub enum PingOutcome {
 ///
 /// `size` is the payload in bytes: the IP packet is 28 bytes longer with IPv4, 48 with IPv6. With `whole` it may not
 /// be fragmented, by the sender or on the way (the DF bit).
-pub fn ping(from: &End, to: IpAddr, size: usize, whole: bool, patience: Duration) -> Result<PingOutcome, Error> {
+pub fn ping(
+    from: &End,
+    to: IpAddr,
+    size: usize,
+    whole: bool,
+    patience: Duration,
+) -> Result<PingOutcome, Error> {
     let mut command = Command::new("ping");
-    let pattern: String = MARKER.iter().map(|byte| format!("{byte:02x}")).collect();
+    let pattern = format!("{:016x}", u64::from_be_bytes(*MARKER));
     command.args(["-n", "-c", "1", "-p", &pattern, "-M", if whole { "do" } else { "dont" }]);
     command.args(["-s", &size.to_string(), "-W", &format!("{:.3}", patience.as_secs_f64()), &to.to_string()]);
     // Messages are parsed, so they must not be translated.
@@ -57,7 +63,9 @@ fn outcome(output: &Output) -> Result<PingOutcome, String> {
         _ if said("message too long") => Ok(PingOutcome::TooLong),
         // 1: no reply; 2: an error, of which those by the network's hand count as silence.
         Some(1) => Ok(PingOutcome::Silent),
-        _ if said("unreachable") || said("not permitted") || said("invalid argument") => Ok(PingOutcome::Silent),
+        _ if said("unreachable") || said("not permitted") || said("invalid argument") => {
+            Ok(PingOutcome::Silent)
+        }
         _ => Err(text.into_owned()),
     }
 }
@@ -133,7 +141,10 @@ mod tests {
     fn outcomes_are_told_from_exit_codes_and_words() {
         assert_eq!(outcome(&output(0, "")), Ok(PingOutcome::Answered));
         assert_eq!(outcome(&output(1, "")), Ok(PingOutcome::Silent));
-        assert_eq!(outcome(&output(1, "ping: local error: message too long, mtu=1420")), Ok(PingOutcome::TooLong));
+        assert_eq!(
+            outcome(&output(1, "ping: local error: message too long, mtu=1420")),
+            Ok(PingOutcome::TooLong)
+        );
         assert_eq!(outcome(&output(2, "ping: connect: Network is unreachable")), Ok(PingOutcome::Silent));
         assert!(outcome(&output(2, "ping: invalid argument: 'x'")).is_ok());
         assert!(outcome(&output(2, "ping: usage")).is_err());

@@ -18,12 +18,13 @@ const FIRST: u128 = 10;
 pub(crate) fn attach(node: &Node, net: &NetNs, netns: &Path, number: u32) -> Result<Vec<IpAddr>, Error> {
     enable_forwarding(node)?;
     let link = format!("plain{number}");
-    let addresses: Vec<_> =
-        node.pod_ranges().iter().filter_map(|range| nth(range.network(), FIRST + u128::from(number))).collect();
-    let mut outer = format!(
-        "link add {link} type veth peer name eth0 netns {}\nlink set {link} up\n",
-        netns.display()
-    );
+    let addresses: Vec<_> = node
+        .pod_ranges()
+        .iter()
+        .filter_map(|range| nth(range.network(), FIRST + u128::from(number)))
+        .collect();
+    let mut outer =
+        format!("link add {link} type veth peer name eth0 netns {}\nlink set {link} up\n", netns.display());
     let mut inner = String::from("link set eth0 up\n");
     for &address in &addresses {
         let (gateway, bits, flag) = match IpVersion::of(address) {
@@ -49,7 +50,9 @@ pub(crate) fn enable_forwarding(node: &Host) -> Result<(), Error> {
 
 fn nth(network: IpAddr, number: u128) -> Option<IpAddr> {
     match network {
-        IpAddr::V4(first) => Some(IpAddr::from((u32::from(first) + u32::try_from(number).ok()?).to_be_bytes())),
+        IpAddr::V4(first) => {
+            Some(IpAddr::from((u32::from(first) + u32::try_from(number).ok()?).to_be_bytes()))
+        }
         IpAddr::V6(first) => Some(IpAddr::from((u128::from(first) + number).to_be_bytes())),
     }
 }

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::json;
@@ -28,7 +28,12 @@ pub enum Need {
     WireGuardTools,
     /// `kube-apiserver` and `etcd`.
     KubeApiserver,
+    /// The reference CNI plugins `ptp` and `host-local` in [`REFERENCE_PLUGINS`].
+    ReferencePlugins,
 }
+
+/// Where Debian puts the reference CNI plugins.
+pub const REFERENCE_PLUGINS: &str = "/usr/lib/cni";
 
 impl Need {
     /// Why the machine does not have it, or nothing if it does.
@@ -39,6 +44,11 @@ impl Need {
             Self::Nftables => lack_command("nft", "nftables"),
             Self::WireGuardTools => lack_command("wg", "wireguard-tools"),
             Self::KubeApiserver => Assets::find().err().map(|error| crate::error::chain(&error)),
+            Self::ReferencePlugins => ["ptp", "host-local"].iter().find_map(|name| {
+                let path = Path::new(REFERENCE_PLUGINS).join(name);
+                let hint = "install the package containernetworking-plugins, or run scripts/setup.sh test";
+                (!path.is_file()).then(|| format!("no {}; {hint}", path.display()))
+            }),
         }
     }
 }
@@ -50,7 +60,8 @@ impl Need {
 /// That is what it is for: a test that can't run has failed.
 #[track_caller]
 pub fn all(needs: &[Need]) {
-    let lacks: Vec<_> = needs.iter().filter_map(|need| need.lack().map(|why| format!("{need}: {why}"))).collect();
+    let lacks: Vec<_> =
+        needs.iter().filter_map(|need| need.lack().map(|why| format!("{need}: {why}"))).collect();
     assert!(lacks.is_empty(), "this machine lacks what the test needs:\n  {}", lacks.join("\n  "));
 }
 
@@ -80,13 +91,16 @@ impl fmt::Display for Need {
             Self::Nftables => "nftables",
             Self::WireGuardTools => "wireguard-tools",
             Self::KubeApiserver => "kube-apiserver and etcd",
+            Self::ReferencePlugins => "reference CNI plugins",
         })
     }
 }
 
 fn lack_command(command: &str, package: &str) -> Option<String> {
     let run = Command::new(command).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    run.err().map(|error| format!("{command}: {error}; install the package {package}, or run scripts/setup.sh test"))
+    run.err().map(|error| {
+        format!("{command}: {error}; install the package {package}, or run scripts/setup.sh test")
+    })
 }
 
 fn skips_path() -> PathBuf {

@@ -31,7 +31,7 @@ pub struct NetNs {
 }
 
 /// The namespaces of one host of the lab.
-pub struct Space {
+pub(crate) struct Space {
     name: String,
     holder: Child,
     net: NetNs,
@@ -65,7 +65,8 @@ impl NetNs {
 
     /// Starts a thread that lives in the namespace; the closure runs only if it could enter.
     pub(crate) fn thread<T: Send + 'static>(
-        &self, work: impl FnOnce() -> T + Send + 'static,
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
     ) -> thread::JoinHandle<Result<T, Error>> {
         let own = self.clone();
         thread::spawn(move || own.enter().map(|()| work()))
@@ -102,7 +103,7 @@ impl Space {
             let open = |file: &str| {
                 File::open(format!("/proc/thread-self/ns/{file}")).map(OwnedFd::from).map_err(failed)
             };
-            Ok::<_, Error>(Self {
+            let space = Self {
                 name: name.to_owned(),
                 holder,
                 net: NetNs::new(open("net")?, name),
@@ -110,7 +111,9 @@ impl Space {
                 uts: open("uts")?,
                 pid: open("pid_for_children")?,
                 children: Mutex::default(),
-            })
+            };
+            mounts::own_proc()?;
+            Ok::<_, Error>(space)
         })?;
         // Not on the thread above: the kernel lets no thread start another whose children are to be elsewhere.
         space.ip_batch("link set lo up\n")?;
@@ -118,39 +121,34 @@ impl Space {
     }
 
     /// What messages call the host.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// The host's network namespace.
-    pub fn net(&self) -> &NetNs {
+    pub(crate) fn net(&self) -> &NetNs {
         &self.net
     }
 
     /// Process id of the holder, as seen from the lab: what `nsenter -t` takes.
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.holder.id()
     }
 
     /// Runs a closure on a thread of its own in the host's network, mount and host-name namespaces and waits for it.
     /// Its working directory is `/`. A panic in it is passed on.
-    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T, Error> {
         scoped(|| self.enter().map(|()| work()))
     }
 
-    /// Starts a program in the host, also in its process namespace. It is killed when the host goes.
-    pub(crate) fn spawn(&self, command: &mut Command) -> Result<Arc<Mutex<Child>>, Error> {
-        self.spawn_in(&self.net, command)
-    }
-
-    /// The same, but in another network namespace (a pod's) with the host's files.
+    /// Starts a program with the host's files and processes in a network namespace, the host's own or a pod's. It is
+    /// killed when the host goes.
     pub(crate) fn spawn_in(&self, net: &NetNs, command: &mut Command) -> Result<Arc<Mutex<Child>>, Error> {
         command.process_group(0);
         let child = scoped(|| {
             self.enter()?;
             net.enter()?;
-            setns(&self.pid, CloneFlags::CLONE_NEWPID)
-                .map_err(|errno| self.enter_failed(errno.into()))?;
+            setns(&self.pid, CloneFlags::CLONE_NEWPID).map_err(|errno| self.enter_failed(errno.into()))?;
             command.spawn().map_err(|source| Error::Run {
                 program: program(command),
                 host: self.name.clone(),
@@ -219,9 +217,10 @@ pub(crate) fn new_net_at(path: &Path, name: &str) -> Result<NetNs, Error> {
     let failed = |source| Error::CreateSpace { host: name.to_owned(), source };
     File::create_new(path).map_err(|source| Error::File { action: "create", path: path.into(), source })?;
     unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| failed(errno.into()))?;
-    let own = "/proc/thread-self/ns/net";
-    let fd = File::open(own).map_err(failed)?;
-    rustix::mount::mount_bind(own, path).map_err(|errno| Error::Mount {
+    // The thread is not among the host's processes, so the host's own /proc does not know it.
+    let own = Path::new(mounts::OUTER_PROC).join("thread-self/ns/net");
+    let fd = File::open(&own).map_err(failed)?;
+    rustix::mount::mount_bind(&own, path).map_err(|errno| Error::Mount {
         what: "network namespace",
         path: path.into(),
         source: errno.into(),
@@ -246,11 +245,8 @@ pub(crate) fn program(command: &Command) -> String {
 fn ip_batch(host: &str, lines: &str) -> Result<(), Error> {
     let mut command = Command::new("ip");
     command.args(["-batch", "-"]);
-    let output = crate::command::run_with_input(&mut command, lines.as_bytes()).map_err(|source| Error::Run {
-        program: program(&command),
-        host: host.to_owned(),
-        source,
-    })?;
+    let output = crate::command::run_with_input(&mut command, lines.as_bytes())
+        .map_err(|source| Error::Run { program: program(&command), host: host.to_owned(), source })?;
     if output.status.success() {
         return Ok(());
     }

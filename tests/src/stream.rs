@@ -54,7 +54,11 @@ impl Stream {
 
     /// The same with datagrams of another size, at least 16 bytes of UDP payload.
     pub fn start_sized(
-        from: &End, to: &End, version: IpVersion, per_second: u32, bytes: usize,
+        from: &End,
+        to: &End,
+        version: IpVersion,
+        per_second: u32,
+        bytes: usize,
     ) -> Result<Self, Error> {
         let inbox = bind_udp(to, version)?;
         let outbox = bind_udp(from, version)?;
@@ -176,7 +180,7 @@ impl Sending {
 }
 
 fn receive(inbox: &UdpSocket, arrivals: &Mutex<Vec<(u64, Instant)>>, stop: &AtomicBool) {
-    let mut buffer = [0; 65536];
+    let mut buffer = vec![0; 65536];
     let mut over: Option<Instant> = None;
     let _valid_duration = inbox.set_read_timeout(Some(Duration::from_millis(20)));
     loop {
@@ -216,7 +220,8 @@ pub struct ConnectionReport {
 impl Connection {
     /// Opens a connection and starts to send: `per_second` bytes a second, or as fast as it goes if that is none.
     pub fn open(from: &End, to: &End, version: IpVersion, per_second: Option<u32>) -> Result<Self, Error> {
-        let failed = |action, end: &End, source| Error::Socket { action, host: end.name().to_owned(), source };
+        let failed =
+            |action, end: &End, source| Error::Socket { action, host: end.name().to_owned(), source };
         let listener = to.net().run(|| TcpListener::bind((any(version), 0)))?;
         let listener = listener.map_err(|source| failed("bind", to, source))?;
         let port = listener.local_addr().map_err(|source| failed("bind", to, source))?.port();
@@ -246,7 +251,7 @@ impl Connection {
             Ok(sent) => (sent, None),
             Err(error) => (0, Some(error)),
         };
-        broken = broken.or(received.err());
+        broken = broken.or_else(|| received.err());
         ConnectionReport { sent, received: self.received(), broken }
     }
 
@@ -301,12 +306,13 @@ fn pattern(position: u64) -> u8 {
 
 fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io::Result<u64> {
     // A connection that makes no progress for this long counts as broken.
-    stream.set_write_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_write_timeout(Some(Duration::from_mins(1)))?;
     let start = Instant::now();
     let chunk: Vec<u8> = (0..8192).map(pattern).collect();
     let mut sent = 0u64;
     while !stop.load(Ordering::Acquire) {
-        let length = per_second.map_or(chunk.len(), |rate| usize::try_from(rate / 100).unwrap_or(1).clamp(8, 8192) / 8 * 8);
+        let length = per_second
+            .map_or(chunk.len(), |rate| usize::try_from(rate / 100).unwrap_or(1).clamp(8, 8192) / 8 * 8);
         stream.write_all(chunk.get(..length).unwrap_or(&chunk))?;
         sent += u64::try_from(length).unwrap_or_default();
         if let Some(rate) = per_second {
@@ -319,8 +325,8 @@ fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io
 }
 
 fn drink(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
-    let mut buffer = [0; 65536];
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+    let mut buffer = vec![0; 65536];
     let mut position = 0u64;
     loop {
         let length = stream.read(&mut buffer)?;
@@ -329,7 +335,10 @@ fn drink(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
         }
         for byte in buffer.get(..length).unwrap_or_default() {
             if *byte != pattern(position) {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("byte {position} was changed")));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("byte {position} was changed"),
+                ));
             }
             position += 1;
         }

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::address::{self, Family, IpVersion, OUTSIDE};
 use crate::error::Error;
 use crate::host::Host;
+use crate::mounts::OUTER_PROC;
 use crate::space::Space;
 
 /// The switch: a bridge in a namespace of its own.
@@ -41,7 +42,7 @@ impl Switch {
         host.sysctl("net/ipv6/conf/default/accept_ra", "0")?;
         host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         self.space.ip_batch(&format!(
-            "link add port{number} mtu {mtu} type veth peer name eth0 mtu {mtu} address {} netns {}\n\
+            "link add port{number} mtu {mtu} type veth peer name eth0 mtu {mtu} address {} netns {OUTER_PROC}/{}/ns/net\n\
              link set port{number} master br0\nlink set port{number} up\n",
             mac_text(host.mac()),
             host.pid()

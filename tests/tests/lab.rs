@@ -1,4 +1,5 @@
 //! The lab itself: before it is believed about the mesh, it has to be right about networks that are known.
+#![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -95,7 +96,10 @@ fn a_leak_fails_the_test_that_asks() {
     let capture = lab.capture().unwrap();
     // Nobody routes it, so it takes the default route: this is how plaintext leaves a node that nothing stops.
     let nowhere = pod.end().at("10.244.77.7".parse().unwrap());
-    Flow::new(&pod.end(), &nowhere, IpVersion::V4, Protocol::Udp).patience(Duration::from_millis(300)).probe().unwrap();
+    Flow::new(&pod.end(), &nowhere, IpVersion::V4, Protocol::Udp)
+        .patience(Duration::from_millis(300))
+        .probe()
+        .unwrap();
     capture.report().assert_sealed();
 }
 
@@ -138,7 +142,10 @@ fn streams_count_what_is_lost_and_connections_survive_it() {
     std::thread::sleep(Duration::from_millis(100));
     let report = stream.stop();
     assert!(outage >= Duration::from_millis(200), "{outage:?}");
-    assert!(report.lost > 50 && report.received > 50 && report.sent == report.lost + report.received, "{report:?}");
+    assert!(
+        report.lost > 50 && report.received > 50 && report.sent == report.lost + report.received,
+        "{report:?}"
+    );
     assert_eq!(report.duplicated, 0);
     assert!(report.longest_silence >= Duration::from_millis(250), "{report:?}");
     let closed = connection.close();
@@ -242,7 +249,12 @@ fn nothing_is_left_when_a_lab_is_dropped() {
         .args(["--exact", "alone::leaves_nothing", "--ignored", "--nocapture"])
         .output()
         .unwrap();
-    assert!(run.status.success(), "{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    assert!(
+        run.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&run.stdout),
+        String::from_utf8_lossy(&run.stderr)
+    );
     assert!(String::from_utf8_lossy(&run.stdout).contains("1 passed"));
 }
 

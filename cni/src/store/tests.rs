@@ -96,6 +96,18 @@ fn without_a_folder_nothing_is_stored_and_none_is_made() {
 }
 
 #[test]
+fn state_is_forgotten_once_nobody_is_attached() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("state");
+    assert!(!forget(&folder).unwrap());
+    let stored = reserve(&Store::open(&folder).unwrap(), "c1");
+    assert!(matches!(forget(&folder), Err(CniError::Attached { count: 1 })));
+    Store::open(&folder).unwrap().release(&stored).unwrap();
+    assert!(forget(&folder).unwrap());
+    assert!(!folder.exists());
+}
+
+#[test]
 fn names_fit_the_kernel_and_differ() {
     let one = host_link(&attachment("c1"));
     assert_eq!(one.len(), 15);

@@ -170,7 +170,11 @@ impl Node {
         node.sh("ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         for address in &node.file.mesh_addresses {
             let nodad = if address.is_ipv6() { "nodad" } else { "" };
-            node.sh(&format!("ip address add {address} dev lo {nodad}"));
+            // The kernel makes the local route of an IPv6 address a moment later.
+            node.sh(&format!(
+                "ip address add {address} dev lo {nodad}
+                 until ip route get {address} from {address} | grep -q local; do sleep 0.01; done"
+            ));
         }
         node.set_file(|_| ());
         node

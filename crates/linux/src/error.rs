@@ -96,7 +96,7 @@ pub enum HostError {
     #[error("put the guard in place: expected at least one cluster range")]
     EmptyGuard,
     /// A kernel setting could not be read or written.
-    #[error("{operation} {}: expected a writable /proc/sys/net in this network namespace", path.display())]
+    #[error("{operation} {}: expected a writable folder of settings (in a container: option sysctl-dir)", path.display())]
     Sysctl {
         /// What was tried.
         operation: &'static str,

@@ -1,34 +1,66 @@
 //! Kernel settings of the network namespace, below `/proc/sys/net`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use crate::error::HostError;
 
-/// Reads a setting, without the line's end. `None` if the kernel has no such setting, for example because
-/// the link that it belongs to is not there.
+/// Reads a setting in `/proc/sys`, without the line's end. `None` if the kernel has no such setting, for example
+/// because the link that it belongs to is not there.
 pub fn read(name: &str) -> Result<Option<String>, HostError> {
-    let path = path(name)?;
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(Some(text.trim_end().to_owned())),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(HostError::Sysctl { operation: "read", path, source }),
+    Sysctls::default().read(name)
+}
+
+/// Writes a setting in `/proc/sys`.
+pub fn write(name: &str, value: &str) -> Result<(), HostError> {
+    Sysctls::default().write(name, value)
+}
+
+/// The settings as they are found in some folder.
+///
+/// In a container without privileges `/proc/sys` is read-only, and runtimes refuse to mount anything over it; the
+/// node's `/proc/sys/net` mounted elsewhere can be written. Wherever it is mounted, it shows the settings of the
+/// reader's own network namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctls {
+    folder: PathBuf,
+}
+
+impl Default for Sysctls {
+    fn default() -> Self {
+        Self::at("/proc/sys")
     }
 }
 
-/// Writes a setting.
-pub fn write(name: &str, value: &str) -> Result<(), HostError> {
-    let path = path(name)?;
-    std::fs::write(&path, value).map_err(|source| HostError::Sysctl { operation: "write", path, source })
-}
+impl Sysctls {
+    /// The settings in `folder`, which has `net` in it.
+    pub fn at(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
 
-/// Names are paths with slashes: a link's name may hold a dot.
-fn path(name: &str) -> Result<PathBuf, HostError> {
-    let usual = name.starts_with("net/")
-        && name.split('/').all(|part| !part.is_empty() && part != "." && part != "..");
-    if usual {
-        Ok(Path::new("/proc/sys").join(name))
-    } else {
-        Err(HostError::SysctlName { name: name.to_owned() })
+    /// Reads a setting, without the line's end. `None` if the kernel has no such setting.
+    pub fn read(&self, name: &str) -> Result<Option<String>, HostError> {
+        let path = self.path(name)?;
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim_end().to_owned())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(HostError::Sysctl { operation: "read", path, source }),
+        }
+    }
+
+    /// Writes a setting.
+    pub fn write(&self, name: &str, value: &str) -> Result<(), HostError> {
+        let path = self.path(name)?;
+        std::fs::write(&path, value).map_err(|source| HostError::Sysctl { operation: "write", path, source })
+    }
+
+    /// Names are paths with slashes: a link's name may hold a dot.
+    fn path(&self, name: &str) -> Result<PathBuf, HostError> {
+        let below = |part: &str| !part.is_empty() && part != "." && part != "..";
+        if name.starts_with("net/") && name.split('/').all(below) {
+            Ok(self.folder.join(name))
+        } else {
+            Err(HostError::SysctlName { name: name.to_owned() })
+        }
     }
 }
 
@@ -39,9 +71,20 @@ mod tests {
     #[test]
     fn names_stay_below_the_network_settings() {
         for name in ["kernel/hostname", "net/../kernel/hostname", "net//x", "/net/x", "net/./x", "net/"] {
-            assert!(matches!(path(name), Err(HostError::SysctlName { .. })), "{name}");
+            assert!(matches!(Sysctls::default().path(name), Err(HostError::SysctlName { .. })), "{name}");
         }
         assert!(read("net/ipv4/ip_forward").unwrap().is_some());
         assert_eq!(read("net/ipv4/conf/no-such-link/rp_filter").unwrap(), None);
+    }
+
+    #[test]
+    fn another_folder_is_read_and_written_instead() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("net/ipv4")).unwrap();
+        let sysctls = Sysctls::at(folder.path());
+        assert_eq!(sysctls.read("net/ipv4/ip_forward").unwrap(), None);
+        sysctls.write("net/ipv4/ip_forward", "made up").unwrap();
+        assert_eq!(sysctls.read("net/ipv4/ip_forward").unwrap().as_deref(), Some("made up"));
+        assert_eq!(std::fs::read_to_string(folder.path().join("net/ipv4/ip_forward")).unwrap(), "made up");
     }
 }

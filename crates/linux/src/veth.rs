@@ -189,8 +189,8 @@ fn pair_message(pair: &Pair<'_>, netns: &NetworkNamespace) -> RouteNetlinkMessag
     let mut peer = end(pair.pod_link, pair.pod_mac);
     peer.attributes.push(LinkAttribute::NetNsFd(netns.descriptor().as_raw_fd()));
     let mut message = end(pair.host_link, pair.host_mac);
-    // The pod's end can't be up from the start: the kernel configures it before it knows the other end
-    // (`veth_newlink` in `drivers/net/veth.c`).
+    // The pod's end can't be set up here: it is configured before the two are connected (`veth_newlink` in
+    // `drivers/net/veth.c`).
     message.header.flags = LinkFlags::Up;
     message.header.change_mask = LinkFlags::Up;
     message.attributes.push(LinkAttribute::LinkInfo(vec![

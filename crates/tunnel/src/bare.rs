@@ -118,13 +118,17 @@ fn start_in_background(options: &BareOptions) -> Result<(), TunnelError> {
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
+        // Whoever reads the output of this process until its end would wait for that one.
+        .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;
     let socket = options.uapi_dir.join(format!("{}.sock", options.name));
     let deadline = Instant::now() + START_TIMEOUT;
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait().map_err(failed)? {
-            return Err(failed(std::io::Error::other(format!("it ended with {status}"))));
+            return Err(failed(std::io::Error::other(format!(
+                "it ended with {status}; the foreground says why"
+            ))));
         }
         if serves(&child, &socket) {
             return Ok(());

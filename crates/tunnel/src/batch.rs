@@ -44,7 +44,14 @@ impl Packets {
 
     /// Appends a copy of `packet`.
     pub fn push(&mut self, packet: &[u8]) {
-        self.spare(packet.len())[..packet.len()].copy_from_slice(packet);
+        self.push_with(packet, |_| {});
+    }
+
+    /// Appends a copy of `packet` that `change` may alter, but not its length.
+    pub(crate) fn push_with(&mut self, packet: &[u8], change: impl FnOnce(&mut [u8])) {
+        let place = &mut self.spare(packet.len())[..packet.len()];
+        place.copy_from_slice(packet);
+        change(place);
         self.commit(packet.len());
     }
 
@@ -78,6 +85,12 @@ impl Packets {
         }
         self.bytes[start + len..start + padded].fill(0);
         &self.bytes[start..start + padded]
+    }
+
+    /// Packet `index`, to be changed but for its length.
+    pub(crate) fn packet_mut(&mut self, index: usize) -> &mut [u8] {
+        let Span { start, len } = self.spans[index];
+        &mut self.bytes[start..start + len]
     }
 
     /// Packet `index`.

@@ -9,6 +9,7 @@ mod peer;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -85,7 +86,7 @@ pub struct Engine {
 struct Snapshot {
     identity: Option<Arc<Identity>>,
     by_key: HashMap<PublicKey, Arc<Peer>>,
-    by_index: HashMap<u32, Arc<Peer>>,
+    by_index: HashMap<u32, Arc<Peer>, BuildHasherDefault<IndexHasher>>,
     routes: AllowedIps<Arc<Peer>>,
 }
 
@@ -256,14 +257,52 @@ impl Snapshot {
 
 /// The lock of the peer whose packet came last, kept for the next one: packets come in runs.
 #[derive(Default)]
-struct Held<'s>(Option<(&'s Peer, MutexGuard<'s, PeerState>)>);
+struct Held<'s> {
+    lock: Option<(&'s Peer, MutexGuard<'s, PeerState>)>,
+    /// Packets since somebody else could have it.
+    packets: u32,
+}
 
 impl<'s> Held<'s> {
+    /// So many packets take about 20 microseconds: that long the other direction of a peer may have to wait.
+    const FAIR_AFTER: u32 = 16;
+
     fn state(&mut self, peer: &'s Peer) -> &mut PeerState {
-        if !self.0.as_ref().is_some_and(|(held, _)| std::ptr::eq(*held, peer)) {
+        self.packets += 1;
+        match &mut self.lock {
+            Some((held, guard)) if std::ptr::eq(*held, peer) => {
+                if self.packets >= Self::FAIR_AFTER {
+                    self.packets = 0;
+                    MutexGuard::bump(guard);
+                }
+            }
             // The old lock goes first: two threads that each hold one and want the other's would wait forever.
-            self.0 = None;
+            _ => {
+                self.lock = None;
+                self.packets = 0;
+            }
         }
-        &mut self.0.get_or_insert_with(|| (peer, peer.lock())).1
+        &mut self.lock.get_or_insert_with(|| (peer, peer.lock())).1
+    }
+}
+
+/// For session indices, which we chose at random ourselves: they are their own hash.
+#[derive(Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        // Spread over all bits: the table takes some from each end.
+        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+
+    fn write_u32(&mut self, index: u32) {
+        self.0 = index.into();
     }
 }

@@ -2,6 +2,8 @@
 
 mod core;
 mod mmsg;
+#[cfg(test)]
+mod tests;
 mod threads;
 mod tun;
 mod udp;
@@ -122,6 +124,10 @@ impl Interface {
         if config.up {
             interface.core.set_up()?;
         }
+        // Last: nothing that fails may leave a device behind.
+        if config.persistent {
+            interface.core.set_persistent(true)?;
+        }
         Ok(interface)
     }
 
@@ -189,7 +195,7 @@ impl Interface {
 
     /// Stops the interface and deletes its TUN device, persistent or not.
     pub fn remove(self) -> Result<(), TunnelError> {
-        self.core.forget_device()
+        self.core.set_persistent(false)
     }
 }
 

@@ -28,6 +28,7 @@ mod error;
 pub mod fuzzing;
 
 mod interface;
+mod offload;
 mod status;
 mod uapi;
 

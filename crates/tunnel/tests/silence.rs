@@ -1,5 +1,6 @@
 //! What happens after minutes of silence, with the clock that boringtun reads moved by hand:
 //! `cargo test -p tunnel --features mock-clock --test silence`.
+#![expect(clippy::unwrap_used, reason = "in a test, also outside of its functions, a failure is a panic")]
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};

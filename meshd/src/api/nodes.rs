@@ -1,11 +1,13 @@
 //! Watches all Nodes and hands on what changed, trimmed to the few fields that the mesh reads.
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1::Node;
-use kube::runtime::{WatchStreamExt as _, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use plan::annotation::names;
 use plan::node::{NodeName, NodeRecord, NodeUid};
@@ -29,15 +31,42 @@ const WATCH_SECONDS: u32 = 60;
 /// Nodes in one page of a list: bounds the memory for its decoding (a Node is about 15 kB of JSON).
 const PAGE: u32 = 100;
 
+/// Shortest and longest pause before another try; each is stretched by up to as much again, so that the nodes of a
+/// cluster don't all come at once.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
+
 /// Watches until the receiver is gone.
+///
+/// After an error it begins with a complete list. A watch that went on from where it was would wait for ever on an
+/// API server whose store was emptied or restored: it knows no such version yet, and says so with an error that does
+/// not tell why.
 pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
+    let mut pause = PAUSES.0;
+    loop {
+        let Some(error) = watch_once(client.clone(), &changes, &mut pause).await else { return };
+        if changes.send(Change::Failed(error)).await.is_err() {
+            return;
+        }
+        // The random part need not be good, only different on each node.
+        let stretch = RandomState::new().build_hasher().finish() % 1000;
+        tokio::time::sleep(pause + pause * u32::try_from(stretch).unwrap_or_default() / 1000).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// Watches until an error, which it returns, or until the receiver is gone.
+async fn watch_once(
+    client: Client,
+    changes: &mpsc::Sender<Change>,
+    pause: &mut Duration,
+) -> Option<watcher::Error> {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    let mut events = pin!(watcher(Api::<Node>::all(client), config).default_backoff());
+    let mut events = pin!(watcher(Api::<Node>::all(client), config));
     let mut listing = BTreeMap::new();
     loop {
         let change = match events.try_next().await {
-            Ok(None) => return,
-            Err(error) => Change::Failed(error),
+            Ok(None) => return None,
+            Err(error) => return Some(error),
             Ok(Some(watcher::Event::Init)) => {
                 listing.clear();
                 continue;
@@ -47,7 +76,10 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
                 listing.insert(record.name.clone(), record);
                 continue;
             }
-            Ok(Some(watcher::Event::InitDone)) => Change::Listed(std::mem::take(&mut listing)),
+            Ok(Some(watcher::Event::InitDone)) => {
+                *pause = PAUSES.0;
+                Change::Listed(std::mem::take(&mut listing))
+            }
             Ok(Some(watcher::Event::Apply(node))) => Change::Applied(trim(&node)),
             Ok(Some(watcher::Event::Delete(node))) => {
                 let record = trim(&node);
@@ -55,7 +87,7 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
             }
         };
         if changes.send(change).await.is_err() {
-            return;
+            return None;
         }
     }
 }

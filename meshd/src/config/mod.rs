@@ -52,6 +52,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Folder of the WireGuard control sockets that `wg` looks for.
     pub wireguard_dir: PathBuf,
+    /// Folder of the kernel's settings, with those of the network below `net`.
+    pub sysctl_dir: PathBuf,
     /// Folder that the container runtime reads network configurations from.
     pub cni_conf_dir: PathBuf,
     /// Folder that the container runtime finds plugins in.

@@ -122,6 +122,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Folder of the control sockets that `wg show` looks for.",
     ),
     OptionSpec::new(
+        "sysctl-dir",
+        "FOLDER",
+        Some("/proc/sys"),
+        "Folder of the kernel's settings. In a container /proc/sys is read-only, so the node's net/ is mounted below another folder.",
+    ),
+    OptionSpec::new(
         "cni-conf-dir",
         "FOLDER",
         Some("/etc/cni/net.d"),

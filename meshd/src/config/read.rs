@@ -136,6 +136,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         state_dir: values.one("state-dir", value::folder)?,
         run_dir: values.one("run-dir", value::folder)?,
         wireguard_dir: values.one("wireguard-dir", value::folder)?,
+        sysctl_dir: values.one("sysctl-dir", value::folder)?,
         cni_conf_dir: values.one("cni-conf-dir", value::folder)?,
         cni_bin_dir: values.one("cni-bin-dir", value::folder)?,
         listen: values.one("listen", value::socket)?,

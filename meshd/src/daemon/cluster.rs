@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use plan::admission::{Admission, Ledger, Policy, admit};
-use plan::brake::{Brake, Relist};
+use plan::brake::{Brake, HOLD, Relist};
 use plan::node::{NodeName, NodeRecord, NodeUid};
 
 /// The set of Nodes that counts now.
@@ -60,9 +60,14 @@ impl Cluster {
         self.brakes
     }
 
-    /// Nodes that a complete list lacks although they are known.
+    /// Nodes that a complete list lacks although they are known. A Node that was made anew and says nothing yet
+    /// is as good as missing: its daemon publishes within moments, unless the store has lost more than that.
     pub(super) fn missing_from(&self, list: &BTreeMap<NodeName, NodeRecord>) -> BTreeSet<NodeName> {
-        self.known().into_keys().filter(|name| !list.contains_key(name)).collect()
+        let is_there = |known: &NodeRecord| {
+            list.get(&known.name)
+                .is_some_and(|found| found.uid == known.uid || found.state.is_some() || known.state.is_none())
+        };
+        self.known().into_values().filter(|known| !is_there(known)).map(|known| known.name).collect()
     }
 
     /// Takes a complete list. `gone` are the missing Nodes that the API server, asked one by one, says it
@@ -74,11 +79,12 @@ impl Cluster {
         gone: &BTreeSet<NodeName>,
     ) {
         let known = self.known();
+        let missing = self.missing_from(&list);
         let verdict = self.brake.on_relist(
             now,
             &Relist {
                 known: &known.keys().cloned().collect(),
-                listed: &list.keys().cloned().collect(),
+                listed: &list.keys().filter(|name| !missing.contains(*name)).cloned().collect(),
                 confirmed_gone: gone,
                 own_uid: list.get(&self.own).map(|record| &record.uid),
                 own: &self.own,
@@ -92,9 +98,15 @@ impl Cluster {
         self.listed = Some(list);
     }
 
-    /// Takes one new or changed Node.
-    pub(super) fn apply(&mut self, record: NodeRecord) {
-        self.kept.remove(&record.name);
+    /// Takes one new or changed Node. One that was made anew replaces the kept one as soon as its daemon has
+    /// published something.
+    pub(super) fn apply(&mut self, now: Duration, record: NodeRecord) {
+        if record.state.is_some() {
+            self.kept.remove(&record.name);
+        }
+        if record.name == self.own && self.release_at.is_none() && !self.kept.is_empty() {
+            self.release_at = Some(now + HOLD);
+        }
         if let Some(listed) = &mut self.listed {
             listed.insert(record.name.clone(), record);
         }
@@ -127,8 +139,11 @@ impl Cluster {
     fn known(&self) -> BTreeMap<NodeName, NodeRecord> {
         match &self.listed {
             Some(listed) => {
-                let kept = self.kept.iter().filter(|(name, _)| !listed.contains_key(*name));
-                listed.iter().chain(kept).map(|(name, record)| (name.clone(), record.clone())).collect()
+                let mut known = listed.clone();
+                let silent = |name| listed.get(name).is_none_or(|record: &NodeRecord| record.state.is_none());
+                let kept = self.kept.iter().filter(|(name, _)| silent(*name));
+                known.extend(kept.map(|(name, record)| (name.clone(), record.clone())));
+                known
             }
             None => self.ledger.records(),
         }

@@ -36,10 +36,10 @@ use reconcile::Reconciler;
 
 /// How long changes are gathered before the loop acts on them.
 const SETTLE: Duration = Duration::from_millis(50);
-/// How often the loop looks even though nobody told it to.
-const LOOK: Duration = Duration::from_secs(10);
+/// How often the loop looks even though nobody told it to: `wg set` changes the engine without a notice.
+const LOOK: Duration = Duration::from_secs(1);
 /// How soon the loop looks again after a step failed.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(500);
 /// Changes from the API server that may wait.
 const QUEUE: usize = 256;
 

@@ -1,6 +1,7 @@
 //! Performs the steps of a plan one by one. A step that fails does not stop the others.
 
-use linux::{Handle, HostError, guard, sysctl};
+use linux::sysctl::Sysctls;
+use linux::{Handle, HostError, guard};
 use plan::op::Op;
 
 use super::devices::{DeviceError, Devices};
@@ -21,12 +22,13 @@ pub(super) enum StepError {
 pub(super) async fn perform(
     op: &Op,
     host: &Handle,
+    sysctls: &Sysctls,
     devices: &mut Devices,
     keys: &Keys,
 ) -> Result<(), StepError> {
     match op {
         Op::SetGuard(wanted) => guard::set(wanted)?,
-        Op::SetSysctl { name, value } => sysctl::write(name, value)?,
+        Op::SetSysctl { name, value } => sysctls.write(name, value)?,
         Op::CreateDevice { slot, link, mtu } => devices.create(*slot, link, *mtu)?,
         Op::RemoveDevice { slot, link } => {
             devices.remove(*slot)?;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::admission::{Admission, Policy};
 use plan::check::{Violation, check};
@@ -127,7 +128,7 @@ impl Reconciler {
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }
-            Change::Applied(record) => self.cluster.apply(record),
+            Change::Applied(record) => self.cluster.apply(self.started.elapsed(), record),
             Change::Deleted(name, uid) => self.cluster.delete(&name, &uid),
             Change::Listed(list) => {
                 let missing = self.cluster.missing_from(&list);
@@ -225,9 +226,10 @@ impl Reconciler {
     }
 
     async fn perform(&mut self, ops: &[Op]) -> Vec<String> {
+        let sysctls = Sysctls::at(&self.config.sysctl_dir);
         let mut failures = Vec::new();
         for op in ops {
-            match perform::perform(op, &self.host, &mut self.devices, &self.keys).await {
+            match perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await {
                 Ok(()) => {
                     info!(step = %op, "done");
                     self.outcome.counters.steps += 1;

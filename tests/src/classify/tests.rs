@@ -28,7 +28,12 @@ fn wireguard(kind: u8, length: usize) -> Vec<u8> {
 
 #[test]
 fn every_wireguard_message_is_known_on_either_port_and_either_version() {
-    let kinds = [(1, 148, Message::Initiation), (2, 92, Message::Response), (3, 64, Message::Cookie), (4, 32, Message::Data)];
+    let kinds = [
+        (1, 148, Message::Initiation),
+        (2, 92, Message::Response),
+        (3, 64, Message::Cookie),
+        (4, 32, Message::Data),
+    ];
     for (kind, length, message) in kinds {
         for (from, to) in [("198.18.0.1", "198.18.0.2"), ("2001:db8::1", "2001:db8::2")] {
             for (source, destination) in [(51840, 51840), (51841, 51841), (40000, 51840), (51841, 40000)] {
@@ -42,7 +47,9 @@ fn every_wireguard_message_is_known_on_either_port_and_either_version() {
 
 #[test]
 fn what_only_uses_a_wireguard_port_is_not_wireguard() {
-    for payload in [b"GET / HTTP/1.1".to_vec(), wireguard(5, 148), wireguard(4, 31), vec![4, 0, 0, 1], Vec::new()] {
+    for payload in
+        [b"GET / HTTP/1.1".to_vec(), wireguard(5, 148), wireguard(4, 31), vec![4, 0, 0, 1], Vec::new()]
+    {
         let frame = frame::udp(LINK, (at("198.18.0.1"), 51840), (at("198.18.0.2"), 51840), &payload);
         assert_eq!(classify(&frame, &rules()), Class::Other, "{payload:?}");
     }
@@ -105,15 +112,22 @@ fn pod_addresses_in_tunnels_and_in_quoted_packets_are_seen() {
     }
     let mut unreachable = vec![3, 1, 0, 0, 0, 0, 0, 0];
     unreachable.extend(&pod[14..]);
-    assert_eq!(place(&frame::ip(LINK, at("198.18.0.1"), at("198.18.0.2"), 1, &unreachable)), Some("icmp error"));
+    assert_eq!(
+        place(&frame::ip(LINK, at("198.18.0.1"), at("198.18.0.2"), 1, &unreachable)),
+        Some("icmp error")
+    );
     let mut too_big = vec![2, 0, 0, 0, 0, 0, 5, 0];
     too_big.extend(&pod6[14..]);
-    assert_eq!(place(&frame::ip(LINK, at("2001:db8::1"), at("2001:db8::2"), 58, &too_big)), Some("icmp error"));
+    assert_eq!(
+        place(&frame::ip(LINK, at("2001:db8::1"), at("2001:db8::2"), 58, &too_big)),
+        Some("icmp error")
+    );
 }
 
 #[test]
 fn asking_for_the_link_address_of_a_pod_is_seen() {
-    let mut request = Vec::from([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1]);
+    let mut request =
+        Vec::from([2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 1]);
     request.extend([198, 18, 0, 1, 0, 0, 0, 0, 0, 0, 10, 244, 2, 5]);
     assert_eq!(place(&request), Some("arp"));
     let end = request.len();
@@ -143,7 +157,13 @@ fn no_prefix_of_any_frame_panics() {
     let frames = [
         frame::ip(LINK, at("198.18.0.1"), at("198.18.0.2"), 4, &pod[14..]),
         frame::ip(LINK, at("2001:db8::1"), at("2001:db8::2"), 58, &quoted),
-        frame::ip(LINK, at("2001:db8::1"), at("2001:db8::2"), 0, &[44, 0, 0, 0, 0, 0, 0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 17, 255]),
+        frame::ip(
+            LINK,
+            at("2001:db8::1"),
+            at("2001:db8::2"),
+            0,
+            &[44, 0, 0, 0, 0, 0, 0, 0, 60, 0, 0, 0, 0, 0, 0, 0, 17, 255],
+        ),
     ];
     for frame in frames {
         for length in 0..=frame.len() {

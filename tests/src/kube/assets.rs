@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::ApiError;
 
 /// Version of the server that the set-up builds; the name of its folder in the cache.
-const CACHED: &str = "meshd/kube-1.20.2";
+const CACHED: &str = "meshd/kube-1.20.2-2";
 
 /// The programs of a real API server.
 #[derive(Clone, Debug, PartialEq, Eq)]

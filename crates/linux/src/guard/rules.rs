@@ -102,7 +102,7 @@ pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
             rules: ingress(guard),
         },
         Chain {
-            name: "masquerade",
+            name: "outbound",
             kind: "nat",
             hook: InetHookNumber::PostRouting,
             priority: SOURCE_NAT,

@@ -54,10 +54,6 @@ impl Core {
             ..EngineOptions::default()
         });
         let sockets = Sockets::bind(config.listen_port, config.fwmark)?;
-        // The last thing that outlives a failure in here.
-        if config.persistent {
-            tun.set_persistent(true)?;
-        }
         let (jobs, queue) = channel();
         Ok(Self {
             engine,
@@ -130,9 +126,9 @@ impl Core {
         self.tun.set_up()
     }
 
-    /// Lets the device go with the last descriptor.
-    pub(super) fn forget_device(&self) -> Result<(), TunnelError> {
-        self.tun.set_persistent(false)
+    /// Whether the device stays without anyone attached.
+    pub(super) fn set_persistent(&self, persistent: bool) -> Result<(), TunnelError> {
+        self.tun.set_persistent(persistent)
     }
 
     pub(crate) fn state(&self) -> InterfaceState {

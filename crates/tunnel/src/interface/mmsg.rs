@@ -144,6 +144,23 @@ pub(super) fn send(socket: BorrowedFd<'_>, messages: &[Message<'_>]) -> Result<u
     Ok(usize::try_from(sent).unwrap_or(0))
 }
 
+/// Lets routers cut IPv4 datagrams into fragments, as the kernel's own WireGuard does: the size of what goes into the
+/// tunnel is bounded by its MTU, and a path that is narrower must be slow rather than silent (ip(7)).
+pub(super) fn allow_fragments(socket: BorrowedFd<'_>) -> Result<(), Errno> {
+    let value: libc::c_int = libc::IP_PMTUDISC_DONT;
+    // SAFETY: the option takes one `int`, which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            (&raw const value).cast(),
+            length_u32(size_of::<libc::c_int>()),
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
 /// Lengths here are small constants or sums of them.
 fn length_u32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)

@@ -16,15 +16,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use super::Failure;
 use super::core::{Core, Job};
 use super::mmsg::Inbox;
+use super::tun::ReadBuffer;
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::Moment;
 use crate::error::TunnelError;
+use crate::offload::Coalescer;
 
 /// Packets that are read from the TUN before they are encrypted and sent together.
 const TUN_BATCH: usize = 64;
-/// The largest packet that a TUN hands over without segmentation offload.
-const LARGEST_PACKET: usize = 65_535;
+/// Datagrams that are decrypted before the packets are handed over: two large packets and a bit. More would leave
+/// the cache, and the kernel idle meanwhile.
+const UDP_BATCH: usize = 128;
 /// The resolution of boringtun's timers.
 const TICK: Duration = Duration::from_millis(250);
 /// How often the MTU of the device is read, which anyone may change.
@@ -67,7 +70,7 @@ impl Threads {
     }
 }
 
-fn run(core: &Core, thread: &'static str, body: Body) {
+pub(super) fn run(core: &Core, thread: &'static str, body: Body) {
     match catch_unwind(AssertUnwindSafe(|| body(core))) {
         Ok(Ok(())) => {}
         Ok(Err(failure)) => core.fail(failure),
@@ -77,15 +80,15 @@ fn run(core: &Core, thread: &'static str, body: Body) {
 
 /// TUN to UDP.
 fn outbound(core: &Core) -> Result<(), Failure> {
-    let (mut packets, mut out) = (Packets::new(), Datagrams::new());
+    let (mut buffer, mut packets, mut out) = (ReadBuffer::new(), Packets::new(), Datagrams::new());
     while !core.stopped() {
         packets.clear();
         out.clear();
         while packets.len() < TUN_BATCH {
-            match core.tun.read(&mut packets.spare(LARGEST_PACKET)[..LARGEST_PACKET]) {
-                Ok(len) => packets.commit(len),
+            match core.tun.read(&mut buffer, &mut packets) {
+                Ok(()) | Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => break,
-                Err(Errno::EINTR) => {}
+                Err(Errno::EBADMSG) => core.count(DropReason::MalformedOutbound, 1),
                 Err(Errno::EBADFD) => return Err(Failure::TunGone),
                 Err(errno) => return Err(Failure::Tun(errno)),
             }
@@ -103,6 +106,7 @@ fn outbound(core: &Core) -> Result<(), Failure> {
 /// UDP to TUN.
 fn inbound(core: &Core) -> Result<(), Failure> {
     let (mut inbox, mut packets, mut replies) = (Inbox::new(), Packets::new(), Datagrams::new());
+    let mut coalescer = Coalescer::default();
     while !core.stopped() {
         let sockets = core.sockets.load_full();
         let mut idle = true;
@@ -113,28 +117,24 @@ fn inbound(core: &Core) -> Result<(), Failure> {
                 Err(_) => continue,
             }
             idle = false;
-            packets.clear();
-            replies.clear();
-            core.engine.open(Moment::now(), inbox.datagrams(), &mut packets, &mut replies);
-            core.transmit(&replies);
-            deliver(core, &packets)?;
+            let mut datagrams = inbox.datagrams().peekable();
+            while datagrams.peek().is_some() {
+                packets.clear();
+                replies.clear();
+                let some = datagrams.by_ref().take(UDP_BATCH);
+                core.engine.open(Moment::now(), some, &mut packets, &mut replies);
+                core.transmit(&replies);
+                match core.tun.write(&mut packets, &mut coalescer) {
+                    Ok(refused) => core.count(DropReason::TunWrite, refused),
+                    Err(_) => return Err(Failure::TunGone),
+                }
+            }
         }
         if idle {
             let wake = [core.stop.as_fd(), core.rebound.as_fd()];
             let all: Vec<BorrowedFd<'_>> = sockets.fds().chain(wake).collect();
             wait(&all, None).map_err(Failure::Udp)?;
             let _ = core.rebound.read();
-        }
-    }
-    Ok(())
-}
-
-fn deliver(core: &Core, packets: &Packets) -> Result<(), Failure> {
-    for packet in packets.iter() {
-        match core.tun.write(packet) {
-            Ok(()) => {}
-            Err(Errno::EBADFD) => return Err(Failure::TunGone),
-            Err(_) => core.count(DropReason::TunWrite, 1),
         }
     }
     Ok(())

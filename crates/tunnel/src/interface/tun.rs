@@ -1,17 +1,24 @@
 //! The TUN device: made or attached to by name (kernel `Documentation/networking/tuntap.rst`).
 #![expect(unsafe_code, reason = "the device is configured by ioctl alone, which no crate in use wraps")]
 
+use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
+use nix::sys::uio::writev;
 
+use crate::batch::Packets;
 use crate::error::TunnelError;
+use crate::offload::{Coalescer, MOST_SEGMENTS, VNET_HEADER, VnetHeader, split};
 
 /// Longest interface name in bytes (`IFNAMSIZ` less the terminating zero).
 const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
+
+/// The largest packet that a TUN hands over.
+const LARGEST_PACKET: usize = 65_535;
 
 /// A TUN device that this process is attached to, without blocking reads and writes.
 #[derive(Debug)]
@@ -20,6 +27,20 @@ pub(super) struct Tun {
     /// Belongs to the namespace of the device, whichever thread asks.
     control: OwnedFd,
     name: String,
+    offload: Offload,
+}
+
+/// What the device and we leave to one another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Offload {
+    /// Nothing: one packet is one packet, without a header in front (hosts that only imitate Linux).
+    None,
+    /// Every packet has a header in front; the device does not know any of its uses.
+    Header,
+    /// Large TCP packets.
+    Tcp,
+    /// Large TCP and UDP packets (Linux 6.2).
+    TcpAndUdp,
 }
 
 /// `struct ifreq` (netdevice(7)): a name and a union of 24 bytes on 64-bit machines.
@@ -52,15 +73,19 @@ impl Tun {
         check_name(name)?;
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let device = nix::fcntl::open("/dev/net/tun", flags, Mode::empty()).map_err(TunnelError::OpenTun)?;
-        let mut request = InterfaceRequest::new(name);
-        let kind = u16::try_from(libc::IFF_TUN | libc::IFF_NO_PI).unwrap_or_default();
-        request.value[..2].copy_from_slice(&kind.to_ne_bytes());
-        // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, and `request` has its size and outlives the call.
-        let result = unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) };
-        Errno::result(result).map_err(|source| TunnelError::AttachTun { name: name.to_owned(), source })?;
+        let kind = libc::IFF_TUN | libc::IFF_NO_PI;
+        let offload = match attach(&device, name, kind | libc::IFF_VNET_HDR) {
+            Ok(()) => negotiate(&device),
+            Err(Errno::EINVAL) => {
+                let refused = |source| TunnelError::AttachTun { name: name.to_owned(), source };
+                attach(&device, name, kind).map_err(refused)?;
+                Offload::None
+            }
+            Err(source) => return Err(TunnelError::AttachTun { name: name.to_owned(), source }),
+        };
         let control = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|source| TunnelError::Event { operation: "open a control socket", source })?;
-        Ok(Self { device, control, name: name.to_owned() })
+        Ok(Self { device, control, name: name.to_owned(), offload })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -100,14 +125,59 @@ impl Tun {
         self.ask(libc::SIOCSIFFLAGS, &mut request).map_err(self.refused("set the link up"))
     }
 
-    /// Reads one packet; `EAGAIN` if there is none, `EBADFD` once the device is deleted.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> Result<usize, Errno> {
-        nix::unistd::read(&self.device, buffer)
+    /// Reads once and appends the packets that came to `out`: one, or many that the kernel has kept together.
+    /// `EAGAIN` if there is none, `EBADFD` once the device is deleted, `EBADMSG` for what can't be split.
+    pub(super) fn read(&self, buffer: &mut ReadBuffer, out: &mut Packets) -> Result<(), Errno> {
+        if self.offload == Offload::None {
+            let len = nix::unistd::read(&self.device, &mut out.spare(LARGEST_PACKET)[..LARGEST_PACKET])?;
+            out.commit(len);
+            return Ok(());
+        }
+        let len = nix::unistd::read(&self.device, &mut buffer.0)?;
+        let (header, packet) = buffer.0[..len].split_first_chunk().ok_or(Errno::EBADMSG)?;
+        let header = VnetHeader::parse(*header).ok_or(Errno::EBADMSG)?;
+        split(header, packet, out).map_err(|_| Errno::EBADMSG)
     }
 
-    /// Hands one packet to the kernel; `EIO` while the link is down, `EBADFD` once the device is deleted.
-    pub(super) fn write(&self, packet: &[u8]) -> Result<(), Errno> {
-        nix::unistd::write(&self.device, packet).map(drop)
+    /// Hands `packets` to the kernel, as few large ones where that can be; their contents are used up. Returns how
+    /// many the kernel refused, for example because the link is down. `EBADFD` once the device is deleted.
+    pub(super) fn write(&self, packets: &mut Packets, coalescer: &mut Coalescer) -> Result<u64, Errno> {
+        let mut refused = 0;
+        let mut note = |result: nix::Result<usize>, count: u64| match result {
+            Err(Errno::EBADFD) => Err(Errno::EBADFD),
+            Err(_) => {
+                refused += count;
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        };
+        match self.offload {
+            Offload::None => {
+                for packet in packets.iter() {
+                    note(nix::unistd::write(&self.device, packet), 1)?;
+                }
+            }
+            Offload::Header => {
+                let header = VnetHeader::PLAIN.to_bytes();
+                for packet in packets.iter() {
+                    note(writev(&self.device, &[IoSlice::new(&header), IoSlice::new(packet)]), 1)?;
+                }
+            }
+            Offload::Tcp | Offload::TcpAndUdp => {
+                let udp = self.offload == Offload::TcpAndUdp;
+                coalescer.write(packets, udp, |header, parts| {
+                    let header = header.to_bytes();
+                    let mut vectors = [IoSlice::new(&header); 1 + MOST_SEGMENTS];
+                    let mut count = 0;
+                    for (place, part) in vectors[1..].iter_mut().zip(parts) {
+                        *place = IoSlice::new(part);
+                        count += 1;
+                    }
+                    note(writev(&self.device, &vectors[..=count]), count as u64)
+                })?;
+            }
+        }
+        Ok(refused)
     }
 
     fn ask(&self, what: libc::Ioctl, request: &mut InterfaceRequest) -> Result<(), Errno> {
@@ -120,6 +190,39 @@ impl Tun {
         let name = self.name.clone();
         move |source| TunnelError::ConfigureTun { operation, name, source }
     }
+}
+
+/// Where packets are read to before they are split; one per reading thread.
+#[derive(Debug)]
+pub(super) struct ReadBuffer(Vec<u8>);
+
+impl ReadBuffer {
+    pub(super) fn new() -> Self {
+        Self(vec![0; VNET_HEADER + LARGEST_PACKET])
+    }
+}
+
+/// Attaches `device` to the link `name`, which is made if it isn't there.
+fn attach(device: &OwnedFd, name: &str, kind: libc::c_int) -> Result<(), Errno> {
+    let mut request = InterfaceRequest::new(name);
+    let kind = u16::try_from(kind).map_err(|_| Errno::EINVAL)?;
+    request.value[..2].copy_from_slice(&kind.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, and `request` has its size and outlives the call.
+    Errno::result(unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(())
+}
+
+/// Offers the device to take large packets, as many kinds as it knows.
+fn negotiate(device: &OwnedFd) -> Offload {
+    let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
+    let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
+    for (flags, offload) in [(tcp | udp, Offload::TcpAndUdp), (tcp, Offload::Tcp)] {
+        // SAFETY: TUNSETOFFLOAD takes its argument by value.
+        if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } == 0 {
+            return offload;
+        }
+    }
+    Offload::Header
 }
 
 impl AsFd for Tun {

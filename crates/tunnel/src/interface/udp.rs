@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
-use super::mmsg::{Message, SEND_BATCH, send};
+use super::mmsg::{Message, SEND_BATCH, allow_fragments, send};
 use crate::batch::Datagrams;
 use crate::error::TunnelError;
 
@@ -124,6 +124,9 @@ impl Socket {
         };
         if address.is_ipv6() {
             set(&fd, sockopt::Ipv6V6Only, &true, "keep IPv4 out of the IPv6 socket", port)?;
+        }
+        if address.is_ipv4() {
+            allow_fragments(fd.as_fd()).map_err(failed("allow fragments"))?;
         }
         if fwmark != 0 {
             set(&fd, sockopt::Mark, &fwmark, "set the mark", port)?;

@@ -1,0 +1,48 @@
+# `make` alone lists what there is to do.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## three nodes find each other and carry pods' traffic, here on this machine (KEEP=1 leaves them up)
+	scripts/setup.sh demo
+	cargo build --locked --workspace --bins
+	$(TARGET)/debug/demo
+
+.PHONY: test
+test: ## set up what is missing, then lints and all tests; writes target/test/report.json
+	scripts/test.sh
+
+.PHONY: lint
+lint: ## format, lints, import rules, documentation; licences and shell scripts if their tools are installed
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	scripts/layering.sh
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
+	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run; \
+		else echo "not run: shellcheck (package shellcheck)"; fi
+	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
+		else echo "not run: cargo-deny (cargo install cargo-deny)"; fi
+
+.PHONY: image
+image: ## build the container image with buildah, as an OCI archive in target/image
+	scripts/image.sh
+
+.PHONY: bench-cni
+bench-cni: ## time of an ADD beside that of Debian's ptp with host-local, and the ratio
+	scripts/setup.sh test
+	cargo build --locked --release --workspace --bins
+	$(TARGET)/release/bench-cni
+
+.PHONY: fuzz
+fuzz: ## each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
+	scripts/fuzz.sh
+
+.PHONY: clean-lab
+clean-lab: ## end what a killed demo or test of this checkout left running
+	scripts/clean-lab.sh

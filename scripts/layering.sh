@@ -1,0 +1,199 @@
+#!/usr/bin/env bash
+# Fails if a crate of the workspace imports what it must not know. The rules are the table below; they hold for what a
+# crate pulls in directly or through others, as `cargo tree` has it.
+#
+#   scripts/layering.sh               judge this workspace
+#   scripts/layering.sh --self-test   break every rule once, in a workspace made for it, and see each found
+set -euo pipefail
+
+# crate | the crates of ours that it may import | what it must not pull in, as patterns
+rules="
+keyring |                             | tokio kube* *netlink* hyper* boringtun
+plan    | keyring                     | tokio kube* *netlink* hyper* boringtun
+tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper*
+linux   | keyring plan                | kube* boringtun hyper*
+cni     | keyring plan linux          | kube* boringtun hyper*
+meshd   | keyring plan linux cni tunnel |
+lab     | keyring plan linux cni tunnel meshd |
+"
+# What nothing at all may pull in: a second TLS library, and a second boringtun (it panics when a peer is changed).
+nowhere="openssl openssl-sys native-tls* aws-lc* defguard_boringtun"
+# The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
+locked=(--locked)
+ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
+
+# Prints each breach of a rule in the workspace of folder $1; succeeds if there is none.
+judge() {
+    local folder=$1 breaches=0 crate allowed forbidden
+    # Before cargo looks at the lock file: it mends one that it may.
+    judge_sources "$folder" || breaches=1
+    while IFS='|' read -r crate allowed forbidden; do
+        crate=${crate// /}
+        [ -n "$crate" ] || continue
+        judge_crate "$folder" "$crate" "$allowed" "$forbidden" || breaches=1
+    done <<<"$rules"
+    judge_secrets "$folder" || breaches=1
+    judge_complete "$folder" || breaches=1
+    return $breaches
+}
+
+# One crate under its rule. What foreign crates its tests use is free; crates of ours are not, even there.
+judge_crate() {
+    local folder=$1 crate=$2 allowed=$3 forbidden=$4 found=0 name pattern normal all
+    # No answer is no proof: callers of this function switch errexit off, so failure is handled here.
+    if ! normal=$(dependencies "$folder" "$crate" normal) || ! all=$(dependencies "$folder" "$crate" normal,dev,build); then
+        breach "the dependencies of $crate could not be listed"
+        return 1
+    fi
+    set -f
+    for name in $normal; do
+        for pattern in $forbidden $nowhere; do
+            # shellcheck disable=SC2254  # a pattern is what it is
+            case $name in
+                $pattern) breach "$crate must not pull in $name"; found=1 ;;
+            esac
+        done
+    done
+    for name in $all; do
+        if is_in "$name" "$ours" && ! is_in "$name" "$crate $allowed"; then
+            breach "$crate must not import $name"
+            found=1
+        fi
+    done
+    set +f
+    return $found
+}
+
+# The names of everything that a crate pulls in over the given kinds of edges, itself included.
+dependencies() {
+    cargo tree --quiet "${locked[@]}" --manifest-path "$1/Cargo.toml" --package "$2" --edges "$3" --prefix none --format '{p}' |
+        awk 'NF { print $1 }' | sort -u
+}
+
+# Plans are printed and written to files: the crate that makes them must not even name a secret.
+judge_secrets() {
+    local named
+    named=$(grep -rnE '\b(PrivateKey|PresharedKey|NodeKeys)\b' "$1/crates/plan/src" || true)
+    [ -z "$named" ] || { breach "plan must not name a secret of keyring: $named"; return 1; }
+}
+
+# A member of the workspace without a rule would be under none.
+judge_complete() {
+    local found=0 name members
+    if ! members=$(cargo metadata --quiet "${locked[@]}" --manifest-path "$1/Cargo.toml" --no-deps --format-version 1 |
+        grep -o '"name":"[^"]*","version":"[^"]*","id"' | cut -d'"' -f4); then
+        breach "the members of the workspace could not be listed"
+        return 1
+    fi
+    for name in $members; do
+        is_in "$name" "$ours" || { breach "$name is a member of the workspace and has no rule"; found=1; }
+    done
+    return $found
+}
+
+# Foreign crates come from crates.io alone, as the lock file has them.
+judge_sources() {
+    local elsewhere
+    [ -e "$1/Cargo.lock" ] || return 0
+    elsewhere=$(grep '^source = ' "$1/Cargo.lock" | grep -v '"registry+https://github.com/rust-lang/crates.io-index"' || true)
+    [ -z "$elsewhere" ] || { breach "a crate comes from elsewhere than crates.io: $elsewhere"; return 1; }
+}
+
+is_in() {
+    case " ${2//$'\n'/ } " in
+        *" $1 "*) ;;
+        *) return 1 ;;
+    esac
+}
+
+breach() { printf 'layering: %s\n' "$1" >&2; }
+
+# --- the self-test ---------------------------------------------------------------------------------------------------
+
+# A workspace with our crates and empty stand-ins for foreign ones, all without any code.
+fixture() {
+    local folder=$1 crate
+    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun hyper openssl-sys"
+    { echo '[workspace]'; echo 'resolver = "3"'; echo 'members = ["crates/*"]'; echo 'exclude = ["foreign"]'; } \
+        >"$folder/Cargo.toml"
+    for crate in $ours; do
+        package "$folder/crates/$crate" "$crate"
+    done
+    for crate in $foreign; do
+        package "$folder/foreign/$crate" "$crate"
+        echo '[workspace]' >>"$folder/foreign/$crate/Cargo.toml"
+    done
+    import "$folder" plan keyring
+    import "$folder" linux plan
+    import "$folder" cni linux
+    import "$folder" lab meshd
+}
+
+package() {
+    mkdir -p "$1/src"
+    : >"$1/src/lib.rs"
+    printf '[package]\nname = "%s"\nversion = "0.0.0"\nedition = "2024"\n' "$2" >"$1/Cargo.toml"
+}
+
+# Lets crate $2 of the fixture in folder $1 import crate $3, in the table $4.
+import() {
+    local path=../$3
+    [ -d "$1/crates/$3" ] || path=../../foreign/$3
+    printf '\n[%s.%s]\npath = "%s"\n' "${4:-dependencies}" "$3" "$path" >>"$1/crates/$2/Cargo.toml"
+}
+
+# Breaks one rule in a fresh fixture by running the rest of the arguments in it, and expects the message $1.
+expect() {
+    local message=$1 folder output
+    shift
+    folder=$(mktemp -d "$scratch/XXXXXX")
+    fixture "$folder"
+    "$@" "$folder"
+    if output=$(judge "$folder" 2>&1); then
+        echo "self-test: not found: $message" >&2
+        return 1
+    fi
+    grep -qF "layering: $message" <<<"$output" || { printf 'self-test: expected "%s", got:\n%s\n' "$message" "$output" >&2; return 1; }
+}
+
+breaks() { local crate=$1 name=$2 folder=$3; import "$folder" "$crate" "$name"; }
+breaks_in_tests() { local crate=$1 name=$2 folder=$3; import "$folder" "$crate" "$name" dev-dependencies; }
+breaks_at_a_distance() { import "$1" keyring tokio; }
+names_a_secret() { echo 'use keyring::PrivateKey;' >"$1/crates/plan/src/lib.rs"; }
+comes_from_elsewhere() { printf '[[package]]\nname = "x"\nversion = "1.0.0"\nsource = "git+https://git.example/x#0"\n' >"$1/Cargo.lock"; }
+hides_a_crate() { rm -r "$1/crates/cni"; }
+adds_a_member() { package "$1/crates/newcomer" newcomer; }
+
+self_test() {
+    locked=()
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    local sound=$scratch/sound
+    mkdir "$sound"
+    fixture "$sound"
+    judge "$sound" || { echo "self-test: breaches found where there are none" >&2; return 1; }
+    expect "keyring must not pull in tokio" breaks keyring tokio
+    expect "meshd must not pull in openssl-sys" breaks meshd openssl-sys
+    expect "keyring must not import tunnel" breaks keyring tunnel
+    expect "plan must not pull in kube-client" breaks plan kube-client
+    expect "plan must not pull in rtnetlink" breaks plan rtnetlink
+    expect "cni must not pull in hyper" breaks cni hyper
+    expect "cni must not import tunnel" breaks cni tunnel
+    expect "tunnel must not pull in netlink-packet-route" breaks tunnel netlink-packet-route
+    expect "tunnel must not import plan" breaks tunnel plan
+    expect "linux must not pull in boringtun" breaks linux boringtun
+    expect "linux must not import tunnel" breaks_in_tests linux tunnel
+    expect "tunnel must not import lab" breaks_in_tests tunnel lab
+    expect "plan must not pull in tokio" breaks_at_a_distance
+    expect "plan must not name a secret" names_a_secret
+    expect "the dependencies of cni could not be listed" hides_a_crate
+    expect "a crate comes from elsewhere" comes_from_elsewhere
+    expect "newcomer is a member of the workspace and has no rule" adds_a_member
+    echo "layering: the self-test found all 17 breaches"
+}
+
+case ${1:-} in
+    "") judge "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" && echo "layering: all imports are as they should be" ;;
+    --self-test) self_test ;;
+    *) echo "usage: ${0##*/} [--self-test]" >&2; exit 64 ;;
+esac

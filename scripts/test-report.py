@@ -1,0 +1,269 @@
+#!/usr/bin/env python3
+"""Writes target/test/report.json: what `make test` ran, what passed, what was skipped and why.
+
+Reads the steps and skips that were noted on the way, and what the test runner left: nextest's JUnit files, or the
+lines that `cargo test` printed. Ends with code 1 if tests failed, if there were none although all steps went well,
+or, with CI=true, if one was skipped for another reason than the want of WireGuard in the kernel.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as xml
+
+# The one thing that a test may do without; the words are those of the lab's `require` module.
+ALLOWED_SKIP = "this kernel has no WireGuard"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=pathlib.Path, help="where the notes are and the report goes")
+    parser.add_argument("--target", type=pathlib.Path, help="cargo's target folder")
+    parser.add_argument("--runner", choices=["nextest", "cargo-test"])
+    parser.add_argument("--exit-code", type=int, default=0, help="of everything before this script")
+    parser.add_argument("--seconds", type=int, default=0)
+    parser.add_argument("--self-test", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.self_test:
+        return self_test()
+    ci = os.environ.get("CI") == "true"
+    report = assemble(arguments.folder, arguments.target, arguments.runner, arguments.exit_code, ci)
+    report["seconds"] = arguments.seconds
+    report["runner_version"] = version(arguments.runner)
+    report["capabilities"] = capabilities()
+    write(arguments.folder / "report.json", report)
+    print(f"\n==> {arguments.folder / 'report.json'}: " + in_words(report), file=sys.stderr)
+    for problem in report["problems"]:
+        print(f"test: {problem}", file=sys.stderr)
+    return 0 if report["ok"] else 1
+
+
+def assemble(folder, target, runner, exit_code, ci):
+    """The report, from notes in `folder` and the runner's own in `target`. Pure apart from reading."""
+    steps = lines(folder / "steps.jsonl")
+    if runner == "nextest":
+        tests = [test for profile in ["clock", "default"] for test in junit(target / "nextest" / profile / "junit.xml")]
+    else:
+        tests = [test for name in ["clock.log", "tests.log"] for test in libtest(folder / name)]
+    skipped = [{"test": skip["test"], "reason": skip["reason"]} for skip in lines(folder / "skips.jsonl")]
+    skipped += [
+        {"test": test["name"], "reason": test["reason"]} for test in tests if test["outcome"] == "ignored"
+    ]
+    problems = [f"the step \"{step['name']}\" failed" for step in steps if not step["ok"]]
+    problems += [f"{test['suite']} {test['name']} failed" for test in tests if test["outcome"] == "failed"]
+    if exit_code == 0 and not any(test["outcome"] == "passed" for test in tests):
+        problems.append("no test was seen to pass")
+    if ci:
+        forbidden = [skip for skip in skipped if skip["reason"] != ALLOWED_SKIP]
+        problems += [f"{skip['test']} was skipped, which CI does not allow: {skip['reason']}" for skip in forbidden]
+    if exit_code != 0 and not problems:
+        problems.append(f"ended with code {exit_code} in between two steps")
+    counts = {outcome: sum(test["outcome"] == outcome for test in tests) for outcome in ["passed", "failed"]}
+    return {
+        "v": 1,
+        "ok": exit_code == 0 and not problems,
+        "ci": ci,
+        "runner": runner,
+        "counts": {**counts, "skipped": len(skipped)},
+        "problems": problems,
+        "skipped": skipped,
+        "not_run": lines(folder / "not-run.jsonl"),
+        "steps": steps,
+        "tests": tests,
+    }
+
+
+def lines(path):
+    """The objects of a file of JSON lines; none if there is no file."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+
+
+def junit(path):
+    """Tests of a JUnit file. A test that nextest ran but cut off is a failure there too."""
+    if not path.is_file():
+        return []
+    found = []
+    for suite in xml.parse(path).getroot().iter("testsuite"):
+        for case in suite.iter("testcase"):
+            skipped = case.find("skipped")
+            outcome = "passed"
+            if case.find("failure") is not None or case.find("error") is not None:
+                outcome = "failed"
+            elif skipped is not None:
+                outcome = "ignored"
+            test = {
+                "suite": suite.get("name"),
+                "name": case.get("name"),
+                "outcome": outcome,
+                "seconds": float(case.get("time", 0)),
+            }
+            if skipped is not None:
+                test["reason"] = skipped.get("message") or "marked as ignored"
+            found.append(test)
+    return found
+
+
+SUITE = re.compile(r"^\s+Running (?:unittests )?(\S+)")
+CASE = re.compile(r"^test (\S+)(?: - should panic)? \.\.\. (ok|FAILED|ignored)(?:, (.*))?$")
+
+
+def libtest(path):
+    """Tests of what `cargo test` printed, which has no times."""
+    if not path.is_file():
+        return []
+    suite, found = "", []
+    for line in path.read_text(errors="replace").splitlines():
+        if match := SUITE.match(line):
+            suite = match[1]
+        elif match := CASE.match(line):
+            outcome = {"ok": "passed", "FAILED": "failed", "ignored": "ignored"}[match[2]]
+            test = {"suite": suite, "name": match[1], "outcome": outcome, "seconds": None}
+            if outcome == "ignored":
+                test["reason"] = match[3] or "marked as ignored"
+            found.append(test)
+    return found
+
+
+def version(runner):
+    command = ["cargo", "nextest", "--version"] if runner == "nextest" else ["cargo", "--version"]
+    return (run(command) or "").partition("\n")[0]
+
+
+def capabilities():
+    """What this machine offers to the tests."""
+    uname = os.uname()
+    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    return {
+        "kernel": uname.release,
+        "architecture": uname.machine,
+        "cores": os.cpu_count(),
+        "root": os.geteuid() == 0,
+        "network_namespaces": run(["unshare", "--net", "true"]) is not None,
+        "user_namespaces": run(["unshare", "--user", "--map-root-user", "--net", "true"]) is not None,
+        "tun": os.path.exists("/dev/net/tun"),
+        "nftables": run(["unshare", "--net", "nft", "list", "ruleset"]) is not None,
+        "kernel_wireguard": run(["unshare", "--net", "ip", "link", "add", "probe", "type", "wireguard"]) is not None,
+        "wireguard_tools": shutil.which("wg") is not None,
+        "buildah": shutil.which("buildah") is not None,
+        "kubebuilder_assets": assets,
+    }
+
+
+def run(command):
+    """What a command prints, or nothing if it can't be run or fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def in_words(report):
+    counts = report["counts"]
+    text = f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped"
+    return text + "".join(f"\n    skipped {skip['test']}: {skip['reason']}" for skip in report["skipped"])
+
+
+def write(path, report):
+    """The whole file or none."""
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(report, indent=1) + "\n")
+    new.replace(path)
+
+
+# --- the self-test ----------------------------------------------------------------------------------------------------
+
+JUNIT = """<?xml version="1.0" encoding="UTF-8"?>
+<testsuites name="nextest-run" tests="2" failures="{failures}" errors="0" time="1.5">
+  <testsuite name="lab::mesh" tests="2" disabled="0" errors="0" failures="{failures}">
+    <testcase name="three_nodes_meet" classname="lab::mesh" time="1.25"></testcase>
+    <testcase name="a_route_comes_back" classname="lab::mesh" time="0.25">{failure}</testcase>
+  </testsuite>
+</testsuites>
+"""
+LIBTEST = """     Running unittests src/lib.rs (target/debug/deps/plan-0123456789abcdef)
+
+running 3 tests
+test diff::tests::nothing_to_do ... ok
+test diff::tests::{name} ... {outcome}
+test prefix::tests::refuses - should panic ... ok
+
+test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s
+"""
+
+
+def self_test():
+    """Sees each kind of trouble found, and none where there is none."""
+    for case in [nextest_case, libtest_case, skip_case, empty_case, step_case]:
+        with tempfile.TemporaryDirectory() as folder:
+            case(pathlib.Path(folder))
+    print("test-report: the self-test found what it should")
+    return 0
+
+
+def nextest_case(folder):
+    notes(folder, "steps.jsonl", {"name": "tests", "seconds": 1, "ok": True})
+    default = folder / "nextest/default"
+    default.mkdir(parents=True)
+    (default / "junit.xml").write_text(JUNIT.format(failures=0, failure=""))
+    report = assemble(folder, folder, "nextest", 0, True)
+    expect(report["ok"] and report["counts"] == {"passed": 2, "failed": 0, "skipped": 0}, report)
+    expect(report["tests"][0]["seconds"] == 1.25, report)
+    (default / "junit.xml").write_text(JUNIT.format(failures=1, failure='<failure type="test failure"/>'))
+    report = assemble(folder, folder, "nextest", 0, False)
+    expect(not report["ok"] and report["problems"] == ["lab::mesh a_route_comes_back failed"], report)
+
+
+def libtest_case(folder):
+    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="ok"))
+    report = assemble(folder, folder, "cargo-test", 0, True)
+    expect(report["ok"] and report["counts"]["passed"] == 3, report)
+    expect(report["tests"][0]["suite"] == "src/lib.rs", report)
+    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="FAILED"))
+    expect(not assemble(folder, folder, "cargo-test", 0, False)["ok"], "a failed test")
+    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="ignored, takes an hour"))
+    expect(assemble(folder, folder, "cargo-test", 0, False)["ok"], "an ignored test at home")
+    report = assemble(folder, folder, "cargo-test", 0, True)
+    expect(not report["ok"] and report["skipped"][0]["reason"] == "takes an hour", report)
+
+
+def skip_case(folder):
+    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="ok"))
+    notes(folder, "skips.jsonl", {"test": "kernel", "reason": ALLOWED_SKIP})
+    report = assemble(folder, folder, "cargo-test", 0, True)
+    expect(report["ok"] and report["counts"]["skipped"] == 1, report)
+    notes(folder, "skips.jsonl", {"test": "namespaces", "reason": "not root"})
+    expect(not assemble(folder, folder, "cargo-test", 0, True)["ok"], "a skip in CI")
+    expect(assemble(folder, folder, "cargo-test", 0, False)["ok"], "a skip at home")
+
+
+def empty_case(folder):
+    expect(not assemble(folder, folder, "nextest", 0, False)["ok"], "no tests at all")
+
+
+def step_case(folder):
+    notes(folder, "steps.jsonl", {"name": "format", "seconds": 1, "ok": False})
+    report = assemble(folder, folder, "nextest", 1, False)
+    expect(report["problems"] == ['the step "format" failed'] and not report["ok"], report)
+
+
+def notes(folder, name, note):
+    with open(folder / name, "a") as file:
+        file.write(json.dumps(note) + "\n")
+
+
+def expect(holds, found):
+    if not holds:
+        sys.exit(f"self-test: {found}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+//! The API server may be away, start anew with nothing, or forget: the mesh stays.
+
+use std::thread;
+use std::time::Duration;
+
+use lab::mesh::{Mesh, is_formed};
+use lab::{ApiKind, Family, Flow, IpVersion, Lab, Pod, Protocol, Signal, Stream};
+
+const WITHIN: Duration = Duration::from_secs(20);
+
+fn formed(api: ApiKind) -> Mesh {
+    Mesh::form(Lab::builder().nodes(3).family(Family::V4).api(api).build().unwrap()).unwrap()
+}
+
+fn pair(mesh: &Mesh) -> (Pod<'_>, Pod<'_>) {
+    (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap())
+}
+
+/// Started while the API server is away, a node is in the mesh by what it remembers.
+#[test]
+fn a_node_starts_without_the_api_server() {
+    let mut mesh = formed(ApiKind::StandIn);
+    let (here, there) = {
+        let (a, b) = pair(&mesh);
+        (a.end(), b.end())
+    };
+    mesh.stop("n1", Signal::KILL).unwrap();
+    mesh.api().stop().unwrap();
+    mesh.start("n1").unwrap();
+    mesh.wait("n1", "ready without the API server", WITHIN, |status| {
+        status["ready"] == true
+            && status["api"]["listed"] == false
+            && status["peers"].as_array().unwrap().len() == 2
+    });
+    Flow::new(&here, &there, IpVersion::V4, Protocol::Tcp).must_pass();
+    assert!(mesh.node("n1").unwrap().pod("late").is_ok(), "pods can be attached");
+    mesh.api().resume().unwrap();
+    mesh.wait("n1", "back with the API server", Duration::from_secs(60), |status| {
+        status["api"]["listed"] == true && is_formed(status, 2)
+    });
+}
+
+/// What is remembered is believed only if it is whole.
+#[test]
+fn a_damaged_memory_is_not_used() {
+    let mut mesh = formed(ApiKind::StandIn);
+    mesh.stop("n1", Signal::KILL).unwrap();
+    mesh.api().stop().unwrap();
+    let node = mesh.node("n1").unwrap();
+    let memory = String::from_utf8(node.read("/var/lib/meshd/peers.json").unwrap()).unwrap();
+    assert!(memory.contains("10.244.2.0/24"), "{memory}");
+    node.write("/var/lib/meshd/peers.json", memory.replace("10.244.2.0/24", "10.244.3.0/25")).unwrap();
+    mesh.start("n1").unwrap();
+    mesh.daemon("n1").wait_log("start without the last known peers", WITHIN).unwrap();
+    mesh.wait("n1", "guard up, nobody believed", WITHIN, |status| {
+        status["guard"]["stands"] == true
+            && status["ready"] == false
+            && status["peers"].as_array().unwrap().is_empty()
+    });
+}
+
+fn outage(api: ApiKind) {
+    let mesh = formed(api);
+    let (here, there) = pair(&mesh);
+    let stream = Stream::start(&here.end(), &there.end(), IpVersion::V4, 200).unwrap();
+    mesh.api().stop().unwrap();
+    // Longer than a watch lasts, so that its renewal fails as well.
+    thread::sleep(Duration::from_secs(70));
+    mesh.wait("n1", "the outage is told", WITHIN, |status| status["api"]["error"].is_string());
+    mesh.wait("n1", "nobody was removed", WITHIN, |status| status["peers"].as_array().unwrap().len() == 2);
+    mesh.api().resume().unwrap();
+    mesh.wait("n1", "the outage is over", Duration::from_secs(60), |status| {
+        status["api"]["error"].is_null() && is_formed(status, 2)
+    });
+    let report = stream.stop();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn an_outage_is_survived() {
+    outage(ApiKind::StandIn);
+}
+
+#[test]
+fn an_outage_of_a_real_api_server_is_survived() {
+    outage(ApiKind::Real);
+}
+
+/// An API server that starts anew with an empty store knows no Node: nobody is removed, and when the Nodes are made
+/// anew, with other UIDs, the daemons publish themselves again. Not a packet is lost.
+fn emptied(api: ApiKind) {
+    let mesh = formed(api);
+    let (here, there) = pair(&mesh);
+    let stream = Stream::start(&here.end(), &there.end(), IpVersion::V4, 200).unwrap();
+    mesh.api().wipe().unwrap();
+    mesh.wait("n1", "the empty list is not believed", Duration::from_secs(60), |status| {
+        status["api"]["error"].is_null() && status["kept"].as_array().unwrap().len() == 2
+    });
+    assert_eq!(mesh.status("n1").unwrap()["peers"].as_array().unwrap().len(), 2);
+    for node in mesh.nodes() {
+        mesh.register(node).unwrap();
+    }
+    mesh.wait_formed();
+    mesh.wait("n1", "the new Nodes have replaced the old ones", WITHIN, |status| {
+        status["kept"].as_array().unwrap().is_empty()
+    });
+    Flow::new(&here.end(), &there.end(), IpVersion::V4, Protocol::Tcp).must_pass();
+    let report = stream.stop();
+    assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
+}
+
+#[test]
+fn an_emptied_store_is_survived() {
+    emptied(ApiKind::StandIn);
+}
+
+#[test]
+fn an_emptied_store_of_a_real_api_server_is_survived() {
+    emptied(ApiKind::Real);
+}
+
+/// A daemon that starts before its Node has been seen closes the node, and opens nothing.
+#[test]
+fn the_guard_stands_before_anything_is_known() {
+    let lab = Lab::builder().nodes(1).family(Family::Dual).register(false).build().unwrap();
+    let mut mesh = Mesh::idle(lab);
+    mesh.start("n1").unwrap();
+    mesh.wait("n1", "closed", WITHIN, |status| status["guard"]["stands"] == true && status["ready"] == false);
+    assert!(mesh.node("n1").unwrap().pod("a").is_err(), "no pod is attached");
+    mesh.register(mesh.node("n1").unwrap()).unwrap();
+    mesh.wait("n1", "open", WITHIN, |status| status["ready"] == true);
+    mesh.node("n1").unwrap().pod("a").unwrap();
+}

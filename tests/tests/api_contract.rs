@@ -1,0 +1,538 @@
+//! The stand-in may not lie: the same requests, one by one, to it and to a real kube-apiserver, must come out the same.
+#![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use futures::{AsyncBufReadExt, TryStreamExt};
+use kube::Client;
+use kube::client::Body;
+use lab::require::{self, Need};
+use lab::{ApiKind, ApiServer, Family, Lab};
+use serde_json::{Value, json};
+
+const MERGE: &str = "application/merge-patch+json";
+
+/// One server, and what came of each step so far.
+struct Walk<'a> {
+    api: &'a ApiServer,
+    trail: Vec<(String, Value)>,
+}
+
+/// A request: method, path with query, media type, body.
+type Ask<'a> = (&'a str, &'a str, &'a str, Value);
+
+impl Walk<'_> {
+    /// Makes a request as a user and notes what came back: code, reason, and what of the body is not the server's
+    /// private matter. Returns the whole body.
+    fn step(&mut self, user: &str, (method, path, media, body): Ask<'_>) -> Value {
+        let body = match body {
+            Value::Null => String::new(),
+            Value::String(raw) => raw,
+            other => other.to_string(),
+        };
+        let shown: String = body.chars().take(80).collect();
+        let config = match user {
+            "nobody" => self.api.kubeconfig_with("nobody", ""),
+            "stranger" => self.api.kubeconfig_with("stranger", "no-such-token"),
+            known => self.api.kubeconfig(known).unwrap(),
+        };
+        let request = http_request(method, path, media, body);
+        let (code, answer) = self
+            .api
+            .run_with(&config, user, |client| async move {
+                let response = client.send(request).await.unwrap();
+                let code = response.status().as_u16();
+                let bytes = response.into_body().collect_bytes().await.unwrap();
+                (code, serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null))
+            })
+            .unwrap();
+        self.note(
+            &format!("{user}: {method} {path} {shown}"),
+            json!({"code": code, "body": essence(&answer)}),
+        );
+        answer
+    }
+
+    fn note(&mut self, what: &str, outcome: Value) {
+        self.trail.push((what.to_owned(), outcome));
+    }
+
+    fn revision(&self) -> String {
+        let list =
+            self.api.run("admin", |client| async move { get(&client, "/api/v1/nodes").await }).unwrap();
+        list["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
+    }
+
+    /// Watches with a query until the server ends it; returns the events.
+    fn watch(&self, user: &str, query: &str) -> Vec<Value> {
+        let path = format!("/api/v1/nodes?watch=true&{query}");
+        self.api.run(user, |client| async move { collect(&client, &path).await }).unwrap()
+    }
+}
+
+fn http_request(method: &str, path: &str, media: &str, body: String) -> axum::http::Request<Body> {
+    let request = axum::http::Request::builder().method(method).uri(path).header("content-type", media);
+    request.body(Body::from(body.into_bytes())).unwrap()
+}
+
+async fn get(client: &Client, path: &str) -> Value {
+    let text = client.request_text(axum::http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+async fn collect(client: &Client, path: &str) -> Vec<Value> {
+    let request = axum::http::Request::get(path).body(Vec::new()).unwrap();
+    let lines = client.request_stream(request).await.unwrap().lines();
+    let lines: Vec<String> = lines.try_collect().await.unwrap();
+    lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// What both servers have to agree on in a body: of errors the reason and the text, of Nodes what meshd and the lab use.
+fn essence(body: &Value) -> Value {
+    match body["kind"].as_str() {
+        Some("Status") => json!({
+            "status": body["status"], "reason": body["reason"],
+            "message": if judged_by_code(body) { Value::Null } else { body["message"].clone() },
+            "name": body["details"]["name"],
+        }),
+        Some("NodeList") => {
+            let items = body["items"].as_array().unwrap();
+            json!({
+                // Out of the real server's cache they come in no particular order.
+                "names": items.iter().map(|item| item["metadata"]["name"].as_str()).collect::<BTreeSet<_>>(),
+                "kinds": items.iter().map(|item| item["kind"].clone()).collect::<Vec<_>>(),
+                "continues": body["metadata"]["continue"].is_string(),
+                "remaining": body["metadata"]["remainingItemCount"],
+            })
+        }
+        Some("Node") => node_essence(body),
+        Some("Endpoints") => {
+            json!({"name": body["metadata"]["name"], "addresses": body["subsets"][0]["addresses"]})
+        }
+        Some("Event") => {
+            let mut body = body.clone();
+            if body["regarding"]["namespace"].is_null() {
+                body["regarding"].as_object_mut().map(|about| about.remove("namespace"));
+            }
+            let fields = [
+                "apiVersion",
+                "reason",
+                "note",
+                "message",
+                "type",
+                "action",
+                "regarding",
+                "involvedObject",
+                "reportingController",
+            ];
+            fields.iter().map(|field| ((*field).to_owned(), body[*field].clone())).collect()
+        }
+        None if !body.is_null() => json!("not a kind"),
+        Some("EventList") => json!(body["items"].as_array().unwrap().len()),
+        _ => Value::Null,
+    }
+}
+
+/// Refusals of malformed input: each server words them in its own way, the code and the reason are what counts.
+fn judged_by_code(status: &Value) -> bool {
+    matches!(
+        status["reason"].as_str(),
+        Some("Invalid" | "BadRequest" | "UnsupportedMediaType" | "Timeout" | "Expired")
+    ) || status["message"].as_str().is_some_and(|message| message.contains("UID in record"))
+}
+
+fn node_essence(node: &Value) -> Value {
+    json!({
+        "name": node["metadata"]["name"],
+        "labels": node["metadata"]["labels"],
+        "annotations": node["metadata"]["annotations"],
+        "uid": node["metadata"]["uid"].is_string(),
+        "created": node["metadata"]["creationTimestamp"].as_str().map(str::len),
+        "generation": node["metadata"]["generation"],
+        "podCIDR": node["spec"]["podCIDR"],
+        "podCIDRs": node["spec"]["podCIDRs"],
+        "unschedulable": node["spec"]["unschedulable"],
+        "addresses": node["status"]["addresses"],
+    })
+}
+
+fn event_essence(event: &Value) -> Value {
+    let object = match event["type"].as_str() {
+        Some("BOOKMARK") => {
+            json!({"kind": event["object"]["kind"], "name": event["object"]["metadata"]["name"]})
+        }
+        Some("ERROR") => json!({"code": event["object"]["code"], "reason": event["object"]["reason"]}),
+        _ => node_essence(&event["object"]),
+    };
+    json!({"type": event["type"], "object": object})
+}
+
+fn revision_of(object: &Value) -> u64 {
+    object["metadata"]["resourceVersion"].as_str().unwrap_or("0").parse().unwrap()
+}
+
+fn node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}, "annotations": {"first": "1"}},
+        "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "198.18.0.1"}]},
+    })
+}
+
+fn annotate(key: &str, value: impl Into<Value>) -> Value {
+    json!({"metadata": {"annotations": {key: value.into()}}})
+}
+
+fn doors(walk: &mut Walk<'_>) {
+    let get = |path| ("GET", path, "", Value::Null);
+    for user in ["nobody", "stranger", "n1", "admin"] {
+        walk.step(user, get("/api/v1/nodes"));
+        walk.step(user, get("/api/v1/nodes/n9"));
+        walk.step(user, get("/version"));
+    }
+    walk.step("n1", get("/api/v1/namespaces/default/endpoints/kubernetes"));
+    walk.step("n1", get("/api/v1/namespaces/default/endpoints/other"));
+    walk.step("admin", get("/api/v1/namespaces/default/endpoints/other"));
+    walk.step("admin", get("/api/v1/no-such-thing"));
+    walk.step("admin", get("/apis/no.such.group/v1/things"));
+    walk.step("admin", ("POST", "/api/v1/nodes/n1", "application/json", json!({})));
+}
+
+fn creation(walk: &mut Walk<'_>) {
+    let create = |body| ("POST", "/api/v1/nodes", "application/json", body);
+    let dry = walk.step("admin", ("POST", "/api/v1/nodes?dryRun=All", "application/json", node("n1")));
+    walk.note("a dry run gives no revision", json!(revision_of(&dry)));
+    let made = walk.step("admin", create(node("n1")));
+    assert!(revision_of(&made) > 0);
+    walk.step("admin", create(node("n1")));
+    walk.step("admin", create(json!({"metadata": {"name": "n2", "labels": {"color": "blue"}}})));
+    walk.step("admin", create(json!({"metadata": {"name": "n3"}, "spec": {"podCIDRs": ["10.244.3.0/24"]}})));
+    let broken = [
+        json!({"metadata": {}}),
+        json!({"metadata": {"name": "No_Good"}}),
+        json!({"metadata": {"name": "broken", "resourceVersion": "5"}}),
+        json!({"metadata": {"name": "broken"}, "spec": {"podCIDRs": ["10.0.0.0/24", "10.0.1.0/24"]}}),
+        json!({"metadata": {"name": "broken"}, "spec": {"podCIDRs": ["10.0.0.0"]}}),
+        json!({"metadata": {"name": "broken", "annotations": {"long": "x".repeat(256 * 1024 + 1)}}}),
+        json!({"metadata": {"name": "broken", "annotations": {"number": 5}}}),
+        json!("{\"metadata\": "),
+        json!("[1]"),
+    ];
+    for body in broken {
+        walk.step("admin", create(body));
+        // If one of the servers takes it, that is a difference, but only this one.
+        let _not_there = walk.api.delete_node("broken");
+    }
+    walk.step("n1", create(node("n4")));
+    walk.step("admin", ("POST", "/api/v1/nodes?dryRun=Some", "application/json", node("n4")));
+}
+
+fn patches(walk: &mut Walk<'_>) {
+    let patch = |body| ("PATCH", "/api/v1/nodes/n1", MERGE, body);
+    let before = walk.step("admin", ("GET", "/api/v1/nodes/n1", "", Value::Null));
+    let (uid, version) = (before["metadata"]["uid"].clone(), before["metadata"]["resourceVersion"].clone());
+    let same = walk.step("n1", patch(annotate("first", "1")));
+    walk.note("no change, no revision", json!(revision_of(&same) == revision_of(&before)));
+    let changed = walk.step("n1", patch(annotate("meshd.dev/state", "{}")));
+    walk.note("a change, a revision", json!(revision_of(&changed) > revision_of(&before)));
+    let dry = walk.step("n1", ("PATCH", "/api/v1/nodes/n1?dryRun=All", MERGE, annotate("dry", "1")));
+    walk.note("a dry run keeps the revision", json!(revision_of(&dry) == revision_of(&changed)));
+    walk.step("n1", patch(annotate("first", Value::Null)));
+    walk.step("n1", patch(annotate("first", Value::Null)));
+    walk.step("n1", patch(json!({"metadata": {"uid": uid, "annotations": {"with-uid": "1"}}})));
+    walk.step("n1", patch(json!({"metadata": {"uid": "00000000-0000-0000-0000-000000000000", "annotations": {"bad-uid": "1"}}})));
+    walk.step("n1", patch(json!({"metadata": {"resourceVersion": version, "annotations": {"stale": "1"}}})));
+    let now = walk.step("n1", ("GET", "/api/v1/nodes/n1", "", Value::Null));
+    let version = &now["metadata"]["resourceVersion"];
+    walk.step("n1", patch(json!({"metadata": {"resourceVersion": version, "annotations": {"fresh": "1"}}})));
+    walk.step("n1", patch(json!({"metadata": {"name": "n2"}})));
+    walk.step("n1", patch(annotate("number", 5)));
+    walk.step("n1", patch(annotate("long", "x".repeat(1 << 20))));
+    walk.step("n1", patch(json!("{\"metadata\": ")));
+    walk.step("n1", patch(json!("[1]")));
+    walk.step("n1", ("PATCH", "/api/v1/nodes/n1", "application/json", annotate("media", "1")));
+    walk.step("admin", patch(json!({"spec": {"podCIDR": "10.244.7.0/24", "podCIDRs": ["10.244.7.0/24"]}})));
+    walk.step("admin", patch(json!({"spec": {"podCIDRs": null, "podCIDR": null}})));
+    walk.step("admin", ("PATCH", "/api/v1/nodes/n2", MERGE, json!({"spec": {"podCIDR": "10.244.2.0/24"}})));
+    walk.step("admin", patch(json!({"status": {"addresses": []}, "spec": {"unschedulable": true}})));
+    let status = json!({"spec": {"unschedulable": null}, "status": {"addresses": [{"type": "InternalIP", "address": "198.18.0.7"}]}});
+    walk.step("admin", ("PATCH", "/api/v1/nodes/n1/status", MERGE, status));
+    walk.step("admin", ("PATCH", "/api/v1/nodes/n9", MERGE, annotate("a", "1")));
+    walk.step("admin", patch(json!({"metadata": {"labels": {"color": "red"}, "annotations": null}})));
+}
+
+fn fence(walk: &mut Walk<'_>) {
+    for path in
+        ["/api/v1/nodes/n2", "/api/v1/nodes/n2?dryRun=All", "/api/v1/nodes/n9", "/api/v1/nodes/n1/status"]
+    {
+        walk.step("n1", ("PATCH", path, MERGE, annotate("forged", "1")));
+    }
+    walk.step("n1", ("DELETE", "/api/v1/nodes/n1", "", Value::Null));
+    walk.step("n1", ("GET", "/api/v1/namespaces/default/events", "", Value::Null));
+    walk.step("nobody", ("PATCH", "/api/v1/nodes/n2", MERGE, annotate("forged", "1")));
+    walk.step("stranger", ("PATCH", "/api/v1/nodes/n2", MERGE, annotate("forged", "1")));
+}
+
+fn lists(walk: &mut Walk<'_>) {
+    let mut list = |query: &str| walk.step("n1", ("GET", &format!("/api/v1/nodes?{query}"), "", Value::Null));
+    list("");
+    list("fieldSelector=metadata.name%3Dn2");
+    list("labelSelector=color%3Dblue");
+    list("labelSelector=color%3Dblue&limit=1");
+    list("resourceVersion=0&limit=1");
+    list("resourceVersion=x");
+    list("limit=x");
+    list("continue=garbage");
+    list("resourceVersion=999999999");
+    let first = list("limit=2");
+    let token = first["metadata"]["continue"].as_str().unwrap().to_owned();
+    walk.api.patch_node("n3", &annotate("between-pages", "1")).unwrap();
+    // Tokens are base64, whose characters beyond letters and digits mean something in a query.
+    let token = token.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
+    let path = format!("/api/v1/nodes?limit=2&continue={token}");
+    let second = walk.api.run("n1", |client| async move { get(&client, &path).await }).unwrap();
+    walk.note("the second page", essence(&second));
+    walk.note("is of the first one's revision", json!(revision_of(&second) == revision_of(&first)));
+    walk.note("and of its state", second["items"][0]["metadata"]["annotations"]["between-pages"].clone());
+}
+
+fn watches(walk: &mut Walk<'_>) {
+    let start = walk.revision();
+    let mut revisions = Vec::new();
+    for (name, key) in [("n1", "a"), ("n2", "b"), ("n1", "c")] {
+        revisions.push(revision_of(&walk.api.patch_node(name, &annotate(key, "1")).unwrap()));
+    }
+    walk.api.delete_node("n3").unwrap();
+    revisions.push(revision_of(&walk.api.create_node(node("n4")).unwrap()));
+    let events = walk.watch("n1", &format!("resourceVersion={start}&timeoutSeconds=2"));
+    walk.note("a watch from before", events.iter().map(event_essence).collect());
+    let seen: Vec<u64> = events.iter().map(|event| revision_of(&event["object"])).collect();
+    let deletion = seen.get(3).copied().unwrap_or_default();
+    assert!(deletion > revisions[2] && deletion < revisions[3], "{seen:?}");
+    revisions.insert(3, deletion);
+    walk.note("revisions are those of the answers", json!(seen == revisions));
+
+    let later = revisions[1];
+    let events = walk.watch("n1", &format!("resourceVersion={later}&timeoutSeconds=1"));
+    walk.note("a watch from between", events.iter().map(event_essence).collect());
+    for query in ["timeoutSeconds=1", "resourceVersion=0&timeoutSeconds=1"] {
+        let mut events = walk.watch("n1", query);
+        // Which of the existing objects comes first is not promised.
+        events.sort_by_key(|event| event["object"]["metadata"]["name"].to_string());
+        walk.note(&format!("a watch with {query}"), events.iter().map(event_essence).collect());
+    }
+    let events = walk
+        .watch("n1", &format!("resourceVersion={start}&timeoutSeconds=1&fieldSelector=metadata.name%3Dn2"));
+    walk.note("a watch of one node", events.iter().map(event_essence).collect());
+    let now = walk.revision();
+    let quiet = format!(
+        "timeoutSeconds=5&allowWatchBookmarks=true&fieldSelector=metadata.name%3Dn2&resourceVersion={now}"
+    );
+    walk.note("a watch with bookmarks and nothing to say", json!(walk.watch("n1", &quiet)));
+    walk.api.patch_node("n1", &annotate("d", "1")).unwrap();
+    walk.note("a watch with bookmarks that missed something before", json!(walk.watch("n1", &quiet)));
+    let (events, changed) = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| walk.watch("n1", &quiet));
+        std::thread::sleep(Duration::from_millis(700));
+        let changed = walk.api.patch_node("n1", &annotate("e", "1")).unwrap();
+        (watching.join().unwrap(), revision_of(&changed))
+    });
+    // The real server repeats itself now and then.
+    let kinds: BTreeSet<_> = events.iter().map(|event| event_essence(event).to_string()).collect();
+    walk.note("a watch with bookmarks that misses something", json!(kinds));
+    let said: BTreeSet<_> = events.iter().map(|event| revision_of(&event["object"]) == changed).collect();
+    walk.note("bookmarks say how far we are", json!(said));
+    walk.note("a watch of the future", json!(walk.watch("n1", "resourceVersion=999999999&timeoutSeconds=1")));
+    walk.step("n1", ("GET", "/api/v1/nodes?watch=true&resourceVersion=x", "", Value::Null));
+    walk.step("nobody", ("GET", "/api/v1/nodes?watch=true", "", Value::Null));
+}
+
+/// A watch that is open while things happen.
+fn live_watch(walk: &mut Walk<'_>) {
+    let start = walk.revision();
+    let api = walk.api;
+    let events = std::thread::scope(|scope| {
+        let path = format!("/api/v1/nodes?watch=true&resourceVersion={start}&timeoutSeconds=4");
+        let watching = scope
+            .spawn(move || api.run("n2", |client| async move { collect(&client, &path).await }).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        api.patch_node("n2", &annotate("live", "1")).unwrap();
+        api.patch_node("n2", &annotate("live", "1")).unwrap();
+        api.patch_node("n2", &annotate("live", Value::Null)).unwrap();
+        api.patch_node_status(
+            "n2",
+            &json!({"status": {"addresses": [{"type": "InternalIP", "address": "198.18.0.9"}]}}),
+        )
+        .unwrap();
+        watching.join().unwrap()
+    });
+    walk.note("a live watch", events.iter().map(event_essence).collect());
+}
+
+fn events(walk: &mut Walk<'_>) {
+    let path = "/apis/events.k8s.io/v1/namespaces/default/events";
+    let event = json!({
+        "apiVersion": "events.k8s.io/v1", "kind": "Event", "metadata": {"name": "e1", "namespace": "default"},
+        "eventTime": "2026-01-01T00:00:00.000000Z", "reason": "PeerRejected", "action": "Reject", "type": "Warning",
+        "note": "podCIDR overlaps", "reportingController": "meshd.dev/meshd", "reportingInstance": "n1",
+        "regarding": {"apiVersion": "v1", "kind": "Node", "name": "n2", "namespace": "default"},
+    });
+    walk.step("n1", ("POST", path, "application/json", event.clone()));
+    walk.step("n1", ("POST", path, "application/json", event.clone()));
+    // About objects without a namespace: which namespace they may be in is not the same in all versions.
+    for (name, place, about) in
+        [("e2", "default", None), ("e3", "kube-system", None), ("e4", "kube-system", Some("default"))]
+    {
+        let mut other = event.clone();
+        other["metadata"] = json!({"name": name, "namespace": place});
+        other["regarding"]["namespace"] = json!(about);
+        walk.step("n1", ("POST", &path.replace("default", place), "application/json", other));
+    }
+    let old = json!({
+        "apiVersion": "v1", "kind": "Event", "metadata": {"name": "e5"}, "reason": "Old", "message": "of the old group",
+        "involvedObject": {"kind": "Node", "name": "n2"}, "source": {"component": "meshd"}, "type": "Normal",
+    });
+    walk.step("n1", ("POST", "/api/v1/namespaces/default/events", "application/json", old.clone()));
+    walk.step("n1", ("POST", "/api/v1/namespaces/kube-system/events", "application/json", old));
+    let series = json!({"series": {"count": 2, "lastObservedTime": "2026-01-01T00:01:00.000000Z"}});
+    walk.step("n1", ("PATCH", &format!("{path}/e1"), MERGE, series.clone()));
+    walk.step("n1", ("PATCH", &format!("{path}/e9"), MERGE, series));
+    let mut elsewhere = event;
+    elsewhere["metadata"]["namespace"] = json!("kube-system");
+    walk.step("n1", ("POST", path, "application/json", elsewhere));
+    walk.step("nobody", ("POST", path, "application/json", json!({})));
+    let seen = walk.api.events().unwrap();
+    let ours: Vec<_> = seen.iter().filter(|event| event["reason"] == "PeerRejected").collect();
+    walk.note(
+        "the administrator reads it",
+        json!(ours.iter().map(|event| &event["note"]).collect::<Vec<_>>()),
+    );
+}
+
+fn deletions(walk: &mut Walk<'_>) {
+    let wrong = json!({"preconditions": {"uid": "00000000-0000-0000-0000-000000000000"}});
+    walk.step("admin", ("DELETE", "/api/v1/nodes/n4", "application/json", wrong));
+    walk.step("admin", ("DELETE", "/api/v1/nodes/n4?dryRun=All", "", Value::Null));
+    walk.step("admin", ("DELETE", "/api/v1/nodes/n4", "", Value::Null));
+    walk.step("admin", ("DELETE", "/api/v1/nodes/n4", "", Value::Null));
+}
+
+fn stopped_and_started(walk: &mut Walk<'_>) {
+    let old = walk.revision();
+    walk.api.patch_node("n1", &annotate("last", "1")).unwrap();
+    walk.api.stop().unwrap();
+    let refused = walk.api.node("n1").unwrap_err();
+    walk.note(
+        "nobody is there",
+        json!(matches!(refused, lab::kube::ApiError::Request { source: kube::Error::Api(_), .. })),
+    );
+    walk.api.resume().unwrap();
+    walk.step("n1", ("GET", "/api/v1/nodes", "", Value::Null));
+    let events = walk.watch("n1", &format!("resourceVersion={old}&timeoutSeconds=2"));
+    walk.note("a watch from before the start", events.iter().map(event_essence).collect());
+    walk.step("n1", ("GET", &format!("/api/v1/nodes?resourceVersion={old}"), "", Value::Null));
+    let now = walk.revision();
+    walk.note(
+        "a watch from now",
+        json!(walk.watch("n1", &format!("resourceVersion={now}&timeoutSeconds=1"))),
+    );
+}
+
+fn wiped(walk: &mut Walk<'_>) {
+    // Far enough for the revisions of a fresh start to stay below.
+    let before = walk.api.node("n1").unwrap();
+    let rounds = if walk.api.kind() == ApiKind::StandIn { 20 } else { 800 };
+    walk.api
+        .run("admin", |client| async move {
+            for round in 0..rounds {
+                let path = "/api/v1/nodes/n1";
+                let body = annotate("round", round.to_string()).to_string();
+                client.send(http_request("PATCH", path, MERGE, body)).await.unwrap();
+            }
+        })
+        .unwrap();
+    let old: u64 = walk.revision().parse().unwrap();
+    walk.api.wipe().unwrap();
+    walk.step("n1", ("GET", "/api/v1/nodes", "", Value::Null));
+    walk.note("revisions start anew", json!(walk.revision().parse::<u64>().unwrap() < old));
+    let again = walk.api.create_node(node("n1")).unwrap();
+    walk.note("the same name, another node", json!(again["metadata"]["uid"] != before["metadata"]["uid"]));
+    walk.note(
+        "a watch from another life",
+        json!(walk.watch("n1", &format!("resourceVersion={old}&timeoutSeconds=1"))),
+    );
+    walk.step("n1", ("PATCH", "/api/v1/nodes/n1", MERGE, annotate("again", "1")));
+    walk.step("n1", ("PATCH", "/api/v1/nodes/n2", MERGE, annotate("again", "1")));
+}
+
+fn whole_walk(api: &ApiServer) -> Vec<(String, Value)> {
+    let mut walk = Walk { api, trail: Vec::new() };
+    for part in [
+        doors,
+        creation,
+        patches,
+        fence,
+        lists,
+        watches,
+        live_watch,
+        events,
+        deletions,
+        stopped_and_started,
+        wiped,
+    ] {
+        part(&mut walk);
+    }
+    walk.trail
+}
+
+fn lab(kind: ApiKind, family: Family, fence: bool) -> Lab {
+    Lab::builder().nodes(1).family(family).api(kind).register(false).fence(fence).build().unwrap()
+}
+
+#[test]
+fn the_stand_in_answers_as_a_real_server_does() {
+    require::all(&[Need::Namespaces, Need::KubeApiserver]);
+    let (stand_in, real) = std::thread::scope(|scope| {
+        let run = |kind| scope.spawn(move || whole_walk(lab(kind, Family::Dual, true).api()));
+        let (stand_in, real) = (run(ApiKind::StandIn), run(ApiKind::Real));
+        (stand_in.join().unwrap(), real.join().unwrap())
+    });
+    assert_eq!(stand_in.len(), real.len());
+    let differ = stand_in.iter().zip(&real).filter(|((_, one), (_, other))| one != other);
+    let differ: Vec<_> = differ
+        .map(|((what, stand_in), (_, real))| format!("{what}\n  stand-in {stand_in}\n  real     {real}\n"))
+        .collect();
+    assert!(differ.is_empty(), "{} of {} steps differ:\n{}", differ.len(), real.len(), differ.join(""));
+}
+
+#[test]
+fn without_the_fence_a_node_may_change_another_on_both_servers() {
+    require::all(&[Need::Namespaces, Need::KubeApiserver]);
+    for (kind, family) in [(ApiKind::StandIn, Family::V6), (ApiKind::Real, Family::V6)] {
+        let lab = lab(kind, family, false);
+        let mut walk = Walk { api: lab.api(), trail: Vec::new() };
+        walk.api.create_node(node("n2")).unwrap();
+        walk.step("n1", ("PATCH", "/api/v1/nodes/n2", MERGE, annotate("forged", "1")));
+        assert_eq!(walk.trail[0].1["code"], 200, "{kind:?}");
+        assert!(lab.api().url().contains("[2001:db8:18::fa]"));
+    }
+}
+
+#[test]
+fn a_node_reaches_its_server_with_its_kubeconfig_over_the_underlay() {
+    require::all(&[Need::Namespaces]);
+    let lab = Lab::builder().nodes(2).build().unwrap();
+    let node = lab.node("n2").unwrap();
+    let config = String::from_utf8(node.read(lab::KUBECONFIG).unwrap()).unwrap();
+    assert!(config.contains(lab.api().token("n2").unwrap()) && config.contains(lab.api().url()));
+    let host = lab.api().host().end();
+    let source = lab::Flow::new(&node.end(), &host, lab::IpVersion::V4, lab::Protocol::Tcp).must_pass();
+    assert_eq!(source, node.address(lab::IpVersion::V4).unwrap());
+    let made = lab.api().node("n2").unwrap();
+    assert_eq!(made["spec"]["podCIDRs"], json!(["10.244.2.0/24", "fd00:10:244:2::/64"]));
+    lab.unregister("n2").unwrap();
+    assert!(lab.api().node("n2").is_err());
+    assert_eq!(lab.api().requests().unwrap()["delete nodes"], 1);
+}

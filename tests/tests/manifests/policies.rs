@@ -1,0 +1,261 @@
+//! The two admission policies: what they say of themselves, and what they let pass.
+
+use plan::annotation::{MAX_LEN, names};
+use serde_json::{Value, json};
+
+use super::admission::{Policy, Request};
+use super::{NAMESPACE, SERVICE_ACCOUNT, list, objects, string, text};
+
+const FILES: [&str; 2] = ["policy-own-node.yaml", "policy-annotations.yaml"];
+const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
+const BREAK_GLASS: &str = "meshd.dev:break-glass";
+
+#[test]
+fn policies_fail_closed_and_are_enforced() {
+    for file in FILES {
+        let [policy, binding] = <[Value; 2]>::try_from(objects(file)).unwrap();
+        assert_eq!(policy["kind"], "ValidatingAdmissionPolicy");
+        assert_eq!(binding["kind"], "ValidatingAdmissionPolicyBinding");
+        for object in [&policy, &binding] {
+            assert_eq!(object["apiVersion"], "admissionregistration.k8s.io/v1");
+        }
+        assert_eq!(policy["spec"]["failurePolicy"], "Fail");
+        assert_eq!(binding["spec"]["policyName"], policy["metadata"]["name"]);
+        assert_eq!(binding["spec"]["validationActions"], json!(["Deny", "Audit"]));
+        assert_eq!(binding["spec"].get("matchResources"), None, "{file}: the binding narrows the policy");
+        assert_eq!(
+            policy["spec"]["matchConstraints"],
+            json!({"resourceRules": [{
+                "apiGroups": [""],
+                "apiVersions": ["*"],
+                "operations": ["CREATE", "UPDATE"],
+                "resources": ["nodes", "nodes/status"],
+            }]})
+        );
+        for validation in list(&policy, "/spec/validations") {
+            assert!(
+                !string(validation, "/message").is_empty() && !string(validation, "/expression").is_empty()
+            );
+        }
+    }
+}
+
+#[test]
+fn policies_speak_of_the_daemons_account_and_of_its_annotations() {
+    let account = format!("\"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}\"");
+    for file in FILES {
+        let policy = text(file);
+        assert_eq!(policy.matches(&account).count(), 1, "{file}");
+        assert_eq!(policy.matches("system:serviceaccount:").count(), 1, "{file}");
+        for own in [names::STATE, names::ENDPOINTS] {
+            assert!(own.starts_with("meshd.dev/"));
+        }
+        for operators in [names::CONFIG_ENDPOINT, names::CONFIG_KEEPALIVE] {
+            assert!(!operators.starts_with("meshd.dev/"));
+        }
+        let prefixes = policy.split(".startsWith(\"").skip(1).map(|rest| rest.split_once('"').unwrap().0);
+        assert!(
+            prefixes.clone().count() >= 2 && prefixes.into_iter().all(|prefix| prefix == "meshd.dev/"),
+            "{file}"
+        );
+    }
+}
+
+#[test]
+fn what_the_cluster_needs_passes() {
+    let policies = policies();
+    for (name, request) in legitimate() {
+        assert_eq!(refusals(&policies, &request), Vec::<String>::new(), "{name}");
+    }
+}
+
+#[test]
+fn what_nobody_may_do_is_refused() {
+    let policies = policies();
+    for (name, request) in forged() {
+        assert!(!refusals(&policies, &request).is_empty(), "{name} was let through");
+    }
+}
+
+#[test]
+fn every_validation_is_needed() {
+    for policy in 0..FILES.len() {
+        for validation in 0..policies()[policy].validations.len() {
+            let mut without = policies();
+            let removed = without[policy].validations.remove(validation);
+            let through = forged().into_iter().any(|(_, request)| refusals(&without, &request).is_empty());
+            assert!(through, "nothing changes without: {}", removed.message);
+        }
+    }
+}
+
+#[test]
+fn the_longest_annotation_that_the_daemon_reads_is_the_longest_that_it_may_write() {
+    let policies = policies();
+    let patch = |len| daemon("n1", "n1", |node| annotate(node, names::STATE, &"x".repeat(len)));
+    assert!(refusals(&policies, &patch(MAX_LEN)).is_empty());
+    assert!(!refusals(&policies, &patch(MAX_LEN + 1)).is_empty());
+}
+
+fn policies() -> Vec<Policy> {
+    FILES.iter().map(|file| Policy::compile(&objects(file)[0])).collect()
+}
+
+fn refusals(policies: &[Policy], request: &Request) -> Vec<String> {
+    policies.iter().flat_map(|policy| policy.refusals(request)).collect()
+}
+
+fn legitimate() -> Vec<(&'static str, Request)> {
+    let created = |mut request: Request| {
+        request.operation = "CREATE";
+        request.before = Value::Null;
+        request
+    };
+    vec![
+        ("the daemon publishes its state", daemon("n1", "n1", |node| annotate(node, names::STATE, "new"))),
+        (
+            "the daemon publishes its endpoints",
+            daemon("n1", "n1", |node| annotate(node, names::ENDPOINTS, "new")),
+        ),
+        ("the daemon takes its annotations back", daemon("n1", "n1", |node| remove(node, names::STATE))),
+        (
+            "the kubelet reports",
+            with_status(kubelet(|node| node["status"]["capacity"] = json!({"cpu": "2"}))),
+        ),
+        ("the kubelet annotates", kubelet(|node| annotate(node, "volumes.example/attached", "true"))),
+        ("the kubelet makes its Node", created(kubelet(|node| node["metadata"]["annotations"] = json!({})))),
+        (
+            "a Node without annotations is made",
+            created(kubelet(|node| drop(fields(node, "metadata").remove("annotations")))),
+        ),
+        (
+            "an operator prescribes an endpoint",
+            admin(|node| annotate(node, names::CONFIG_ENDPOINT, "192.0.2.1")),
+        ),
+        ("an administrator taints", admin(|node| node["spec"]["unschedulable"] = json!(true))),
+        (
+            "break-glass revokes a key",
+            Request {
+                groups: vec!["system:authenticated".to_owned(), BREAK_GLASS.to_owned()],
+                ..admin(|node| remove(node, names::STATE))
+            },
+        ),
+    ]
+}
+
+fn forged() -> Vec<(&'static str, Request)> {
+    let state = |node: &mut Value| annotate(node, names::STATE, "forged");
+    let own = |change: fn(&mut Value)| daemon("n1", "n1", change);
+    let create = |request: Request| Request { operation: "CREATE", before: Value::Null, ..request };
+    vec![
+        ("another node's state", daemon("n1", "n2", state)),
+        ("own state without a claim", Request { extra: [].into(), ..daemon("n1", "n1", state) }),
+        ("own state with an empty claim", daemon("", "n1", state)),
+        ("own Node anew", create(daemon("n1", "n1", state))),
+        ("own status", with_status(daemon("n1", "n1", state))),
+        ("own taints", own(|node| node["spec"]["taints"] = json!([]))),
+        ("own podCIDRs", own(|node| node["spec"]["podCIDRs"] = json!(["10.244.0.0/16"]))),
+        (
+            "own labels",
+            own(|node| node["metadata"]["labels"]["node-role.kubernetes.io/control-plane"] = json!("")),
+        ),
+        (
+            "own owners",
+            own(|node| node["metadata"]["ownerReferences"] = json!([{"kind": "Pod", "name": "x"}])),
+        ),
+        ("own finalizers", own(|node| node["metadata"]["finalizers"] = json!(["x.example/stay"]))),
+        ("a new foreign annotation", own(|node| annotate(node, "other.example/new", "x"))),
+        ("another value of a foreign annotation", own(|node| annotate(node, "other.example/x", "y"))),
+        ("a foreign annotation taken away", own(|node| remove(node, "other.example/x"))),
+        ("the operator's endpoint", own(|node| annotate(node, names::CONFIG_ENDPOINT, "192.0.2.1"))),
+        ("an annotation of a mebibyte", own(|node| annotate(node, names::STATE, &"x".repeat(1 << 20)))),
+        ("the kubelet's own key", kubelet(state)),
+        ("the kubelet's own key through the status", with_status(kubelet(state))),
+        ("a Node that is born with a key", create(kubelet(state))),
+        ("an administrator's key", admin(state)),
+        ("a new annotation among the daemon's", admin(|node| annotate(node, "meshd.dev/other", "x"))),
+        ("a key taken away", admin(|node| remove(node, names::STATE))),
+        (
+            "the daemon's name in another namespace",
+            Request { user: "system:serviceaccount:default:meshd".to_owned(), ..daemon("n1", "n1", state) },
+        ),
+    ]
+}
+
+/// The daemon with a token of `claim` changes the Node `name`.
+fn daemon(claim: &str, name: &str, change: impl FnOnce(&mut Value)) -> Request {
+    Request {
+        user: format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"),
+        groups: vec!["system:serviceaccounts".to_owned(), "system:authenticated".to_owned()],
+        extra: [(NODE_CLAIM.to_owned(), vec![claim.to_owned()])].into(),
+        ..update(name, change)
+    }
+}
+
+/// The kubelet of n1 changes its Node.
+fn kubelet(change: impl FnOnce(&mut Value)) -> Request {
+    Request {
+        user: "system:node:n1".to_owned(),
+        groups: vec!["system:nodes".to_owned(), "system:authenticated".to_owned()],
+        ..update("n1", change)
+    }
+}
+
+/// An administrator changes n1.
+fn admin(change: impl FnOnce(&mut Value)) -> Request {
+    Request {
+        user: "admin".to_owned(),
+        groups: vec!["system:masters".to_owned(), "system:authenticated".to_owned()],
+        ..update("n1", change)
+    }
+}
+
+fn with_status(request: Request) -> Request {
+    Request { subresource: "status", ..request }
+}
+
+fn update(name: &str, change: impl FnOnce(&mut Value)) -> Request {
+    let before = node(name);
+    let mut after = before.clone();
+    change(&mut after);
+    Request {
+        user: String::new(),
+        groups: Vec::new(),
+        extra: [].into(),
+        operation: "UPDATE",
+        subresource: "",
+        before,
+        after,
+    }
+}
+
+fn node(name: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "uid": format!("uid-{name}"),
+            "labels": {"kubernetes.io/hostname": name},
+            "annotations": {names::STATE: "old", "other.example/x": "x"},
+        },
+        "spec": {
+            "podCIDR": "10.244.1.0/24",
+            "podCIDRs": ["10.244.1.0/24"],
+            "taints": [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}],
+        },
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]},
+    })
+}
+
+fn annotate(node: &mut Value, name: &str, value: &str) {
+    node["metadata"]["annotations"][name] = json!(value);
+}
+
+fn remove(node: &mut Value, name: &str) {
+    fields(&mut node["metadata"], "annotations").remove(name);
+}
+
+fn fields<'a>(object: &'a mut Value, name: &str) -> &'a mut serde_json::Map<String, Value> {
+    object[name].as_object_mut().unwrap()
+}

@@ -1,0 +1,103 @@
+//! A lab without root: an ordinary user's process moves into a user namespace of its own and does all that root can.
+//!
+//! This is a program of its own because a process with threads can't enter a user namespace.
+
+use std::error::Error;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use lab::sandbox::{self, Sandbox};
+use lab::{ApiKind, Family, Flow, IpVersion, Lab, Protocol};
+
+/// What tells the program that it is the ordinary user's process, and where that may write.
+const FOLDER: &str = "LAB_SANDBOX_FOLDER";
+
+/// Nobody, by the number that Debian gives it.
+const NOBODY: u32 = 65534;
+
+fn main() -> ExitCode {
+    // The protocol by which test runners ask which tests there are.
+    if std::env::args().any(|argument| argument == "--list") {
+        if std::env::args().all(|argument| argument != "--ignored") {
+            write_out("a_lab_works_without_root: test\n");
+        }
+        return ExitCode::SUCCESS;
+    }
+    let outcome = match std::env::var_os(FOLDER) {
+        Some(folder) => in_sandbox(Path::new(&folder)),
+        None => as_ordinary_user(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("a_lab_works_without_root: {}", lab::chain(&*error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Starts this program again as nobody, from a folder that nobody can read.
+fn as_ordinary_user() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("sandbox");
+    fs::copy(std::env::current_exe()?, &program)?;
+    let mut child = Command::new(&program);
+    child.env(FOLDER, folder.path());
+    // Whoever is not root already is the ordinary user that is wanted.
+    if rustix::process::geteuid().is_root() {
+        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY))?;
+        child.uid(NOBODY).gid(NOBODY);
+    }
+    let status = child.status()?;
+    if status.success() { Ok(()) } else { Err(format!("as an ordinary user: {status}").into()) }
+}
+
+fn in_sandbox(folder: &Path) -> Result<(), Box<dyn Error>> {
+    if rustix::process::geteuid().is_root() {
+        return Err("still root, so nothing would be shown".into());
+    }
+    let outside: Vec<PathBuf> = links()?;
+    let kind = sandbox::enter()?;
+    assert_eq!(kind, Sandbox::User);
+    assert_ne!(outside, links()?, "the machine's network is out of sight");
+    let lab =
+        Lab::builder().nodes(2).family(Family::Dual).api(ApiKind::StandIn).dir(folder.join("lab")).build()?;
+    lab.connect_plainly()?;
+    let (a, b) = (lab.node("n1")?.plain_pod("a")?, lab.node("n2")?.plain_pod("b")?);
+    let capture = lab.capture()?;
+    for protocol in Protocol::ALL {
+        for &version in Family::Dual.versions() {
+            assert_eq!(Flow::new(&a.end(), &b.end(), version, protocol).must_pass(), a.address(version)?);
+        }
+    }
+    assert!(capture.report().leaked >= 12 && capture.report().dropped == 0, "{}", capture.report());
+    let node = lab.node("n1")?;
+    node.write("/etc/cni/net.d/mine", "here")?;
+    node.command("ip").args(["tuntap", "add", "mode", "tun", "tun0"]).run()?;
+    let rules = "table inet lab { chain c { type filter hook output priority 0; udp dport 9 drop; }; }";
+    node.command("nft").args(["-f", "-"]).input(rules).run()?;
+    assert!(node.command("nft").args(["list", "ruleset"]).run()?.contains("udp dport 9 drop"));
+    let daemon = node.command("sleep").arg("1000").daemon("sleep")?;
+    daemon.kill(lab::Signal::TERM)?;
+    daemon.wait(Duration::from_secs(5))?;
+    assert_eq!(lab.api().node("n2")?["metadata"]["name"], "n2");
+    assert_eq!(
+        Flow::new(&node.end(), &lab.api().host().end(), IpVersion::V6, Protocol::Udp).must_pass(),
+        node.address(IpVersion::V6)?
+    );
+    assert!(lab.how_to_enter()[0].contains("-U"), "{:?}", lab.how_to_enter());
+    drop((capture, daemon));
+    Ok(())
+}
+
+fn links() -> std::io::Result<Vec<PathBuf>> {
+    ["net", "mnt", "user"].map(|space| fs::read_link(format!("/proc/self/ns/{space}"))).into_iter().collect()
+}
+
+fn write_out(text: &str) {
+    use std::io::Write as _;
+    let _reader_went_away = std::io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,181 @@
+//! Nothing with a pod address is ever on the underlay outside WireGuard, whatever happens to the daemon, its links,
+//! its routes, the cluster or the API server; and nothing of the kind that comes from the underlay is delivered.
+
+use std::net::IpAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::mesh::Mesh;
+use lab::{End, Family, Flow, IpVersion, Lab, Protocol, Signal, Sink, Stream, frame};
+
+/// How long traffic may take to come back after a disturbance.
+const BACK_WITHIN: Duration = Duration::from_secs(20);
+
+fn formed(nodes: u8, family: Family) -> Mesh {
+    Mesh::form(Lab::builder().nodes(nodes).family(family).build().unwrap()).unwrap()
+}
+
+fn end(mesh: &Mesh, node: &str, pod: &str) -> End {
+    mesh.node(node).unwrap().pod(pod).unwrap().end()
+}
+
+/// Without the guard and what stands beside it the detector sees plaintext: it would see it with them as well.
+#[test]
+fn control_without_the_guard_plaintext_is_seen() {
+    let mut mesh = formed(2, Family::Dual);
+    let (a, b) = (end(&mesh, "n1", "a"), end(&mesh, "n2", "a"));
+    let capture = mesh.capture().unwrap();
+    mesh.stop("n1", Signal::KILL).unwrap();
+    let node = mesh.node("n1").unwrap();
+    node.command("nft").args(["delete", "table", "inet", "meshd"]).run().unwrap();
+    for link in ["mesh-a", "mesh-b"] {
+        node.command("ip").args(["link", "del", link]).run().unwrap();
+    }
+    node.command("ip")
+        .args(["-4", "route", "del", "unreachable", "10.244.0.0/16", "metric", "50000"])
+        .run()
+        .unwrap();
+    node.command("ip").args(["-6", "route", "flush", "proto", "84", "type", "unreachable"]).run().unwrap();
+    for version in [IpVersion::V4, IpVersion::V6] {
+        let _lost = Flow::new(&a, &b, version, Protocol::Icmp).probe().unwrap();
+    }
+    let report = capture.report();
+    let families: Vec<bool> =
+        report.offences.iter().map(|offence| offence.sighting.destination.is_ipv4()).collect();
+    assert!(families.contains(&true) && families.contains(&false), "plaintext of both families: {report}");
+}
+
+/// One capture over a whole life: start, stop, kill, join, leave, deleted routes and links, an injected route, an API
+/// server that is away. Traffic goes on all the while, and comes back each time.
+#[test]
+fn nothing_leaks_whatever_happens() {
+    let lab = Lab::builder().nodes(3).family(Family::Dual).build().unwrap();
+    let mut mesh = Mesh::idle(lab);
+    let mut capture = mesh.capture().unwrap();
+    for node in mesh.node_names() {
+        mesh.start(&node).unwrap();
+    }
+    mesh.wait_formed();
+    let (a, b, c) = (end(&mesh, "n1", "a"), end(&mesh, "n2", "a"), end(&mesh, "n3", "a"));
+    let streams: Vec<Stream> =
+        [(&a, &b, IpVersion::V4), (&b, &a, IpVersion::V6), (&a, &c, IpVersion::V6), (&c, &b, IpVersion::V4)]
+            .into_iter()
+            .map(|(from, to, version)| Stream::start(from, to, version, 100).unwrap())
+            .collect();
+    let back = |what: &str| {
+        let since = Instant::now();
+        for stream in &streams {
+            stream.wait_arrival(since, BACK_WITHIN).unwrap_or_else(|error| panic!("after {what}: {error}"));
+        }
+    };
+    back("the start");
+
+    for (signal, what) in [(Signal::TERM, "SIGTERM"), (Signal::KILL, "SIGKILL")] {
+        mesh.stop("n1", signal).unwrap();
+        thread::sleep(Duration::from_millis(500));
+        mesh.start("n1").unwrap();
+        back(what);
+    }
+
+    let disturb = |what: &str, program: &str, arguments: &[&str]| {
+        mesh.node("n1").unwrap().command(program).args(arguments).run().unwrap();
+        thread::sleep(Duration::from_millis(100));
+        back(what);
+    };
+    disturb("a deleted route", "ip", &["route", "del", "10.244.2.0/24"]);
+    disturb("a deleted IPv6 route", "ip", &["-6", "route", "del", "fd00:10:244:2::/64"]);
+    disturb("a deleted link", "ip", &["link", "del", "mesh-a"]);
+    disturb("a link set down", "ip", &["link", "set", "mesh-a", "down"]);
+    disturb("both links deleted", "sh", &["-c", "ip link del mesh-a; ip link del mesh-b"]);
+    disturb("a flushed guard", "nft", &["flush", "chain", "inet", "meshd", "outbound"]);
+
+    // A more specific route to the underlay, as a rogue DHCP server would set it. It stays: its traffic is lost, not
+    // leaked, until it goes.
+    let node = mesh.node("n1").unwrap();
+    let gateway = mesh.outside().address(IpVersion::V4).unwrap().to_string();
+    node.command("ip").args(["route", "add", "10.244.2.0/25", "via", &gateway]).run().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    node.command("ip").args(["route", "del", "10.244.2.0/25"]).run().unwrap();
+    back("a more specific route");
+
+    // A node joins, and goes as by a power failure.
+    let joined = mesh.add_node(true).unwrap().name().to_owned();
+    capture
+        .tap(mesh.node(&joined).unwrap(), "eth0", &lab::capture::Rules::new(mesh.cluster_ranges()))
+        .unwrap();
+    mesh.start(&joined).unwrap();
+    mesh.wait_formed();
+    let d = end(&mesh, &joined, "a");
+    Flow::new(&a, &d, IpVersion::V4, Protocol::Tcp).must_pass();
+    let leaving = Stream::start(&a, &d, IpVersion::V4, 100).unwrap();
+    mesh.unregister(&joined).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    drop(leaving);
+    back("a node that left");
+
+    mesh.api().stop().unwrap();
+    thread::sleep(Duration::from_secs(3));
+    back("an API server that is away");
+    mesh.api().resume().unwrap();
+
+    drop(streams);
+    let report = capture.report();
+    report.assert_sealed();
+    assert!(report.wireguard() > 1000, "the capture saw the tunnels: {report}");
+}
+
+/// Plaintext from the underlay to a pod: none is delivered, and it is counted. Without the guard it is delivered.
+#[test]
+fn plaintext_from_the_underlay_is_not_delivered() {
+    let mut mesh = formed(2, Family::V4);
+    let pod = end(&mesh, "n1", "a");
+    let target = pod.address(IpVersion::V4).unwrap();
+    let sources: [IpAddr; 2] =
+        [mesh.outside().address(IpVersion::V4).unwrap(), "10.244.2.77".parse().unwrap()];
+    let delivered = |mesh: &Mesh| {
+        let sink = Sink::open(&pod, IpVersion::V4).unwrap();
+        let link = frame::Link { from: mesh.outside().mac(), to: mesh.node("n1").unwrap().mac() };
+        for source in sources {
+            for _ in 0..20 {
+                mesh.outside()
+                    .inject(&frame::udp(link, (source, 9), (target, sink.port()), frame::MARKER))
+                    .unwrap();
+            }
+        }
+        sink.drain(Duration::from_millis(500)).len()
+    };
+    assert_eq!(delivered(&mesh), 0);
+    mesh.wait("n1", "drops are counted", Duration::from_secs(3), |status| {
+        status["guard"]["dropped_in"].as_u64() >= Some(40)
+    });
+
+    mesh.stop("n1", Signal::KILL).unwrap();
+    mesh.node("n1").unwrap().command("nft").args(["delete", "table", "inet", "meshd"]).run().unwrap();
+    assert!(delivered(&mesh) > 0, "the control: without the guard it is delivered");
+}
+
+/// A pod that sends under another address reaches nobody.
+#[test]
+fn a_pod_can_send_only_as_itself() {
+    let mesh = formed(2, Family::Dual);
+    let (here, there) =
+        (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
+    let neighbour = mesh.node("n1").unwrap().pod("b").unwrap();
+    for (foreign, version) in [("10.244.2.200/32", IpVersion::V4), ("fd00:10:244:2::200/128", IpVersion::V6)]
+    {
+        here.command("ip").args(["addr", "add", foreign, "dev", "eth0", "nodad"]).run().unwrap();
+        let source = foreign.split('/').next().unwrap().parse().unwrap();
+        for target in [there.end(), neighbour.end()] {
+            let sink = Sink::open(&target, version).unwrap();
+            lab::flow::send_udp(&here.end(), source, target.address(version).unwrap(), sink.port(), 20)
+                .unwrap();
+            assert_eq!(sink.drain(Duration::from_millis(300)).len(), 0, "{foreign}");
+            let own = here.address(version).unwrap();
+            lab::flow::send_udp(&here.end(), own, target.address(version).unwrap(), sink.port(), 20).unwrap();
+            assert!(!sink.drain(Duration::from_millis(300)).is_empty(), "the control: as itself it may");
+        }
+    }
+    mesh.wait("n1", "spoofed packets are counted", Duration::from_secs(3), |status| {
+        status["guard"]["dropped_spoofed"].as_u64() >= Some(80)
+    });
+}
