@@ -1,5 +1,7 @@
 //! Properties of the whole core over generated worlds: good nodes, liars, overlaps, garbage.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
