@@ -10,6 +10,10 @@ use crate::node_file::MTU;
 ///
 /// What is taken must be within the bounds that the rest relies on; what is refused must be refused by one JSON
 /// object of the specification's shape, in a version that is spoken.
+///
+/// # Panics
+///
+/// When one of these does not hold, which is what a fuzzer looks for.
 pub fn conf(bytes: &[u8]) {
     for command in ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"] {
         let environment = |name: &str| {
