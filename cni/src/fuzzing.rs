@@ -13,7 +13,7 @@ use crate::node_file::MTU;
 ///
 /// # Panics
 ///
-/// If one of that does not hold: that is what a fuzzer looks for.
+/// When one of these does not hold, which is what a fuzzer looks for.
 pub fn conf(bytes: &[u8]) {
     for command in ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"] {
         let environment = |name: &str| {

@@ -17,10 +17,9 @@ use crate::store::{Store, host_link};
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<(), CniError> {
     let previous = conf.previous.as_ref().ok_or(CniError::NoPrevious)?;
     let addresses: BTreeSet<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
-    let stored: BTreeSet<IpAddr> = {
-        let store = Store::open(&conf.state_dir)?;
-        store.find(attachment)?.into_iter().flat_map(|stored| stored.addresses).collect()
-    };
+    // The lock is held no longer than this line: the rest may take its time.
+    let stored = Store::open_existing(&conf.state_dir)?.map(|store| store.find(attachment)).transpose()?;
+    let stored: BTreeSet<IpAddr> = stored.into_iter().flatten().flat_map(|stored| stored.addresses).collect();
     if stored.is_empty() {
         let Attachment { container, interface } = attachment.clone();
         return Err(CniError::NotAttached { container, interface });
