@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the set-up scripts: progress lines and the installation of missing Debian packages.
 
 say() { printf '==> %s\n' "$*" >&2; }

@@ -32,6 +32,7 @@ deb_src_line() {
     [ -e $keyring ] && options="[signed-by=$keyring] "
     local codename
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    # shellcheck disable=SC2016 # they are apt's own placeholders
     apt-get indextargets --format '$(CODENAME) $(ORIGIN) $(COMPONENT) $(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
         awk -v codename="$codename" -v options="$options" \
             '$1 == codename && $2 == "Debian" && $3 == "main" { print "deb-src " options $4, $5, $3; exit }'

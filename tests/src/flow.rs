@@ -27,7 +27,7 @@ pub enum Protocol {
     Tcp,
     /// A datagram each way, sent again every 200 ms until it is answered.
     Udp,
-    /// Echo request and reply, by the `ping` program.
+    /// Echo request and reply, by the `ping` program, again every 500 ms until it is answered.
     Icmp,
 }
 
@@ -128,8 +128,12 @@ impl Flow {
 
     fn ping(&self, address: IpAddr) -> Result<Seen, Error> {
         let witness = ping::Witness::start(&self.to, self.version)?;
-        let outcome = ping::ping(&self.from, address, 56, false, self.patience)?;
-        Ok(Seen { source: witness.source(), answered: outcome == PingOutcome::Answered })
+        let (since, mut answered) = (Instant::now(), false);
+        while !answered && since.elapsed() < self.patience {
+            let patience = self.patience.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
+            answered = ping::ping(&self.from, address, 56, false, patience)? == PingOutcome::Answered;
+        }
+        Ok(Seen { source: witness.source(), answered })
     }
 }
 

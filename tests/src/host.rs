@@ -122,6 +122,10 @@ impl Host {
         self.space.net().run(send)?.map_err(failed)
     }
 
+    pub(crate) fn space(&self) -> &Space {
+        &self.space
+    }
+
     pub(crate) fn command_in<'a>(&'a self, net: &NetNs, program: &OsStr) -> Command<'a> {
         Command::new(&self.space, net, &self.logs, program)
     }

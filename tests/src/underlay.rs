@@ -2,6 +2,9 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::address::{self, Family, IpVersion, OUTSIDE};
 use crate::error::Error;
@@ -48,7 +51,32 @@ impl Switch {
             host.pid()
         ))?;
         host.ip(&eth0_lines(number, versions))?;
+        self.wait_carrier(&host)?;
         Ok(host)
+    }
+
+    /// Waits until frames pass in both directions: the kernel notices a carrier some time after the link is up, and
+    /// until then it drops what is sent, without a word.
+    fn wait_carrier(&self, host: &Host) -> Result<(), Error> {
+        let (since, within) = (Instant::now(), Duration::from_secs(10));
+        let port = format!("port{}", host.number());
+        let shown = |space: &Space, link: &str| -> Result<String, Error> {
+            let mut show = Command::new("ip");
+            show.args(["-d", "-o", "link", "show", link]);
+            let failed =
+                |source| Error::Run { program: "ip link show".into(), host: space.name().to_owned(), source };
+            let output = space.run(|| show.output())?.map_err(failed)?;
+            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        while since.elapsed() < within {
+            let port = shown(&self.space, &port)?;
+            let forwards = port.contains(" state UP ") && port.contains("bridge_slave state forwarding");
+            if forwards && shown(host.space(), "eth0")?.contains(" state UP ") {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Err(Error::Timeout { what: format!("the carrier of {}", host.name()), within })
     }
 
     /// Takes a host's cable out; the other end goes too.
@@ -58,7 +86,12 @@ impl Switch {
 
     /// Stops or restores all traffic of one host, as a broken cable does.
     pub(crate) fn set_cable(&self, host: &Host, up: bool) -> Result<(), Error> {
-        self.space.ip_batch(&format!("link set port{} {}\n", host.number(), if up { "up" } else { "down" }))
+        self.space.ip_batch(&format!(
+            "link set port{} {}\n",
+            host.number(),
+            if up { "up" } else { "down" }
+        ))?;
+        if up { self.wait_carrier(host) } else { Ok(()) }
     }
 }
 

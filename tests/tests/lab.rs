@@ -171,7 +171,7 @@ fn whole_pings_pass_up_to_the_mtu_and_fail_locally_beyond_it() {
     let (n1, n2) = (lab.node("n1").unwrap(), lab.node("n2").unwrap());
     for (version, headers) in [(IpVersion::V4, 28), (IpVersion::V6, 48)] {
         let to = n2.address(version).unwrap();
-        let send = |size| ping(&n1.end(), to, size, true, Duration::from_secs(1)).unwrap();
+        let send = |size| ping(&n1.end(), to, size, true, Duration::from_millis(500)).unwrap();
         assert_eq!(send(1400 - headers), PingOutcome::Answered);
         assert_eq!(send(1401 - headers), PingOutcome::TooLong);
     }

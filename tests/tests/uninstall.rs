@@ -9,7 +9,7 @@ fn inventory(node: &Node) -> String {
         ip -br link; ip -br addr
         ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ip neigh show nud permanent
         nft list ruleset
-        find /run /etc/cni /opt/cni /var/lib/cni /var/lib/meshd -type f -o -type s
+        find /run /etc/cni /opt/cni /var/lib/cni /var/lib/meshd -path /run/lab -prune -o -type f -print -o -type s -print
     ";
     let text = node.command("sh").args(["-c", script]).run().unwrap();
     // Lifetimes of IPv6 addresses and routes count down.

@@ -82,6 +82,12 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
     if pair.addresses.iter().any(IpAddr::is_ipv4) {
         sysctl::write(&format!("net/ipv4/conf/{}/rp_filter", pair.host_link), "1")?;
     }
+    let accept_ra = format!("net/ipv6/conf/{}/accept_ra", pair.host_link);
+    if sysctl::read(&accept_ra)?.is_some() {
+        // Where hosts take router advertisements although they forward, a pod could announce itself as the
+        // node's default router.
+        sysctl::write(&accept_ra, "0")?;
+    }
     for address in pair.addresses {
         host.perform("set a neighbour of", &subject, neighbour(index, *address, pair.pod_mac), SET)?;
         host.perform("set a route of", &subject, route_to_pod(index, *address), SET)?;
