@@ -13,10 +13,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use linux::POD_LINK_PREFIX;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -25,8 +27,6 @@ use crate::error::CniError;
 
 /// How long a call waits for others: far longer than any call holds a lock, shorter than runtimes wait.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often a lock is tried.
-const PAUSE: Duration = Duration::from_micros(500);
 /// Between a file's name parts.
 const SEPARATOR: char = '@';
 /// How the name of a file that is being written begins.
@@ -57,14 +57,14 @@ impl Gate {
     /// Joins those who attach.
     pub(crate) fn attach(folder: &Path) -> Result<Self, CniError> {
         make_folder(folder)?;
-        let lock = lock(&folder.join("gate"), FlockOperation::NonBlockingLockShared, PATIENCE)?;
+        let lock = lock(&folder.join("gate"), Hold::Shared, PATIENCE)?;
         Ok(Self { _lock: lock })
     }
 
     /// Waits until nobody attaches, and keeps others from it.
     pub(crate) fn sweep(folder: &Path) -> Result<Self, CniError> {
         make_folder(folder)?;
-        let lock = lock(&folder.join("gate"), FlockOperation::NonBlockingLockExclusive, PATIENCE)?;
+        let lock = lock(&folder.join("gate"), Hold::Alone, PATIENCE)?;
         Ok(Self { _lock: lock })
     }
 }
@@ -116,7 +116,7 @@ impl Store {
     }
 
     fn lock(folder: &Path, patience: Duration) -> Result<Self, CniError> {
-        let lock = lock(&folder.join("lock"), FlockOperation::NonBlockingLockExclusive, patience)?;
+        let lock = lock(&folder.join("lock"), Hold::Alone, patience)?;
         let source = Path::new(BOOT_ID);
         let boot_id = std::fs::read_to_string(source).map_err(failed("read", source))?;
         let boot = boot_id.chars().take(BOOT_TAG).collect();
@@ -224,17 +224,40 @@ fn make_folder(folder: &Path) -> Result<(), CniError> {
     std::fs::create_dir_all(attachments(folder)).map_err(failed("make", folder))
 }
 
+/// Who else may have a lock at the same time.
+#[derive(Clone, Copy)]
+enum Hold {
+    Shared,
+    Alone,
+}
+
 /// Opens and locks a file. The kernel unlocks it when the process ends, however it ends.
-fn lock(path: &Path, operation: FlockOperation, patience: Duration) -> Result<File, CniError> {
+fn lock(path: &Path, hold: Hold, patience: Duration) -> Result<File, CniError> {
     let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open", path))?;
-    let since = Instant::now();
-    loop {
-        match flock(&file, operation) {
-            Ok(()) => return Ok(file),
-            Err(rustix::io::Errno::WOULDBLOCK) if since.elapsed() < patience => std::thread::sleep(PAUSE),
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(CniError::Locked { path: path.to_owned() }),
-            Err(errno) => return Err(failed("lock", path)(errno.into())),
-        }
+    let (try_it, wait_for_it) = match hold {
+        Hold::Shared => (FlockOperation::NonBlockingLockShared, FlockOperation::LockShared),
+        Hold::Alone => (FlockOperation::NonBlockingLockExclusive, FlockOperation::LockExclusive),
+    };
+    match flock(&file, try_it) {
+        Ok(()) => return Ok(file),
+        Err(Errno::WOULDBLOCK) => {}
+        Err(errno) => return Err(failed("lock", path)(errno.into())),
+    }
+    // The kernel wakes those who wait as soon as the lock is free; trying now and then instead starves some
+    // of many. It knows no time limit, so a thread waits, and this one waits for the thread.
+    let waiting = file.try_clone().map_err(failed("lock", path))?;
+    let (tell, told) = mpsc::channel();
+    let wait = move || {
+        let locked = flock(&waiting, wait_for_it);
+        drop(waiting);
+        // If nobody listens any more the lock is gone with the file.
+        let _ = tell.send(locked);
+    };
+    std::thread::Builder::new().spawn(wait).map_err(failed("lock", path))?;
+    match told.recv_timeout(patience) {
+        Ok(Ok(())) => Ok(file),
+        Ok(Err(errno)) => Err(failed("lock", path)(errno.into())),
+        Err(_) => Err(CniError::Locked { path: path.to_owned() }),
     }
 }
 

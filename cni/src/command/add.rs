@@ -72,8 +72,9 @@ impl<'a> Reservation<'a> {
         node: &NodeFile,
     ) -> Result<Self, CniError> {
         let gate = Gate::attach(&conf.state_dir)?;
-        let store = Store::open(&conf.state_dir)?;
+        // Before the lock is taken: the kernel may take its time to remove a link.
         veth::detach(&host_link(attachment))?;
+        let store = Store::open(&conf.state_dir)?;
         for stored in store.find(attachment)? {
             store.release(&stored)?;
         }

@@ -72,17 +72,31 @@ fn who_waits_too_long_for_the_lock_is_told_to_try_again() {
 }
 
 #[test]
+fn who_waits_gets_the_lock_as_soon_as_it_is_free() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = Store::open(folder.path()).unwrap();
+    let waits = std::thread::spawn({
+        let folder = folder.path().to_owned();
+        move || Store::lock(&folder, PATIENCE).map(drop)
+    });
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(!waits.is_finished());
+    drop(held);
+    waits.join().unwrap().unwrap();
+}
+
+#[test]
 fn many_attach_at_once_and_nobody_sweeps_meanwhile() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gate");
-    let sweep = |patience| lock(&path, FlockOperation::NonBlockingLockExclusive, patience);
+    let sweep = |patience| lock(&path, Hold::Alone, patience);
     let one = Gate::attach(folder.path()).unwrap();
     let two = Gate::attach(folder.path()).unwrap();
     drop(one);
     assert!(matches!(sweep(Duration::from_millis(5)), Err(CniError::Locked { .. })));
     drop(two);
     let sweeping = Gate::sweep(folder.path()).unwrap();
-    let attach = lock(&path, FlockOperation::NonBlockingLockShared, Duration::from_millis(5));
+    let attach = lock(&path, Hold::Shared, Duration::from_millis(5));
     assert!(matches!(attach, Err(CniError::Locked { .. })));
     drop(sweeping);
 }

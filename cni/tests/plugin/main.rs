@@ -4,6 +4,8 @@
 //! as a runtime makes it. Both live in a process that ends with the test, so tests run beside each other and
 //! leave nothing. They need root, `ip`, `nsenter`, `unshare`, `setpriv` and `ping`.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that can't go on has failed")]
+
 mod add;
 mod check;
 mod crash;

@@ -308,9 +308,6 @@ impl Pod {
     pub(crate) fn pings(&self, address: IpAddr, options: &[&str]) -> bool {
         ping(self.holder.command("ping", false), address, options)
     }
-
-    /// Ends the pod's processes, and with them its namespace.
-    pub(crate) fn end(self) {}
 }
 
 fn ping(mut command: Command, address: IpAddr, options: &[&str]) -> bool {
