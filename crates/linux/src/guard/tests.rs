@@ -85,7 +85,7 @@ fn every_change_by_hand_is_noticed() {
         Box::new(|| drop(nft("add table inet meshd { flags dormant ; }"))),
         Box::new(move || drop(nft(&format!("delete rule inet meshd egress handle {}", handle("egress"))))),
         Box::new(move || {
-            drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))))
+            drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))));
         }),
     ];
     for (index, change) in changes.into_iter().enumerate() {
