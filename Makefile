@@ -24,7 +24,7 @@ lint: ## format, lints, import rules, documentation; licences and shell scripts 
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	scripts/layering.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-	@if command -v shellcheck >/dev/null; then shellcheck -x scripts/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x --shell=bash --severity=warning scripts/*.sh .ci/run; \
 		else echo "not run: shellcheck (package shellcheck)"; fi
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 		else echo "not run: cargo-deny (cargo install cargo-deny)"; fi
@@ -35,9 +35,8 @@ image: ## build the container image with buildah, as an OCI archive in target/im
 
 .PHONY: bench-cni
 bench-cni: ## time of an ADD beside that of Debian's ptp with host-local, and the ratio
-	scripts/setup.sh test
-	cargo build --locked --release --workspace --bins
-	$(TARGET)/release/bench-cni
+	. scripts/apt.sh && install_missing "/usr/lib/cni/ptp containernetworking-plugins"
+	cargo bench --locked --package cni --bench add
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain

@@ -20,6 +20,9 @@ import xml.etree.ElementTree as xml
 # The one thing that a test may do without; the words are those of the lab's `require` module.
 ALLOWED_SKIP = "this kernel has no WireGuard"
 
+# Tests in a module of this name are marked as ignored because another test runs them, in a process of their own.
+ALONE = re.compile(r"(^|::)alone::")
+
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,9 +52,11 @@ def assemble(folder, target, runner, exit_code, ci):
     steps = lines(folder / "steps.jsonl")
     if runner == "nextest":
         tests = [test for profile in ["clock", "default"] for test in junit(target / "nextest" / profile / "junit.xml")]
+        tests += ignored(folder / "ignored.json")
     else:
         tests = [test for name in ["clock.log", "tests.log"] for test in libtest(folder / name)]
     skipped = [{"test": skip["test"], "reason": skip["reason"]} for skip in lines(folder / "skips.jsonl")]
+    tests = [test for test in tests if test["outcome"] != "ignored" or not ALONE.search(test["name"])]
     skipped += [
         {"test": test["name"], "reason": test["reason"]} for test in tests if test["outcome"] == "ignored"
     ]
@@ -93,22 +98,26 @@ def junit(path):
     found = []
     for suite in xml.parse(path).getroot().iter("testsuite"):
         for case in suite.iter("testcase"):
-            skipped = case.find("skipped")
-            outcome = "passed"
-            if case.find("failure") is not None or case.find("error") is not None:
-                outcome = "failed"
-            elif skipped is not None:
-                outcome = "ignored"
-            test = {
-                "suite": suite.get("name"),
-                "name": case.get("name"),
-                "outcome": outcome,
-                "seconds": float(case.get("time", 0)),
-            }
-            if skipped is not None:
-                test["reason"] = skipped.get("message") or "marked as ignored"
-            found.append(test)
+            failed = case.find("failure") is not None or case.find("error") is not None
+            outcome = "failed" if failed else "passed"
+            seconds = float(case.get("time", 0))
+            found.append(
+                {"suite": suite.get("name"), "name": case.get("name"), "outcome": outcome, "seconds": seconds}
+            )
     return found
+
+
+def ignored(path):
+    """Tests that are marked as ignored, from nextest's list of them."""
+    if not path.is_file():
+        return []
+    suites = json.loads(path.read_text())["rust-suites"]
+    return [
+        {"suite": suite, "name": name, "outcome": "ignored", "seconds": None, "reason": "marked as ignored"}
+        for suite, listed in suites.items()
+        for name, case in listed["testcases"].items()
+        if case["ignored"]
+    ]
 
 
 SUITE = re.compile(r"^\s+Running (?:unittests )?(\S+)")
@@ -140,7 +149,8 @@ def version(runner):
 def capabilities():
     """What this machine offers to the tests."""
     uname = os.uname()
-    assets = os.environ.get("KUBEBUILDER_ASSETS")
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    assets = os.environ.get("KUBEBUILDER_ASSETS") or os.path.join(cache, "meshd/kube-1.20.2")
     return {
         "kernel": uname.release,
         "architecture": uname.machine,
@@ -153,7 +163,8 @@ def capabilities():
         "kernel_wireguard": run(["unshare", "--net", "ip", "link", "add", "probe", "type", "wireguard"]) is not None,
         "wireguard_tools": shutil.which("wg") is not None,
         "buildah": shutil.which("buildah") is not None,
-        "kubebuilder_assets": assets,
+        "kube_apiserver": os.access(os.path.join(assets, "kube-apiserver"), os.X_OK),
+        "etcd": os.access(os.path.join(assets, "etcd"), os.X_OK),
     }
 
 
@@ -217,6 +228,14 @@ def nextest_case(folder):
     report = assemble(folder, folder, "nextest", 0, True)
     expect(report["ok"] and report["counts"] == {"passed": 2, "failed": 0, "skipped": 0}, report)
     expect(report["tests"][0]["seconds"] == 1.25, report)
+    alone = {"rust-suites": {"lab": {"testcases": {"alone::leaves_nothing": {"ignored": True}}}}}
+    (folder / "ignored.json").write_text(json.dumps(alone))
+    expect(assemble(folder, folder, "nextest", 0, True)["ok"], "a test that another one runs")
+    cases = {"works": {"ignored": False}, "takes_an_hour": {"ignored": True}}
+    (folder / "ignored.json").write_text(json.dumps({"rust-suites": {"lab": {"testcases": cases}}}))
+    expect(not assemble(folder, folder, "nextest", 0, True)["ok"], "an ignored test in CI")
+    expect(assemble(folder, folder, "nextest", 0, False)["counts"]["skipped"] == 1, "an ignored test at home")
+    (folder / "ignored.json").unlink()
     (default / "junit.xml").write_text(JUNIT.format(failures=1, failure='<failure type="test failure"/>'))
     report = assemble(folder, folder, "nextest", 0, False)
     expect(not report["ok"] and report["problems"] == ["lab::mesh a_route_comes_back failed"], report)

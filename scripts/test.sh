@@ -6,6 +6,8 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/apt.sh
+. scripts/apt.sh
 # Debian keeps nft, ip and friends in sbin, which is not in an ordinary user's PATH.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 target=${CARGO_TARGET_DIR:-target}
@@ -49,6 +51,8 @@ tests_with_moved_clock() {
 
 all_tests() {
     if [ $runner = nextest ]; then
+        # Its report leaves out tests that are marked as ignored.
+        cargo nextest list --locked --workspace --run-ignored only --message-format json >"$out/ignored.json"
         cargo nextest run --locked --workspace 2>&1 | tee "$out/tests.log"
     else
         # Two at a time: tests that start whole nodes need the cores to themselves.
@@ -67,12 +71,13 @@ finish() {
 }
 
 main() {
-    rm -rf "$out"
+    rm -rf "$out" "$target/nextest"
     mkdir -p "$out"
     runner=cargo-test
     if cargo nextest --version >/dev/null 2>&1; then runner=nextest; fi
     trap finish EXIT
 
+    command -v python3 >/dev/null || install_missing "python3 python3"
     step "set-up" scripts/setup.sh test
     step "scripts" scripts_are_sound
     step "format" cargo fmt --all --check

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::conf::Conf;
+use crate::conf::{Conf, is_identifier};
 use crate::error::CniError;
 
 /// Longest configuration that is read, in bytes. Results of former plugins and lists of attachments are part
@@ -54,7 +54,7 @@ impl Call {
         let needed =
             |name: &'static str| variable(name).ok_or(CniError::Environment { name, found: String::new() });
         let attachment = || {
-            let container = checked("CNI_CONTAINERID", needed("CNI_CONTAINERID")?, is_container_id)?;
+            let container = checked("CNI_CONTAINERID", needed("CNI_CONTAINERID")?, is_identifier)?;
             let interface = checked("CNI_IFNAME", needed("CNI_IFNAME")?, is_interface)?;
             Ok::<_, CniError>(Attachment { container, interface })
         };
@@ -84,13 +84,6 @@ fn checked(name: &'static str, value: String, is_good: fn(&str) -> bool) -> Resu
     } else {
         Err(CniError::Environment { name, found: value.chars().take(64).collect() })
     }
-}
-
-/// A letter or digit, then letters, digits, `_`, `.` and `-` (CNI specification, section 2).
-fn is_container_id(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    first && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) && text.len() <= 255
 }
 
 /// What the kernel takes as an interface's name.

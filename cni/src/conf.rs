@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::call::Attachment;
 use crate::error::CniError;
+use crate::node_file::MTU;
 
 /// A version of the specification that is spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,11 +103,13 @@ struct RawConf {
     state_dir: Option<PathBuf>,
     mtu: Option<u32>,
     prev_result: Option<serde_json::Value>,
+    ipam: Option<serde_json::Value>,
+    ip_masq: Option<serde_json::Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
     valid_attachments: Option<Vec<RawAttachment>>,
 }
 
-#[derive(Deserialize, Serialize)]
+#[derive(Deserialize)]
 struct RawAttachment {
     #[serde(rename = "containerID")]
     container: String,
@@ -128,8 +131,23 @@ impl Conf {
             return Err(CniError::Version { found: text.chars().take(32).collect() });
         };
         let invalid = |option, expected| Err(CniError::Conf { option, expected });
-        if raw.name.as_deref().unwrap_or_default().is_empty() {
-            return invalid("name", "the network's name");
+        if !raw.name.as_deref().is_some_and(is_identifier) {
+            return invalid("name", "a letter or digit, then letters, digits, '_', '.' and '-'");
+        }
+        let asked = |value: &Option<serde_json::Value>| match value {
+            None | Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => None,
+            Some(serde_json::Value::Object(map)) if map.is_empty() => None,
+            Some(other) => Some(other.to_string().chars().take(64).collect()),
+        };
+        if let Some(value) = asked(&raw.ipam) {
+            return Err(CniError::Unsupported {
+                option: "ipam",
+                value,
+                instead: "the plugin gives out the node's podCIDRs",
+            });
+        }
+        if let Some(value) = asked(&raw.ip_masq) {
+            return Err(CniError::Unsupported { option: "ipMasq", value, instead: "the daemon masquerades" });
         }
         let absolute = |path: &Option<PathBuf>| path.as_ref().is_none_or(|path| path.is_absolute());
         if !absolute(&raw.node_file) {
@@ -138,7 +156,7 @@ impl Conf {
         if !absolute(&raw.state_dir) {
             return invalid("stateDir", "an absolute path");
         }
-        if raw.mtu.is_some_and(|mtu| !(1280..=65_535).contains(&mtu)) {
+        if raw.mtu.is_some_and(|mtu| !MTU.contains(&mtu)) {
             return invalid("mtu", "1280 to 65535 bytes");
         }
         // A former result that can't be read matters to CHECK alone, which says so.
@@ -171,6 +189,14 @@ impl Conf {
     }
 }
 
+/// A letter or digit, then letters, digits, `_`, `.` and `-`: what the CNI specification (sections 1 and 2) says
+/// of the names of networks and of the ids of containers.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) && text.len() <= 255
+}
+
 /// The version of an input that may otherwise be anything.
 pub(crate) fn version_of(input: &[u8]) -> Option<SpecVersion> {
     #[derive(Deserialize)]
@@ -194,7 +220,12 @@ mod tests {
             (r#"{"cniVersion":"9.0.0","name":"n"}"#, 1),
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":9}"#, 7),
             (r#"{"cniVersion":"1.0.0","name":"n","stateDir":"x"}"#, 7),
+            (r#"{"cniVersion":"1.0.0","name":"n","nodeFile":"x"}"#, 7),
+            (r#"{"cniVersion":"1.0.0","name":"../n"}"#, 7),
             (r#"{"cniVersion":"1.0.0","name":"n","mtu":"1400"}"#, 6),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipam":{"type":"host-local"}}"#, 2),
+            (r#"{"cniVersion":"1.0.0","name":"n","ipMasq":true}"#, 2),
+            (r#"{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[{"ifname":"eth0"}]}"#, 6),
             ("", 6),
             ("[", 6),
             ("null", 6),
@@ -206,8 +237,10 @@ mod tests {
     #[test]
     fn unknown_fields_of_runtimes_and_lists_are_passed_over() {
         let text = r#"{"cniVersion":"1.1.0","name":"n","type":"mesh-cni","runtimeConfig":{"portMappings":[]},
-            "capabilities":{"x":true},"prevResult":7,"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}"#;
+            "capabilities":{"x":true},"ipam":{},"ipMasq":false,"prevResult":7,"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}"#;
         let conf = Conf::parse(text.as_bytes()).unwrap();
+        assert_eq!(conf.version, SpecVersion::V1_1_0);
+        assert_eq!(conf.node_file, PathBuf::from(Conf::NODE_FILE));
         assert_eq!(conf.previous, None);
         assert_eq!(
             conf.valid,

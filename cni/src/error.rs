@@ -26,7 +26,7 @@ pub enum CniError {
         found: String,
     },
     /// The input is no JSON object of the expected shape.
-    #[error("read the network configuration: expected a JSON object")]
+    #[error("read the network configuration: expected a JSON object of the specification's shape")]
     Decode {
         /// What the parser says.
         source: serde_json::Error,
@@ -77,11 +77,37 @@ pub enum CniError {
         /// The lock file.
         path: PathBuf,
     },
-    /// The namespace is the node's own: everything would be set up twice in one place.
-    #[error("network namespace {} is the node's own: expected a pod's", path.display())]
-    OwnNamespace {
-        /// Its path.
+    /// There is no network namespace at the path.
+    #[error("environment variable CNI_NETNS={}: expected the path of a network namespace", path.display())]
+    NoNamespace {
+        /// The path.
         path: PathBuf,
+        /// What is wrong with it.
+        source: HostError,
+    },
+    /// The namespace is the node's own: everything would be set up twice in one place.
+    #[error("environment variable CNI_NETNS={}: expected a pod's network namespace, found the node's own", path.display())]
+    OwnNamespace {
+        /// The path.
+        path: PathBuf,
+    },
+    /// The configuration asks for something that is not done.
+    #[error("network configuration, {option}={value}: not supported: {instead}")]
+    Unsupported {
+        /// The key.
+        option: &'static str,
+        /// Its value, at most 64 characters of it.
+        value: String,
+        /// Who does it instead.
+        instead: &'static str,
+    },
+    /// CHECK was called for an attachment that there is not.
+    #[error("container {container}, interface {interface}: not attached")]
+    NotAttached {
+        /// The container's id.
+        container: String,
+        /// The interface's name.
+        interface: String,
     },
     /// CHECK found something else than ADD left.
     #[error("the attachment is not as it was made: {what}: expected {expected}")]
@@ -131,7 +157,9 @@ impl CniError {
     pub const fn code(&self) -> u32 {
         match self {
             Self::Version { .. } => 1,
-            Self::Environment { .. } => 4,
+            Self::Unsupported { .. } => 2,
+            Self::NotAttached { .. } => 3,
+            Self::Environment { .. } | Self::NoNamespace { .. } | Self::OwnNamespace { .. } => 4,
             Self::Io { .. } | Self::Input(_) => 5,
             Self::Decode { .. } | Self::InputTooLong { .. } => 6,
             Self::Conf { .. } | Self::NoPrevious => 7,
@@ -139,9 +167,8 @@ impl CniError {
             Self::Host(_) => 100,
             Self::Mismatch { .. } => 101,
             Self::Exhausted { .. } => 102,
-            Self::OwnNamespace { .. } => 103,
-            Self::Several { .. } => 104,
-            Self::Attached { .. } => 105,
+            Self::Several { .. } => 103,
+            Self::Attached { .. } => 104,
         }
     }
 

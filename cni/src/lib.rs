@@ -15,6 +15,7 @@ mod command;
 pub mod conf;
 pub mod conflist;
 mod error;
+pub mod fuzzing;
 pub mod ipam;
 pub mod node_file;
 pub mod result;

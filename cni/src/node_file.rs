@@ -1,6 +1,7 @@
 //! What the daemon tells the plugin: one file, replaced as a whole whenever it changes.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
@@ -8,10 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;
 
-/// The version that this code writes and reads.
+/// What an MTU can be: IPv6 needs the lower bound (RFC 8200 section 5), a packet's length field the upper.
+pub(crate) const MTU: RangeInclusive<u32> = 1280..=65_535;
+/// The version that this code writes and reads. Whatever changes in the file's shape changes it.
 const VERSION: u32 = 1;
 
 /// The state of this node as far as attaching pods goes.
+///
+/// It lies in memory (`/run`), so it never tells of a former boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFile {
     /// Whether pods can be attached and reach the mesh.
@@ -29,6 +34,7 @@ pub struct NodeFile {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Wire {
     v: u32,
     ready: bool,
@@ -56,11 +62,18 @@ impl NodeFile {
         serde_json::to_string(&wire).unwrap_or_default() + "\n"
     }
 
-    /// Reads the file's text. `None` for another version or anything else.
+    /// Reads the file's text. `None` for another version, an MTU that can't be, or anything else.
     pub fn parse(text: &str) -> Option<Self> {
         let Wire { v, ready, reason, guard, pod_cidrs, mesh_addresses, mtu } =
             serde_json::from_str(text).ok()?;
-        (v == VERSION).then_some(Self { ready, reason, guard, pod_cidrs, mesh_addresses, mtu })
+        (v == VERSION && MTU.contains(&mtu)).then_some(Self {
+            ready,
+            reason,
+            guard,
+            pod_cidrs,
+            mesh_addresses,
+            mtu,
+        })
     }
 
     /// Reads the file. A daemon that has not written it yet is a reason to try later.
@@ -92,6 +105,17 @@ mod tests {
         };
         assert_eq!(NodeFile::parse(&node.render()), Some(node.clone()));
         assert_eq!(NodeFile::parse(&node.render().replace("\"v\":1", "\"v\":2")), None);
-        assert_eq!(NodeFile::parse(""), None);
+        let text = node.render();
+        let refused = [
+            String::new(),
+            text.replace("1420", "1279"),
+            text.replace("\"guard\":true,", ""),
+            text.replace("\"guard\"", "\"more\":1,\"guard\""),
+            text.replace("/24", "/33"),
+            text[..text.len() / 2].to_owned(),
+        ];
+        for text in refused {
+            assert_eq!(NodeFile::parse(&text), None, "{text}");
+        }
     }
 }

@@ -31,8 +31,7 @@ pub fn render(attached: &Attached<'_>, version: SpecVersion) -> String {
         interface(attached.pod, Some(attached.netns), attached.mtu, version),
     ];
     let ips: Vec<Value> = attached.addresses.iter().map(|address| ip(*address, version)).collect();
-    let routes: Vec<Value> =
-        attached.addresses.iter().map(|address| route(*address, attached.mtu, version)).collect();
+    let routes: Vec<Value> = attached.addresses.iter().map(|address| route(*address)).collect();
     let document = json!({
         "cniVersion": version.as_str(),
         "interfaces": interfaces,
@@ -67,13 +66,10 @@ fn ip(address: IpAddr, version: SpecVersion) -> Value {
     ip
 }
 
-fn route(address: IpAddr, mtu: u32, version: SpecVersion) -> Value {
+/// Routes have no MTU of their own: that of the interface holds.
+fn route(address: IpAddr) -> Value {
     let everywhere = if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" };
-    let mut route = json!({"dst": everywhere, "gw": gateway(address)});
-    if version >= SpecVersion::V1_1_0 {
-        route["mtu"] = json!(mtu);
-    }
-    route
+    json!({"dst": everywhere, "gw": gateway(address)})
 }
 
 #[cfg(test)]
@@ -93,9 +89,17 @@ mod tests {
             let result: Value = serde_json::from_str(&render(&attached, version)).unwrap();
             assert_eq!(result["cniVersion"], version.as_str());
             assert_eq!(result["ips"][0]["address"], "10.244.1.2/32");
+            assert_eq!(result["ips"][1]["address"], "fd00::2/128");
+            assert_eq!(result["ips"][0]["gateway"], "169.254.1.1");
             assert_eq!(result["ips"][1]["gateway"], "fe80::1");
+            assert_eq!(result["ips"][1]["interface"], 1);
+            assert_eq!(result["routes"][0], json!({"dst": "0.0.0.0/0", "gw": "169.254.1.1"}));
+            assert_eq!(result["routes"][1], json!({"dst": "::/0", "gw": "fe80::1"}));
+            assert_eq!(result["interfaces"][0]["mac"], "02:00:00:00:00:01");
+            assert!(result["interfaces"][0].get("sandbox").is_none());
             assert_eq!(result["interfaces"][1]["sandbox"], "/run/netns/x");
-            assert_eq!(result["ips"][1]["version"] == "6", version == SpecVersion::V0_4_0);
+            let family = (version == SpecVersion::V0_4_0).then(|| json!("6"));
+            assert_eq!(result["ips"][1].get("version"), family.as_ref());
             assert_eq!(result["interfaces"][0]["mtu"] == 1420, version == SpecVersion::V1_1_0);
         }
     }

@@ -1,37 +1,72 @@
 //! Who has which address: one file an attachment, whose name alone reserves its addresses.
 //!
-//! A name is `LINK@ADDRESS@ADDRESS`, so what is taken is known from a listing, and a file that can't be read
-//! still reserves. Changes are made under a lock; a file appears whole by being renamed. Nothing is forced to
-//! disk: attachments don't outlive a reboot, and what was made before one is dropped as a whole, known by the
-//! kernel's boot id.
+//! A name is `LINK@BOOT@ADDRESS@ADDRESS`, so what is taken is known from a listing, and a file that can't be
+//! read still reserves. Changes are made under a lock; a file appears whole by being renamed.
+//!
+//! Nothing is forced to disk, which would take as long as all the rest of an ADD. What a killed process wrote
+//! is in the kernel's page cache and stays; what a machine loses when it stops is of no use afterwards, because
+//! links and namespaces are lost with it. `BOOT` is the begin of the kernel's boot id, and what has another one
+//! is dropped on sight.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use linux::POD_LINK_PREFIX;
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::call::Attachment;
 use crate::error::CniError;
 
-/// How long a call waits for another one: far longer than any call holds the lock.
+/// How long a call waits for others: far longer than any call holds a lock, shorter than runtimes wait.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Between a file's name parts.
 const SEPARATOR: char = '@';
 /// How the name of a file that is being written begins.
 const UNFINISHED: &str = ".new-";
+/// Where the kernel tells one boot from another.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Characters of the boot id that go into names: one boot in four billion is taken for another.
+const BOOT_TAG: usize = 8;
 
 /// The state folder, locked for as long as this value lives.
 #[derive(Debug)]
 pub(crate) struct Store {
     folder: PathBuf,
+    boot: String,
     _lock: File,
+}
+
+/// The right to attach pods (many at once) or to sweep what belongs to none (alone).
+///
+/// ADD holds it from before it reserves addresses until its link is whole, so that GC never takes a pod that is
+/// just being attached for one that is gone. Whoever needs a [`Store`] as well takes this first.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    _lock: File,
+}
+
+impl Gate {
+    /// Joins those who attach.
+    pub(crate) fn attach(folder: &Path) -> Result<Self, CniError> {
+        make_folder(folder)?;
+        let lock = lock(&folder.join("gate"), Hold::Shared, PATIENCE)?;
+        Ok(Self { _lock: lock })
+    }
+
+    /// Waits until nobody attaches, and keeps others from it.
+    pub(crate) fn sweep(folder: &Path) -> Result<Self, CniError> {
+        make_folder(folder)?;
+        let lock = lock(&folder.join("gate"), Hold::Alone, PATIENCE)?;
+        Ok(Self { _lock: lock })
+    }
 }
 
 /// One attachment in the store.
@@ -49,6 +84,7 @@ pub(crate) struct Stored {
 struct Contents<'a> {
     container: &'a str,
     interface: &'a str,
+    netns: &'a Path,
 }
 
 /// Name of the node's end of an attachment's pair: the same for every call about the same attachment.
@@ -68,42 +104,45 @@ pub(crate) fn digest(attachment: &Attachment, purpose: &str) -> [u8; 32] {
 }
 
 impl Store {
-    /// Opens and locks the folder; drops what a former boot left.
+    /// Opens and locks the folder, which is made if it is missing.
     pub(crate) fn open(folder: &Path) -> Result<Self, CniError> {
-        std::fs::create_dir_all(folder.join("attachments")).map_err(failed("make", folder))?;
-        let path = folder.join("lock");
-        let lock = OpenOptions::new().create(true).append(true).open(&path).map_err(failed("open", &path))?;
-        let since = Instant::now();
-        loop {
-            match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => break,
-                Err(rustix::io::Errno::WOULDBLOCK) if since.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_micros(500));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => return Err(CniError::Locked { path }),
-                Err(errno) => return Err(failed("lock", &path)(errno.into())),
-            }
-        }
-        let store = Self { folder: folder.to_owned(), _lock: lock };
-        store.forget_former_boot()?;
-        Ok(store)
+        make_folder(folder)?;
+        Self::lock(folder, PATIENCE)
     }
 
-    /// Every attachment that is stored.
+    /// Opens and locks the folder. `None` if there is none: then nothing is stored.
+    pub(crate) fn open_existing(folder: &Path) -> Result<Option<Self>, CniError> {
+        if attachments(folder).is_dir() { Self::lock(folder, PATIENCE).map(Some) } else { Ok(None) }
+    }
+
+    fn lock(folder: &Path, patience: Duration) -> Result<Self, CniError> {
+        let lock = lock(&folder.join("lock"), Hold::Alone, patience)?;
+        let source = Path::new(BOOT_ID);
+        let boot_id = std::fs::read_to_string(source).map_err(failed("read", source))?;
+        let boot = boot_id.chars().take(BOOT_TAG).collect();
+        Ok(Self { folder: folder.to_owned(), boot, _lock: lock })
+    }
+
+    /// Every attachment of this boot that is stored. What a former boot or a killed call left is cleared.
     pub(crate) fn all(&self) -> Result<Vec<Stored>, CniError> {
-        let folder = self.attachments();
+        let folder = attachments(&self.folder);
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&folder).map_err(failed("list", &folder))? {
-            let entry = entry.map_err(failed("list", &folder))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
+            let file = entry.map_err(failed("list", &folder))?.path();
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(UNFINISHED) {
                 // Whoever was writing it has lost the lock, so it will never be finished.
-                remove(&entry.path())?;
-            } else {
-                let mut parts = name.split(SEPARATOR);
-                let host_link = parts.next().unwrap_or_default().to_owned();
-                let addresses = parts.filter_map(|text| text.parse().ok()).collect();
-                found.push(Stored { host_link, addresses, file: entry.path() });
+                remove(&file)?;
+                continue;
+            }
+            let mut parts = name.split(SEPARATOR);
+            let host_link = parts.next().unwrap_or_default().to_owned();
+            let boot = parts.next();
+            let addresses = parts.filter_map(|text| text.parse().ok()).collect();
+            if boot == Some(self.boot.as_str()) {
+                found.push(Stored { host_link, addresses, file });
+            } else if host_link.starts_with(POD_LINK_PREFIX) {
+                remove(&file)?;
             }
         }
         Ok(found)
@@ -126,16 +165,23 @@ impl Store {
     }
 
     /// Reserves addresses for an attachment.
-    pub(crate) fn reserve(&self, attachment: &Attachment, addresses: &[IpAddr]) -> Result<Stored, CniError> {
+    pub(crate) fn reserve(
+        &self,
+        attachment: &Attachment,
+        netns: &Path,
+        addresses: &[IpAddr],
+    ) -> Result<Stored, CniError> {
         let host_link = host_link(attachment);
-        let name = [host_link.clone()].into_iter().chain(addresses.iter().map(ToString::to_string));
-        let file = self.attachments().join(name.collect::<Vec<_>>().join(&SEPARATOR.to_string()));
-        let contents = Contents { container: &attachment.container, interface: &attachment.interface };
-        // Two strings always serialize.
-        self.write(&file, &serde_json::to_string(&contents).unwrap_or_default())?;
+        let parts = [host_link.clone(), self.boot.clone()].into_iter();
+        let name: Vec<String> = parts.chain(addresses.iter().map(ToString::to_string)).collect();
+        let file = attachments(&self.folder).join(name.join(&SEPARATOR.to_string()));
+        let Attachment { container, interface } = attachment;
+        let contents = Contents { container, interface, netns };
+        // Three strings always serialize; a path that is no text is nothing that people need.
+        self.write(&file, &serde_json::to_string(&contents).unwrap_or_else(|_| "{}".to_owned()))?;
         for address in addresses {
             // Only the order of addresses depends on it, so a full disk here does no harm.
-            let _ = self.write(&self.last_file(address.is_ipv4()), &address.to_string());
+            let _ = self.set_last(*address);
         }
         Ok(Stored { host_link, addresses: addresses.to_vec(), file })
     }
@@ -146,8 +192,11 @@ impl Store {
         remove(&stored.file)
     }
 
-    fn attachments(&self) -> PathBuf {
-        self.folder.join("attachments")
+    /// In place and of one length: replacing or cutting a file makes ext4 write it to disk at once.
+    fn set_last(&self, address: IpAddr) -> io::Result<()> {
+        let path = self.last_file(address.is_ipv4());
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
+        file.write_all(format!("{:<45}\n", address.to_string()).as_bytes())
     }
 
     fn last_file(&self, ipv4: bool) -> PathBuf {
@@ -157,7 +206,7 @@ impl Store {
     fn write(&self, path: &Path, text: &str) -> Result<(), CniError> {
         let mut name = std::ffi::OsString::from(UNFINISHED);
         name.push(path.file_name().unwrap_or_default());
-        let unfinished = self.attachments().join(name);
+        let unfinished = attachments(&self.folder).join(name);
         let written = std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, path));
         written.map_err(|source| {
             // A full disk leaves an empty file; it would reserve nothing, but it is not ours to leave.
@@ -165,22 +214,50 @@ impl Store {
             CniError::Io { operation: "write", path: path.to_owned(), source }
         })
     }
+}
 
-    fn forget_former_boot(&self) -> Result<(), CniError> {
-        let source = Path::new("/proc/sys/kernel/random/boot_id");
-        let boot = std::fs::read_to_string(source).map_err(failed("read", source))?;
-        let path = self.folder.join("boot");
-        match std::fs::read_to_string(&path) {
-            Ok(known) if known == boot => return Ok(()),
-            Ok(_) => {
-                for stored in self.all()? {
-                    self.release(&stored)?;
-                }
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(CniError::Io { operation: "read", path, source }),
-        }
-        self.write(&path, &boot)
+fn attachments(folder: &Path) -> PathBuf {
+    folder.join("attachments")
+}
+
+fn make_folder(folder: &Path) -> Result<(), CniError> {
+    std::fs::create_dir_all(attachments(folder)).map_err(failed("make", folder))
+}
+
+/// Who else may have a lock at the same time.
+#[derive(Clone, Copy)]
+enum Hold {
+    Shared,
+    Alone,
+}
+
+/// Opens and locks a file. The kernel unlocks it when the process ends, however it ends.
+fn lock(path: &Path, hold: Hold, patience: Duration) -> Result<File, CniError> {
+    let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open", path))?;
+    let (try_it, wait_for_it) = match hold {
+        Hold::Shared => (FlockOperation::NonBlockingLockShared, FlockOperation::LockShared),
+        Hold::Alone => (FlockOperation::NonBlockingLockExclusive, FlockOperation::LockExclusive),
+    };
+    match flock(&file, try_it) {
+        Ok(()) => return Ok(file),
+        Err(Errno::WOULDBLOCK) => {}
+        Err(errno) => return Err(failed("lock", path)(errno.into())),
+    }
+    // The kernel wakes those who wait as soon as the lock is free; trying now and then instead starves some
+    // of many. It knows no time limit, so a thread waits, and this one waits for the thread.
+    let waiting = file.try_clone().map_err(failed("lock", path))?;
+    let (tell, told) = mpsc::channel();
+    let wait = move || {
+        let locked = flock(&waiting, wait_for_it);
+        drop(waiting);
+        // If nobody listens any more the lock is gone with the file.
+        let _ = tell.send(locked);
+    };
+    std::thread::Builder::new().spawn(wait).map_err(failed("lock", path))?;
+    match told.recv_timeout(patience) {
+        Ok(Ok(())) => Ok(file),
+        Ok(Err(errno)) => Err(failed("lock", path)(errno.into())),
+        Err(_) => Err(CniError::Locked { path: path.to_owned() }),
     }
 }
 
@@ -189,6 +266,7 @@ pub(crate) fn forget(folder: &Path) -> Result<bool, CniError> {
     if !folder.exists() {
         return Ok(false);
     }
+    let _alone = Gate::sweep(folder)?;
     let store = Store::open(folder)?;
     let attached = store.all()?.len();
     if attached > 0 {
@@ -210,53 +288,4 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Cni
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attachment(container: &str) -> Attachment {
-        Attachment { container: container.to_owned(), interface: "eth0".to_owned() }
-    }
-
-    #[test]
-    fn the_name_reserves_even_if_the_file_is_empty() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        let addresses: Vec<IpAddr> = vec!["10.244.1.2".parse().unwrap(), "fd00::2".parse().unwrap()];
-        let stored = store.reserve(&attachment("c1"), &addresses).unwrap();
-        std::fs::write(&stored.file, "").unwrap();
-        assert_eq!(store.taken().unwrap(), addresses.iter().copied().collect());
-        assert_eq!(store.find(&attachment("c1")).unwrap(), std::slice::from_ref(&stored));
-        assert_eq!(store.last(true), Some(addresses[0]));
-        store.release(&stored).unwrap();
-        store.release(&stored).unwrap();
-        assert!(store.taken().unwrap().is_empty());
-    }
-
-    #[test]
-    fn what_a_killed_call_was_writing_is_cleared() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        let rest = folder.path().join("attachments/.new-mveth00@10.244.1.9");
-        std::fs::write(&rest, "").unwrap();
-        assert!(store.all().unwrap().is_empty());
-        assert!(!rest.exists());
-    }
-
-    #[test]
-    fn a_reboot_frees_everything() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(folder.path()).unwrap();
-        store.reserve(&attachment("c1"), &["10.244.1.2".parse().unwrap()]).unwrap();
-        std::fs::write(folder.path().join("boot"), "another boot\n").unwrap();
-        drop(store);
-        assert!(Store::open(folder.path()).unwrap().taken().unwrap().is_empty());
-    }
-
-    #[test]
-    fn names_fit_the_kernel_and_differ() {
-        let one = host_link(&attachment("c1"));
-        assert_eq!(one.len(), 15);
-        assert_ne!(one, host_link(&attachment("c2")));
-        assert_ne!(one, host_link(&Attachment { interface: "eth1".to_owned(), ..attachment("c1") }));
-    }
-}
+mod tests;

@@ -30,7 +30,7 @@ pub(crate) fn profile_dir() -> Result<PathBuf, Error> {
 }
 
 /// Cargo's target folder.
-pub(crate) fn target_dir() -> Result<PathBuf, Error> {
+pub fn target_dir() -> Result<PathBuf, Error> {
     let profile = profile_dir()?;
     Ok(profile.parent().unwrap_or(&profile).to_path_buf())
 }

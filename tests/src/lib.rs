@@ -59,7 +59,7 @@ pub mod stream;
 mod underlay;
 
 pub use address::{Family, IpVersion};
-pub use bin_path::bin;
+pub use bin_path::{bin, target_dir};
 pub use capture::Capture;
 pub use command::Command;
 pub use daemon::Daemon;

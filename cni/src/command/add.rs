@@ -14,11 +14,12 @@ use crate::error::CniError;
 use crate::ipam;
 use crate::node_file::NodeFile;
 use crate::result::{Attached, render};
-use crate::store::{Store, Stored, digest, host_link};
+use crate::store::{Gate, Store, Stored, digest, host_link};
 
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Result<String, CniError> {
     let node = ready(conf)?;
-    let netns = NetworkNamespace::open(netns_path)?;
+    let netns = NetworkNamespace::open(netns_path)
+        .map_err(|source| CniError::NoNamespace { path: netns_path.to_owned(), source })?;
     if netns.is_own()? {
         return Err(CniError::OwnNamespace { path: netns_path.to_owned() });
     }
@@ -26,7 +27,7 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     let host_link = host_link(attachment);
     let (host_mac, pod_mac) = (mac(attachment, "host"), mac(attachment, "pod"));
 
-    let reservation = Reservation::make(conf, attachment, &node)?;
+    let reservation = Reservation::make(conf, attachment, netns_path, &node)?;
     let addresses = reservation.stored.addresses.clone();
     let pod_link = attachment.interface.as_str();
     let pair = Pair { host_link: &host_link, host_mac, pod_link, pod_mac, mtu, addresses: &addresses };
@@ -58,20 +59,28 @@ struct Reservation<'a> {
     conf: &'a Conf,
     stored: Stored,
     committed: bool,
+    _gate: Gate,
 }
 
 impl<'a> Reservation<'a> {
     /// Reserves one address of each family that the node has. What an ADD for the same attachment that was
     /// killed may have left is cleared before.
-    fn make(conf: &'a Conf, attachment: &Attachment, node: &NodeFile) -> Result<Self, CniError> {
-        let store = Store::open(&conf.state_dir)?;
+    fn make(
+        conf: &'a Conf,
+        attachment: &Attachment,
+        netns: &Path,
+        node: &NodeFile,
+    ) -> Result<Self, CniError> {
+        let gate = Gate::attach(&conf.state_dir)?;
+        // Before the lock is taken: the kernel may take its time to remove a link.
         veth::detach(&host_link(attachment))?;
+        let store = Store::open(&conf.state_dir)?;
         for stored in store.find(attachment)? {
             store.release(&stored)?;
         }
         let addresses = choose(&store, node)?;
-        let stored = store.reserve(attachment, &addresses)?;
-        Ok(Self { conf, stored, committed: false })
+        let stored = store.reserve(attachment, netns, &addresses)?;
+        Ok(Self { conf, stored, committed: false, _gate: gate })
     }
 
     fn commit(mut self) {

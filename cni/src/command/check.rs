@@ -17,12 +17,15 @@ use crate::store::{Store, host_link};
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<(), CniError> {
     let previous = conf.previous.as_ref().ok_or(CniError::NoPrevious)?;
     let addresses: BTreeSet<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
-    let stored: BTreeSet<IpAddr> = {
-        let store = Store::open(&conf.state_dir)?;
-        store.find(attachment)?.into_iter().flat_map(|stored| stored.addresses).collect()
-    };
+    // The lock is held no longer than this line: the rest may take its time.
+    let stored = Store::open_existing(&conf.state_dir)?.map(|store| store.find(attachment)).transpose()?;
+    let stored: BTreeSet<IpAddr> = stored.into_iter().flatten().flat_map(|stored| stored.addresses).collect();
+    if stored.is_empty() {
+        let Attachment { container, interface } = attachment.clone();
+        return Err(CniError::NotAttached { container, interface });
+    }
     // Chained plugins may have added addresses of their own to the result; ours must be among them.
-    if stored.is_empty() || !stored.is_subset(&addresses) {
+    if !stored.is_subset(&addresses) {
         return mismatch("the reserved addresses", &addresses);
     }
     let host_name = host_link(attachment);
@@ -34,17 +37,16 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<
         }
     }
     let pod_name = attachment.interface.as_str();
-    let pod = NetworkNamespace::open(netns)?.run(|| veth::inspect(pod_name))??;
+    let pod = NetworkNamespace::open(netns)
+        .map_err(|source| CniError::NoNamespace { path: netns.to_owned(), source })?;
+    let pod = pod.run(|| veth::inspect(pod_name))??;
     let pod = end("the pod's end", pod_name, pod, previous)?;
     let found: BTreeSet<IpAddr> = pod.addresses.iter().copied().collect();
     if !stored.is_subset(&found) {
         return mismatch("the pod's addresses", &stored);
     }
-    let families = stored.iter().map(IpAddr::is_ipv4);
-    if families
-        .into_iter()
-        .any(|ipv4| !pod.routes.iter().any(|route| route.prefix() == 0 && route.is_ipv4() == ipv4))
-    {
+    let default_route = |ipv4| pod.routes.iter().any(|route| route.prefix() == 0 && route.is_ipv4() == ipv4);
+    if stored.iter().any(|address| !default_route(address.is_ipv4())) {
         return mismatch("the pod's default routes", &stored);
     }
     Ok(())

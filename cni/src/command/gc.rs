@@ -6,9 +6,9 @@ use linux::veth;
 
 use crate::conf::Conf;
 use crate::error::CniError;
-use crate::store::{Store, host_link};
+use crate::store::{Gate, Store, host_link};
 
-/// Under the lock, so that no ADD is between reserving its addresses and making its link.
+/// Alone, so that no ADD is between reserving its addresses and having made its link.
 pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
     // A runtime that names nothing at all does not mean that all pods are gone.
     let Some(valid) = &conf.valid else {
@@ -18,6 +18,7 @@ pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
         });
     };
     let stay: BTreeSet<String> = valid.iter().map(host_link).collect();
+    let _alone = Gate::sweep(&conf.state_dir)?;
     let store = Store::open(&conf.state_dir)?;
     let mut failed = Vec::new();
     let mut kept = BTreeSet::new();

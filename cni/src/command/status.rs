@@ -1,5 +1,7 @@
 //! STATUS: whether an ADD could succeed now.
 
+use std::collections::BTreeSet;
+
 use ipnetwork::IpNetwork;
 
 use super::add::ready;
@@ -10,7 +12,8 @@ use crate::store::Store;
 
 pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
     let node = ready(conf)?;
-    let mut taken = Store::open(&conf.state_dir)?.taken()?;
+    let store = Store::open_existing(&conf.state_dir)?;
+    let mut taken = store.map_or_else(|| Ok(BTreeSet::new()), |store| store.taken())?;
     taken.extend(&node.mesh_addresses);
     for ipv4 in [true, false] {
         let ranges: Vec<IpNetwork> =

@@ -82,6 +82,12 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
     if pair.addresses.iter().any(IpAddr::is_ipv4) {
         sysctl::write(&format!("net/ipv4/conf/{}/rp_filter", pair.host_link), "1")?;
     }
+    let accept_ra = format!("net/ipv6/conf/{}/accept_ra", pair.host_link);
+    if sysctl::read(&accept_ra)?.is_some() {
+        // Where hosts take router advertisements although they forward, a pod could announce itself as the
+        // node's default router.
+        sysctl::write(&accept_ra, "0")?;
+    }
     for address in pair.addresses {
         host.perform("set a neighbour of", &subject, neighbour(index, *address, pair.pod_mac), SET)?;
         host.perform("set a route of", &subject, route_to_pod(index, *address), SET)?;
@@ -92,6 +98,9 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
 /// Removes a pair by the node's end, with its routes and neighbours; says whether there was one.
 pub fn detach(host_link: &str) -> Result<bool, HostError> {
     let subject = Subject::Veth(host_link.to_owned());
+    if !is_there(host_link).map_err(|errno| HostError::netlink("look at", subject.clone(), errno.into()))? {
+        return Ok(false);
+    }
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(host_link.to_owned()));
     match Exchange::open()?.perform("remove", &subject, RouteNetlinkMessage::DelLink(message), 0) {
@@ -138,6 +147,18 @@ pub fn host_links() -> Result<Vec<String>, HostError> {
         _ => None,
     });
     Ok(names.filter(|name| name.starts_with(crate::POD_LINK_PREFIX)).map(ToOwned::to_owned).collect())
+}
+
+/// Whether there is a link of this name. This way of asking does not wait for the kernel's one lock for changes
+/// of links, which others hold for tens of milliseconds while links go away.
+fn is_there(link: &str) -> rustix::io::Result<bool> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    match name_to_index(&socket, link) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::NODEV) => Ok(false),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// Made if it is missing, replaced if it is there.

@@ -12,6 +12,7 @@ use kube::{Api, Client, ResourceExt as _};
 use plan::annotation::names;
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// What the API server said about the set of Nodes.
 #[derive(Debug)]
@@ -23,7 +24,19 @@ pub enum Change {
     /// One Node was deleted while we watched.
     Deleted(NodeName, NodeUid),
     /// The watch failed; it is tried again with growing pauses.
-    Failed(watcher::Error),
+    Failed(WatchError),
+}
+
+/// Why a watch ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// The watch itself.
+    #[error("watch the Nodes")]
+    Watch(#[source] Box<watcher::Error>),
+    /// Our own Node is not the one that the watch told of: the store behind the API server is another one, and a
+    /// watch that goes on from a version of the former one waits for ever.
+    #[error("watch the Nodes: the API server has another Node {0} than the one that was listed")]
+    AnotherStore(NodeName),
 }
 
 /// Seconds after which a watch is renewed. A connection that died silently is noticed this late at most.
@@ -35,15 +48,18 @@ const PAGE: u32 = 100;
 /// cluster don't all come at once.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
 
+/// How often our own Node is asked for, to see whether the watch still tells of the same store.
+const SAME_STORE: Duration = Duration::from_secs(30);
+
 /// Watches until the receiver is gone.
 ///
 /// After an error it begins with a complete list. A watch that went on from where it was would wait for ever on an
 /// API server whose store was emptied or restored: it knows no such version yet, and says so with an error that does
 /// not tell why.
-pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
+pub async fn watch(client: Client, own: NodeName, changes: mpsc::Sender<Change>) {
     let mut pause = PAUSES.0;
     loop {
-        let Some(error) = watch_once(client.clone(), &changes, &mut pause).await else { return };
+        let Some(error) = watch_once(&client, &own, &changes, &mut pause).await else { return };
         if changes.send(Change::Failed(error)).await.is_err() {
             return;
         }
@@ -56,39 +72,81 @@ pub async fn watch(client: Client, changes: mpsc::Sender<Change>) {
 
 /// Watches until an error, which it returns, or until the receiver is gone.
 async fn watch_once(
-    client: Client,
+    client: &Client,
+    own: &NodeName,
     changes: &mpsc::Sender<Change>,
     pause: &mut Duration,
-) -> Option<watcher::Error> {
+) -> Option<WatchError> {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    let mut events = pin!(watcher(Api::<Node>::all(client), config));
-    let mut listing = BTreeMap::new();
+    let mut events = pin!(watcher(Api::<Node>::all(client.clone()), config));
+    let mut seen = Seen { own: own.clone(), own_uid: None, listing: BTreeMap::new() };
+    let mut look = tokio::time::interval_at(Instant::now() + SAME_STORE, SAME_STORE);
     loop {
-        let change = match events.try_next().await {
-            Ok(None) => return None,
-            Err(error) => return Some(error),
-            Ok(Some(watcher::Event::Init)) => {
-                listing.clear();
-                continue;
-            }
-            Ok(Some(watcher::Event::InitApply(node))) => {
-                let record = trim(&node);
-                listing.insert(record.name.clone(), record);
-                continue;
-            }
-            Ok(Some(watcher::Event::InitDone)) => {
-                *pause = PAUSES.0;
-                Change::Listed(std::mem::take(&mut listing))
-            }
-            Ok(Some(watcher::Event::Apply(node))) => Change::Applied(trim(&node)),
-            Ok(Some(watcher::Event::Delete(node))) => {
-                let record = trim(&node);
-                Change::Deleted(record.name, record.uid)
+        let event = tokio::select! {
+            event = events.try_next() => event,
+            _ = look.tick() => {
+                // No answer says nothing about the store; the watch will tell if the server is away.
+                match find(client, own).await {
+                    Ok(found) if found.as_ref().map(|record| &record.uid) != seen.own_uid.as_ref() => {
+                        return Some(WatchError::AnotherStore(own.clone()));
+                    }
+                    _ => continue,
+                }
             }
         };
-        if changes.send(change).await.is_err() {
+        let change = match event {
+            Ok(None) => return None,
+            Err(error) => return Some(WatchError::Watch(Box::new(error))),
+            Ok(Some(event)) => seen.change(event),
+        };
+        if matches!(change, Some(Change::Listed(_))) {
+            *pause = PAUSES.0;
+        }
+        if let Some(change) = change
+            && changes.send(change).await.is_err()
+        {
             return None;
         }
+    }
+}
+
+/// What a watch has told so far, as far as it is needed to tell what comes.
+struct Seen {
+    own: NodeName,
+    own_uid: Option<NodeUid>,
+    listing: BTreeMap<NodeName, NodeRecord>,
+}
+
+impl Seen {
+    /// Takes an event; a list is one change once it is complete.
+    fn change(&mut self, event: watcher::Event<Node>) -> Option<Change> {
+        let gone = matches!(event, watcher::Event::Delete(_));
+        match event {
+            watcher::Event::Init => {
+                self.listing.clear();
+                self.own_uid = None;
+                None
+            }
+            watcher::Event::InitApply(node) => {
+                let record = self.record(&node, gone);
+                self.listing.insert(record.name.clone(), record);
+                None
+            }
+            watcher::Event::InitDone => Some(Change::Listed(std::mem::take(&mut self.listing))),
+            watcher::Event::Apply(node) => Some(Change::Applied(self.record(&node, gone))),
+            watcher::Event::Delete(node) => {
+                let record = self.record(&node, gone);
+                Some(Change::Deleted(record.name, record.uid))
+            }
+        }
+    }
+
+    fn record(&mut self, node: &Node, gone: bool) -> NodeRecord {
+        let record = trim(node);
+        if record.name == self.own {
+            self.own_uid = (!gone).then(|| record.uid.clone());
+        }
+        record
     }
 }
 

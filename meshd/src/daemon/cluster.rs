@@ -93,7 +93,10 @@ impl Cluster {
         if !verdict.keep.is_empty() {
             self.brakes += 1;
         }
-        self.kept = known.into_iter().filter(|(name, _)| verdict.keep.contains(name)).collect();
+        // Our own Node as well: what it granted us is ours until another one says otherwise.
+        let stays =
+            |name: &NodeName| verdict.keep.contains(name) || (*name == self.own && missing.contains(name));
+        self.kept = known.into_iter().filter(|(name, _)| stays(name)).collect();
         self.release_at = verdict.release_at;
         self.listed = Some(list);
     }

@@ -19,6 +19,7 @@ mod reconcile;
 use std::time::Duration;
 
 use linux::{Handle, Notice};
+use plan::node::NodeName;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -65,7 +66,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let (status_in, status) = watch::channel(Status::default());
     let (turned_in, turned) = watch::channel(Instant::now());
     let tasks = [
-        tokio::spawn(api::nodes::watch(client.clone(), changes_in)),
+        tokio::spawn(api::nodes::watch(client.clone(), NodeName::new(config.node_name.clone()), changes_in)),
         tokio::spawn(api::publish::run(client.clone(), wanted)),
         tokio::spawn(control::serve(listener, asked_in)),
         tokio::spawn(async move {

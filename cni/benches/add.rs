@@ -1,0 +1,195 @@
+//! How long an ADD and a DEL take beside Debian's `ptp` with `host-local`, in one run.
+//!
+//! `cargo bench -p cni --bench add` runs both plugins turn by turn in namespaces of its own, prints the medians
+//! of every round and of all of them, writes `target/bench/cni.json`, and fails if an ADD takes more than half of
+//! what theirs takes. Times are those that a runtime sees: from the start of the process to its end. It needs
+//! root and the package `containernetworking-plugins`. Without `--bench`, as `cargo test` calls it, it makes a
+//! few calls and judges nothing.
+
+#![expect(clippy::print_stdout, reason = "it prints its findings")]
+
+use std::error::Error;
+use std::io::Write as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+/// Rounds, and pairs of ADD and DEL of each plugin in a round.
+const ROUNDS: usize = 7;
+const PAIRS: usize = 20;
+/// The largest part of their time that an ADD of ours may take.
+const AT_MOST: f64 = 0.5;
+/// Where Debian puts the plugins.
+const THEIR_FOLDER: &str = "/usr/lib/cni";
+/// Set once the process is in its own namespaces.
+const INSIDE: &str = "CNI_BENCH_INSIDE";
+
+type Outcome<T> = Result<T, Box<dyn Error>>;
+
+fn main() -> Outcome<ExitCode> {
+    let judge = std::env::args().any(|argument| argument == "--bench");
+    if std::env::var_os(INSIDE).is_none() {
+        let mut again = Command::new("unshare");
+        again.args(["--net", "--mount", "--propagation=private"]).arg(std::env::current_exe()?);
+        return Err(again.args(judge.then_some("--bench")).env(INSIDE, "1").exec().into());
+    }
+    let (rounds, pairs) = if judge { (ROUNDS, PAIRS) } else { (1, 2) };
+    let folder = tempfile::tempdir()?;
+    let (ours, theirs) = contenders(folder.path())?;
+    let mut all = [Times::default(), Times::default()];
+    println!("{pairs} ADD and DEL a round, medians in ms");
+    println!("round  ADD ours  theirs  ratio   DEL ours  theirs  ratio");
+    for round in 1..=rounds {
+        let mut times = [Times::default(), Times::default()];
+        for number in 0..pairs {
+            for (plugin, times) in [&ours, &theirs].into_iter().zip(&mut times) {
+                let container = format!("bench-{round}-{number}");
+                times.add.push(plugin.call("ADD", &container)?);
+                times.del.push(plugin.call("DEL", &container)?);
+            }
+        }
+        row(&round.to_string(), &times);
+        for (all, times) in all.iter_mut().zip(times) {
+            all.add.extend(times.add);
+            all.del.extend(times.del);
+        }
+    }
+    row("all", &all);
+    if !judge {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let report = report(&all);
+    let path = write(&report)?;
+    println!("written to {}", path.display());
+    let ratio = report["rows"][0]["ratio"].as_f64().unwrap_or(f64::MAX);
+    if ratio > AT_MOST {
+        println!("an ADD takes {ratio:.2} of theirs: expected at most {AT_MOST}");
+        return Ok(ExitCode::FAILURE);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A plugin with what it is called with.
+struct Plugin {
+    binary: PathBuf,
+    conf: String,
+    netns: PathBuf,
+}
+
+impl Plugin {
+    /// Performs one call that must succeed; returns how long it took.
+    fn call(&self, command: &str, container: &str) -> Outcome<Duration> {
+        let since = Instant::now();
+        let mut child = Command::new(&self.binary)
+            .env("CNI_COMMAND", command)
+            .env("CNI_CONTAINERID", container)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_NETNS", &self.netns)
+            .env("CNI_PATH", THEIR_FOLDER)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", self.binary.display()))?;
+        if let Some(mut input) = child.stdin.take() {
+            input.write_all(self.conf.as_bytes())?;
+        }
+        let output = child.wait_with_output()?;
+        let took = since.elapsed();
+        if output.status.success() {
+            return Ok(took);
+        }
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        Err(format!("{} {command}: {said}", self.binary.display()).into())
+    }
+}
+
+/// Both plugins, ready to be called: one IPv4 address a pod, the same MTU, state on the same disk.
+fn contenders(folder: &Path) -> Outcome<(Plugin, Plugin)> {
+    // The names of namespaces are this process's own.
+    sh("mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up")?;
+    sh("ip netns add ours && ip netns add theirs && sysctl -qw net.ipv4.ip_forward=1")?;
+    let node_file = folder.join("node.json");
+    let node = cni::node_file::NodeFile {
+        ready: true,
+        reason: None,
+        guard: true,
+        pod_cidrs: vec!["10.244.1.0/24".parse()?],
+        mesh_addresses: vec!["10.244.1.1".parse()?],
+        mtu: 1400,
+    };
+    std::fs::write(&node_file, node.render())?;
+    let ours = json!({
+        "cniVersion": "1.0.0", "name": "meshd", "type": "mesh-cni",
+        "nodeFile": node_file, "stateDir": folder.join("ours"),
+    });
+    let theirs = json!({
+        "cniVersion": "1.0.0", "name": "bench", "type": "ptp", "mtu": 1400,
+        "ipam": {
+            "type": "host-local", "subnet": "10.245.1.0/24",
+            "routes": [{"dst": "0.0.0.0/0"}], "dataDir": folder.join("theirs"),
+        },
+    });
+    let plugin = |binary: PathBuf, conf: &Value, netns: &str| Plugin {
+        binary,
+        conf: conf.to_string(),
+        netns: Path::new("/run/netns").join(netns),
+    };
+    Ok((
+        plugin(env!("CARGO_BIN_EXE_mesh-cni").into(), &ours, "ours"),
+        plugin(Path::new(THEIR_FOLDER).join("ptp"), &theirs, "theirs"),
+    ))
+}
+
+/// How long calls took.
+#[derive(Default)]
+struct Times {
+    add: Vec<Duration>,
+    del: Vec<Duration>,
+}
+
+/// The median in milliseconds.
+fn median(times: &[Duration]) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_unstable();
+    sorted.get(sorted.len() / 2).map_or(f64::NAN, |time| time.as_secs_f64() * 1e3)
+}
+
+fn row(name: &str, [ours, theirs]: &[Times; 2]) {
+    let columns = |ours: &[Duration], theirs: &[Duration]| {
+        let (ours, theirs) = (median(ours), median(theirs));
+        format!("{ours:>8.2}{theirs:>8.2}{:>7.2}", ours / theirs)
+    };
+    println!("{name:>5}  {}   {}", columns(&ours.add, &theirs.add), columns(&ours.del, &theirs.del));
+}
+
+/// Rows for the report. DEL has no limit: nearly all of it is the kernel taking a link away.
+fn report([ours, theirs]: &[Times; 2]) -> Value {
+    let row = |name: &str, ours: &[Duration], theirs: &[Duration], at_most: Option<f64>| {
+        let (ours, theirs) = (median(ours), median(theirs));
+        json!({
+            "name": name, "unit": "ms", "ours": ours, "theirs": theirs, "peer": "ptp + host-local",
+            "ratio": ours / theirs, "at_most": at_most, "better": "lower",
+        })
+    };
+    json!({"rows": [
+        row("CNI ADD", &ours.add, &theirs.add, Some(AT_MOST)),
+        row("CNI DEL", &ours.del, &theirs.del, None),
+    ]})
+}
+
+/// Writes the report into the build's folder, in which the binary lies one level down.
+fn write(report: &Value) -> Outcome<PathBuf> {
+    let target = Path::new(env!("CARGO_BIN_EXE_mesh-cni")).ancestors().nth(2).ok_or("no target folder")?;
+    std::fs::create_dir_all(target.join("bench"))?;
+    let path = target.join("bench/cni.json");
+    std::fs::write(&path, format!("{report:#}\n"))?;
+    Ok(path)
+}
+
+fn sh(line: &str) -> Outcome<()> {
+    let status = Command::new("sh").args(["-ec", line]).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{line}: {status}").into()) }
+}

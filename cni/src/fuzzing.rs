@@ -1,0 +1,71 @@
+//! Bodies of the fuzz targets, so that their corpora also run as an ordinary test.
+
+use serde_json::Value;
+
+use crate::call::Call;
+use crate::conf::SpecVersion;
+use crate::node_file::MTU;
+
+/// Reads `bytes` as what a runtime puts on standard input, for each command.
+///
+/// What is taken must be within the bounds that the rest relies on; what is refused must be refused by one JSON
+/// object of the specification's shape, in a version that is spoken.
+///
+/// # Panics
+///
+/// When one of these does not hold, which is what a fuzzer looks for.
+pub fn conf(bytes: &[u8]) {
+    for command in ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"] {
+        let environment = |name: &str| {
+            let value = match name {
+                "CNI_COMMAND" => command,
+                "CNI_CONTAINERID" => "c1",
+                "CNI_IFNAME" => "eth0",
+                "CNI_NETNS" => "/run/netns/c1",
+                _ => return None,
+            };
+            Some(value.to_owned())
+        };
+        match Call::new(environment, bytes) {
+            Ok(call) => {
+                assert!(call.conf.node_file.is_absolute() && call.conf.state_dir.is_absolute());
+                assert!(call.conf.mtu.is_none_or(|mtu| MTU.contains(&mtu)));
+            }
+            Err(error) => {
+                assert_ne!(command, "VERSION", "VERSION was refused: {error}");
+                refusal(&error.render(bytes, command == "STATUS"));
+            }
+        }
+    }
+}
+
+fn refusal(text: &str) {
+    let Ok(Value::Object(object)) = serde_json::from_str(text) else { panic!("no JSON object: {text}") };
+    let version = object.get("cniVersion").and_then(Value::as_str);
+    assert!(SpecVersion::ALL.iter().any(|known| version == Some(known.as_str())), "{text}");
+    assert!(object.get("code").is_some_and(Value::is_u64), "{text}");
+    assert!(object.get("msg").is_some_and(Value::is_string), "{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    #[test]
+    fn the_cni_config_corpus_passes() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/cni_config");
+        let mut files = 0;
+        for entry in std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+            super::conf(&std::fs::read(entry.unwrap().path()).unwrap());
+            files += 1;
+        }
+        assert!(files >= 10, "{} holds {files} files", dir.display());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_pass(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+            super::conf(&bytes);
+        }
+    }
+}
