@@ -37,7 +37,7 @@ fn a_node_starts_without_the_api_server() {
     Flow::new(&here, &there, IpVersion::V4, Protocol::Tcp).must_pass();
     assert!(mesh.node("n1").unwrap().pod("late").is_ok(), "pods can be attached");
     mesh.api().resume().unwrap();
-    mesh.wait("n1", "back with the API server", Duration::from_secs(60), |status| {
+    mesh.wait("n1", "back with the API server", Duration::from_mins(1), |status| {
         status["api"]["listed"] == true && is_formed(status, 2)
     });
 }
@@ -71,7 +71,7 @@ fn outage(api: ApiKind) {
     mesh.wait("n1", "the outage is told", WITHIN, |status| status["api"]["error"].is_string());
     mesh.wait("n1", "nobody was removed", WITHIN, |status| status["peers"].as_array().unwrap().len() == 2);
     mesh.api().resume().unwrap();
-    mesh.wait("n1", "the outage is over", Duration::from_secs(60), |status| {
+    mesh.wait("n1", "the outage is over", Duration::from_mins(1), |status| {
         status["api"]["error"].is_null() && is_formed(status, 2)
     });
     let report = stream.stop();
@@ -95,7 +95,7 @@ fn emptied(api: ApiKind) {
     let (here, there) = pair(&mesh);
     let stream = Stream::start(&here.end(), &there.end(), IpVersion::V4, 200).unwrap();
     mesh.api().wipe().unwrap();
-    mesh.wait("n1", "the empty list is not believed", Duration::from_secs(60), |status| {
+    mesh.wait("n1", "the empty list is not believed", Duration::from_mins(1), |status| {
         status["api"]["error"].is_null() && status["kept"].as_array().unwrap().len() == 2
     });
     assert_eq!(mesh.status("n1").unwrap()["peers"].as_array().unwrap().len(), 2);

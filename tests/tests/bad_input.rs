@@ -47,6 +47,9 @@ fn say(mesh: &Mesh, text: &str) {
     mesh.api().patch_node("n9", &json!({"metadata": {"annotations": {"meshd.dev/state": text}}})).unwrap();
 }
 
+/// What is refused: the code, a podCIDR, an address, and what the Node says once its UID is known.
+type Case<'a> = (&'a str, &'a str, &'a str, Box<dyn Fn(&str) -> String>);
+
 fn bad_nodes(api: ApiKind) {
     let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).api(api).build().unwrap()).unwrap();
     let (a, b) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
@@ -65,7 +68,7 @@ fn bad_nodes(api: ApiKind) {
     let free = "10.244.9.0/24";
     let address = "198.18.0.99";
     let large = format!("{{\"v\":1,\"x\":\"{}\"}}", "y".repeat(200 << 10));
-    let cases: Vec<(&str, &str, &str, Box<dyn Fn(&str) -> String>)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("annotation-json", free, address, Box::new(|_| "garbage \u{202e}\u{0} {".to_owned())),
         ("annotation-too-large", free, address, Box::new(move |_| large.clone())),
         ("annotation-version", free, address, Box::new(|_| "{\"v\":2}".to_owned())),
