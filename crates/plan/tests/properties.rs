@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use keyring::{PerSlot, PrivateKey, PublicKey, Slot};
+use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Ledger, Policy, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
@@ -54,7 +54,7 @@ fn key(number: u16) -> PublicKey {
     let mut bytes = [7; 32];
     bytes[1] = high;
     bytes[2] = low;
-    PrivateKey::from_bytes(&bytes).unwrap().public()
+    PublicKey::from_bytes(&bytes).unwrap()
 }
 
 fn record(index: usize, draft: &Draft, keys: &[PublicKey]) -> NodeRecord {

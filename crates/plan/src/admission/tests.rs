@@ -1,6 +1,6 @@
 use super::*;
 use crate::annotation::{Phase, SlotState};
-use keyring::{PerSlot, PrivateKey};
+use keyring::PerSlot;
 
 fn policy() -> Policy {
     Policy {
@@ -13,7 +13,7 @@ fn policy() -> Policy {
 }
 
 fn key(byte: u8) -> PublicKey {
-    PrivateKey::from_bytes(&[byte; 32]).unwrap().public()
+    PublicKey::from_bytes(&[byte; 32]).unwrap()
 }
 
 fn state(number: u8) -> State {
