@@ -26,7 +26,8 @@ pub struct Stream {
     refused: Arc<AtomicU64>,
     arrivals: Arc<Mutex<Vec<(u64, Instant)>>>,
     sender: Option<JoinHandle<()>>,
-    receiver: Option<JoinHandle<()>>,
+    /// Returns how many datagrams its socket had no room for.
+    receiver: Option<JoinHandle<u64>>,
 }
 
 /// What became of a stream.
@@ -40,6 +41,9 @@ pub struct StreamReport {
     pub received: u64,
     /// Datagrams that never arrived.
     pub lost: u64,
+    /// Of these, how many did reach the receiver's socket and found it full, because this process was not given the
+    /// time to read them: the machine's fault, not the network's.
+    pub overflowed: u64,
     /// Arrivals beyond the first of the same datagram.
     pub duplicated: u64,
     /// Longest time between two arrivals.
@@ -62,7 +66,8 @@ impl Stream {
     ) -> Result<Self, Error> {
         let inbox = bind_udp(to, version)?;
         let outbox = bind_udp(from, version)?;
-        let target = SocketAddr::new(to.address(version)?, port_of(&inbox, to)?);
+        let port = port_of(&inbox, to)?;
+        let target = SocketAddr::new(to.address(version)?, port);
         let stop = Arc::new(AtomicBool::new(false));
         let (sent, refused) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let arrivals = Arc::<Mutex<Vec<(u64, Instant)>>>::default();
@@ -75,13 +80,17 @@ impl Stream {
             refused: Arc::clone(&refused),
             stop: Arc::clone(&stop),
         };
-        let (seen, told) = (Arc::clone(&arrivals), Arc::clone(&stop));
+        let (seen, told, place) = (Arc::clone(&arrivals), Arc::clone(&stop), to.net().clone());
         Ok(Self {
             stop,
             sent,
             refused,
             arrivals,
-            receiver: Some(thread::spawn(move || receive(&inbox, &seen, &told))),
+            receiver: Some(thread::spawn(move || {
+                receive(&inbox, &seen, &told);
+                // Asked while the socket is still open. Not to know counts as none.
+                place.run(|| overflows(port, version)).ok().flatten().unwrap_or(0)
+            })),
             sender: Some(thread::spawn(move || sending.run())),
         })
     }
@@ -114,7 +123,7 @@ impl Stream {
 
     /// Stops sending, waits for stragglers, and counts.
     pub fn stop(mut self) -> StreamReport {
-        self.halt();
+        let overflowed = self.halt();
         let arrivals = self.lock();
         let mut distinct = HashSet::new();
         let received = arrivals.iter().filter(|(number, _)| distinct.insert(*number)).count();
@@ -126,15 +135,16 @@ impl Stream {
             refused: self.refused.load(Ordering::Acquire),
             received,
             lost: sent.saturating_sub(received),
+            overflowed,
             duplicated: all - received,
             longest_silence: gaps.max().unwrap_or_default(),
         }
     }
 
-    fn halt(&mut self) {
+    fn halt(&mut self) -> u64 {
         self.stop.store(true, Ordering::Release);
         let _panic_shows_as_loss = self.sender.take().map(JoinHandle::join);
-        let _panic_shows_as_loss = self.receiver.take().map(JoinHandle::join);
+        self.receiver.take().and_then(|receiver| receiver.join().ok()).unwrap_or(0)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(u64, Instant)>> {
@@ -144,7 +154,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        self.halt();
+        let _nobody_asks = self.halt();
     }
 }
 
@@ -195,6 +205,17 @@ fn receive(inbox: &UdpSocket, arrivals: &Mutex<Vec<(u64, Instant)>>, stop: &Atom
             arrivals.lock().unwrap_or_else(PoisonError::into_inner).push(arrival);
         }
     }
+}
+
+/// How many datagrams the socket of a port in the calling thread's network namespace had no room for: the last column
+/// of its line in `/proc/net/udp` (`udp4_format_sock` in `net/ipv4/udp.c`).
+fn overflows(port: u16, version: IpVersion) -> Option<u64> {
+    let table = if version == IpVersion::V4 { "udp" } else { "udp6" };
+    let sockets = std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).ok()?;
+    let local = format!(":{port:04X}");
+    let is_ours =
+        |line: &&str| line.split_whitespace().nth(1).is_some_and(|address| address.ends_with(&local));
+    sockets.lines().find(is_ours)?.split_whitespace().last()?.parse().ok()
 }
 
 /// A TCP connection over which bytes keep flowing from one end to the other.
@@ -399,5 +420,29 @@ fn any(version: IpVersion) -> IpAddr {
     match version {
         IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
         IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn datagrams_that_a_socket_has_no_room_for_are_counted() {
+        for (version, address) in [(IpVersion::V4, "127.0.0.1:0"), (IpVersion::V6, "[::1]:0")] {
+            let inbox = UdpSocket::bind(address).unwrap();
+            sockopt::set_socket_recv_buffer_size(&inbox, 4096).unwrap();
+            let target = inbox.local_addr().unwrap();
+            let outbox = UdpSocket::bind(address).unwrap();
+            for _ in 0..100 {
+                outbox.send_to(&[0; 512], target).unwrap();
+            }
+            let overflowed = overflows(target.port(), version).unwrap();
+            inbox.set_nonblocking(true).unwrap();
+            let mut buffer = [0; 512];
+            let held = std::iter::repeat_with(|| inbox.recv(&mut buffer)).take_while(Result::is_ok).count();
+            assert!(held < 100);
+            assert_eq!(overflowed, 100 - u64::try_from(held).unwrap());
+        }
     }
 }

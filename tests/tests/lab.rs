@@ -159,7 +159,11 @@ fn an_unhurt_stream_loses_nothing() {
     let stream = Stream::start(&n1.end(), &n2.end(), IpVersion::V6, 2000).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let report = stream.stop();
-    assert_eq!((report.lost, report.duplicated, report.refused), (0, 0, 0), "{report:?}");
+    assert_eq!(
+        (report.lost, report.duplicated, report.refused, report.overflowed),
+        (0, 0, 0, 0),
+        "{report:?}"
+    );
     assert!(report.sent > 1000, "{report:?}");
     lab::stream::transfer(&n1.end(), &n2.end(), IpVersion::V6, 10 << 20).unwrap();
 }

@@ -271,7 +271,8 @@ impl ApiServer {
             .collect()
     }
 
-    /// Requests of each kind since the start, by keys like `patch nodes`. Only the stand-in counts them.
+    /// Requests of each kind since the start, by Kubernetes' verb and the resource: `patch nodes`, `create events`,
+    /// `list nodes`. Only the stand-in counts them.
     pub fn requests(&self) -> Option<BTreeMap<String, u64>> {
         match &*self.lock() {
             Backend::StandIn(server) => Some(server.requests()),

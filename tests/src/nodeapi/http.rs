@@ -80,7 +80,7 @@ fn admit(
     let target = Target::parse(uri.path())?;
     let watches = matches!(pairs.get("watch").map(String::as_str), Some("true" | "1"));
     let verb = verb(&method, &target, watches)?;
-    let key = format!("{verb} {}", uri.path().split('/').nth(3).unwrap_or_default());
+    let key = format!("{verb} {}", target.resource().0);
     *shared.lock().requests.entry(key).or_default() += 1;
     target.authorize(verb, user, shared.fence)?;
     let query = Query::parse(pairs)?;

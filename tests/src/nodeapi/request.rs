@@ -64,7 +64,7 @@ impl Target {
     }
 
     /// Resource, API group and namespace as refusals name them.
-    fn resource(&self) -> (&'static str, &'static str, Option<&str>, Option<&str>) {
+    pub(crate) fn resource(&self) -> (&'static str, &'static str, Option<&str>, Option<&str>) {
         match self {
             Self::Nodes => ("nodes", "", None, None),
             Self::Node { name, status: false } => ("nodes", "", None, Some(name)),
@@ -73,7 +73,8 @@ impl Target {
                 ("events", group, namespace.as_deref(), name.as_deref())
             }
             Self::Endpoints { namespace, name } => ("endpoints", "", Some(namespace), Some(name)),
-            Self::Version | Self::Health => ("", "", None, None),
+            Self::Version => ("version", "", None, None),
+            Self::Health => ("health", "", None, None),
         }
     }
 
