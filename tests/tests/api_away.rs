@@ -1,5 +1,7 @@
 //! The API server may be away, start anew with nothing, or forget: the mesh stays.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::thread;
 use std::time::Duration;
 

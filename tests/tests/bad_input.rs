@@ -1,5 +1,7 @@
 //! What other Nodes say is not believed: a bad one is left out with its reason, and the mesh goes on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::time::Duration;
 
 use base64::Engine as _;

@@ -1,5 +1,7 @@
 //! What is removed or changed by hand is put back within two seconds; what stands is never written again.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::thread;
 use std::time::{Duration, Instant};
 

@@ -1,6 +1,8 @@
 //! Nothing with a pod address is ever on the underlay outside WireGuard, whatever happens to the daemon, its links,
 //! its routes, the cluster or the API server; and nothing of the kind that comes from the underlay is delivered.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::net::IpAddr;
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,5 +1,7 @@
 //! After `meshd uninstall` the node is as it was before: files, links, routes, rules, tables, annotations.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use lab::mesh::Mesh;
 use lab::{Family, Lab, Node, Signal};
 use serde_json::Value;

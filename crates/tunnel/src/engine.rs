@@ -3,6 +3,7 @@
 mod admission;
 mod allowed_ips;
 mod config;
+mod identity;
 mod packet;
 mod peer;
 #[cfg(test)]
@@ -24,8 +25,9 @@ use parking_lot::{Mutex, MutexGuard};
 use self::admission::{COOKIE_REPLY, Verdict};
 use self::allowed_ips::AllowedIps;
 pub(crate) use self::config::Config;
+use self::identity::Identity;
 use self::packet::Header;
-use self::peer::{Identity, MessageLimits, Peer, PeerState};
+use self::peer::{MessageLimits, Peer, PeerState};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::{Counters, DropReason, Tally};
 use crate::status::PeerStatus;

@@ -1,5 +1,6 @@
 //! Bodies of the fuzz targets, so that their corpora also run as an ordinary test.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 
 use boringtun::noise::{Tunn, TunnResult};
@@ -9,10 +10,32 @@ use keyring::PrivateKey;
 use crate::batch::{Datagrams, Packets};
 use crate::change::{PeerChange, PeerSettings};
 use crate::engine::{Engine, EngineOptions, Moment};
+use crate::offload::{Coalescer, VNET_HEADER, VnetHeader, split};
 
 /// Reads `bytes` as a configuration request.
 pub fn uapi(bytes: &[u8]) {
     crate::uapi::check(bytes);
+}
+
+/// Splits a packet as the header in front of it says, puts the parts together again, and splits those: whatever the
+/// first split makes must come out of the second, flow by flow.
+pub fn offload(bytes: &[u8]) {
+    let Some((header, packet)) = bytes.split_first_chunk::<VNET_HEADER>() else { return };
+    let Some(header) = VnetHeader::parse(*header) else { return };
+    let mut parts = Packets::new();
+    // As much as the TUN ever hands over.
+    if split(header, &packet[..packet.len().min(65_535)], &mut parts).is_err() {
+        return;
+    }
+    let before: usize = parts.iter().map(<[u8]>::len).sum();
+    let mut again = Packets::new();
+    let written: Result<(), Infallible> = Coalescer::default().write(&mut parts, true, |header, parts| {
+        let whole: Vec<u8> = parts.flatten().copied().collect();
+        assert!(split(header, &whole, &mut again).is_ok(), "we refuse what we wrote");
+        Ok(())
+    });
+    assert_eq!(written, Ok(()));
+    assert_eq!(again.iter().map(<[u8]>::len).sum::<usize>(), before, "every byte is still there");
 }
 
 /// Throws what `bytes` describes at an engine that has a session with one peer.
@@ -165,6 +188,11 @@ mod tests {
     #[test]
     fn the_datagram_corpus_passes() {
         corpus("datagram", super::datagram);
+    }
+
+    #[test]
+    fn the_offload_corpus_passes() {
+        corpus("offload", super::offload);
     }
 
     #[test]

@@ -170,12 +170,15 @@ fn kill(mesh: &mut Mesh, capture: &Capture) -> Result<Value, lab::Error> {
     }))
 }
 
+/// A kind of flow: its name, its path, and what else is true of it.
+type Kind<'a> = (&'a str, &'a str, &'a dyn Fn(&Value) -> bool);
+
 /// One line for each kind of flow, and each flow that is not as it should be.
 fn print_flows(flows: &[Value]) {
     say("Flows, with the source address that the server saw (IPv4 and IPv6; TCP, UDP, ICMP):\n");
     say(&format!("  {:<34} {:<12} {:>8}  {}", "flow", "path", "ok", "example of a source seen"));
     let is_pod = |name: &Value| name.as_str().is_some_and(|name| name.contains('/'));
-    let kinds: [(&str, &str, &dyn Fn(&Value) -> bool); 7] = [
+    let kinds: [Kind<'_>; 7] = [
         ("pod -> pod, same node", "veth", &|flow| is_pod(&flow["from"]) && is_pod(&flow["to"])),
         ("pod -> pod, other node", "tunnel", &|flow| is_pod(&flow["from"]) && is_pod(&flow["to"])),
         ("host -> pod, same node", "veth", &|flow| !is_pod(&flow["from"])),

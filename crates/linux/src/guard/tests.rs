@@ -1,5 +1,7 @@
 //! The guard in a network namespace of the test's own.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};

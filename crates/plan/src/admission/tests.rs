@@ -1,1 +1,246 @@
 use super::*;
+use crate::annotation::{Phase, SlotState};
+use keyring::PerSlot;
+
+fn policy() -> Policy {
+    Policy {
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        ipv4: true,
+        ipv6: true,
+        ..Policy::default()
+    }
+}
+
+fn key(byte: u8) -> PublicKey {
+    PublicKey::from_bytes(&[byte; 32]).unwrap()
+}
+
+fn state(number: u8) -> State {
+    State {
+        uid: NodeUid::new(format!("u{number}")),
+        generation: 1,
+        slots: PerSlot {
+            a: SlotState { key: key(2 * number), generation: 1, port: 51840 },
+            b: SlotState { key: key(2 * number + 1), generation: 1, port: 51841 },
+        },
+        prefer: Slot::A,
+        drain: None,
+        phase: Phase::Steady,
+    }
+}
+
+fn node(number: u8) -> NodeRecord {
+    NodeRecord {
+        name: NodeName::new(format!("n{number}")),
+        uid: NodeUid::new(format!("u{number}")),
+        created: format!("2026-01-01T00:00:{number:02}Z"),
+        pod_cidrs: vec![format!("10.244.{number}.0/24")],
+        addresses: vec![format!("192.0.2.{number}")],
+        state: Some(state(number).render()),
+        endpoints: Some(
+            Endpoints { addresses: vec![format!("192.0.2.{number}").parse().unwrap()], nat: false }.render(),
+        ),
+        ..NodeRecord::default()
+    }
+}
+
+fn hear(records: &[NodeRecord], ledger: &Ledger) -> Admission {
+    admit(&policy(), &NodeName::new("n1"), records, ledger)
+}
+
+fn codes(admission: &Admission) -> Vec<(&str, &str)> {
+    admission.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.reason.code())).collect()
+}
+
+fn members(admission: &Admission) -> Vec<&str> {
+    admission.world.peers.keys().map(NodeName::as_str).collect()
+}
+
+#[test]
+fn good_nodes_are_members_and_our_own_is_not_a_peer() {
+    let admission = hear(&[node(1), node(2), node(3)], &Ledger::default());
+    assert_eq!(members(&admission), ["n2", "n3"]);
+    assert_eq!(admission.world.own.as_ref().unwrap().addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
+    let member = &admission.world.peers[&NodeName::new("n2")];
+    assert_eq!(member.socket(Slot::A).unwrap().to_string(), "192.0.2.2:51840");
+    assert_eq!(member.socket(Slot::B).unwrap().to_string(), "192.0.2.2:51841");
+    assert!(admission.rejected.is_empty() && admission.pending.is_empty());
+}
+
+#[test]
+fn a_node_without_annotation_or_pod_cidr_is_pending() {
+    let silent = NodeRecord { state: None, ..node(2) };
+    let homeless = NodeRecord { pod_cidrs: Vec::new(), ..node(3) };
+    let admission = hear(&[node(1), silent, homeless], &Ledger::default());
+    assert_eq!(admission.pending, [NodeName::new("n2"), NodeName::new("n3")]);
+    assert!(admission.rejected.is_empty());
+}
+
+#[test]
+fn every_reason_has_a_case() {
+    let with = |change: &dyn Fn(&mut NodeRecord)| {
+        let mut record = node(3);
+        change(&mut record);
+        record
+    };
+    let text = |change: &dyn Fn(&mut State)| {
+        let mut state = state(3);
+        change(&mut state);
+        Some(state.render())
+    };
+    // Whole node rejected.
+    for (code, record) in [
+        ("annotation-json", with(&|node| node.state = Some("{".to_owned()))),
+        ("annotation-too-large", with(&|node| node.state = Some("x".repeat(1 << 20)))),
+        ("annotation-version", with(&|node| node.state = Some("{\"v\":9}".to_owned()))),
+        ("uid-foreign", with(&|node| node.uid = NodeUid::new("other"))),
+        ("key-taken", with(&|node| node.state = text(&|state| state.slots.a.key = key(4)))),
+        ("key-taken", with(&|node| node.state = text(&|state| state.slots.b.key = key(4)))),
+        ("port-twice", with(&|node| node.state = text(&|state| state.slots.b.port = 51840))),
+        ("port-zero", with(&|node| node.state = text(&|state| state.slots.b.port = 0))),
+        ("generation-bounds", with(&|node| node.state = text(&|state| state.generation = u64::MAX))),
+        ("pod-cidr-invalid", with(&|node| node.pod_cidrs = vec!["10.244.3.1/24".to_owned()])),
+        (
+            "pod-cidr-invalid",
+            with(&|node| node.pod_cidrs = vec!["10.244.3.0/24".to_owned(), "10.244.3.0/25".to_owned()]),
+        ),
+        ("pod-cidr-outside", with(&|node| node.pod_cidrs = vec!["0.0.0.0/0".to_owned()])),
+        ("pod-cidr-taken", with(&|node| node.pod_cidrs = vec!["10.244.2.128/25".to_owned()])),
+        ("pod-cidr-taken", with(&|node| node.pod_cidrs = vec!["10.244.0.0/16".to_owned()])),
+    ] {
+        let admission = hear(&[node(1), node(2), record], &Ledger::default());
+        assert_eq!(codes(&admission), [("n3", code)], "{code}");
+        assert!(!admission.rejected[0].stays && !admission.rejected[0].reason.to_string().is_empty());
+        assert_eq!(members(&admission), ["n2"], "{code}: the others are not touched");
+    }
+    // A part refused, the node stays.
+    for (code, record) in [
+        ("address-taken", with(&|node| node.addresses = vec!["192.0.2.2".to_owned()])),
+        ("address-in-cluster-range", with(&|node| node.addresses = vec!["10.244.9.9".to_owned()])),
+        ("address-special", with(&|node| node.addresses = vec!["::1".to_owned()])),
+        ("address-invalid", with(&|node| node.addresses = vec!["x".repeat(1 << 20)])),
+        (
+            "endpoints-too-many",
+            with(&|node| {
+                let addresses = vec!["192.0.2.9".parse().unwrap(); 17];
+                node.endpoints = Some(Endpoints { addresses, nat: false }.render());
+            }),
+        ),
+        ("config-endpoint", with(&|node| node.config_endpoint = Some("example.org:1".to_owned()))),
+        ("config-endpoint", with(&|node| node.config_endpoint = Some("10.244.2.2".to_owned()))),
+        ("config-endpoint", with(&|node| node.config_endpoint = Some("192.0.2.9:65535".to_owned()))),
+        ("config-keepalive", with(&|node| node.config_keepalive = Some("-1".to_owned()))),
+    ] {
+        let admission = hear(&[node(1), node(2), record], &Ledger::default());
+        assert_eq!(codes(&admission), [("n3", code)], "{code}");
+        assert!(admission.rejected[0].stays);
+        assert_eq!(members(&admission), ["n2", "n3"], "{code}");
+    }
+}
+
+#[test]
+fn our_own_key_is_nobody_elses() {
+    let policy = Policy { own_keys: [key(6)].into(), ..policy() };
+    let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(3)], &Ledger::default());
+    assert_eq!(codes(&admission), [("n3", "key-own")]);
+}
+
+#[test]
+fn the_api_servers_address_needs_the_control_plane_role() {
+    let policy = Policy { api_servers: ["192.0.2.2".parse().unwrap()].into(), ..policy() };
+    let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(2)], &Ledger::default());
+    assert_eq!(codes(&admission), [("n2", "address-of-api-server")]);
+    let control_plane = NodeRecord { control_plane: true, ..node(2) };
+    let admission = admit(&policy, &NodeName::new("n1"), &[node(1), control_plane], &Ledger::default());
+    assert!(admission.rejected.is_empty());
+}
+
+#[test]
+fn node_addresses_stay_in_their_ranges_if_there_are_some() {
+    let policy = Policy { node_cidrs: vec!["192.0.2.0/31".parse().unwrap()], ..policy() };
+    let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(2)], &Ledger::default());
+    assert_eq!(codes(&admission), [("n2", "address-outside")]);
+}
+
+#[test]
+fn an_incumbent_keeps_what_an_older_newcomer_wants() {
+    let ledger = hear(&[node(1), node(5)], &Ledger::default()).ledger;
+    let mut older = node(2);
+    older.pod_cidrs.clone_from(&node(5).pod_cidrs);
+    let admission = hear(&[node(1), older.clone(), node(5)], &ledger);
+    assert_eq!(codes(&admission), [("n2", "pod-cidr-taken")]);
+    let fresh = hear(&[node(1), older, node(5)], &Ledger::default());
+    assert_eq!(codes(&fresh), [("n5", "pod-cidr-taken")], "between newcomers the older one wins");
+}
+
+#[test]
+fn a_known_node_cannot_take_the_key_of_a_known_node() {
+    let ledger = hear(&[node(1), node(2), node(3)], &Ledger::default()).ledger;
+    let mut thief = node(2);
+    let mut stolen = state(2);
+    stolen.generation = 2;
+    stolen.slots.a.key = key(6);
+    thief.state = Some(stolen.render());
+    let admission = hear(&[node(1), thief, node(3)], &ledger);
+    assert_eq!(codes(&admission), [("n2", "key-taken")]);
+    assert_eq!(members(&admission), ["n2", "n3"], "both stay with their own keys");
+    assert_eq!(admission.world.peers[&NodeName::new("n2")].state, state(2));
+}
+
+#[test]
+fn the_last_good_word_stands_and_a_higher_generation_replaces_it() {
+    let ledger = hear(&[node(1), node(2)], &Ledger::default()).ledger;
+    let mut next = state(2);
+    next.slots.b.key = key(77);
+    for (generation, code) in [(0, "generation-went-back"), (1, "generation-reused")] {
+        next.generation = generation;
+        let record = NodeRecord { state: Some(next.render()), ..node(2) };
+        let admission = hear(&[node(1), record], &ledger);
+        assert_eq!(codes(&admission), [("n2", code)]);
+        assert_eq!(admission.world.peers[&NodeName::new("n2")].state, state(2));
+        assert_eq!(admission.ledger, ledger, "what was refused is not remembered");
+    }
+    next.generation = 2;
+    let record = NodeRecord { state: Some(next.render()), ..node(2) };
+    let admission = hear(&[node(1), record], &ledger);
+    assert!(admission.rejected.is_empty());
+    assert_eq!(admission.world.peers[&NodeName::new("n2")].state, next);
+}
+
+#[test]
+fn a_node_made_anew_replaces_its_former_self() {
+    let ledger = hear(&[node(1), node(2)], &Ledger::default()).ledger;
+    let mut anew = NodeRecord { uid: NodeUid::new("new"), ..node(2) };
+    anew.state = Some(State { uid: NodeUid::new("new"), ..state(2) }.render());
+    let admission = hear(&[node(1), anew], &ledger);
+    assert!(admission.rejected.is_empty(), "{:?}", admission.rejected);
+    assert_eq!(admission.world.peers[&NodeName::new("n2")].uid, NodeUid::new("new"));
+}
+
+#[test]
+fn endpoints_are_those_that_we_can_send_to() {
+    let mut record = node(2);
+    let addresses = vec!["2001:db8::2".parse().unwrap(), "192.0.2.2".parse().unwrap()];
+    record.endpoints = Some(Endpoints { addresses, nat: true }.render());
+    let policy = Policy { ipv6: false, ..policy() };
+    let of = |record: &NodeRecord| {
+        let admission = admit(&policy, &NodeName::new("n1"), &[node(1), record.clone()], &Ledger::default());
+        admission.world.peers[&NodeName::new("n2")].clone()
+    };
+    assert_eq!(of(&record).socket(Slot::A).unwrap().to_string(), "192.0.2.2:51840");
+    assert!(of(&record).nat);
+    record.config_endpoint = Some("203.0.113.7:7000".to_owned());
+    assert_eq!(of(&record).socket(Slot::A).unwrap().to_string(), "203.0.113.7:7000");
+    assert_eq!(of(&record).socket(Slot::B).unwrap().to_string(), "203.0.113.7:7001");
+}
+
+#[test]
+fn a_ledger_survives_its_own_text() {
+    let ledger = hear(&[node(1), node(2), node(3)], &Ledger::default()).ledger;
+    let text = serde_json::to_string(&ledger).unwrap();
+    let read: Ledger = serde_json::from_str(&text).unwrap();
+    assert_eq!(read, ledger);
+    let records: Vec<NodeRecord> = read.records().into_values().collect();
+    assert_eq!(hear(&records, &read), hear(&[node(1), node(2), node(3)], &ledger));
+}

@@ -73,7 +73,9 @@ impl Admission {
         datagram: &'a [u8],
         reply: &mut [u8; COOKIE_REPLY],
     ) -> Verdict<'a> {
-        match self.limiter.verify_packet(Some(self.cookie_identity(source)), datagram, reply) {
+        // Only the two handshake messages can be asked for a cookie; for data this would be wasted on each packet.
+        let identity = matches!(datagram.first(), Some(1 | 2)).then(|| self.cookie_identity(source));
+        match self.limiter.verify_packet(identity, datagram, reply) {
             Ok(packet @ (Packet::HandshakeInit(_) | Packet::HandshakeResponse(_))) => {
                 let under_load = self.seen.fetch_add(1, Ordering::Relaxed) >= self.limit;
                 if under_load && !self.spend(now, source.ip()) {

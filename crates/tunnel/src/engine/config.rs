@@ -7,7 +7,8 @@ use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use super::allowed_ips::AllowedIps;
-use super::peer::{Identity, Peer};
+use super::identity::Identity;
+use super::peer::Peer;
 use super::{Engine, Moment, Snapshot};
 use crate::change::PeerChange;
 use crate::error::ChangeError;

@@ -5,14 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use boringtun::noise::errors::WireGuardError;
-use boringtun::noise::rate_limiter::RateLimiter;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
-use keyring::{PresharedKey, PrivateKey, PublicKey};
+use keyring::{PresharedKey, PublicKey};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Moment;
-use super::admission::Admission;
+use super::identity::Identity;
 use super::packet::Header;
 use crate::batch::{Datagrams, Packets};
 use crate::change::{PeerSettings, PresharedKeyChange};
@@ -38,32 +37,6 @@ pub(crate) struct MessageLimits {
 impl Default for MessageLimits {
     fn default() -> Self {
         Self { rekey_after: 1 << 60, reject_after: u64::MAX - (1 << 13) }
-    }
-}
-
-/// Our own static key, in the form that the handshake computes with.
-pub(crate) struct Identity {
-    pub(crate) private: PrivateKey,
-    pub(crate) public: PublicKey,
-    pub(crate) secret: x25519::StaticSecret,
-    pub(crate) secret_public: x25519::PublicKey,
-    pub(crate) admission: Admission,
-    /// `Tunn` verifies again what [`Admission`] has let in; this limiter never refuses anything more.
-    unlimited: Arc<RateLimiter>,
-}
-
-impl Identity {
-    pub(crate) fn new(private: PrivateKey, handshakes_per_second: u64) -> Self {
-        let secret = x25519::StaticSecret::from(*private.expose());
-        let secret_public = x25519::PublicKey::from(&secret);
-        Self {
-            public: private.public(),
-            private,
-            secret,
-            admission: Admission::new(&secret_public, handshakes_per_second),
-            unlimited: Arc::new(RateLimiter::new(&secret_public, u64::MAX)),
-            secret_public,
-        }
     }
 }
 

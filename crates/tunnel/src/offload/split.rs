@@ -27,7 +27,7 @@ pub(crate) fn split(header: VnetHeader, packet: &[u8], out: &mut Packets) -> Res
                 if header.needs_checksum {
                     // The field holds the sum over the pseudo header, so it is part of what is summed up.
                     let sum = checksum::finish(checksum::sum(&packet[start..]));
-                    put16(packet, at, sum);
+                    put16(packet, at, said(sum, at - start));
                 }
             });
             Ok(())
@@ -67,6 +67,12 @@ fn layout(header: VnetHeader, packet: &[u8]) -> Result<Layout, Malformed> {
     Ok(Layout { v6, transport, payload, protocol })
 }
 
+/// The checksum as the packet states it at `offset` of its transport header: for UDP, zero means that there is none
+/// (RFC 768), and the other zero of one's complement stands for it.
+const fn said(sum: u16, offset: usize) -> u16 {
+    if sum == 0 && offset == UDP_CHECKSUM { 0xffff } else { sum }
+}
+
 fn segments(segment: u16, layout: Layout, packet: &[u8], out: &mut Packets) {
     let Layout { v6, transport, payload, protocol } = layout;
     let (headers, data) = packet.split_at(payload);
@@ -100,8 +106,7 @@ fn segments(segment: u16, layout: Layout, packet: &[u8], out: &mut Packets) {
         };
         put16(place, at, 0);
         let sum = checksum::finish(pseudo + checksum::sum(&place[transport..]));
-        // For UDP, zero means that there is no checksum (RFC 768).
-        put16(place, at, if protocol == UDP && sum == 0 { 0xffff } else { sum });
+        put16(place, at, said(sum, at - transport));
         out.commit(len);
     }
 }

@@ -229,6 +229,19 @@ fn a_checksum_that_the_kernel_left_open_is_completed() {
 }
 
 #[test]
+fn a_udp_checksum_of_zero_is_stated_as_the_other_zero() {
+    for v6 in [false, true] {
+        let specs = (0..=u16::MAX).map(|word| Spec { v6, ..Spec::udp(&word.to_be_bytes()) });
+        let at = if v6 { 46 } else { 26 };
+        let spec = specs.into_iter().find(|spec| spec.build()[at..at + 2] == [0xff, 0xff]).unwrap();
+        let (header, packet) = large(&spec, 2);
+        assert_eq!(split_all(header, &packet), [spec.build()]);
+        let plain = VnetHeader { segmentation: Segmentation::None, ..header };
+        assert_eq!(split_all(plain, &packet), [spec.build()]);
+    }
+}
+
+#[test]
 fn headers_that_do_not_fit_their_packet_are_refused() {
     let (header, packet) = large(&Spec::tcp(1, &[0; 3000]), 1400);
     let refused = |header, packet: &[u8]| {

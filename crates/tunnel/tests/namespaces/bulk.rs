@@ -52,7 +52,7 @@ fn udp(from: &Host, to: &Host, family: Family) -> usize {
         host.enter(|| UdpSocket::bind(SocketAddr::new(address, 0)).unwrap())
     };
     let (sender, receiver) = (bind(from), bind(to));
-    receiver.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
     let target = receiver.local_addr().unwrap();
     let mut buffer = [0; 2_000];
     let mut arrived = 0;

@@ -92,10 +92,12 @@ impl Host {
         !text.contains(" 0 received")
     }
 
-    /// Whether all of `count` pings in quick succession are answered.
-    pub(crate) fn loses_nothing_to(&self, address: &str, count: u32) -> bool {
-        let output = self.command("ping", &format!("-c {count} -i 0.01 -W 2 -q {address}")).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).contains(&format!(" {count} received"))
+    /// How many of `count` pings in quick succession are answered.
+    pub(crate) fn answers_from(&self, address: &str, count: u32) -> u32 {
+        let output = self.command("ping", &format!("-c {count} -i 0.01 -W 5 -q {address}")).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let received = text.split(" received").next().and_then(|before| before.rsplit(' ').next());
+        received.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("ping printed {text}"))
     }
 
     /// Runs `body` on a thread in this namespace.

@@ -62,8 +62,18 @@ impl Node {
 
     /// Hands over one datagram from `source` and returns the answers.
     pub(super) fn open(&mut self, source: SocketAddr, datagram: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
+        self.open_at(Moment::now(), source, datagram)
+    }
+
+    /// The same at a given time.
+    pub(super) fn open_at(
+        &mut self,
+        now: Moment,
+        source: SocketAddr,
+        datagram: &[u8],
+    ) -> Vec<(SocketAddr, Vec<u8>)> {
         let (mut packets, mut replies) = (Packets::new(), Datagrams::new());
-        self.engine.open(Moment::now(), [(source, datagram)], &mut packets, &mut replies);
+        self.engine.open(now, [(source, datagram)], &mut packets, &mut replies);
         self.delivered.extend(packets.iter().map(<[u8]>::to_vec));
         owned(&replies)
     }

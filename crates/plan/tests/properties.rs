@@ -1,0 +1,295 @@
+//! Properties of the whole core over generated worlds: good nodes, liars, overlaps, garbage.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use keyring::{PerSlot, PublicKey, Slot};
+use plan::admission::{Admission, Ledger, Policy, admit};
+use plan::annotation::{Endpoints, Phase, SlotState, State};
+use plan::check::check;
+use plan::desired::{Setup, Underlay};
+use plan::network::{Device, Network, Peer, Route, Via};
+use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::{desired, diff, prefix};
+use proptest::prelude::*;
+
+/// A node of a generated world: small numbers, so that nodes clash.
+#[derive(Clone, Debug)]
+struct Draft {
+    pod_cidr: u8,
+    key: u8,
+    address: u8,
+    age: u8,
+    generation: u64,
+    nat: bool,
+    prefer_b: bool,
+    drain: Option<bool>,
+    garbage: Option<String>,
+    wide: bool,
+}
+
+fn draft() -> impl Strategy<Value = Draft> {
+    let garbage = prop_oneof![9 => Just(None), 1 => ".{0,40}".prop_map(Some)];
+    let numbers = (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>(), 0..3_u64);
+    (numbers, any::<bool>(), any::<bool>(), any::<Option<bool>>(), garbage, prop::bool::weighted(0.02))
+        .prop_map(|((pod_cidr, key, address, age, generation), nat, prefer_b, drain, garbage, wide)| Draft {
+            pod_cidr,
+            key,
+            address,
+            age,
+            generation,
+            nat,
+            prefer_b,
+            drain,
+            garbage,
+            wide,
+        })
+}
+
+fn key(number: u16) -> PublicKey {
+    let [high, low] = number.to_be_bytes();
+    let mut bytes = [7; 32];
+    bytes[1] = high;
+    bytes[2] = low;
+    PublicKey::from_bytes(&bytes).unwrap()
+}
+
+fn record(index: usize, draft: &Draft, keys: &[PublicKey]) -> NodeRecord {
+    let uid = NodeUid::new(format!("u{index}"));
+    let slot = |slot| if slot { Slot::B } else { Slot::A };
+    let state = State {
+        uid: uid.clone(),
+        generation: draft.generation,
+        slots: PerSlot {
+            a: SlotState { key: keys[usize::from(draft.key) * 2], generation: 1, port: 51840 },
+            b: SlotState { key: keys[usize::from(draft.key) * 2 + 1], generation: 1, port: 51841 },
+        },
+        prefer: slot(draft.prefer_b),
+        drain: draft.drain.map(slot),
+        phase: Phase::Steady,
+    };
+    let address: IpAddr = [192, 0, 2, draft.address].into();
+    NodeRecord {
+        name: NodeName::new(format!("n{index}")),
+        uid,
+        created: format!("2026-01-01T00:{:02}:00Z", draft.age % 60),
+        pod_cidrs: if draft.wide {
+            vec!["10.244.0.0/16".to_owned()]
+        } else {
+            vec![format!("10.244.{}.0/24", draft.pod_cidr), format!("fd00:10:244:{:x}::/64", draft.pod_cidr)]
+        },
+        addresses: vec![address.to_string()],
+        state: Some(draft.garbage.clone().unwrap_or_else(|| state.render())),
+        endpoints: Some(Endpoints { addresses: vec![address], nat: draft.nat }.render()),
+        ..NodeRecord::default()
+    }
+}
+
+fn world(drafts: &[Draft]) -> Vec<NodeRecord> {
+    let keys: Vec<PublicKey> = (0..512).map(key).collect();
+    drafts.iter().enumerate().map(|(index, draft)| record(index, draft, &keys)).collect()
+}
+
+fn policy() -> Policy {
+    Policy {
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
+        service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        own_keys: [key(600), key(601)].into(),
+        ipv4: true,
+        ipv6: true,
+        ..Policy::default()
+    }
+}
+
+fn setup() -> Setup {
+    Setup {
+        cluster_cidrs: policy().cluster_cidrs.into_iter().collect(),
+        service_cidrs: policy().service_cidrs.into_iter().collect(),
+        keys: PerSlot { a: key(600), b: key(601) },
+        ports: PerSlot { a: 51840, b: 51841 },
+        links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
+        table: 5184,
+        rule_priority: 5184,
+        nat: false,
+        steer: BTreeMap::new(),
+    }
+}
+
+fn hear(records: &[NodeRecord], ledger: &Ledger) -> Admission {
+    admit(&policy(), &NodeName::new("n0"), records, ledger)
+}
+
+fn wanted(admission: &Admission) -> Network {
+    desired(&admission.world, &setup(), &Underlay { mtu: 1500, mtu_to: BTreeMap::new() })
+}
+
+/// A network that somebody has meddled with.
+fn disturbed(mut network: Network, how: &[u8]) -> Network {
+    for choice in how {
+        let pick = usize::from(choice / 10);
+        match choice % 10 {
+            0 => network.guard = None,
+            1 => drop(network.devices.remove(&if pick % 2 == 0 { Slot::A } else { Slot::B })),
+            2 => network.routes = network.routes.iter().skip(pick % 3).cloned().collect(),
+            3 => network.rules.clear(),
+            4 => drop(network.sysctls.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned())),
+            5 => drop(network.routes.insert(Route {
+                table: 254,
+                destination: "10.99.0.0/16".parse().unwrap(),
+                metric: 84,
+                via: Via::Unreachable,
+            })),
+            _ => {
+                for device in network.devices.values_mut() {
+                    meddle(device, choice % 10, pick);
+                }
+            }
+        }
+    }
+    // A route leads nowhere without its link.
+    let links: BTreeSet<_> = network.devices.values().map(|device| device.link.clone()).collect();
+    network.routes.retain(|route| match &route.via {
+        Via::Link { link, .. } => links.contains(link),
+        Via::Unreachable => true,
+    });
+    network
+}
+
+fn meddle(device: &mut Device, how: u8, pick: usize) {
+    match how {
+        6 => device.peers = device.peers.clone().into_iter().skip(pick % 4).collect(),
+        7 => {
+            let strange = Peer { allowed_ips: ["10.98.0.0/16".parse().unwrap()].into(), ..Peer::default() };
+            device.peers.insert(key(700), strange);
+        }
+        8 => {
+            // Everybody has what belongs to the next one.
+            let mut allowed: Vec<BTreeSet<IpNetwork>> =
+                device.peers.values().map(|peer| peer.allowed_ips.clone()).collect();
+            let by = usize::from(!allowed.is_empty());
+            allowed.rotate_left(by);
+            for (peer, allowed) in device.peers.values_mut().zip(allowed) {
+                peer.allowed_ips = allowed;
+                peer.keepalive = Some(7);
+            }
+        }
+        _ => {
+            device.addresses.insert("10.97.0.1/32".parse().unwrap());
+            device.up = false;
+            device.port = 1;
+        }
+    }
+}
+
+/// The desired network, with the endpoints of roaming peers where they were observed: those are left alone.
+fn settled(desired: &Network, after: &Network) -> Network {
+    let mut settled = desired.clone();
+    for (slot, device) in &mut settled.devices {
+        for (key, peer) in &mut device.peers {
+            let found = after.devices[slot].peers.get(key).and_then(|peer| peer.endpoint);
+            if peer.roaming || peer.endpoint.is_none() {
+                peer.endpoint = found;
+            }
+        }
+    }
+    // Settings that nobody desires are nobody's business.
+    settled.sysctls.extend(
+        after
+            .sysctls
+            .iter()
+            .filter(|(name, _)| !desired.sysctls.contains_key(*name))
+            .map(|(name, value)| (name.clone(), value.clone())),
+    );
+    settled
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// From nothing, from another world, and from a meddled one: the steps lead there, and then there are none.
+    #[test]
+    fn steps_lead_to_what_is_desired(
+        now in prop::collection::vec(draft(), 1..60),
+        before in prop::collection::vec(draft(), 1..60),
+        how in prop::collection::vec(any::<u8>(), 0..6),
+    ) {
+        let target = wanted(&hear(&world(&now), &Ledger::default()));
+        let other = wanted(&hear(&world(&before), &Ledger::default()));
+        for observed in [Network::default(), other.clone(), disturbed(target.clone(), &how), disturbed(other, &how)] {
+            let mut network = observed;
+            for op in diff(&target, &network) {
+                prop_assert_eq!(network.apply(&op), Ok(()), "{}", op);
+            }
+            prop_assert_eq!(&network, &settled(&target, &network));
+            prop_assert_eq!(diff(&target, &network), vec![]);
+        }
+        prop_assert_eq!(diff(&target, &target), vec![]);
+    }
+
+    /// The order in which Nodes come does not matter, with and without a past.
+    #[test]
+    fn order_does_not_matter(
+        drafts in prop::collection::vec(draft(), 1..60),
+        past in prop::collection::vec(draft(), 0..30),
+        turn in any::<prop::sample::Index>(),
+    ) {
+        let ledger = hear(&world(&past), &Ledger::default()).ledger;
+        let records = world(&drafts);
+        let mut turned = records.clone();
+        turned.rotate_left(turn.index(records.len()));
+        turned.reverse();
+        prop_assert_eq!(hear(&records, &ledger), hear(&turned, &ledger));
+    }
+
+    /// Whatever the Nodes say, the invariants hold.
+    #[test]
+    fn invariants_hold(
+        drafts in prop::collection::vec(draft(), 1..200),
+        past in prop::collection::vec(draft(), 0..60),
+    ) {
+        let ledger = hear(&world(&past), &Ledger::default()).ledger;
+        let admission = hear(&world(&drafts), &ledger);
+        let network = wanted(&admission);
+        prop_assert_eq!(check(&network, &admission.world), vec![]);
+        // Said once more without the code under test: prefixes of peers are disjoint, and within the cluster or claimed.
+        for device in network.devices.values() {
+            let peers: Vec<&Peer> = device.peers.values().collect();
+            for (index, one) in peers.iter().enumerate() {
+                for other in &peers[index + 1..] {
+                    for net in &one.allowed_ips {
+                        prop_assert!(!other.allowed_ips.iter().any(|found| prefix::overlap(*net, *found)));
+                    }
+                }
+                for net in &one.allowed_ips {
+                    let inside = policy().cluster_cidrs.iter().any(|cluster| prefix::contains(*cluster, *net));
+                    prop_assert!(inside || net.prefix() == 32, "{}", net);
+                }
+            }
+        }
+    }
+
+    /// A node that says something unreadable changes nothing for the others.
+    #[test]
+    fn one_bad_node_changes_nothing_for_the_others(drafts in prop::collection::vec(draft(), 1..60)) {
+        let mut records = world(&drafts);
+        let without = hear(&records, &Ledger::default());
+        let bad = Draft { garbage: Some("{".to_owned()), ..drafts[0].clone() };
+        records.push(record(999, &bad, &(0..512).map(key).collect::<Vec<_>>()));
+        let with = hear(&records, &Ledger::default());
+        prop_assert_eq!(with.world, without.world);
+    }
+
+    /// Texts that no daemon wrote never lead to a panic, and what is read is written the same.
+    #[test]
+    fn annotations_are_total(text in ".{0,300}") {
+        if let Ok(state) = State::parse(&text) {
+            prop_assert_eq!(State::parse(&state.render()), Ok(state));
+        }
+        if let Ok(endpoints) = Endpoints::parse(&text) {
+            prop_assert_eq!(Endpoints::parse(&endpoints.render()), Ok(endpoints));
+        }
+    }
+}
