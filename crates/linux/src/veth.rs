@@ -167,8 +167,12 @@ const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 /// What is done in the pod's namespace.
 fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
     if pair.addresses.iter().any(IpAddr::is_ipv6) {
-        // Some runtimes turn IPv6 off in new namespaces; the pod gets an address, so it needs it.
-        sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", pair.pod_link), "0")?;
+        // Some runtimes turn IPv6 off in new namespaces; the pod gets an address, so it needs it. Where it is
+        // on, it is not written: a writer tries for the kernel's lock again and again.
+        let disabled = format!("net/ipv6/conf/{}/disable_ipv6", pair.pod_link);
+        if sysctl::read(&disabled)?.as_deref() != Some("0") {
+            sysctl::write(&disabled, "0")?;
+        }
     }
     let mut pod = Exchange::open()?;
     let lo = number_of("lo", subject)?;
