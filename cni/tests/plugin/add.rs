@@ -152,11 +152,11 @@ fn ranges_are_used_up_one_after_the_other_then_pods_are_refused() {
     let pods: Vec<Pod> = (0..3).map(|number| Pod::new(&format!("c{number}"))).collect();
     let given: Vec<String> = pods[..2].iter().map(|pod| node.add(pod).addresses()[0].to_string()).collect();
     assert_eq!(given, ["10.244.1.2", "10.244.2.2"]);
-    let listing = node.listing();
+    let attached = node.attached();
     let refused = node.add(&pods[2]);
     assert_eq!(refused.code(), 102);
     assert!(refused.json["msg"].as_str().unwrap().contains("10.244.1.0/30, 10.244.2.0/30"), "{refused:?}");
-    assert_eq!(node.listing(), listing);
+    assert_eq!(node.attached(), attached);
     assert_eq!(node.reservations().len(), 2);
     assert_eq!(node.bare_call("STATUS").run().code(), 50);
     node.del(&pods[0]);

@@ -52,13 +52,14 @@ fn kill(whole: Duration, start: impl Fn() -> Child, mut look: impl FnMut(u32, bo
 fn an_add_that_is_killed_anywhere_leaves_nothing_after_del_or_gc() {
     let node = Node::new(&DUAL);
     let before = node.listing();
+    let attached = node.attached();
     let pod = Pod::new("a");
     let whole = duration(|| drop(node.add(&pod).addresses()), || node.del(&pod));
     let (mut reservations, mut links) = (0, 0);
     let add = || node.pod_call("ADD", &pod).start();
     kill(whole, add, |round, killed| {
         reservations += u32::from(killed && !node.reservations().is_empty());
-        links += u32::from(killed && node.listing() != before);
+        links += u32::from(killed && node.attached() != attached);
         if round % 2 == 0 {
             node.del(&pod);
         } else {
@@ -98,7 +99,7 @@ fn a_full_disk_is_told_and_leaves_no_empty_file() {
     node.sh(&format!("mount -t tmpfs -o size=64k tmpfs {}", state.display()));
     let inside = node.outside(&state);
     node.add(&a).addresses();
-    let with_one = node.listing();
+    let with_one = node.attached();
     let filler = inside.join("filler");
     let full = std::fs::write(&filler, vec![1; 1 << 17]).unwrap_err();
     assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
@@ -106,7 +107,7 @@ fn a_full_disk_is_told_and_leaves_no_empty_file() {
     let refused = node.add(&b);
     assert_eq!(refused.code(), 5);
     assert!(refused.json["details"].as_str().unwrap().contains("No space left"), "{refused:?}");
-    assert_eq!(node.listing(), with_one);
+    assert_eq!(node.attached(), with_one);
     assert_eq!(node.reservations().len(), 1, "an empty file is left: {:?}", node.reservations());
     node.del(&a);
     node.assert_clean(&before);

@@ -80,7 +80,7 @@ fn gc_keeps_what_is_valid_and_releases_the_rest() {
     let before = node.listing();
     let (kept, lost, unknown) = (Pod::new("kept"), Pod::new("lost"), Pod::new("unknown"));
     let result = node.add(&kept).json;
-    let with_one = node.listing();
+    let with_one = node.attached();
     node.add(&lost).addresses();
     // A link whose reservation was lost, and a reservation whose link was lost.
     node.add(&unknown).addresses();
@@ -92,7 +92,7 @@ fn gc_keeps_what_is_valid_and_releases_the_rest() {
     node.sh(&format!("ip link del {host_link}"));
 
     node.gc(&[&kept]).silent();
-    assert_eq!(node.listing(), with_one);
+    assert_eq!(node.attached(), with_one);
     assert_eq!(node.reservations().len(), 1);
     node.pod_call("CHECK", &kept).conf("prevResult", result).run().silent();
     node.gc(&[]).silent();

@@ -259,6 +259,12 @@ impl Node {
              ip -j neigh show nud permanent; ip -j -6 neigh show nud permanent")
     }
 
+    /// The pods' links and routes alone: unlike all else, the kernel has nothing left to do about them once a
+    /// call has ended.
+    pub(crate) fn attached(&self) -> String {
+        self.sh("ip -o link | cut -d: -f2; ip route show proto 84; ip -6 route show proto 84")
+    }
+
     /// Names of the reservations and of anything else beside them.
     pub(crate) fn reservations(&self) -> Vec<String> {
         let folder = self.outside(&self.state_dir()).join("attachments");

@@ -78,7 +78,7 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
     let mut host = Exchange::open()?;
     host.perform("make", &subject, pair_message(pair, netns), NLM_F_CREATE | NLM_F_EXCL)?;
     netns.run(|| inside(pair, &subject))??;
-    let index = number_of(&mut host, pair.host_link, &subject)?;
+    let index = number_of(pair.host_link, &subject)?;
     if pair.addresses.iter().any(IpAddr::is_ipv4) {
         sysctl::write(&format!("net/ipv4/conf/{}/rp_filter", pair.host_link), "1")?;
     }
@@ -98,7 +98,7 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
 /// Removes a pair by the node's end, with its routes and neighbours; says whether there was one.
 pub fn detach(host_link: &str) -> Result<bool, HostError> {
     let subject = Subject::Veth(host_link.to_owned());
-    if !is_there(host_link).map_err(|errno| HostError::netlink("look at", subject.clone(), errno.into()))? {
+    if index_of(host_link, &subject)?.is_none() {
         return Ok(false);
     }
     let mut message = LinkMessage::default();
@@ -149,15 +149,15 @@ pub fn host_links() -> Result<Vec<String>, HostError> {
     Ok(names.filter(|name| name.starts_with(crate::POD_LINK_PREFIX)).map(ToOwned::to_owned).collect())
 }
 
-/// Whether there is a link of this name. This way of asking does not wait for the kernel's one lock for changes
-/// of links, which others hold for tens of milliseconds while links go away.
-fn is_there(link: &str) -> rustix::io::Result<bool> {
+/// The number of a link. `None` if there is no such link. This way of asking does not wait for the kernel's one
+/// lock for changes of links, which others hold for tens of milliseconds while links go away.
+fn index_of(link: &str, subject: &Subject) -> Result<Option<u32>, HostError> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
-    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    match name_to_index(&socket, link) {
-        Ok(_) => Ok(true),
-        Err(rustix::io::Errno::NODEV) => Ok(false),
-        Err(errno) => Err(errno),
+    let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
+    match socket.and_then(|socket| name_to_index(socket, link)) {
+        Ok(index) => Ok(Some(index)),
+        Err(rustix::io::Errno::NODEV) => Ok(None),
+        Err(errno) => Err(HostError::netlink("look at", subject.clone(), errno.into())),
     }
 }
 
@@ -166,14 +166,18 @@ const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 /// What is done in the pod's namespace.
 fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
-    let mut pod = Exchange::open()?;
     if pair.addresses.iter().any(IpAddr::is_ipv6) {
-        // Some runtimes turn IPv6 off in new namespaces; the pod gets an address, so it needs it.
-        sysctl::write(&format!("net/ipv6/conf/{}/disable_ipv6", pair.pod_link), "0")?;
+        // Some runtimes turn IPv6 off in new namespaces; the pod gets an address, so it needs it. Where it is
+        // on, it is not written: a writer tries for the kernel's lock again and again.
+        let disabled = format!("net/ipv6/conf/{}/disable_ipv6", pair.pod_link);
+        if sysctl::read(&disabled)?.as_deref() != Some("0") {
+            sysctl::write(&disabled, "0")?;
+        }
     }
-    let lo = number_of(&mut pod, "lo", subject)?;
+    let mut pod = Exchange::open()?;
+    let lo = number_of("lo", subject)?;
     pod.perform("set up the loopback of", subject, up(lo), 0)?;
-    let index = number_of(&mut pod, pair.pod_link, subject)?;
+    let index = number_of(pair.pod_link, subject)?;
     pod.perform("set up the pod's end of", subject, up(index), 0)?;
     for address in pair.addresses {
         pod.perform("set an address of", subject, own_address(index, *address), SET)?;
@@ -228,12 +232,9 @@ fn find_link(
     }
 }
 
-fn number_of(exchange: &mut Exchange, name: &str, subject: &Subject) -> Result<u32, HostError> {
-    let missing = || {
-        let source = std::io::Error::from_raw_os_error(rustix::io::Errno::NODEV.raw_os_error());
-        HostError::netlink("look at", subject.clone(), source)
-    };
-    find_link(exchange, name, subject)?.map(|message| message.header.index).ok_or_else(missing)
+fn number_of(name: &str, subject: &Subject) -> Result<u32, HostError> {
+    let missing = || HostError::netlink("look at", subject.clone(), rustix::io::Errno::NODEV.into());
+    index_of(name, subject)?.ok_or_else(missing)
 }
 
 fn up(index: u32) -> RouteNetlinkMessage {
