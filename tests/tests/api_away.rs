@@ -96,7 +96,7 @@ fn emptied(api: ApiKind) {
     let stream = Stream::start(&here.end(), &there.end(), IpVersion::V4, 200).unwrap();
     mesh.api().wipe().unwrap();
     mesh.wait("n1", "the empty list is not believed", Duration::from_mins(1), |status| {
-        status["api"]["error"].is_null() && status["kept"].as_array().unwrap().len() == 2
+        status["api"]["error"].is_null() && status["kept"].as_array().unwrap().len() == 3
     });
     assert_eq!(mesh.status("n1").unwrap()["peers"].as_array().unwrap().len(), 2);
     for node in mesh.nodes() {
