@@ -55,6 +55,8 @@ fn changes_of_port_mark_and_mtu_keep_the_session() {
     assert_eq!(handshake(), before, "one session for all of this");
     lab.a.ip("rule add fwmark 30 blackhole");
     assert!(!lab.a.reaches(&b_inner, 56), "what is sent carries the mark");
+    a.set_listen_port(0).unwrap();
+    assert!(!lab.a.reaches(&b_inner, 56), "also from other sockets");
     a.set_fwmark(0).unwrap();
     assert!(lab.a.reaches(&b_inner, 56));
     assert!(a.state().counters.dropped(DropReason::UdpSend) > 0, "what the kernel refused was counted");

@@ -84,7 +84,7 @@ impl Host {
 
     /// Whether one of five pings to `address`, with `size` bytes of payload that must not be fragmented, is answered.
     pub(crate) fn reaches(&self, address: &str, size: u16) -> bool {
-        let arguments = format!("-c 5 -i 0.2 -W 1 -M do -s {size} {address}");
+        let arguments = format!("-c 5 -i 0.2 -W 4 -M do -s {size} {address}");
         let output = self.command("ping", &arguments).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(
@@ -182,7 +182,7 @@ pub(crate) fn peer(interface: &Interface, other: &Interface, host: &Host, family
 pub(crate) struct Process(pub(crate) Child);
 
 impl Process {
-    /// Waits up to ten seconds for the end and returns whether it was a success.
+    /// Waits for the end and returns whether it was a success.
     pub(crate) fn ends_well(&mut self) -> bool {
         let status = eventually("the process ends", || self.0.try_wait().unwrap());
         status.success()
@@ -234,9 +234,9 @@ pub(crate) fn bare_program() -> PathBuf {
     program
 }
 
-/// Asks `question` for up to ten seconds.
+/// Asks `question` for up to thirty seconds.
 pub(crate) fn eventually<R>(what: &str, mut question: impl FnMut() -> Option<R>) -> R {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(30);
     loop {
         if let Some(answer) = question() {
             return answer;
