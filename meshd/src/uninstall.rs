@@ -133,8 +133,10 @@ fn remove_empty(folder: &Path) -> Result<bool, String> {
     match std::fs::remove_dir(folder) {
         Ok(()) => Ok(true),
         Err(error) => match error.kind() {
-            // Busy: a mount point, as in a pod; the runtime takes it away.
+            // Busy: a mount point, as in a pod, which the runtime takes away. No folder: a link to one, which
+            // somebody else has put there.
             std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::NotADirectory
             | std::io::ErrorKind::DirectoryNotEmpty
             | std::io::ErrorKind::ResourceBusy => Ok(false),
             _ => Err(error.to_string()),

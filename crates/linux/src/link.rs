@@ -62,7 +62,10 @@ impl Handle {
 
     /// Sets a link up, with room for [`QUEUE`] packets that wait for their engine.
     pub async fn set_up(&self, link: &LinkName) -> Result<(), HostError> {
-        self.change_link("set up", link, |index| LinkUnspec::new_with_index(index).up().txqueuelen(QUEUE).build()).await
+        self.change_link("set up", link, |index| {
+            LinkUnspec::new_with_index(index).up().txqueuelen(QUEUE).build()
+        })
+        .await
     }
 
     /// Deletes a link; says whether there was one.

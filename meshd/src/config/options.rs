@@ -139,7 +139,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     OptionSpec::new(
         "log-level",
         "FILTER",
-        Some("info"),
+        Some("info,boringtun=off"),
         "Which lines are logged: a level, or a filter such as info,meshd=debug.",
     ),
 ];
