@@ -16,6 +16,8 @@ pub mod brake;
 pub mod check;
 pub mod desired;
 mod diff;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod network;
 pub mod node;
 pub mod op;

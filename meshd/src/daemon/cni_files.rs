@@ -20,6 +20,16 @@ pub(super) fn write_node_file(config: &Config, node: &NodeFile) -> Result<bool, 
     file::replace(&config.run_dir.join(NODE_FILE), node.render().as_bytes(), 0o644)
 }
 
+/// Whether plugin and configuration are where they were put. Looks at lengths only, for every turn of the loop;
+/// their contents are compared when the daemon starts.
+pub(super) fn are_there(config: &Config) -> bool {
+    let len = |path: &Path| std::fs::metadata(path).map(|found| found.len()).ok();
+    let plugin = plugin_source().ok().and_then(|source| len(&source));
+    plugin.is_some()
+        && len(&config.cni_bin_dir.join(PLUGIN)) == plugin
+        && len(&config.cni_conf_dir.join(CONFLIST)).is_some_and(|len| len > 0)
+}
+
 /// Installs the plugin, then the configuration that names it: in this order a runtime that sees the
 /// configuration finds the plugin.
 pub(super) fn install(config: &Config) -> Result<bool, CniFilesError> {

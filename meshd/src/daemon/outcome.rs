@@ -115,7 +115,7 @@ impl Outcome {
             mtu: pod_mtu(underlay),
         };
         cni_files::write_node_file(config, &node)?;
-        if waiting.is_empty() {
+        if waiting.is_empty() && !(self.installed && cni_files::are_there(config)) {
             let changed = cni_files::install(config)?;
             if changed || !self.installed {
                 tracing::info!("pods can be attached");
