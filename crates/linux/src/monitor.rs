@@ -54,16 +54,18 @@ async fn listen(socket: TokioSocket, sender: mpsc::Sender<Notice>) {
     let mut buffer = Vec::with_capacity(64);
     loop {
         buffer.clear();
-        if let Err(error) = socket.recv(&mut buffer).await
+        let received = tokio::select! {
+            () = sender.closed() => return,
+            received = socket.recv(&mut buffer) => received,
+        };
+        if let Err(error) = received
             // ENOBUFS: more changes than the socket could hold; that is a notice as well.
             && error.raw_os_error() != Some(rustix::io::Errno::NOBUFS.raw_os_error())
         {
             warn!(cause = %error, "changes in the kernel are no longer noticed at once");
             return;
         }
-        // A full queue holds a notice that has not been looked at yet.
-        if let Err(mpsc::error::TrySendError::Closed(_)) = sender.try_send(Notice) {
-            return;
-        }
+        // A full queue holds a notice that has not been looked at yet; a closed one ends the next turn.
+        let _ = sender.try_send(Notice);
     }
 }

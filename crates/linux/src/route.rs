@@ -10,9 +10,17 @@ use netlink_packet_route::route::{
 };
 use plan::network::{LinkName, ROUTE_PROTOCOL, Route, Via};
 use rtnetlink::RouteMessageBuilder;
+use rustix::io::Errno;
 
 use crate::error::{HostError, Subject};
 use crate::{Handle, POD_LINK_PREFIX};
+
+/// Number of `lo` in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
+const LOOPBACK: u32 = 1;
+/// What the kernel answers when it would not send to an address: to a route of kind unreachable, blackhole or
+/// prohibit, to one that misses, and to an address that is nobody's.
+const NO_WAY: [Errno; 5] =
+    [Errno::HOSTUNREACH, Errno::INVAL, Errno::ACCESS, Errno::NETUNREACH, Errno::NETDOWN];
 
 /// What the node's own network offers on the way to an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,11 +55,16 @@ impl Handle {
 
     /// Removes a route. One that is not there is no error.
     pub async fn remove_route(&self, route: &Route) -> Result<(), HostError> {
-        let message = match self.message("remove", route).await {
+        let mut message = match self.message("remove", route).await {
             // The link is gone, and its routes with it.
             Err(HostError::NoLink { .. }) => return Ok(()),
             message => message?,
         };
+        if route.via == Via::Unreachable && route.destination.is_ipv6() {
+            // Removal does not look at a route's kind (`ip6_route_del` in `net/ipv6/route.c`), so without the
+            // link one that leads somewhere would match as well. Unreachable ones are on the loopback.
+            message.attributes.push(RouteAttribute::Oif(LOOPBACK));
+        }
         let subject = || Subject::Route(Box::new(route.clone()));
         let removed = self.rtnetlink.route().del(message).execute().await;
         match removed.map_err(|error| HostError::rtnetlink("remove", subject(), &error)) {
@@ -70,11 +83,8 @@ impl Handle {
             Ok(found) => found,
             Err(error) => {
                 let error = HostError::rtnetlink("look up", Subject::RouteTo(address), &error);
-                // An unreachable route answers with the error that a sender would get.
-                let unreachable = rustix::io::Errno::NETUNREACH.raw_os_error();
-                let no_route = rustix::io::Errno::HOSTUNREACH.raw_os_error();
-                let none = error.is_missing() || [Some(unreachable), Some(no_route)].contains(&error.errno());
-                return if none { Ok(None) } else { Err(error) };
+                let refused = NO_WAY.iter().any(|errno| error.errno() == Some(errno.raw_os_error()));
+                return if refused || error.is_missing() { Ok(None) } else { Err(error) };
             }
         };
         let Some(message) = found else { return Ok(None) };

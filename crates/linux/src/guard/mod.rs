@@ -1,9 +1,10 @@
 //! The guard: the nft table `inet meshd`, which drops every packet with a pod address outside WireGuard.
 //!
 //! It is put in place in one transaction, so there is no moment without it, and it outlives the process.
-//! Whether it still stands is asked of the kernel: the chains, the comments of all rules in their order, and
-//! the members of the sets must be those that [`rules`] computes.
+//! Whether it still stands is asked of the kernel: the chains, all rules in their order with comment and
+//! expressions, and the members of the sets must be those that [`rules`] computes.
 
+mod compare;
 mod expression;
 mod rules;
 mod wire;
@@ -19,6 +20,7 @@ use netlink_packet_netfilter::nftables::{
 use plan::network::Guard;
 
 use crate::error::HostError;
+use expression::Expression;
 use rules::{Chain, NODES_V4, NODES_V6, Purpose, Rule};
 use wire::Step;
 
@@ -88,13 +90,12 @@ pub fn stands(guard: &Guard) -> Result<bool, HostError> {
         return Ok(false);
     }
     let found = found_rules()?;
-    let comments_agree = chains.iter().all(|chain| {
-        let wanted: Vec<Option<String>> = chain.rules.iter().map(|rule| Some(rule.comment())).collect();
-        let found: Vec<Option<String>> =
-            found.iter().filter(|rule| rule.chain == chain.name).map(|rule| rule.comment.clone()).collect();
-        wanted == found
+    let rules_agree = chains.iter().all(|chain| {
+        let found: Vec<&FoundRule> = found.iter().filter(|rule| rule.chain == chain.name).collect();
+        found.len() == chain.rules.len()
+            && chain.rules.iter().zip(found).all(|(wanted, found)| found.is(wanted))
     });
-    Ok(comments_agree
+    Ok(rules_agree
         && found_members(NODES_V4)?.is_some_and(|found| found == keys(&rules::nodes(guard, true)))
         && found_members(NODES_V6)?.is_some_and(|found| found == keys(&rules::nodes(guard, false))))
 }
@@ -106,7 +107,7 @@ pub fn drops() -> Result<Drops, HostError> {
         let mark = format!("meshd {} ", purpose.as_str());
         let counted =
             rules.iter().filter(|rule| rule.comment.as_ref().is_some_and(|text| text.starts_with(&mark)));
-        counted.map(|rule| rule.packets).sum()
+        counted.map(|rule| expression::counted(&rule.expressions)).sum()
     };
     Ok(Drops { incoming: sum(Purpose::In), outgoing: sum(Purpose::Out), spoofed: sum(Purpose::Spoof) })
 }
@@ -191,7 +192,7 @@ struct FoundTable {
 
 fn tables() -> Result<Vec<FoundTable>, HostError> {
     let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
-    let found = wire::dump("list nft tables", request)?.unwrap_or_default();
+    let found = wire::dump("list nft tables", &request)?.unwrap_or_default();
     let tables = found.into_iter().filter_map(|message| match message {
         NfTablesMessage::NewTable(TableMessage { attributes }) => Some(attributes),
         _ => None,
@@ -248,7 +249,7 @@ fn hook_text(hooks: &[Hook]) -> Vec<String> {
 fn found_chains() -> Result<BTreeMap<String, ChainShape>, HostError> {
     let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let mut chains = BTreeMap::new();
-    for message in wire::dump("list nft chains", request)?.unwrap_or_default() {
+    for message in wire::dump("list nft chains", &request)?.unwrap_or_default() {
         let NfTablesMessage::NewChain(ChainMessage { attributes }) = message else { continue };
         let (mut name, mut ours, mut shape) = (String::new(), false, ChainShape::default());
         for attribute in attributes {
@@ -271,22 +272,30 @@ fn found_chains() -> Result<BTreeMap<String, ChainShape>, HostError> {
 struct FoundRule {
     chain: String,
     comment: Option<String>,
-    packets: u64,
+    expressions: Vec<Expression>,
+}
+
+impl FoundRule {
+    fn is(&self, wanted: &Rule) -> bool {
+        self.comment.as_deref() == Some(wanted.comment().as_str())
+            && compare::same(&wanted.expressions, &self.expressions)
+    }
 }
 
 fn found_rules() -> Result<Vec<FoundRule>, HostError> {
     let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
     let request = NfTablesMessage::GetRule(RuleMessage { attributes });
     let mut rules = Vec::new();
-    for message in wire::dump("list the guard's rules", request)?.unwrap_or_default() {
+    for message in wire::dump("list the guard's rules", &request)?.unwrap_or_default() {
         let NfTablesMessage::NewRule(RuleMessage { attributes }) = message else { continue };
-        let (mut rule, mut ours) = (FoundRule { chain: String::new(), comment: None, packets: 0 }, false);
+        let (mut rule, mut ours) =
+            (FoundRule { chain: String::new(), comment: None, expressions: Vec::new() }, false);
         for attribute in attributes {
             match attribute {
                 RuleAttribute::Table(table) => ours = table == TABLE,
                 RuleAttribute::Chain(chain) => rule.chain = chain,
                 RuleAttribute::UserData(data) => rule.comment = comment_of(&data),
-                RuleAttribute::Expressions(expressions) => rule.packets = expression::counted(&expressions),
+                RuleAttribute::Expressions(expressions) => rule.expressions = expressions,
                 _ => {}
             }
         }
@@ -300,7 +309,7 @@ fn found_rules() -> Result<Vec<FoundRule>, HostError> {
 fn found_members(set: &str) -> Result<Option<BTreeSet<Vec<u8>>>, HostError> {
     let attributes = vec![SetElementList::Table(TABLE.to_owned()), SetElementList::Set(set.to_owned())];
     let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-    let Some(messages) = wire::dump("list the guard's sets", request)? else { return Ok(None) };
+    let Some(messages) = wire::dump("list the guard's sets", &request)? else { return Ok(None) };
     let lists = messages.into_iter().filter_map(|message| match message {
         NfTablesMessage::NewSetElement(SetElementMessage { attributes }) => Some(attributes),
         _ => None,

@@ -77,8 +77,8 @@ impl Rule {
         Self { purpose, expressions: parts.into_iter().flatten().collect() }
     }
 
-    /// A comment that only this rule has. Rules can't be changed in the kernel, only replaced by others, so a
-    /// rule that carries the comment is the rule that was made with it.
+    /// A comment that only this rule has, for people who list the table and for counting. It is no proof:
+    /// whoever edits a listing and loads it again keeps it.
     pub(super) fn comment(&self) -> String {
         let mut bytes = vec![0; self.expressions.as_slice().buffer_len()];
         self.expressions.as_slice().emit(&mut bytes);

@@ -27,6 +27,16 @@ fn nft(arguments: &str) -> String {
     text
 }
 
+/// Saves the table as people do, changes the text and loads it again.
+fn reloaded(change: impl FnOnce(String) -> String) {
+    let listing = nft("list table inet meshd");
+    let changed = change(listing.clone());
+    assert_ne!(listing, changed, "nothing to change in it");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("delete table inet meshd\n{changed}")).unwrap();
+    nft(&format!("-f {}", file.path().display()));
+}
+
 fn guard() -> Guard {
     let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     Guard {
@@ -87,6 +97,14 @@ fn every_change_by_hand_is_noticed() {
         Box::new(move || {
             drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))));
         }),
+        // The listing keeps the comments; what they stand for is edited.
+        Box::new(|| reloaded(|listing| listing.replacen("10.244.0.0/16 counter", "10.99.0.0/16 counter", 1))),
+        Box::new(|| reloaded(|listing| listing.replace("ip daddr @nodes4", "ip daddr != @nodes4"))),
+        Box::new(|| reloaded(|listing| listing.replacen("\"lo\" accept", "\"eth0\" accept", 1))),
+        Box::new(|| reloaded(|listing| listing.replace("oif 0", "oif 1"))),
+        Box::new(|| reloaded(|listing| listing.replace("masquerade fully-random", "masquerade"))),
+        Box::new(|| reloaded(|listing| listing.replace("priority 300", "priority 301"))),
+        Box::new(|| reloaded(|listing| listing.replace("hook prerouting", "hook input"))),
     ];
     for (index, change) in changes.into_iter().enumerate() {
         in_namespace(move || {

@@ -1,7 +1,8 @@
 //! Talks to nftables over netlink: one transaction to change, dumps to look.
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_APPEND, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage,
+    NetlinkPayload,
 };
 use netlink_packet_netfilter::nftables::NfTablesMessage;
 use netlink_packet_netfilter::none::ControlMessage;
@@ -16,6 +17,8 @@ use crate::error::{HostError, Subject};
 const SUBSYSTEM: u16 = 10;
 /// Largest answer that is read at once; the kernel fills at most 32 KiB (`NLMSG_GOODSIZE` in dumps).
 const ANSWER: usize = 1 << 16;
+/// How often a dump is read again when tables, of anybody's, changed under it (`NLM_F_DUMP_INTR`).
+const ATTEMPTS: usize = 5;
 
 /// What a message in a transaction does.
 pub(super) enum Step {
@@ -59,22 +62,39 @@ pub(super) fn transact(operation: &'static str, steps: Vec<Step>) -> Result<(), 
 /// Asks for everything of one kind. `Ok(None)` if the table does not exist.
 pub(super) fn dump(
     operation: &'static str,
-    request: NfTablesMessage,
+    request: &NfTablesMessage,
 ) -> Result<Option<Vec<NfTablesMessage>>, HostError> {
+    for _ in 1..ATTEMPTS {
+        if let (found, Whole(true)) = dump_once(operation, request.clone())? {
+            return Ok(found);
+        }
+    }
+    // What was read may be half of each; the caller sees it as "not as it should be" and looks or sets again.
+    Ok(dump_once(operation, request.clone())?.0)
+}
+
+/// Whether nothing changed while a dump was read.
+struct Whole(bool);
+
+fn dump_once(
+    operation: &'static str,
+    request: NfTablesMessage,
+) -> Result<(Option<Vec<NfTablesMessage>>, Whole), HostError> {
     let failed = |source| HostError::netlink(operation, Subject::Guard, source);
     let socket = open().map_err(failed)?;
     let mut buffer = Vec::new();
     append(&mut buffer, nftables(request), 1, NLM_F_REQUEST | NLM_F_DUMP);
     socket.send(&buffer, 0).map_err(failed)?;
-    let mut found = Vec::new();
+    let (mut found, mut whole) = (Vec::new(), true);
     loop {
         for message in receive(&socket, operation)? {
-            // NLM_F_DUMP_INTR: the tables changed under the dump. What was read may be half of each; the
-            // caller sees it as "not as it should be" and looks or sets again.
+            whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
             match message.payload {
-                NetlinkPayload::Done(_) => return Ok(Some(found)),
+                NetlinkPayload::Done(_) => return Ok((Some(found), Whole(whole))),
                 NetlinkPayload::Error(error) => match error.code.map(|code| -code.get()) {
-                    Some(errno) if errno == rustix::io::Errno::NOENT.raw_os_error() => return Ok(None),
+                    Some(errno) if errno == rustix::io::Errno::NOENT.raw_os_error() => {
+                        return Ok((None, Whole(true)));
+                    }
                     Some(errno) => return Err(failed(std::io::Error::from_raw_os_error(errno))),
                     None => {}
                 },

@@ -1,0 +1,112 @@
+//! Notices of changes, whoever makes them.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use linux::Notice;
+use tokio::sync::mpsc::Receiver;
+use tokio::time::timeout;
+
+use crate::space::{PATIENCE, Space};
+
+/// Longer than the kernel takes from one change to its last message.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// Takes notices until none comes for a while.
+async fn drain(notices: &mut Receiver<Notice>) -> u32 {
+    let mut count = 0;
+    while let Ok(Some(Notice)) = timeout(QUIET, notices.recv()).await {
+        count += 1;
+    }
+    count
+}
+
+#[test]
+fn each_kind_of_change_is_noticed() {
+    let space = Space::new();
+    space.ip("link add eth0 type veth peer name out");
+    space.host(async |host| {
+        let mut notices = host.monitor().unwrap();
+        for change in [
+            "ip link set eth0 mtu 1400",
+            "ip link set eth0 up",
+            "ip addr add 192.0.2.1/24 dev eth0",
+            "ip -6 addr add 2001:db8::1/64 dev eth0 nodad",
+            "ip route add unreachable 10.244.0.0/16",
+            "ip route del unreachable 10.244.0.0/16",
+            "ip -6 route add unreachable fd00::/48",
+            "ip -6 route del unreachable fd00::/48",
+            "ip rule add from 10.244.1.0/24 lookup 5184",
+            "ip -6 rule add from fd00::/64 lookup 5184",
+            "nft add table inet meshd",
+            "nft delete table inet meshd",
+        ] {
+            drain(&mut notices).await;
+            let (program, arguments) = change.split_once(' ').unwrap();
+            let run = match program {
+                "nft" => Space::nft,
+                _ => Space::ip,
+            };
+            run(&space, arguments);
+            let notice = timeout(PATIENCE, notices.recv()).await;
+            assert_eq!(notice.expect(change), Some(Notice), "{change}");
+        }
+    });
+}
+
+#[test]
+fn nothing_is_noticed_when_nothing_changes() {
+    let space = Space::new();
+    space.ip("link add eth0 type veth peer name out");
+    space.host(async |host| {
+        let mut notices = host.monitor().unwrap();
+        drain(&mut notices).await;
+        host.routes().await.unwrap();
+        host.rules().await.unwrap();
+        assert_eq!(drain(&mut notices).await, 0, "looking is no change");
+    });
+}
+
+#[test]
+fn any_number_of_changes_that_nobody_looks_at_is_one_notice() {
+    let space = Space::new();
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    for number in 0..4000 {
+        writeln!(file, "route add unreachable 10.{}.{}.0/24", number / 250, number % 250).unwrap();
+    }
+    space.host(async |host| {
+        let mut notices = host.monitor().unwrap();
+        // On this thread: the listeners get no turn while it runs, so their sockets overflow.
+        space.ip(&format!("-batch {}", file.path().display()));
+        assert!(notices.try_recv().is_err(), "the listeners had no turn yet");
+        tokio::time::sleep(QUIET).await;
+        assert_eq!(notices.len(), 1);
+        assert_eq!(notices.recv().await, Some(Notice));
+        drain(&mut notices).await;
+        space.ip("route add unreachable 10.244.0.0/16");
+        assert_eq!(
+            timeout(PATIENCE, notices.recv()).await.unwrap(),
+            Some(Notice),
+            "it goes on after an overflow"
+        );
+    });
+}
+
+#[test]
+fn the_listeners_end_when_nobody_listens() {
+    let space = Space::new();
+    space.host(async |host| {
+        let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        let before = tasks();
+        let notices = host.monitor().unwrap();
+        assert_eq!(tasks(), before + 2);
+        drop(notices);
+        // Nothing changes: they must not need a message to notice.
+        let ended = async {
+            while tasks() > before {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(PATIENCE, ended).await.unwrap();
+    });
+}

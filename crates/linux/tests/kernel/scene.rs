@@ -1,0 +1,243 @@
+//! A node under guard with two pods, a stranger on its underlay, and another node behind its mesh link.
+//!
+//! ```text
+//! pod1 10.244.1.5 ──┐
+//!                   ├─ node 192.0.2.1 ──eth0── stranger 192.0.2.2 (plays 10.244.2.0/24, too)
+//! pod2 10.244.1.6 ──┘            └────mesh-a── peer 10.244.2.0/24
+//! ```
+//!
+//! The same with IPv6. What the stranger's network card gets is counted there, by addresses on the wire.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use linux::guard::{self, Drops};
+use linux::veth::{self, Pair};
+use plan::network::Guard;
+
+use crate::space::{Space, ip, link, until};
+
+/// Port that all listeners of these tests have.
+pub(crate) const PORT: u16 = 9000;
+/// Packets in each burst.
+pub(crate) const BURST: u64 = 20;
+
+/// The addresses of one family.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) pods: [IpAddr; 2],
+    pub(crate) node: IpAddr,
+    pub(crate) stranger: IpAddr,
+    /// A pod of another node, behind the mesh.
+    pub(crate) remote: IpAddr,
+    /// An address that nobody in the cluster has.
+    pub(crate) service: IpAddr,
+}
+
+/// Both families.
+pub(crate) fn plans() -> [Plan; 2] {
+    [
+        Plan {
+            pods: [ip("10.244.1.5"), ip("10.244.1.6")],
+            node: ip("192.0.2.1"),
+            stranger: ip("192.0.2.2"),
+            remote: ip("10.244.2.5"),
+            service: ip("10.96.0.10"),
+        },
+        Plan {
+            pods: [ip("fd00:10:244:1::5"), ip("fd00:10:244:1::6")],
+            node: ip("2001:db8::1"),
+            stranger: ip("2001:db8::2"),
+            remote: ip("fd00:10:244:2::5"),
+            service: ip("fd00:10:96::a"),
+        },
+    ]
+}
+
+pub(crate) struct Scene {
+    pub(crate) node: Space,
+    pub(crate) pods: [Space; 2],
+    pub(crate) stranger: Space,
+    pub(crate) peer: Space,
+}
+
+impl Scene {
+    /// Everything but the guard.
+    pub(crate) fn unguarded() -> Self {
+        let all = Self {
+            node: Space::new(),
+            pods: [Space::new(), Space::new()],
+            stranger: Space::new(),
+            peer: Space::new(),
+        };
+        all.node.join("eth0", &all.stranger, "eth0");
+        all.node.join("mesh-a", &all.peer, "mesh-a");
+        let prefixes = |space: &Space, arguments: &[&str]| {
+            for arguments in arguments {
+                space.ip(arguments);
+            }
+        };
+        prefixes(
+            &all.node,
+            &[
+                "addr add 192.0.2.1/24 dev eth0",
+                "-6 addr add 2001:db8::1/64 dev eth0 nodad",
+                "addr add 10.244.1.1/32 dev mesh-a",
+                "-6 addr add fd00:10:244:1::1/128 dev mesh-a nodad",
+                "route add 10.244.2.0/24 dev mesh-a",
+                "-6 route add fd00:10:244:2::/64 dev mesh-a",
+                "route add default via 192.0.2.2",
+                "-6 route add default via 2001:db8::2",
+            ],
+        );
+        // The stranger knows the way to the pods, and has addresses of theirs and of other nodes' pods to send from.
+        prefixes(
+            &all.stranger,
+            &[
+                "addr add 192.0.2.2/24 dev eth0",
+                "-6 addr add 2001:db8::2/64 dev eth0 nodad",
+                "route add 10.244.0.0/16 via 192.0.2.1",
+                "-6 route add fd00:10:244::/48 via 2001:db8::1",
+                "addr add 10.244.2.5/32 dev lo",
+                "-6 addr add fd00:10:244:2::5/128 dev lo nodad",
+            ],
+        );
+        prefixes(
+            &all.peer,
+            &[
+                "addr add 10.244.2.5/32 dev lo",
+                "-6 addr add fd00:10:244:2::5/128 dev lo nodad",
+                "route add default dev mesh-a",
+                "-6 route add default dev mesh-a",
+            ],
+        );
+        all.set_up_hosts();
+        for (number, pod) in all.pods.iter().enumerate() {
+            all.attach(number, pod);
+        }
+        all
+    }
+
+    /// With the guard in place.
+    pub(crate) fn guarded() -> Self {
+        let all = Self::unguarded();
+        all.guard();
+        all
+    }
+
+    /// Puts the guard in place.
+    pub(crate) fn guard(&self) {
+        self.node.run(|| guard::set(&wanted())).unwrap();
+        assert!(self.node.run(|| guard::stands(&wanted())).unwrap());
+    }
+
+    pub(crate) fn drops(&self) -> Drops {
+        self.node.run(guard::drops).unwrap()
+    }
+
+    fn set_up_hosts(&self) {
+        for space in [&self.node, &self.stranger, &self.peer] {
+            space.set("net/ipv4/ip_forward", "1");
+            space.set("net/ipv6/conf/all/forwarding", "1");
+            // What is tested is the guard, not this.
+            space.set("net/ipv4/conf/all/rp_filter", "0");
+            for name in ["eth0", "mesh-a"] {
+                if space
+                    .run(|| linux::sysctl::read(&format!("net/ipv4/conf/{name}/rp_filter")))
+                    .unwrap()
+                    .is_some()
+                {
+                    space.set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
+                }
+            }
+        }
+        let tables = "add table inet seen ; \
+             add chain inet seen arriving { type filter hook prerouting priority -400 ; } ; \
+             add counter inet seen pods ; \
+             add rule inet seen arriving ip saddr 10.244.0.0/16 counter name pods ; \
+             add rule inet seen arriving ip daddr 10.244.0.0/16 counter name pods ; \
+             add rule inet seen arriving ip6 saddr fd00:10:244::/48 counter name pods ; \
+             add rule inet seen arriving ip6 daddr fd00:10:244::/48 counter name pods";
+        self.stranger.nft(tables);
+        // Both ends know each other for good, so that a burst is not held up and cut by neighbour discovery.
+        for (space, neighbours) in [(&self.node, &self.stranger), (&self.stranger, &self.node)] {
+            let mac = neighbours.ip("-o link show dev eth0");
+            let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+            for plan in plans() {
+                for address in [plan.node, plan.stranger] {
+                    space.ip(&format!("neigh replace {address} dev eth0 lladdr {mac} nud permanent"));
+                }
+            }
+        }
+        for (space, neighbour, own) in [(&self.node, &self.peer, 0), (&self.peer, &self.node, 1)] {
+            let mac = neighbour.ip("-o link show dev mesh-a");
+            let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+            for plan in plans() {
+                let known = if own == 0 {
+                    vec![plan.remote]
+                } else {
+                    [plan.pods.as_slice(), &[plan.stranger]].concat()
+                };
+                for address in known {
+                    space.ip(&format!("neigh replace {address} dev mesh-a lladdr {mac} nud permanent"));
+                }
+            }
+        }
+    }
+
+    fn attach(&self, number: usize, pod: &Space) {
+        let last = u8::try_from(number).unwrap();
+        let pair = Pair {
+            host_link: &format!("mveth{number}"),
+            host_mac: [2, 0, 0, 0, 1, last],
+            pod_link: "eth0",
+            pod_mac: [2, 0, 0, 0, 2, last],
+            mtu: 1380,
+            addresses: &plans().map(|plan| plan.pods[number]),
+        };
+        self.node.run(|| veth::attach(&pair, pod.namespace())).unwrap();
+        self.node.set(&format!("net/ipv4/conf/mveth{number}/rp_filter"), "0");
+    }
+
+    /// Packets with a pod's address that the stranger's network card has got.
+    pub(crate) fn leaked(&self) -> u64 {
+        let shown = self.stranger.nft("list counter inet seen pods");
+        let count = shown.split("packets ").nth(1).unwrap().split(' ').next().unwrap();
+        count.parse().unwrap()
+    }
+}
+
+/// The guard of the node.
+pub(crate) fn wanted() -> Guard {
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Guard {
+        cluster: nets(&["10.244.0.0/16", "fd00:10:244::/48"]),
+        mesh_links: [link("mesh-a"), link("mesh-b")].into(),
+        local_pods: nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]),
+        no_masquerade: nets(&["10.96.0.0/16", "fd00:10:96::/112", "192.0.2.1/32", "2001:db8::1/128"]),
+    }
+}
+
+/// Sends a burst; says how many packets the sender's kernel refused.
+pub(crate) fn burst(from: &UdpSocket, to: IpAddr) -> u64 {
+    let sends = (0..BURST).map(|_| from.send_to(b"plain", (to, PORT)));
+    u64::try_from(sends.filter(Result::is_err).count()).unwrap()
+}
+
+/// Takes what has come; none for a while ends it.
+pub(crate) fn received(socket: &UdpSocket) -> Vec<SocketAddr> {
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    std::iter::from_fn(|| socket.recv_from(&mut [0; 64]).ok().map(|(_, from)| from)).collect()
+}
+
+/// Waits for a whole burst; says where it came from.
+pub(crate) fn received_burst(socket: &UdpSocket) -> SocketAddr {
+    let mut all = Vec::new();
+    until("a whole burst arrives", || {
+        all.extend(received(socket));
+        u64::try_from(all.len()).unwrap() >= BURST
+    });
+    assert_eq!(all.len(), usize::try_from(BURST).unwrap());
+    assert!(all.iter().all(|from| *from == all[0]), "{all:?}");
+    all[0]
+}
