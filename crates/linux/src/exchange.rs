@@ -2,15 +2,25 @@
 
 use std::io;
 
-use netlink_packet_core::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
 
 use crate::error::{HostError, Subject};
+use crate::handle::ATTEMPTS;
 
 /// Largest answer that is read at once; the kernel fills at most 32 KiB.
 const ANSWER: usize = 1 << 16;
+
+/// What the kernel said.
+struct Answers {
+    found: Vec<RouteNetlinkMessage>,
+    /// Whether nothing changed while it was read (`NLM_F_DUMP_INTR`).
+    whole: bool,
+}
 
 /// A blocking netlink connection in the network namespace of the thread that opened it.
 pub(crate) struct Exchange {
@@ -43,15 +53,23 @@ impl Exchange {
         self.answers(operation, subject).map(drop)
     }
 
-    /// Asks for everything of one kind.
+    /// Asks for everything of one kind, again when it changed meanwhile: then something that stood all the time
+    /// may be missing.
     pub(crate) fn dump(
         &mut self,
         operation: &'static str,
         subject: &Subject,
-        request: RouteNetlinkMessage,
+        request: &RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, HostError> {
-        self.send(operation, subject, request, NLM_F_DUMP)?;
-        self.answers(operation, subject)
+        let mut attempt = 1;
+        loop {
+            self.send(operation, subject, request.clone(), NLM_F_DUMP)?;
+            let answers = self.answers(operation, subject)?;
+            if answers.whole || attempt == ATTEMPTS {
+                return Ok(answers.found);
+            }
+            attempt += 1;
+        }
     }
 
     /// Asks for one thing. `None` if it is not there.
@@ -63,7 +81,7 @@ impl Exchange {
     ) -> Result<Option<RouteNetlinkMessage>, HostError> {
         self.send(operation, subject, request, NLM_F_ACK)?;
         match self.answers(operation, subject) {
-            Ok(found) => Ok(found.into_iter().next()),
+            Ok(answers) => Ok(answers.found.into_iter().next()),
             Err(error) if error.is_missing() => Ok(None),
             Err(error) => Err(error),
         }
@@ -88,13 +106,9 @@ impl Exchange {
     }
 
     /// Reads until the kernel says that it is done.
-    fn answers(
-        &self,
-        operation: &'static str,
-        subject: &Subject,
-    ) -> Result<Vec<RouteNetlinkMessage>, HostError> {
+    fn answers(&self, operation: &'static str, subject: &Subject) -> Result<Answers, HostError> {
         let failed = |source| HostError::netlink(operation, subject.clone(), source);
-        let mut found = Vec::new();
+        let mut answers = Answers { found: Vec::new(), whole: true };
         let mut buffer = bytes::BytesMut::with_capacity(ANSWER);
         loop {
             buffer.clear();
@@ -109,13 +123,17 @@ impl Exchange {
                 if message.header.sequence_number != self.sequence {
                     continue;
                 }
+                answers.whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
                 match message.payload {
-                    NetlinkPayload::Done(_) => return Ok(found),
+                    NetlinkPayload::Done(done) if done.code < 0 => {
+                        return Err(failed(io::Error::from_raw_os_error(-done.code)));
+                    }
+                    NetlinkPayload::Done(_) => return Ok(answers),
                     NetlinkPayload::Error(error) => match error.code {
                         Some(code) => return Err(failed(io::Error::from_raw_os_error(-code.get()))),
-                        None => return Ok(found),
+                        None => return Ok(answers),
                     },
-                    NetlinkPayload::InnerMessage(inner) => found.push(inner),
+                    NetlinkPayload::InnerMessage(inner) => answers.found.push(inner),
                     _ => {}
                 }
             }

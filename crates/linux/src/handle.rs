@@ -1,11 +1,17 @@
 //! The connection to the kernel's routing side.
 
-use futures::TryStreamExt as _;
 use std::collections::BTreeMap;
 
+use futures::StreamExt as _;
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::LinkMessage;
 use plan::network::LinkName;
 
 use crate::error::{HostError, Subject};
+
+/// How often a list is read before one that changed under way is taken as it is.
+pub(crate) const ATTEMPTS: u32 = 5;
 
 /// A netlink connection in the network namespace of the thread that opened it. Needs a tokio runtime, on
 /// which it keeps one task.
@@ -25,15 +31,45 @@ impl Handle {
 
     /// Names of all links by their number.
     pub(crate) async fn link_names(&self) -> Result<BTreeMap<u32, String>, HostError> {
-        let mut links = self.rtnetlink.link().get().execute();
-        let mut names = BTreeMap::new();
-        let failed = |error| HostError::rtnetlink("list links", Subject::Links, &error);
-        while let Some(message) = links.try_next().await.map_err(failed)? {
-            if let Some(name) = crate::link::name_of(&message) {
-                names.insert(message.header.index, name.to_owned());
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let found = self.dump("list", &Subject::Links, &request).await?;
+        let links = found.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, crate::link::name_of(link)?)),
+            _ => None,
+        });
+        Ok(links.map(|(index, name)| (index, name.to_owned())).collect())
+    }
+
+    /// Everything of one kind. Read again when it changed meanwhile, because then something that stood all the
+    /// time may be missing; after some attempts what was read counts.
+    pub(crate) async fn dump(
+        &self,
+        operation: &'static str,
+        subject: &Subject,
+        request: &RouteNetlinkMessage,
+    ) -> Result<Vec<RouteNetlinkMessage>, HostError> {
+        let mut attempt = 1;
+        loop {
+            let mut message = NetlinkMessage::from(request.clone());
+            message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+            let failed = |error| HostError::rtnetlink(operation, subject.clone(), &error);
+            let mut answers = self.rtnetlink.clone().request(message).map_err(failed)?;
+            let (mut found, mut whole) = (Vec::new(), true);
+            while let Some(answer) = answers.next().await {
+                whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => found.push(message),
+                    NetlinkPayload::Error(error) => {
+                        return Err(HostError::netlink(operation, subject.clone(), error.to_io()));
+                    }
+                    _ => {}
+                }
             }
+            if whole || attempt == ATTEMPTS {
+                return Ok(found);
+            }
+            attempt += 1;
         }
-        Ok(names)
     }
 
     /// The number of a link that must be there.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use plan::network::LinkName;
@@ -137,14 +138,14 @@ impl Handle {
     }
 
     async fn address_messages(&self, index: Option<u32>) -> Result<Vec<AddressMessage>, HostError> {
-        let failed = |error| HostError::rtnetlink("list addresses", Subject::Links, &error);
-        let found: Vec<AddressMessage> =
-            self.rtnetlink.address().get().execute().try_collect().await.map_err(failed)?;
+        let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
+        let found = self.dump("list addresses", &Subject::Links, &request).await?;
+        let addresses = found.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(address) => Some(address),
+            _ => None,
+        });
         // Filtered here: without strict checking the kernel gives the addresses of all links.
-        Ok(found
-            .into_iter()
-            .filter(|message| index.is_none_or(|index| message.header.index == index))
-            .collect())
+        Ok(addresses.filter(|message| index.is_none_or(|index| message.header.index == index)).collect())
     }
 }
 

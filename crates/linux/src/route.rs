@@ -8,6 +8,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
 };
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use plan::network::{LinkName, ROUTE_PROTOCOL, Route, Via};
 use rtnetlink::RouteMessageBuilder;
 use rustix::io::Errno;
@@ -118,13 +119,14 @@ impl Handle {
 
     async fn route_messages(&self) -> Result<Vec<RouteMessage>, HostError> {
         let mut messages = Vec::new();
-        let failed = |error| HostError::rtnetlink("list", Subject::Routes, &error);
-        for message in
-            [RouteMessageBuilder::<Ipv4Addr>::new().build(), RouteMessageBuilder::<Ipv6Addr>::new().build()]
-        {
-            let found: Vec<RouteMessage> =
-                self.rtnetlink.route().get(message).execute().try_collect().await.map_err(failed)?;
-            messages.extend(found);
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RouteMessage::default();
+            request.header.address_family = family;
+            let found = self.dump("list", &Subject::Routes, &RouteNetlinkMessage::GetRoute(request)).await?;
+            messages.extend(found.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRoute(route) => Some(route),
+                _ => None,
+            }));
         }
         Ok(messages)
     }
@@ -176,7 +178,7 @@ fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> 
         _ => None,
     });
     let everywhere = || match message.header.address_family {
-        netlink_packet_route::AddressFamily::Inet6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         _ => IpAddr::from(Ipv4Addr::UNSPECIFIED),
     };
     let network = address_of(message, AddressOf::Destination).unwrap_or_else(everywhere);

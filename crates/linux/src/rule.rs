@@ -3,13 +3,11 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
-use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::RouteProtocol;
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use plan::network::{ROUTE_PROTOCOL, Rule};
-use rtnetlink::IpVersion;
 
 use crate::Handle;
 use crate::error::{HostError, Subject};
@@ -53,11 +51,14 @@ impl Handle {
 
     async fn rule_messages(&self) -> Result<Vec<(Rule, RuleMessage)>, HostError> {
         let mut rules = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
-            let failed = |error| HostError::rtnetlink("list", Subject::Rules, &error);
-            let found: Vec<RuleMessage> =
-                self.rtnetlink.rule().get(version).execute().try_collect().await.map_err(failed)?;
-            rules.extend(found.into_iter().filter_map(|message| Some((read(&message)?, message))));
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let mut request = RuleMessage::default();
+            request.header.family = family;
+            let found = self.dump("list", &Subject::Rules, &RouteNetlinkMessage::GetRule(request)).await?;
+            rules.extend(found.into_iter().filter_map(|message| match message {
+                RouteNetlinkMessage::NewRule(rule) => Some((read(&rule)?, rule)),
+                _ => None,
+            }));
         }
         Ok(rules)
     }

@@ -128,9 +128,9 @@ pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
         }
     }
     let addresses =
-        exchange.dump("list", &subject, RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        exchange.dump("list", &subject, &RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     end.addresses = addresses.iter().filter_map(|message| address_on(message, end.index)).collect();
-    let routes = exchange.dump("list", &subject, RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+    let routes = exchange.dump("list", &subject, &RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
     end.routes = routes.iter().filter_map(|message| route_by(message, end.index)).collect();
     Ok(Some(end))
 }
@@ -140,7 +140,7 @@ pub fn host_links() -> Result<Vec<String>, HostError> {
     let found = Exchange::open()?.dump(
         "list",
         &Subject::Links,
-        RouteNetlinkMessage::GetLink(LinkMessage::default()),
+        &RouteNetlinkMessage::GetLink(LinkMessage::default()),
     )?;
     let names = found.iter().filter_map(|message| match message {
         RouteNetlinkMessage::NewLink(message) => crate::link::name_of(message),

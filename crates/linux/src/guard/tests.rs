@@ -52,6 +52,7 @@ fn a_guard_that_was_set_stands() {
     in_namespace(|| {
         assert!(!exists().unwrap());
         assert!(!stands(&guard()).unwrap());
+        assert_eq!(drops().unwrap(), Drops::default(), "no guard has dropped nothing");
         set(&guard()).unwrap();
         assert!(stands(&guard()).unwrap(), "{}", nft("list table inet meshd"));
         set(&guard()).unwrap();

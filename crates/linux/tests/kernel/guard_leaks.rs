@@ -3,14 +3,14 @@
 
 use linux::guard::Drops;
 
-use crate::scene::{BURST, Scene, burst, plans, received, received_burst, wanted};
+use crate::scene::{BURST, PORT, Scene, burst, plans, received, received_burst, wanted};
 use crate::space::until;
 
 #[test]
 fn plaintext_from_the_underlay_reaches_no_pod() {
     let all = Scene::unguarded();
     for plan in plans() {
-        let pod = all.pods[0].udp(plan.pods[0], crate::scene::PORT);
+        let pod = all.pods[0].udp(plan.pods[0], PORT);
         // Under an address of its own, and under those of pods of another node.
         for source in [plan.stranger, plan.remote] {
             let stranger = all.stranger.udp(source, 0);
@@ -25,20 +25,16 @@ fn plaintext_from_the_underlay_reaches_no_pod() {
             until("the guard has dropped the burst", || all.drops().incoming >= before + BURST);
             assert_eq!(received(&pod), [], "from {source}");
             // Nor does it reach the node's own mesh address, or the node under a pod's address.
-            burst(&stranger, wanted_mesh_address(plan.pods[0].is_ipv4()));
+            burst(&stranger, plan.mesh);
             until("the guard has dropped the burst", || all.drops().incoming >= before + 2 * BURST);
         }
         let before = all.drops().incoming;
-        let (node, forger) = (all.node.udp(plan.node, crate::scene::PORT), all.stranger.udp(plan.remote, 0));
+        let (node, forger) = (all.node.udp(plan.node, PORT), all.stranger.udp(plan.remote, 0));
         burst(&forger, plan.node);
         until("the guard has dropped the burst", || all.drops().incoming >= before + BURST);
         assert_eq!(received(&node), []);
         all.node.run(linux::guard::remove).unwrap();
     }
-}
-
-fn wanted_mesh_address(ipv4: bool) -> std::net::IpAddr {
-    crate::space::ip(if ipv4 { "10.244.1.1" } else { "fd00:10:244:1::1" })
 }
 
 #[test]
@@ -157,15 +153,15 @@ fn replacing_the_guard_leaks_nothing_and_drops_nothing() {
     all.node.ip("route del 10.244.2.0/24 dev mesh-a");
     let [plan, _] = plans();
     let (bad, good) = (all.pods[0].udp(plan.pods[0], 0), all.pods[1].udp(plan.pods[1], 0));
-    let node = all.node.udp(plan.node, crate::scene::PORT);
+    let node = all.node.udp(plan.node, PORT);
     let done = std::sync::atomic::AtomicBool::new(false);
     let order = std::sync::atomic::Ordering::Relaxed;
     let (sent, arrived) = std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
             let mut sent = 0;
             while !done.load(order) {
-                bad.send_to(b"plain", (plan.remote, crate::scene::PORT)).unwrap();
-                good.send_to(b"fine", (plan.node, crate::scene::PORT)).unwrap();
+                bad.send_to(b"plain", (plan.remote, PORT)).unwrap();
+                good.send_to(b"fine", (plan.node, PORT)).unwrap();
                 sent += 1;
                 std::thread::sleep(std::time::Duration::from_micros(50));
             }

@@ -1,9 +1,9 @@
 //! What the guard lets pass: pods of the node, the mesh, services, and the outside under the node's address.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use crate::scene::{BURST, PORT, Scene, burst, plans, received_burst};
-use crate::space::Space;
+use crate::space::{Space, until};
 
 #[test]
 fn pods_reach_each_other_the_node_and_the_mesh_under_their_own_address() {
@@ -42,16 +42,28 @@ fn pods_reach_the_outside_under_the_node_s_address_and_get_answers() {
 }
 
 #[test]
-fn addresses_that_must_see_the_pod_s_own_do() {
+fn the_node_reaches_its_own_mesh_address() {
     let all = Scene::guarded();
     for plan in plans() {
-        // A service's address that nothing translates leads to the default route, as it is.
-        let length = if plan.node.is_ipv4() { 32 } else { 128 };
-        all.stranger.ip(&format!("addr add {}/{length} dev lo", plan.service));
+        let (client, server) = (all.node.udp(plan.mesh, 0), all.node.udp(plan.mesh, PORT));
+        burst(&client, plan.mesh);
+        assert_eq!(received_burst(&server), client.local_addr().unwrap());
+    }
+    assert_eq!(all.drops(), linux::guard::Drops::default());
+}
+
+#[test]
+fn towards_services_and_other_nodes_no_pod_is_masked() {
+    let all = Scene::guarded();
+    for plan in plans() {
         let pod = all.pods[0].udp(plan.pods[0], 0);
-        let before = all.drops().outgoing;
-        burst(&pod, plan.service);
-        crate::space::until("it is dropped, not masqueraded", || all.drops().outgoing == before + BURST);
+        // Where nothing translates the service, and no rule leads to the other node by the mesh, both would
+        // leave by the default route: in clear under the pod's address, so not at all.
+        for address in [plan.service, plan.other_node] {
+            let before = all.drops().outgoing;
+            burst(&pod, address);
+            until("it is dropped, not masqueraded", || all.drops().outgoing == before + BURST);
+        }
     }
     assert_eq!(all.leaked(), 0);
 }
@@ -63,13 +75,7 @@ fn answer(from: &UdpSocket, to: SocketAddr) {
 }
 
 /// What a service proxy does: the node's port and the service's address lead to a pod.
-fn serve(
-    node: &Space,
-    family: &str,
-    own: std::net::IpAddr,
-    service: std::net::IpAddr,
-    pod: std::net::IpAddr,
-) {
+fn serve(node: &Space, family: &str, own: IpAddr, service: IpAddr, pod: IpAddr) {
     let table = if own.is_ipv4() { "proxy4" } else { "proxy6" };
     let target = if own.is_ipv4() { format!("{pod}:{PORT}") } else { format!("[{pod}]:{PORT}") };
     let words = format!(

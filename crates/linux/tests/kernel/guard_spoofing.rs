@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::scene::{BURST, Scene, burst, plans, received, received_burst};
-use crate::space::{ip, until};
+use crate::scene::{BURST, PORT, Scene, burst, plans, received, received_burst};
+use crate::space::{Space, ip, until};
 
 /// An address that the pod takes without being asked.
 fn take(all: &Scene, address: IpAddr) {
@@ -15,7 +15,7 @@ fn take(all: &Scene, address: IpAddr) {
 fn a_pod_can_not_send_under_another_s_address() {
     let all = Scene::unguarded();
     for plan in plans() {
-        let node = all.node.udp(plan.node, crate::scene::PORT);
+        let node = all.node.udp(plan.node, PORT);
         // A neighbour's address, one of another node's pods, one from outside, one that nobody has.
         let nobody: IpAddr = ip(if plan.node.is_ipv4() { "10.244.1.77" } else { "fd00:10:244:1::77" });
         let forged = [plan.pods[1], plan.remote, plan.stranger, nobody];
@@ -43,7 +43,7 @@ fn a_pod_can_not_pretend_to_be_the_node() {
     for plan in plans() {
         take(&all, plan.node);
         // To another pod: the node itself never takes packets from its own address.
-        let other = all.pods[1].udp(plan.pods[1], crate::scene::PORT);
+        let other = all.pods[1].udp(plan.pods[1], PORT);
         burst(&all.pods[0].udp(plan.node, 0), plan.pods[1]);
         if plan.node.is_ipv6() {
             assert_eq!(received_burst(&other).ip(), plan.node, "without the guard it is seen");
@@ -60,7 +60,7 @@ fn a_pod_can_not_pretend_to_be_the_node() {
 fn an_address_that_moved_to_another_pod_is_only_that_one_s() {
     let all = Scene::guarded();
     for plan in plans() {
-        let node = all.node.udp(plan.node, crate::scene::PORT);
+        let node = all.node.udp(plan.node, PORT);
         let before = all.drops().spoofed;
         take(&all, plan.pods[1]);
         let length = if plan.node.is_ipv4() { 32 } else { 128 };
@@ -78,7 +78,7 @@ fn neighbour_discovery_goes_on() {
     let all = Scene::guarded();
     let pod = &all.pods[0];
     // The node has no permanent entry for the pod's link-local address, nor the pod for the node's.
-    let link_local = |space: &crate::space::Space, name: &str| {
+    let link_local = |space: &Space, name: &str| {
         let mut found = None;
         until("a link-local address that has been tried out", || {
             let shown = space.ip(&format!("-6 -o addr show dev {name} scope link -tentative"));
@@ -92,7 +92,7 @@ fn neighbour_discovery_goes_on() {
         space.ip(&format!("-6 neigh flush dev {name} {target}"));
         let socket = space.udp(ip("::"), 0);
         let scope = index_of(space, name);
-        let target = std::net::SocketAddrV6::new(ip(target), crate::scene::PORT, 0, scope);
+        let target = std::net::SocketAddrV6::new(ip(target), PORT, 0, scope);
         socket.send_to(b"who are you", target).unwrap();
         until("the neighbour is found", || {
             let shown = space.ip(&format!("-6 neigh show dev {name} {}", target.ip()));
@@ -102,7 +102,7 @@ fn neighbour_discovery_goes_on() {
     assert_eq!(all.drops().spoofed, 0);
 }
 
-fn index_of(space: &crate::space::Space, name: &str) -> u32 {
+fn index_of(space: &Space, name: &str) -> u32 {
     let shown = space.ip(&format!("-o link show dev {name}"));
     shown.split(':').next().unwrap().parse().unwrap()
 }

@@ -14,6 +14,8 @@ mod links;
 #[cfg(test)]
 mod monitor;
 #[cfg(test)]
+mod namespaces;
+#[cfg(test)]
 mod routes;
 #[cfg(test)]
 mod rules;

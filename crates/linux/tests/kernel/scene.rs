@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub(crate) pods: [IpAddr; 2],
     pub(crate) node: IpAddr,
     pub(crate) stranger: IpAddr,
+    pub(crate) mesh: IpAddr,
+    pub(crate) other_node: IpAddr,
     /// A pod of another node, behind the mesh.
     pub(crate) remote: IpAddr,
     /// An address that nobody in the cluster has.
@@ -41,6 +43,8 @@ pub(crate) fn plans() -> [Plan; 2] {
             pods: [ip("10.244.1.5"), ip("10.244.1.6")],
             node: ip("192.0.2.1"),
             stranger: ip("192.0.2.2"),
+            mesh: ip("10.244.1.1"),
+            other_node: ip("192.0.2.3"),
             remote: ip("10.244.2.5"),
             service: ip("10.96.0.10"),
         },
@@ -48,6 +52,8 @@ pub(crate) fn plans() -> [Plan; 2] {
             pods: [ip("fd00:10:244:1::5"), ip("fd00:10:244:1::6")],
             node: ip("2001:db8::1"),
             stranger: ip("2001:db8::2"),
+            mesh: ip("fd00:10:244:1::1"),
+            other_node: ip("2001:db8::3"),
             remote: ip("fd00:10:244:2::5"),
             service: ip("fd00:10:96::a"),
         },
@@ -72,12 +78,12 @@ impl Scene {
         };
         all.node.join("eth0", &all.stranger, "eth0");
         all.node.join("mesh-a", &all.peer, "mesh-a");
-        let prefixes = |space: &Space, arguments: &[&str]| {
+        let run = |space: &Space, arguments: &[&str]| {
             for arguments in arguments {
                 space.ip(arguments);
             }
         };
-        prefixes(
+        run(
             &all.node,
             &[
                 "addr add 192.0.2.1/24 dev eth0",
@@ -91,7 +97,7 @@ impl Scene {
             ],
         );
         // The stranger knows the way to the pods, and has addresses of theirs and of other nodes' pods to send from.
-        prefixes(
+        run(
             &all.stranger,
             &[
                 "addr add 192.0.2.2/24 dev eth0",
@@ -102,7 +108,7 @@ impl Scene {
                 "-6 addr add fd00:10:244:2::5/128 dev lo nodad",
             ],
         );
-        prefixes(
+        run(
             &all.peer,
             &[
                 "addr add 10.244.2.5/32 dev lo",
@@ -159,29 +165,19 @@ impl Scene {
              add rule inet seen arriving ip6 saddr fd00:10:244::/48 counter name pods ; \
              add rule inet seen arriving ip6 daddr fd00:10:244::/48 counter name pods";
         self.stranger.nft(tables);
-        // Both ends know each other for good, so that a burst is not held up and cut by neighbour discovery.
-        for (space, neighbours) in [(&self.node, &self.stranger), (&self.stranger, &self.node)] {
-            let mac = neighbours.ip("-o link show dev eth0");
-            let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-            for plan in plans() {
-                for address in [plan.node, plan.stranger] {
-                    space.ip(&format!("neigh replace {address} dev eth0 lladdr {mac} nud permanent"));
-                }
+        // All know each other for good, so that no burst is held up and cut by neighbour discovery.
+        let know = |space: &Space, name: &str, there: &Space, addresses: &[IpAddr]| {
+            let shown = there.ip(&format!("-o link show dev {name}"));
+            let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+            for address in addresses {
+                space.ip(&format!("neigh replace {address} dev {name} lladdr {mac} nud permanent"));
             }
-        }
-        for (space, neighbour, own) in [(&self.node, &self.peer, 0), (&self.peer, &self.node, 1)] {
-            let mac = neighbour.ip("-o link show dev mesh-a");
-            let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-            for plan in plans() {
-                let known = if own == 0 {
-                    vec![plan.remote]
-                } else {
-                    [plan.pods.as_slice(), &[plan.stranger]].concat()
-                };
-                for address in known {
-                    space.ip(&format!("neigh replace {address} dev mesh-a lladdr {mac} nud permanent"));
-                }
-            }
+        };
+        for plan in plans() {
+            know(&self.node, "eth0", &self.stranger, &[plan.stranger]);
+            know(&self.stranger, "eth0", &self.node, &[plan.node]);
+            know(&self.node, "mesh-a", &self.peer, &[plan.remote]);
+            know(&self.peer, "mesh-a", &self.node, &[plan.pods[0], plan.pods[1], plan.stranger]);
         }
     }
 
@@ -214,7 +210,7 @@ pub(crate) fn wanted() -> Guard {
         cluster: nets(&["10.244.0.0/16", "fd00:10:244::/48"]),
         mesh_links: [link("mesh-a"), link("mesh-b")].into(),
         local_pods: nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]),
-        no_masquerade: nets(&["10.96.0.0/16", "fd00:10:96::/112", "192.0.2.1/32", "2001:db8::1/128"]),
+        no_masquerade: nets(&["10.96.0.0/16", "fd00:10:96::/112", "192.0.2.3/32", "2001:db8::3/128"]),
     }
 }
 
