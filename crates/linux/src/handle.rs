@@ -74,7 +74,9 @@ impl Handle {
 
     /// The number of a link that must be there.
     pub(crate) async fn index(&self, operation: &'static str, link: &LinkName) -> Result<u32, HostError> {
-        let found = self.link(link).await?;
-        found.map(|state| state.index).ok_or_else(|| HostError::NoLink { operation, link: link.clone() })
+        let found = self.link_message(link).await?;
+        found
+            .map(|message| message.header.index)
+            .ok_or_else(|| HostError::NoLink { operation, link: link.clone() })
     }
 }

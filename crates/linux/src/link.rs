@@ -36,15 +36,7 @@ const QUEUE: u32 = 2000;
 impl Handle {
     /// Looks at a link. `None` if there is no such link.
     pub async fn link(&self, link: &LinkName) -> Result<Option<LinkState>, HostError> {
-        let request = self.rtnetlink.link().get().match_name(link.as_str()).execute().try_next().await;
-        let message = match request {
-            Ok(Some(message)) => message,
-            Ok(None) => return Ok(None),
-            Err(error) => {
-                let error = HostError::rtnetlink("look at", Subject::Link(link.clone()), &error);
-                return if error.is_missing() { Ok(None) } else { Err(error) };
-            }
-        };
+        let Some(message) = self.link_message(link).await? else { return Ok(None) };
         let mut state = read(&message);
         state.addresses = self.addresses(Some(state.index)).await?;
         Ok(Some(state))
@@ -71,8 +63,8 @@ impl Handle {
 
     /// Deletes a link; says whether there was one.
     pub async fn delete_link(&self, link: &LinkName) -> Result<bool, HostError> {
-        let Some(state) = self.link(link).await? else { return Ok(false) };
-        match self.rtnetlink.link().del(state.index).execute().await {
+        let Some(message) = self.link_message(link).await? else { return Ok(false) };
+        match self.rtnetlink.link().del(message.header.index).execute().await {
             Ok(()) => Ok(true),
             Err(error) => {
                 let error = HostError::rtnetlink("delete", Subject::Link(link.clone()), &error);
@@ -109,6 +101,17 @@ impl Handle {
             }
         }
         Ok(())
+    }
+
+    /// The link without its addresses, of which a node has many.
+    pub(crate) async fn link_message(&self, link: &LinkName) -> Result<Option<LinkMessage>, HostError> {
+        match self.rtnetlink.link().get().match_name(link.as_str()).execute().try_next().await {
+            Ok(found) => Ok(found),
+            Err(error) => {
+                let error = HostError::rtnetlink("look at", Subject::Link(link.clone()), &error);
+                if error.is_missing() { Ok(None) } else { Err(error) }
+            }
+        }
     }
 
     async fn change_link(

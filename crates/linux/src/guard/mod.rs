@@ -6,6 +6,7 @@
 
 mod compare;
 mod expression;
+mod members;
 mod rules;
 mod wire;
 
@@ -96,8 +97,8 @@ pub fn stands(guard: &Guard) -> Result<bool, HostError> {
             && chain.rules.iter().zip(found).all(|(wanted, found)| found.is(wanted))
     });
     Ok(rules_agree
-        && found_members(NODES_V4)?.is_some_and(|found| found == keys(&rules::nodes(guard, true)))
-        && found_members(NODES_V6)?.is_some_and(|found| found == keys(&rules::nodes(guard, false))))
+        && members::members(NODES_V4)?.is_some_and(|found| found == keys(&rules::nodes(guard, true)))
+        && members::members(NODES_V6)?.is_some_and(|found| found == keys(&rules::nodes(guard, false))))
 }
 
 /// What the guard dropped.
@@ -304,28 +305,6 @@ fn found_rules() -> Result<Vec<FoundRule>, HostError> {
         }
     }
     Ok(rules)
-}
-
-fn found_members(set: &str) -> Result<Option<BTreeSet<Vec<u8>>>, HostError> {
-    let attributes = vec![SetElementList::Table(TABLE.to_owned()), SetElementList::Set(set.to_owned())];
-    let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-    let Some(messages) = wire::dump("list the guard's sets", &request)? else { return Ok(None) };
-    let lists = messages.into_iter().filter_map(|message| match message {
-        NfTablesMessage::NewSetElement(SetElementMessage { attributes }) => Some(attributes),
-        _ => None,
-    });
-    let elements = lists.flatten().filter_map(|attribute| match attribute {
-        SetElementList::Elements(elements) => Some(elements),
-        _ => None,
-    });
-    let keys = elements.flatten().filter_map(|element| match element {
-        ListAttribute::Element(attributes) => attributes.into_iter().find_map(|attribute| match attribute {
-            SetElementAttribute::Key(DataAttribute::Value(bytes)) => Some(bytes),
-            _ => None,
-        }),
-        _ => None,
-    });
-    Ok(Some(keys.collect()))
 }
 
 fn keys(addresses: &BTreeSet<IpAddr>) -> BTreeSet<Vec<u8>> {
