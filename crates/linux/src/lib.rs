@@ -21,6 +21,7 @@ pub use error::{HostError, Subject};
 pub use handle::Handle;
 pub use link::LinkState;
 pub use monitor::Notice;
+pub use route::Underlay;
 
 /// How the names of pods' interfaces on the node begin. The guard lets them carry pod addresses and holds
 /// each to its own; the CNI plugin names them.

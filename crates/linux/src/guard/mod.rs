@@ -2,7 +2,7 @@
 //!
 //! It is put in place in one transaction, so there is no moment without it, and it outlives the process.
 //! Whether it still stands is asked of the kernel: the chains, all rules in their order with comment and
-//! expressions, and the members of the sets must be those that [`rules`] computes.
+//! expressions, and the members of the sets must be those that `rules` computes.
 
 mod compare;
 mod expression;
