@@ -234,6 +234,8 @@ fn no_packet_finds_no_route_while_it_is_replaced() {
             missed = without_route(&space, ip(destination), async |host| {
                 for _ in 0..100 {
                     host.remove_route(&vias[0]).await.unwrap();
+                    // Long enough for the sender to get a core.
+                    std::thread::sleep(std::time::Duration::from_millis(2));
                     host.set_route(&vias[0]).await.unwrap();
                 }
             });
