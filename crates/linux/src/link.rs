@@ -53,7 +53,7 @@ impl Handle {
             .await
     }
 
-    /// Sets a link up, with room for [`QUEUE`] packets that wait for their engine.
+    /// Sets a link up, with room for `QUEUE` packets that wait for their engine.
     pub async fn set_up(&self, link: &LinkName) -> Result<(), HostError> {
         self.change_link("set up", link, |index| {
             LinkUnspec::new_with_index(index).up().txqueuelen(QUEUE).build()

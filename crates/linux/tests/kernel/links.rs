@@ -31,6 +31,8 @@ fn a_link_is_set_up_and_its_mtu_changed_twice_alike() {
             assert_eq!((found.mtu, found.up), (1380, true));
         }
     });
+    let shown = space.ip("link show dev one");
+    assert!(shown.contains("qlen 2000"), "{shown}");
 }
 
 #[test]

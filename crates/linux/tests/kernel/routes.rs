@@ -18,7 +18,8 @@ fn space() -> Space {
     let space = Space::new();
     for name in ["mesh-a", "mesh-b"] {
         space.ip(&format!("link add {name} type veth peer name {name}-peer"));
-        space.ip(&format!("link set {name} up"));
+        // No neighbour has to be found, as on a device of WireGuard: a sender that waits for one is asleep.
+        space.ip(&format!("link set {name} arp off up"));
         space.ip(&format!("link set {name}-peer up"));
     }
     space.ip("addr add 10.244.1.1/32 dev mesh-a");
