@@ -13,6 +13,7 @@
 //! It is wiped from memory when it is dropped.
 
 mod key;
+pub mod rotation;
 mod slot;
 pub mod store;
 

@@ -1,0 +1,119 @@
+//! What a node must remember of its rotation so that it can go on after a crash: public halves only.
+
+use serde::{Deserialize, Serialize};
+
+use super::pair::{PeerId, Stance};
+use crate::{PerSlot, PublicKey, Slot};
+
+/// A key by its public half, with its age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyRecord {
+    /// The public key.
+    pub key: PublicKey,
+    /// Generation of the node in which the key came into a slot.
+    pub generation: u64,
+    /// When it was made, in seconds since 1970 by this node's clock. Only for ages; order is the generation.
+    pub created: u64,
+}
+
+/// Where a rotation is. The slot whose key is replaced is always the one that is not preferred.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "at")]
+pub enum Step {
+    /// No rotation.
+    Steady,
+    /// A new key is stored; peers are asked to leave the slot.
+    Draining {
+        /// Which of the two keys is being replaced.
+        half: Half,
+        /// The key that waits.
+        staged: KeyRecord,
+    },
+    /// The new key is in its slot; every peer must answer over it.
+    Verifying {
+        /// Which of the two keys is being replaced.
+        half: Half,
+        /// The key to go back to, while going back is possible.
+        former: Option<KeyRecord>,
+    },
+    /// The new key was given up and the former one is back; peers must know before the slot is used again.
+    Restoring,
+    /// The first key has been replaced and is preferred; the second comes next.
+    Between,
+}
+
+/// The two halves of a rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Half {
+    /// The standby slot's key.
+    First,
+    /// The key of the slot that carried traffic before.
+    Second,
+}
+
+/// The state of a node's keys and of their rotation. What peers are told follows from it alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Journal {
+    /// Counts announcements; peers believe the higher one. Starts at 1.
+    pub generation: u64,
+    /// Slot that peers should send to.
+    pub prefer: Slot,
+    /// The key in each slot.
+    pub slots: PerSlot<KeyRecord>,
+    /// Where the rotation is.
+    pub step: Step,
+    /// Whether both keys were made anew because the former ones were lost or given up.
+    pub cold: bool,
+}
+
+impl Journal {
+    /// The journal of a node that starts with new keys in both slots.
+    pub fn cold(generation: u64, keys: PerSlot<PublicKey>, unix: u64) -> Self {
+        let slots = keys.map(|key| KeyRecord { key, generation, created: unix });
+        Self { generation, prefer: Slot::A, slots, step: Step::Steady, cold: true }
+    }
+
+    /// The slot whose key is replaced now or next.
+    pub const fn standby(&self) -> Slot {
+        self.prefer.other()
+    }
+
+    /// The slot that must not carry traffic.
+    pub const fn drain(&self) -> Option<Slot> {
+        match self.step {
+            Step::Draining { .. } | Step::Verifying { .. } | Step::Restoring => Some(self.standby()),
+            Step::Steady | Step::Between => None,
+        }
+    }
+
+    /// What others must heed.
+    pub fn stance(&self, id: &PeerId) -> Stance {
+        Stance {
+            id: id.clone(),
+            generation: self.generation,
+            prefer: self.prefer,
+            drain: self.drain(),
+            installed: matches!(self.step, Step::Verifying { .. } | Step::Restoring),
+        }
+    }
+
+    /// Every key whose private half must be kept. Whatever else there is must be destroyed.
+    pub fn keys(&self) -> impl Iterator<Item = PublicKey> {
+        let spare = match &self.step {
+            Step::Draining { staged, .. } => Some(staged.key),
+            Step::Verifying { former, .. } => former.map(|former| former.key),
+            Step::Steady | Step::Between | Step::Restoring => None,
+        };
+        [self.slots.a.key, self.slots.b.key].into_iter().chain(spare)
+    }
+
+    /// The next announcement: the same keys under a higher generation, changed by `change`.
+    pub(super) fn next(&self, change: impl FnOnce(&mut Self)) -> Self {
+        let mut next = self.clone();
+        next.generation += 1;
+        next.cold = false;
+        change(&mut next);
+        next
+    }
+}
