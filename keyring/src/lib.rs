@@ -6,16 +6,19 @@
 //! ```text
 //!   random bytes ──▶ PrivateKey ──▶ PublicKey      three types, parsed once, never mixed up
 //!                        │
-//!                    SlotKeys (a, b) ──▶ store     one file, 0600 in a 0700 folder, atomic
+//!   rotation::Journal ──▶ NodeKeys ──▶ store         one file, 0600 in a 0700 folder, atomic
+//!   rotation::Rotation                               which key comes when; no clock, no I/O
 //! ```
 //!
 //! A private or preshared key has no `Debug` that shows it, no `Display`, no `Serialize` and no `Clone`.
 //! It is wiped from memory when it is dropped.
 
 mod key;
+mod ring;
 pub mod rotation;
 mod slot;
 pub mod store;
 
 pub use key::{Fingerprint, KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use ring::NodeKeys;
 pub use slot::{PerSlot, Slot, SlotError};

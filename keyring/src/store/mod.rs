@@ -16,43 +16,14 @@ use zeroize::Zeroizing;
 
 pub use format::FormatError;
 
-use crate::{PerSlot, PrivateKey, Slot};
+use crate::NodeKeys;
 
 /// Name of the key file in its folder.
 const FILE: &str = "keys.json";
 /// Name under which the next key file is written before it takes the place of the present one.
 const TEMPORARY: &str = "keys.json.new";
-/// Longest key file that is read, in bytes; a real one has about 300.
-const MAX_LEN: u64 = 4096;
-
-/// Everything secret that a node keeps, with the order of events that it told its peers about.
-#[derive(Debug)]
-pub struct NodeKeys {
-    /// Counts every change of a key on this node; peers believe the higher one. Starts at 1.
-    pub generation: u64,
-    /// Slot that peers should send to.
-    pub prefer: Slot,
-    /// The key of each slot.
-    pub slots: PerSlot<SlotKey>,
-}
-
-/// The key of one slot.
-#[derive(Debug)]
-pub struct SlotKey {
-    /// The node's generation in which the key was made.
-    pub generation: u64,
-    /// The key.
-    pub private: PrivateKey,
-}
-
-impl NodeKeys {
-    /// New keys for both slots, for a node that had none.
-    pub fn generate(generation: u64) -> Result<Self, crate::KeyError> {
-        let slots =
-            PerSlot::try_from_fn(|_| PrivateKey::generate().map(|private| SlotKey { generation, private }))?;
-        Ok(Self { generation, prefer: Slot::A, slots })
-    }
-}
+/// Longest key file that is read, in bytes; a real one has about 900.
+const MAX_LEN: u64 = 16 << 10;
 
 /// The folder that holds the key file: 0700, owned by the process's user.
 #[derive(Debug)]

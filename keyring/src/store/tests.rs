@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::PrivateKey;
 
 fn store() -> (tempfile::TempDir, FileStore) {
     let folder = tempfile::tempdir().unwrap();
@@ -12,20 +13,52 @@ fn store() -> (tempfile::TempDir, FileStore) {
 fn what_was_saved_is_loaded() {
     let (_folder, store) = store();
     assert!(store.load().unwrap().is_none());
-    let keys = NodeKeys::generate(7).unwrap();
+    let keys = NodeKeys::cold(7, 0).unwrap();
     store.save(&keys).unwrap();
     let loaded = store.load().unwrap().unwrap();
-    assert_eq!(loaded.generation, 7);
-    for slot in Slot::ALL {
-        assert_eq!(loaded.slots.get(slot).private.expose(), keys.slots.get(slot).private.expose());
+    assert_eq!(loaded.journal.generation, 7);
+    assert_eq!(loaded.journal, keys.journal);
+    let secrets = |keys: &NodeKeys| -> Vec<_> { keys.named().map(|key| *key.expose()).collect() };
+    assert_eq!(secrets(&loaded), secrets(&keys));
+    assert_ne!(secrets(&keys)[0], secrets(&keys)[1]);
+}
+
+#[test]
+fn a_key_that_the_journal_does_not_name_is_not_written() {
+    let (_folder, store) = store();
+    let mut keys = NodeKeys::cold(1, 0).unwrap();
+    let spare = PrivateKey::generate().unwrap();
+    let text = spare.to_base64();
+    let public = keys.hold(spare);
+    store.save(&keys).unwrap();
+    assert!(!std::fs::read_to_string(store.path()).unwrap().contains(text.as_str()));
+    assert!(store.load().unwrap().unwrap().private(&public).is_none());
+    assert!(keys.destroy(&public) && keys.private(&public).is_none());
+    let named = keys.journal.slots.a.key;
+    assert!(!keys.destroy(&named) && keys.private(&named).is_some());
+}
+
+#[test]
+fn a_key_that_is_missing_or_of_another_pair_is_found() {
+    let (_folder, store) = store();
+    let keys = NodeKeys::cold(1, 0).unwrap();
+    store.save(&keys).unwrap();
+    let text = std::fs::read_to_string(store.path()).unwrap();
+    let ours = keys.private(&keys.journal.slots.b.key).unwrap().to_base64();
+    let other = PrivateKey::generate().unwrap().to_base64();
+    for damaged in [text.replace(ours.as_str(), &other), text.replace(&format!(",\"{}\"", ours.as_str()), "")]
+    {
+        assert_ne!(damaged, text);
+        std::fs::write(store.path(), damaged).unwrap();
+        let error = store.load().unwrap_err();
+        assert!(matches!(error, StoreError::Format { source: FormatError::Incomplete, .. }), "{error:?}");
     }
-    assert_ne!(loaded.slots.a.private.expose(), loaded.slots.b.private.expose());
 }
 
 #[test]
 fn file_and_folder_are_private() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
     assert_eq!(mode(&store.path()), 0o600);
     assert_eq!(mode(store.path().parent().unwrap()), 0o700);
@@ -34,16 +67,16 @@ fn file_and_folder_are_private() {
 #[test]
 fn a_second_save_replaces_the_first_and_leaves_no_copy() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
-    store.save(&NodeKeys::generate(2).unwrap()).unwrap();
-    assert_eq!(store.load().unwrap().unwrap().generation, 2);
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(2, 0).unwrap()).unwrap();
+    assert_eq!(store.load().unwrap().unwrap().journal.generation, 2);
     assert_eq!(std::fs::read_dir(store.path().parent().unwrap()).unwrap().count(), 1);
 }
 
 #[test]
 fn every_cut_off_file_is_an_error_and_never_a_new_identity() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let whole = std::fs::read(store.path()).unwrap();
     // The last byte is the newline; without it the object is still whole.
     for len in 0..whole.len() - 1 {
@@ -55,7 +88,7 @@ fn every_cut_off_file_is_an_error_and_never_a_new_identity() {
 #[test]
 fn a_changed_value_is_found() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let text = std::fs::read_to_string(store.path()).unwrap();
     std::fs::write(store.path(), text.replace("\"generation\":1,\"prefer\"", "\"generation\":9,\"prefer\""))
         .unwrap();
@@ -66,12 +99,12 @@ fn a_changed_value_is_found() {
 #[test]
 fn a_newer_version_is_named() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let text = std::fs::read_to_string(store.path()).unwrap();
-    std::fs::write(store.path(), text.replace("{\"v\":1", "{\"v\":2")).unwrap();
+    std::fs::write(store.path(), text.replace("{\"v\":2", "{\"v\":3")).unwrap();
     let error = store.load().unwrap_err();
     assert!(
-        matches!(error, StoreError::Format { source: FormatError::Version { found: 2, .. }, .. }),
+        matches!(error, StoreError::Format { source: FormatError::Version { found: 3, .. }, .. }),
         "{error:?}"
     );
 }
@@ -79,7 +112,7 @@ fn a_newer_version_is_named() {
 #[test]
 fn open_modes_are_refused() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
     assert!(matches!(store.load(), Err(StoreError::Mode { found: 0o640, .. })));
     let folder = store.path().parent().unwrap().to_owned();
@@ -103,7 +136,7 @@ fn links_are_refused() {
 fn another_owner_is_refused() {
     assert!(rustix::process::geteuid().is_root(), "needs root: only root can give a file to somebody else");
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     std::os::unix::fs::chown(store.path(), Some(65534), None).unwrap();
     assert!(matches!(store.load(), Err(StoreError::Owner { found: 65534, .. })));
 }
@@ -111,24 +144,24 @@ fn another_owner_is_refused() {
 #[test]
 fn a_full_disk_keeps_the_old_keys() {
     let (_folder, store) = store();
-    store.save(&NodeKeys::generate(1).unwrap()).unwrap();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     // A folder in the temporary file's place makes the write fail as a full disk does: before the rename.
     std::fs::create_dir(store.path().with_file_name(TEMPORARY)).unwrap();
-    assert!(matches!(store.save(&NodeKeys::generate(2).unwrap()), Err(StoreError::Write { .. })));
-    assert_eq!(store.load().unwrap().unwrap().generation, 1);
+    assert!(matches!(store.save(&NodeKeys::cold(2, 0).unwrap()), Err(StoreError::Write { .. })));
+    assert_eq!(store.load().unwrap().unwrap().journal.generation, 1);
 }
 
 #[test]
 fn no_error_shows_a_secret() {
     let (_folder, store) = store();
-    let keys = NodeKeys::generate(1).unwrap();
+    let keys = NodeKeys::cold(1, 0).unwrap();
     store.save(&keys).unwrap();
-    let secret = keys.slots.a.private.to_base64();
+    let secret = keys.private(&keys.journal.slots.a.key).unwrap().to_base64();
     let text = std::fs::read_to_string(store.path()).unwrap();
     for damaged in [
         text.replace("\"checksum\":", "\"checksum\""),
         text.replace('=', "!"),
-        text.replace("\"key\":\"", "\"key\":\"x"),
+        text.replace("\"keys\":[\"", "\"keys\":[\"x"),
     ] {
         std::fs::write(store.path(), damaged).unwrap();
         let error = store.load().unwrap_err();
