@@ -17,13 +17,21 @@ pub(crate) enum Request {
     Status,
     /// What the daemon would change now.
     Plan,
+    /// That this node's keys be replaced without losing a packet.
+    Rotate,
+    /// That this node's keys be replaced at once, whatever is lost.
+    RotateNow,
 }
 
 impl Request {
+    const ALL: [Self; 4] = [Self::Status, Self::Plan, Self::Rotate, Self::RotateNow];
+
     const fn line(self) -> &'static str {
         match self {
             Self::Status => "status\n",
             Self::Plan => "plan\n",
+            Self::Rotate => "rotate\n",
+            Self::RotateNow => "rotate-now\n",
         }
     }
 }
@@ -74,9 +82,10 @@ async fn answer(mut stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Resul
             read => len += read,
         }
     }
-    let known = [Request::Status, Request::Plan];
-    let Some(request) = known.into_iter().find(|known| known.line().as_bytes() == &line[..len]) else {
-        return stream.write_all(b"{\"error\":\"expected the line status or plan\"}\n").await;
+    let Some(request) = Request::ALL.into_iter().find(|known| known.line().as_bytes() == &line[..len]) else {
+        return stream
+            .write_all(b"{\"error\":\"expected the line status, plan, rotate or rotate-now\"}\n")
+            .await;
     };
     let (reply, replied) = oneshot::channel();
     if asked.send((request, reply)).await.is_ok()

@@ -7,10 +7,12 @@
 pub mod api;
 mod cache;
 mod chain;
+mod channel;
 pub mod cli;
 pub mod config;
 mod control;
 mod daemon;
+mod fault;
 mod file;
 mod http;
 mod logging;

@@ -25,6 +25,8 @@ pub struct LinkState {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
+    /// Packets that came out of it since it was made.
+    pub received: u64,
     /// Its addresses without the link-local ones.
     pub addresses: BTreeSet<IpNetwork>,
 }
@@ -168,6 +170,7 @@ fn read(message: &LinkMessage) -> LinkState {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => state.mtu = *mtu,
+            LinkAttribute::Stats64(stats) => state.received = stats.rx_packets,
             LinkAttribute::LinkInfo(infos) => {
                 state.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind_name(kind)),

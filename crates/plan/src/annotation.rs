@@ -62,15 +62,18 @@ pub struct SlotState {
     pub port: u16,
 }
 
-/// Where a node is in the life of its keys. Readers act on `prefer` and `drain` alone; this is for people.
+/// Where a node is in the life of its keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Both slots have keys that stay.
     #[default]
     Steady,
-    /// A key is being replaced.
-    Rotating,
+    /// A slot is being left, and still has its key.
+    Draining,
+    /// The drained slot has another key, over which peers have not answered yet. Of two nodes that drain different
+    /// slots the one in this phase goes first.
+    Verifying,
     /// The node started with new keys in both slots.
     Cold,
 }

@@ -21,6 +21,9 @@ pub const MIN_MTU: u32 = 1280;
 pub const MAIN_TABLE: u32 = 254;
 /// Metric of the routes to peers.
 pub const PEER_METRIC: u32 = 84;
+/// Metric of the routes to peers by the slot that is not used. They carry what is sent into that slot's device on
+/// purpose, which is how a new key is tried out, and everything else only if the other device is gone.
+pub const RESERVE_METRIC: u32 = 85;
 /// Metric of the route that ends what no other route takes. Higher than the others', so that on a cluster
 /// with one node, where both have the same destination, it does not win.
 pub const UNREACHABLE_METRIC: u32 = 50_000;
@@ -188,12 +191,16 @@ fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
 fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> {
     let mut routes = BTreeSet::new();
     for member in world.peers.values() {
-        let link = setup.links.get(setup.active_slot(member));
+        let active = setup.active_slot(member);
+        let link = setup.links.get(active);
         let mtu = Some(peer_mtu(member, underlay));
-        for pod_cidr in &member.pod_cidrs {
+        for (pod_cidr, slot) in
+            member.pod_cidrs.iter().flat_map(|pod_cidr| [(pod_cidr, active), (pod_cidr, active.other())])
+        {
             let source = world.own.as_ref().and_then(|own| source(own, pod_cidr.is_ipv4()));
-            let via = Via::Link { link: link.clone(), source, mtu };
-            routes.insert(Route { table: MAIN_TABLE, destination: *pod_cidr, metric: PEER_METRIC, via });
+            let via = Via::Link { link: setup.links.get(slot).clone(), source, mtu };
+            let metric = if slot == active { PEER_METRIC } else { RESERVE_METRIC };
+            routes.insert(Route { table: MAIN_TABLE, destination: *pod_cidr, metric, via });
         }
         for address in &member.addresses {
             // No source: these routes are for pods, which have their own.

@@ -3,7 +3,7 @@
 //! The guard comes first, then links, keys and peers, then the routes that lead to them; what is no longer
 //! wanted goes last. Nothing is ever replaced as a whole, so what stays is never taken away in between.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keyring::{PublicKey, Slot};
 
@@ -76,14 +76,22 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
             addresses: BTreeSet::new(),
             key: None,
             port: 0,
-            peers: std::collections::BTreeMap::new(),
+            peers: BTreeMap::new(),
             link: link(),
         };
         return device(ops, slot, wanted, Some(&empty));
     };
-    if let Some(key) = wanted.key.filter(|key| found.key != Some(*key)) {
-        ops.push(Op::SetKey { slot, key });
-    }
+    // A device that gets another key keeps no peer: their sessions, made with the former key, go with them.
+    let rekeyed;
+    let found = match wanted.key.filter(|key| found.key != Some(*key)) {
+        Some(key) => {
+            ops.extend(found.peers.keys().map(|key| Op::RemovePeer { slot, key: *key }));
+            ops.push(Op::SetKey { slot, key });
+            rekeyed = Device { peers: BTreeMap::new(), ..found.clone() };
+            &rekeyed
+        }
+        None => found,
+    };
     if found.port != wanted.port {
         ops.push(Op::SetPort { slot, port: wanted.port });
     }

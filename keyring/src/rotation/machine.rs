@@ -37,6 +37,8 @@ pub struct Rotation {
     pub(super) journal: Journal,
     pub(super) pending: Option<Pending>,
     pub(super) applied: bool,
+    /// Keys that are in no file any more, but still in a device.
+    pub(super) destroying: Vec<(Slot, KeyRecord)>,
     pub(super) connected: bool,
     /// When our Node showed the present announcement.
     pub(super) published: Option<Duration>,
@@ -75,6 +77,7 @@ impl Rotation {
             journal,
             pending: None,
             applied: false,
+            destroying: Vec::new(),
             connected: false,
             published: None,
             complain_at: Duration::MAX,
@@ -171,6 +174,12 @@ impl Rotation {
                 if generation == self.journal.generation && !self.applied {
                     self.applied = true;
                     out.push(Effect::Announce);
+                    // Only now has the device let go of them too.
+                    for (slot, record) in std::mem::take(&mut self.destroying) {
+                        out.push(Effect::Destroy(record));
+                        let age = self.age(now, record.created);
+                        out.push(Effect::Note(Note::Destroyed(slot, record.key, age)));
+                    }
                 }
             }
             Input::Published(generation) => {
@@ -312,11 +321,7 @@ impl Rotation {
         }
         out.extend(after.into_iter().map(Effect::Note));
         out.push(Effect::Apply);
-        for (slot, record) in destroy {
-            out.push(Effect::Destroy(record));
-            let age = self.age(now, record.created);
-            out.push(Effect::Note(Note::Destroyed(slot, record.key, age)));
-        }
+        self.destroying.extend(destroy);
         if matches!(self.journal.step, Step::Steady)
             && let Some(begun) = self.begun.take()
         {
@@ -414,8 +419,8 @@ impl Rotation {
         self.age(now, created.unwrap_or_default()) > self.policy.max_age()
     }
 
-    /// When the older key will have reached its age.
-    pub(super) fn due_at(&self) -> Option<Duration> {
+    /// When the older key will have reached its age, on the caller's clock.
+    pub fn due_at(&self) -> Option<Duration> {
         let due = self.policy.due(self.chance)?;
         let created = self.journal.slots.iter().map(|(_, record)| record.created).min()?;
         let made = i128::from(created) - i128::from(self.epoch);

@@ -32,6 +32,25 @@ pub(super) fn command() -> Command {
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd plan"),
         )
+        .subcommand(
+            Command::new("rotate")
+                .about("Replace this node's keys without losing a packet, and show how far each peer is")
+                .arg(flag("dry-run", "Show what would be done, and what would be waited for"))
+                .arg(flag(
+                    "emergency",
+                    "Replace both keys at once: for a key that others may know. Traffic breaks until peers know the new ones",
+                ))
+                .arg(output_argument())
+                .arg(socket_argument())
+                .after_help("Example:\n  meshd rotate --dry-run\n  meshd rotate"),
+        )
+        .subcommand(
+            Command::new("keys")
+                .about("Show this node's keys: fingerprints, ages and what each is for; never a secret")
+                .arg(output_argument())
+                .arg(socket_argument())
+                .after_help("Example:\n  meshd keys -o json | jq '.keys[].age_seconds'"),
+        )
         .subcommand(configured(
             Command::new("uninstall")
                 .about("Remove everything that meshd made on this node, the guard last")
@@ -86,6 +105,10 @@ fn configured(command: Command) -> Command {
                 .help(format!("{}{default}{required} [env: {}]", option.help, option.environment())),
         )
     })
+}
+
+fn flag(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
 fn output_argument() -> Arg {

@@ -3,6 +3,7 @@
 mod arguments;
 mod output;
 mod query;
+mod rotate;
 mod run;
 
 use std::ffi::OsString;
@@ -47,6 +48,8 @@ fn dispatch(matches: &ArgMatches) -> Result<(), CommandError> {
         Some(("run", matches)) => run::run(matches),
         Some(("status", matches)) => query::status(matches),
         Some(("plan", matches)) => query::plan(matches),
+        Some(("rotate", matches)) => rotate::rotate(matches),
+        Some(("keys", matches)) => rotate::keys(matches),
         Some(("uninstall", matches)) => run::uninstall(matches),
         Some(("tunnel", matches)) => run::tunnel(matches),
         _ => output::print(&crate::config::reference()),
@@ -71,6 +74,15 @@ pub enum CommandError {
     /// The running daemon did not answer.
     #[error(transparent)]
     Query(#[from] crate::control::QueryError),
+    /// A rotation was given up.
+    #[error("the rotation was rolled back because of {}: alive, but not answering over the new key; see the log, and check that both UDP ports are open", nodes.join(", "))]
+    Blocked {
+        /// The nodes that did not follow.
+        nodes: Vec<String>,
+    },
+    /// Output could not be put into JSON.
+    #[error("render as JSON")]
+    Render(#[source] serde_json::Error),
     /// The runtime could not be set up.
     #[error("set up the runtime for tasks and timers")]
     Runtime(#[source] std::io::Error),

@@ -11,3 +11,9 @@ pub(super) fn print(text: &str) -> Result<(), CommandError> {
         _ => Ok(()),
     }
 }
+
+/// Prints a value as JSON.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<(), CommandError> {
+    let text = serde_json::to_string_pretty(value).map_err(CommandError::Render)?;
+    print(&(text + "\n"))
+}

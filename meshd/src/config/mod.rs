@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use keyring::PerSlot;
+use keyring::rotation::Policy;
 use plan::network::LinkName;
 
 pub use options::{OPTIONS, OptionSpec, reference};
@@ -44,6 +45,10 @@ pub struct Config {
     pub table: u32,
     /// Priority of the policy rules that look that table up.
     pub rule_priority: u32,
+    /// UDP port of the control channel inside the tunnel.
+    pub control_port: u16,
+    /// When and how this node's keys are replaced.
+    pub rotation: Policy,
     /// Folder of the key file. On a tmpfs by default: a key that is on no disk can't be stolen with it.
     pub key_dir: PathBuf,
     /// Folder for what must survive a reboot: the last known peers.

@@ -98,6 +98,42 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Priority of the rule by which pods look that table up.",
     ),
     OptionSpec::new(
+        "control-port",
+        "PORT",
+        Some("51842"),
+        "UDP port on which nodes speak to each other inside the tunnel.",
+    ),
+    OptionSpec::new(
+        "rotation-interval",
+        "TIME",
+        Some("24h"),
+        "Age at which this node's keys are replaced; 0 replaces them on request only. Times are numbers with s, m, h or d.",
+    ),
+    OptionSpec::new(
+        "rotation-jitter",
+        "PERCENT",
+        Some("20"),
+        "How far that age may differ by chance, so that nodes do not rotate together.",
+    ),
+    OptionSpec::new(
+        "max-key-age",
+        "TIME",
+        None,
+        "Age at which a rotation no longer waits for peers that are alive but do not follow; without it twice the interval.",
+    ),
+    OptionSpec::new(
+        "rotation-drain",
+        "TIME",
+        Some("10s"),
+        "How long a slot must have been quiet before its key is taken away.",
+    ),
+    OptionSpec::new(
+        "rotation-timeout",
+        "TIME",
+        Some("60s"),
+        "How long a peer may take to acknowledge a step of a rotation.",
+    ),
+    OptionSpec::new(
         "key-dir",
         "FOLDER",
         Some("/run/meshd/keys"),

@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use keyring::PerSlot;
+use keyring::rotation::{Policy, PolicyError, Terms};
 use serde_json::Value;
 
 use super::value::{self, Expected};
@@ -90,6 +91,12 @@ pub enum ConfigError {
         /// What was expected.
         expected: Expected,
     },
+    /// Options of the rotation that can't stand together.
+    #[error("options rotation-interval, rotation-jitter, max-key-age, rotation-drain and rotation-timeout")]
+    Rotation {
+        /// What is wrong.
+        source: PolicyError,
+    },
     /// The file is not a YAML mapping.
     #[error("option config: {}: expected a YAML mapping from option names to values", path.display())]
     Yaml {
@@ -132,6 +139,8 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         mtu: values.maybe("mtu", value::mtu)?,
         table: values.one("table", value::table)?,
         rule_priority: values.one("rule-priority", value::priority)?,
+        control_port: values.one("control-port", value::port)?,
+        rotation: rotation(&values)?,
         key_dir: values.one("key-dir", value::folder)?,
         state_dir: values.one("state-dir", value::folder)?,
         run_dir: values.one("run-dir", value::folder)?,
@@ -147,10 +156,24 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+fn rotation(values: &Values<'_>) -> Result<Policy, ConfigError> {
+    let terms = Terms {
+        interval: values.one("rotation-interval", value::time)?,
+        jitter: values.one("rotation-jitter", value::percent)?,
+        max_age: values.maybe("max-key-age", value::time)?,
+        drain: values.one("rotation-drain", value::time)?,
+        timeout: values.one("rotation-timeout", value::time)?,
+    };
+    Policy::new(terms).map_err(|source| ConfigError::Rotation { source })
+}
+
 fn refuse_conflicts(config: &Config) -> Result<(), ConfigError> {
     let conflict = |first, second, expected| Err(ConfigError::Conflict { first, second, expected });
     if config.ports.a == config.ports.b {
         return conflict("port-a", "port-b", "two different ports");
+    }
+    if [config.ports.a, config.ports.b].contains(&config.control_port) {
+        return conflict("control-port", "port-a and port-b", "another port than the slots'");
     }
     if config.links.a == config.links.b {
         return conflict("interface-a", "interface-b", "two different names");

@@ -42,6 +42,12 @@ fn every_refusal_names_the_option_and_what_was_expected() {
         ("cluster-cidr", "0.0.0.0/0", "host bits are zero"),
         ("cluster-cidr", "", "no value"),
         ("port-a", "0", "1 to 65535"),
+        ("control-port", "51840", "another port"),
+        ("rotation-interval", "24", "a time such as"),
+        ("rotation-interval", "h", "a time such as"),
+        ("rotation-interval", "1m", "four timeouts and two drains"),
+        ("rotation-jitter", "60", "at most 50"),
+        ("max-key-age", "1h", "at least the rotation interval"),
         ("port-a", "65536", "1 to 65535"),
         ("interface-a", "a-name-too-long-for-linux", "1 to 15"),
         ("nat", "yes", "true or false"),
@@ -55,7 +61,8 @@ fn every_refusal_names_the_option_and_what_was_expected() {
         ("port-b", "51840", "two different ports"),
         ("service-cidr", "10.244.128.0/24", "don't overlap"),
     ] {
-        let error = from_sources(&sources(&[(name, value)])).unwrap_err().to_string();
+        let error = from_sources(&sources(&[(name, value)])).unwrap_err();
+        let error = crate::chain::Chain(&error).to_string();
         assert!(error.contains(name) && error.contains(expected), "{name}={value}: {error}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use plan::network::LinkName;
@@ -59,6 +60,27 @@ pub(super) fn priority(text: &str) -> Result<u32, Expected> {
         Ok(priority) if (1..32_766).contains(&priority) => Ok(priority),
         _ => Err("a priority from 1 to 32765"),
     }
+}
+
+pub(super) fn time(text: &str) -> Result<Duration, Expected> {
+    const EXPECTED: Expected = "a time such as 90s, 10m, 24h, 30d or 0";
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(EXPECTED)?;
+    let number: u32 = number.parse().map_err(|_| EXPECTED)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(EXPECTED),
+    };
+    Ok(Duration::from_secs(u64::from(number) * seconds))
+}
+
+pub(super) fn percent(text: &str) -> Result<u32, Expected> {
+    text.parse().map_err(|_| "a number of percent, such as 20")
 }
 
 pub(super) fn boolean(text: &str) -> Result<bool, Expected> {

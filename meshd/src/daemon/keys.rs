@@ -1,75 +1,284 @@
-//! This node's keys: loaded or made once, and never announced before they are on disk.
+//! This node's keys and their rotation: performs what the machine asks of the disk, and keeps the rest for the loop.
 
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
 
-use keyring::store::{FileStore, NodeKeys, StoreError};
-use keyring::{KeyError, PerSlot, PrivateKey, PublicKey, Slot};
-use tracing::info;
+use keyring::rotation::{Ask, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance};
+use keyring::store::{FileStore, StoreError};
+use keyring::{KeyError, NodeKeys, PerSlot, PrivateKey, PublicKey};
+use plan::node::NodeUid;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
 
-/// The key file and what is in it.
+use crate::chain::Chain;
+use crate::fault;
+
+/// The key file, what is in it, and the machine that replaces it.
 #[derive(Debug)]
 pub(super) struct Keys {
     store: FileStore,
     keys: NodeKeys,
+    policy: Policy,
+    started: Instant,
+    chance: u64,
+    /// None until our Node's UID is known: announcements are made in its name.
+    machine: Option<(NodeUid, Rotation)>,
+    announced: bool,
+    /// Whether the loop should turn because the machine wants something of it.
+    turn: bool,
+    tally: Tally,
+    asks: Vec<Ask>,
+    notes: Vec<Note>,
+    stances: BTreeMap<PeerId, Stance>,
+    peers: BTreeSet<PeerId>,
 }
 
 impl Keys {
     /// Loads the keys from `folder`, or makes them if there have never been any.
-    pub(super) fn open(folder: &Path) -> Result<Self, KeysError> {
+    pub(super) fn open(folder: &std::path::Path, policy: Policy) -> Result<Self, KeysError> {
         let store = FileStore::open(folder)?;
-        if let Some(keys) = store.load()? {
-            info!(generation = keys.generation, "loaded keys");
-            return Ok(Self { store, keys });
+        let keys = if let Some(keys) = store.load()? {
+            info!(generation = keys.journal.generation, step = ?keys.journal.step, "loaded keys");
+            keys
+        } else {
+            let keys = NodeKeys::cold(1, unix())?;
+            store.save(&keys)?;
+            for (slot, record) in keys.journal.slots.iter() {
+                info!(%slot, fingerprint = %record.key.fingerprint(), "made a new key");
+            }
+            keys
+        };
+        let mut chance = [0; 8];
+        getrandom::fill(&mut chance).map_err(KeyError::Random)?;
+        Ok(Self {
+            store,
+            keys,
+            policy,
+            started: Instant::now(),
+            chance: u64::from_be_bytes(chance),
+            machine: None,
+            announced: false,
+            turn: false,
+            tally: Tally::default(),
+            asks: Vec::new(),
+            notes: Vec::new(),
+            stances: BTreeMap::new(),
+            peers: BTreeSet::new(),
+        })
+    }
+
+    /// Starts the rotation in the name of our Node, or anew if our Node is another one.
+    pub(super) fn speak_for(&mut self, uid: &NodeUid) {
+        if self.machine.as_ref().is_some_and(|(known, _)| known == uid) {
+            return;
         }
-        let keys = NodeKeys::generate(1)?;
-        store.save(&keys)?;
-        for (slot, key) in keys.slots.iter() {
-            info!(%slot, fingerprint = %key.private.public().fingerprint(), "made a new key");
+        let own = PeerId::new(uid.as_str());
+        let (machine, effects) =
+            Rotation::resume(self.policy, own, self.keys.journal.clone(), self.chance, self.now());
+        self.machine = Some((uid.clone(), machine));
+        self.stances.clear();
+        self.peers.clear();
+        self.announced = false;
+        self.perform(effects);
+    }
+
+    /// Tells the machine something, and performs what follows.
+    pub(super) fn tell(&mut self, input: Input) {
+        let now = self.now();
+        if let Some((_, machine)) = &mut self.machine {
+            let effects = machine.handle(now, input);
+            self.perform(effects);
         }
-        Ok(Self { store, keys })
+    }
+
+    /// The peers with what they announce; only what is new is passed on.
+    pub(super) fn see(&mut self, stances: impl Iterator<Item = Stance>) {
+        let stances: BTreeMap<PeerId, Stance> = stances.map(|stance| (stance.id.clone(), stance)).collect();
+        let peers: BTreeSet<PeerId> = stances.keys().cloned().collect();
+        if peers != self.peers {
+            self.peers = peers.clone();
+            self.tell(Input::Peers(peers));
+        }
+        let former = std::mem::replace(&mut self.stances, stances.clone());
+        for stance in stances.into_values().filter(|stance| former.get(&stance.id) != Some(stance)) {
+            self.tell(Input::Stance(stance));
+        }
+    }
+
+    fn perform(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Generate(count) => match self.generate(count) {
+                    Ok(keys) => self.tell(Input::Generated(keys)),
+                    Err(error) => {
+                        error!(cause = %Chain(&error), "no new keys can be made; the present ones stay");
+                        self.tell(Input::PersistFailed);
+                    }
+                },
+                Effect::Persist(journal) => {
+                    let answer = self.persist(journal);
+                    self.tell(answer);
+                }
+                Effect::Apply => {
+                    self.announced = false;
+                    self.turn = true;
+                }
+                Effect::Announce => {
+                    self.announced = true;
+                    self.turn = true;
+                }
+                Effect::Ask(ask) => self.asks.push(ask),
+                Effect::Destroy(record) => {
+                    fault::point("destroy.before");
+                    if !self.keys.destroy(&record.key) {
+                        error!(key = %record.key.fingerprint(), "a key that the journal names was to be destroyed");
+                    }
+                }
+                Effect::Note(note) => {
+                    tell_log(&note);
+                    self.tally.count(&note);
+                    self.notes.push(note);
+                }
+            }
+        }
+    }
+
+    fn generate(&mut self, count: usize) -> Result<Vec<PublicKey>, KeyError> {
+        (0..count).map(|_| Ok(self.keys.hold(PrivateKey::generate()?))).collect()
+    }
+
+    /// The journal goes to disk before anybody hears of it.
+    fn persist(&mut self, journal: Journal) -> Input {
+        fault::point("journal.before");
+        let former = std::mem::replace(&mut self.keys.journal, journal);
+        if let Err(error) = self.store.save(&self.keys) {
+            error!(cause = %Chain(&error), "the rotation's next step can't be kept; the present one stays");
+            self.keys.journal = former;
+            return Input::PersistFailed;
+        }
+        fault::point("journal.after");
+        Input::Persisted
     }
 
     /// The public key of each slot.
     pub(super) fn public(&self) -> PerSlot<PublicKey> {
-        PerSlot::from_fn(|slot| self.keys.slots.get(slot).private.public())
+        PerSlot::from_fn(|slot| self.keys.journal.slots.get(slot).key)
     }
 
     /// The private key that belongs to a public one, if it is ours.
     pub(super) fn private(&self, public: &PublicKey) -> Option<&PrivateKey> {
-        let keys = self.keys.slots.iter().map(|(_, key)| &key.private);
-        keys.into_iter().find(|private| private.public() == *public)
+        self.keys.private(public)
     }
 
-    /// The generation that is announced.
-    pub(super) fn generation(&self) -> u64 {
-        self.keys.generation
+    /// What stands on disk, and so what is or will be announced.
+    pub(super) const fn journal(&self) -> &Journal {
+        &self.keys.journal
     }
 
-    /// The generation in which a slot's key was made.
-    pub(super) fn slot_generation(&self, slot: Slot) -> u64 {
-        self.keys.slots.get(slot).generation
+    /// Whether the journal may be announced: the node is as it says.
+    pub(super) const fn announced(&self) -> bool {
+        self.announced
     }
 
-    /// The slot that peers should send to.
-    pub(super) fn prefer(&self) -> Slot {
-        self.keys.prefer
+    /// What others must heed of us; none before our Node is known.
+    pub(super) fn stance(&self) -> Option<Stance> {
+        self.machine.as_ref().map(|(_, machine)| machine.stance())
     }
 
-    /// Takes a generation above `seen`, which stands on our Node from a life before: peers have seen it and
-    /// believe only a higher one. On disk when this returns.
-    pub(super) fn outgrow(&mut self, seen: u64) -> Result<(), KeysError> {
-        let former = self.keys.generation;
-        let generation = seen.saturating_add(1);
-        self.keys.generation = generation;
-        for slot in Slot::ALL {
-            self.keys.slots.get_mut(slot).generation = generation;
+    /// The rotation; none before our Node is known.
+    pub(super) fn rotation(&self) -> Option<&Rotation> {
+        self.machine.as_ref().map(|(_, machine)| machine)
+    }
+
+    /// When the machine wants to be told that time has passed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        let due = self.rotation()?.poll_timeout()?;
+        self.started.checked_add(due)
+    }
+
+    /// Whether the loop should turn now; asked once.
+    pub(super) const fn take_turn(&mut self) -> bool {
+        std::mem::replace(&mut self.turn, false)
+    }
+
+    /// What has been counted since the daemon started.
+    pub(super) const fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// The time as the machine sees it.
+    pub(super) fn now(&self) -> Now {
+        Now { elapsed: self.started.elapsed(), unix: unix() }
+    }
+
+    /// Questions to peers that are to be sent now.
+    pub(super) fn take_asks(&mut self) -> Vec<Ask> {
+        std::mem::take(&mut self.asks)
+    }
+
+    /// What has happened to keys since this was last called.
+    pub(super) fn take_notes(&mut self) -> Vec<Note> {
+        std::mem::take(&mut self.notes)
+    }
+}
+
+/// Rotations since the daemon started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tally {
+    /// Rotations that went through.
+    pub(super) finished: u64,
+    /// Rotations that were given up.
+    pub(super) rolled_back: u64,
+    /// How long the last one took that went through.
+    pub(super) last: Option<Duration>,
+}
+
+impl Tally {
+    const fn count(&mut self, note: &Note) {
+        match note {
+            Note::Finished(took) => {
+                self.finished += 1;
+                self.last = Some(*took);
+            }
+            Note::RolledBack(..) => self.rolled_back += 1,
+            _ => {}
         }
-        if let Err(error) = self.store.save(&self.keys) {
-            self.keys.generation = former;
-            return Err(error.into());
+    }
+}
+
+/// Seconds since 1970. A clock before that is as wrong as any other, and only ages depend on it.
+fn unix() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
+}
+
+/// One line for each event in the life of a key.
+fn tell_log(note: &Note) {
+    let names = |peers: &[PeerId]| peers.iter().map(PeerId::as_str).collect::<Vec<_>>().join(", ");
+    match note {
+        Note::Begun(cause) => info!(?cause, "rotation: begins"),
+        Note::Staged(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: new key stored"),
+        Note::Draining(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: peers leave the slot"),
+        Note::Installed(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: new key in its slot"),
+        Note::Acknowledged(peer, slot) => info!(%peer, %slot, "rotation: acknowledged"),
+        Note::Verified(peer, slot, key) => {
+            info!(%peer, %slot, key = %key.fingerprint(), "rotation: answers over the new key");
         }
-        info!(former, generation, "took a generation above the one on our Node");
-        Ok(())
+        Note::Active(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: now preferred"),
+        Note::Skipped(peer) => warn!(%peer, "rotation: silent; not waited for"),
+        Note::Forced(peer) => warn!(%peer, "rotation: does not follow, but the keys are too old to wait"),
+        Note::Blocked(slot, peers) => {
+            warn!(%slot, peers = names(peers), "RotationBlocked: alive, but does not follow");
+        }
+        Note::RolledBack(slot, key, peers) => {
+            warn!(%slot, key = %key.fingerprint(), peers = names(peers), "RotationBlocked: rolled back");
+        }
+        Note::Destroyed(slot, key, age) => {
+            info!(%slot, key = %key.fingerprint(), age_seconds = age.as_secs(), "rotation: key destroyed");
+        }
+        Note::Finished(took) => info!(seconds = took.as_secs_f64(), "rotation: finished"),
+        Note::Outgrown(generation) => {
+            info!(generation, "took a generation above the one on our Node");
+        }
     }
 }
 

@@ -15,6 +15,7 @@ mod outcome;
 mod perform;
 mod publication;
 mod reconcile;
+mod talk;
 
 use std::time::Duration;
 
@@ -26,6 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 use crate::api;
+use crate::channel::Heard;
 use crate::config::Config;
 use crate::control::{self, Asked};
 use crate::http;
@@ -51,7 +53,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
-    let keys = keys::Keys::open(&config.key_dir)?;
+    let keys = keys::Keys::open(&config.key_dir, config.rotation)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
 
     let socket = config.run_dir.join("meshd.sock");
@@ -65,6 +67,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let (wanted_in, wanted) = watch::channel(None);
     let (status_in, status) = watch::channel(Status::default());
     let (turned_in, turned) = watch::channel(Instant::now());
+    let (heard_in, heard) = mpsc::channel(QUEUE * 4);
     let tasks = [
         tokio::spawn(api::nodes::watch(client.clone(), NodeName::new(config.node_name.clone()), changes_in)),
         tokio::spawn(api::publish::run(client.clone(), wanted)),
@@ -77,8 +80,8 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     ];
     info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
-    let reconciler = Reconciler::new(config, keys, host, client, server, wanted_in);
-    let mut run = Loop { reconciler, changes, asked, notices, status: status_in, turned: turned_in };
+    let reconciler = Reconciler::new(config, keys, host, client, server, wanted_in, heard_in);
+    let mut run = Loop { reconciler, changes, asked, notices, heard, status: status_in, turned: turned_in };
     let ended = run.turn_until(&mut stop).await;
     for task in tasks {
         task.abort();
@@ -110,6 +113,7 @@ struct Loop {
     changes: mpsc::Receiver<api::nodes::Change>,
     asked: mpsc::Receiver<Asked>,
     notices: mpsc::Receiver<Notice>,
+    heard: mpsc::Receiver<Heard>,
     status: watch::Sender<Status>,
     turned: watch::Sender<Instant>,
 }
@@ -120,13 +124,23 @@ impl Loop {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Option<Instant> = Some(Instant::now());
         loop {
+            let soon = Instant::now() + SETTLE;
+            if self.reconciler.keys.take_turn() {
+                due = Some(earlier(due, soon));
+            }
             let wait = async {
                 match due {
                     Some(at) => tokio::time::sleep_until(at).await,
                     None => std::future::pending().await,
                 }
             };
-            let soon = Instant::now() + SETTLE;
+            let rotation = self.reconciler.keys.due();
+            let rotation_due = async {
+                match rotation {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = stop.asked() => return Ok(()),
                 () = wait => {
@@ -135,6 +149,8 @@ impl Loop {
                     self.turned.send_replace(Instant::now());
                     due = again.then(|| Instant::now() + RETRY);
                 }
+                () = rotation_due => self.reconciler.tick(),
+                Some(heard) = self.heard.recv() => self.reconciler.hear(&heard),
                 _ = look.tick() => due = Some(earlier(due, soon)),
                 Some(change) = self.changes.recv() => {
                     if self.reconciler.learn(change).await {

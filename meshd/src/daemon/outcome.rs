@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cni::node_file::NodeFile;
+use keyring::rotation::{KeyRecord, PeerId, Rotation, Step};
 use keyring::{PerSlot, Slot};
 use linux::guard;
 use plan::admission::Admission;
@@ -16,6 +17,7 @@ use super::devices::Devices;
 use super::keys::Keys;
 use crate::api::fence::Fence;
 use crate::config::Config;
+use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
     ApiStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus, Status,
 };
@@ -140,6 +142,69 @@ impl Outcome {
         waiting
     }
 
+    /// How the rotation stands, with peers by the names of their nodes.
+    fn rotation(&self, config: &Config, keys: &Keys) -> RotationStatus {
+        let journal = keys.journal();
+        let tally = keys.tally();
+        let name = |id: &PeerId| {
+            let mut peers = self.admission.world.peers.iter();
+            let found = peers.find(|(_, member)| member.uid.as_str() == id.as_str());
+            found.map_or_else(|| id.to_string(), |(name, _)| name.to_string())
+        };
+        let names = |ids: &[PeerId]| ids.iter().map(name).collect();
+        let rotation = keys.rotation();
+        let now = keys.now();
+        let key = |slot, record: KeyRecord, state: &str| KeyStatus {
+            slot,
+            key: record.key,
+            state: state.to_owned(),
+            generation: record.generation,
+            age_seconds: now.unix.saturating_sub(record.created),
+        };
+        let standby = journal.standby();
+        let mut held = vec![
+            key(journal.prefer, *journal.slots.get(journal.prefer), "active"),
+            key(standby, *journal.slots.get(standby), "standby"),
+        ];
+        let step = match journal.step {
+            Step::Steady => "steady",
+            Step::Between => "between",
+            Step::Restoring => "restoring",
+            Step::Draining { staged, .. } => {
+                held.push(key(standby, staged, "new"));
+                "draining"
+            }
+            Step::Verifying { former, .. } => {
+                held.extend(former.map(|former| key(standby, former, "former")));
+                "verifying"
+            }
+        };
+        RotationStatus {
+            node: config.node_name.clone(),
+            generation: journal.generation,
+            step: step.to_owned(),
+            slot: journal.drain(),
+            busy: rotation.is_some_and(Rotation::busy),
+            waits_for: rotation.map(|rotation| names(&rotation.waits_for())).unwrap_or_default(),
+            peers: rotation
+                .iter()
+                .flat_map(|rotation| rotation.progress())
+                .map(|(id, progress)| PeerStep { node: name(id), progress })
+                .collect(),
+            blocked_by: rotation
+                .and_then(Rotation::blocked)
+                .map(|(_, peers)| names(peers))
+                .unwrap_or_default(),
+            finished: tally.finished,
+            rolled_back: tally.rolled_back,
+            last_milliseconds: tally.last.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
+            due_in_seconds: rotation
+                .and_then(Rotation::due_at)
+                .map(|due| due.saturating_sub(now.elapsed).as_secs()),
+            keys: held,
+        }
+    }
+
     /// The status, with the engines' counters of this moment.
     pub(super) fn status(
         &self,
@@ -173,7 +238,8 @@ impl Outcome {
             backend: "userspace".to_owned(),
             ready: waiting_for.is_empty(),
             waiting_for,
-            generation: keys.generation(),
+            generation: keys.journal().generation,
+            rotation: self.rotation(config, keys),
             slots: PerSlot::from_fn(|slot| {
                 let (link, state) = states.get(slot).as_ref()?;
                 Some(SlotStatus {

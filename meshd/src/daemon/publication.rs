@@ -2,13 +2,15 @@
 
 use std::net::IpAddr;
 
+use keyring::PerSlot;
+use keyring::rotation::{PeerId, Stance, Step};
+use plan::admission::Member;
 use plan::annotation::{Endpoints, Phase, SlotState, State, names};
 use plan::node::NodeRecord;
 
 use super::keys::Keys;
 use crate::api::publish::Publication;
 use crate::config::Config;
-use keyring::PerSlot;
 
 /// The annotations that `record`, this node's own Node, should have.
 pub(super) fn wanted(
@@ -17,18 +19,23 @@ pub(super) fn wanted(
     config: &Config,
     endpoints: Vec<IpAddr>,
 ) -> Publication {
-    let public = keys.public();
+    let journal = keys.journal();
     let state = State {
         uid: record.uid.clone(),
-        generation: keys.generation(),
+        generation: journal.generation,
         slots: PerSlot::from_fn(|slot| SlotState {
-            key: *public.get(slot),
-            generation: keys.slot_generation(slot),
+            key: journal.slots.get(slot).key,
+            generation: journal.slots.get(slot).generation,
             port: *config.ports.get(slot),
         }),
-        prefer: keys.prefer(),
-        drain: None,
-        phase: Phase::Steady,
+        prefer: journal.prefer,
+        drain: journal.drain(),
+        phase: match journal.step {
+            Step::Draining { .. } => Phase::Draining,
+            Step::Verifying { .. } | Step::Restoring => Phase::Verifying,
+            Step::Steady | Step::Between if journal.cold => Phase::Cold,
+            Step::Steady | Step::Between => Phase::Steady,
+        },
     };
     let endpoints = Endpoints { addresses: endpoints, nat: config.nat };
     let annotations = [(names::STATE, state.render()), (names::ENDPOINTS, endpoints.render())];
@@ -36,6 +43,17 @@ pub(super) fn wanted(
         node: record.name.clone(),
         uid: record.uid.clone(),
         annotations: annotations.into_iter().map(|(name, text)| (name.to_owned(), Some(text))).collect(),
+    }
+}
+
+/// What a peer asks others to heed, from what it published.
+pub(super) fn stance(member: &Member) -> Stance {
+    Stance {
+        id: PeerId::new(member.uid.as_str()),
+        generation: member.state.generation,
+        prefer: member.state.prefer,
+        drain: member.state.drain,
+        installed: member.state.phase == Phase::Verifying,
     }
 }
 
@@ -56,7 +74,8 @@ pub(super) fn foreign_generation(record: &NodeRecord, keys: &Keys) -> Option<u64
     let state = State::parse(record.state.as_deref()?).ok()?;
     let public = keys.public();
     let ours = state.slots.iter().all(|(slot, found)| found.key == *public.get(slot));
-    let outgrown = state.generation < keys.generation();
-    let same = ours && state.generation == keys.generation();
+    let generation = keys.journal().generation;
+    let outgrown = state.generation < generation;
+    let same = ours && state.generation == generation;
     (!outgrown && !same).then_some(state.generation)
 }

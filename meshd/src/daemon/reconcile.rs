@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use keyring::rotation::{Cause, Input, PeerId, slot_for};
+use keyring::{PerSlot, Slot};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
-use plan::admission::{Admission, Policy};
+use plan::admission::{Admission, Member, Policy};
 use plan::check::{Violation, check};
 use plan::desired::{Setup, Underlay};
 use plan::network::Network;
-use plan::node::NodeName;
+use plan::node::{NodeName, NodeUid};
 use plan::op::Op;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
@@ -20,6 +22,7 @@ use super::cluster::Cluster;
 use super::devices::Devices;
 use super::keys::Keys;
 use super::outcome::Outcome;
+use super::talk::{Heed, Talk, heed};
 use super::{observe, perform, publication};
 use crate::api::fence::{self, Fence};
 use crate::api::nodes::{self, Change};
@@ -27,6 +30,7 @@ use crate::api::publish::Publication;
 use crate::api::servers;
 use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
+use crate::channel::Heard;
 use crate::config::Config;
 use crate::control::Request;
 use crate::status::{PlanReport, Status};
@@ -44,6 +48,7 @@ pub(super) struct Reconciler {
     pub(super) keys: Keys,
     host: Handle,
     devices: Devices,
+    talk: Talk,
     cluster: Cluster,
     cache: Cache,
     client: kube::Client,
@@ -62,6 +67,10 @@ struct Turn {
     observed: Network,
     ops: Vec<Op>,
     violations: Vec<Violation>,
+    /// What the node does about each peer when the plan has been performed.
+    heeded: BTreeMap<PeerId, Heed>,
+    /// The own generation that the plan is for.
+    generation: u64,
 }
 
 /// Puts a guard in place that knows the cluster's ranges only. One that stands already, from a daemon that
@@ -84,6 +93,7 @@ impl Reconciler {
         client: kube::Client,
         server: Option<IpAddr>,
         wanted: watch::Sender<Option<Publication>>,
+        heard: mpsc::Sender<Heard>,
     ) -> Self {
         let cache = Cache::in_folder(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
@@ -106,6 +116,7 @@ impl Reconciler {
         };
         Self {
             devices: Devices::new(config.wireguard_dir.clone()),
+            talk: Talk::new(config.control_port, heard),
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::default(),
             started: Instant::now(),
@@ -168,8 +179,13 @@ impl Reconciler {
         } else {
             turn.violations.iter().map(|violation| format!("plan refused: {violation}")).collect()
         };
-        self.remember(&turn.admission);
+        let remembered = self.remember(&turn.admission);
+        if self.outcome.failures.is_empty() && remembered {
+            self.talk.heed(turn.heeded.clone());
+            self.keys.tell(Input::Applied(turn.generation));
+        }
         self.publish().await;
+        self.converse(&turn.desired).await;
         self.outcome.look(&turn.admission, &turn.underlay, &turn.desired, &turn.observed, &mut self.devices);
         if let Err(error) =
             self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired)
@@ -182,16 +198,71 @@ impl Reconciler {
 
     /// Computes a turn without changing anything.
     async fn prepare(&mut self) -> Result<Turn, HostError> {
+        self.policy.own_keys = self.keys.journal().keys().collect();
         let admission = self.cluster.admit(&self.policy);
+        self.meet(&admission);
         let underlay = self.underlay(&admission).await?;
-        let desired = plan::desired(&admission.world, &self.setup(), &underlay);
+        let setup = self.setup(&admission);
+        let desired = plan::desired(&admission.world, &setup, &underlay);
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        Ok(Turn { admission, underlay, desired, observed, ops, violations })
+        let (heeded, generation) = (heed(&admission, &setup), self.keys.journal().generation);
+        Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, generation })
     }
 
-    fn setup(&self) -> Setup {
+    /// Tells the rotation and the control channel who is there and what they announce.
+    fn meet(&mut self, admission: &Admission) {
+        if let Some(own) = self.cluster.own_record() {
+            self.keys.speak_for(&own.uid);
+        }
+        self.talk.learn(admission);
+        self.keys.see(admission.world.peers.values().map(publication::stance));
+        self.keys.tell(Input::Connected(self.cluster.is_listed() && self.outcome.api_error.is_none()));
+    }
+
+    /// The slot to send to each peer on, by what both announce and by which keys have been heard from.
+    fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
+        let Some(own) = self.keys.stance() else { return BTreeMap::new() };
+        let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
+        let members = admission.world.peers.values();
+        let slot = |member: &Member| {
+            let answers = PerSlot::from_fn(|slot| {
+                let state = states.get(slot).as_ref();
+                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
+                peer.is_some_and(|peer| peer.since_handshake.is_some())
+            });
+            (member.uid.clone(), slot_for(&own, &publication::stance(member), answers))
+        };
+        members.map(slot).collect()
+    }
+
+    /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
+    async fn converse(&mut self, desired: &Network) {
+        match self.talk.settle(&self.host, desired).await {
+            Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
+            Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
+        }
+        self.keys.tell(Input::Tick);
+        self.talk.ask(self.keys.take_asks());
+    }
+
+    /// Takes a message from a peer.
+    pub(super) fn hear(&mut self, heard: &Heard) {
+        if let Some(input) = self.talk.hear(heard) {
+            self.keys.tell(input);
+            self.talk.ask(self.keys.take_asks());
+        }
+    }
+
+    /// Lets the rotation know that time has passed.
+    pub(super) fn tick(&mut self) {
+        self.keys.tell(Input::Tick);
+        self.talk.ask(self.keys.take_asks());
+    }
+
+    fn setup(&mut self, admission: &Admission) -> Setup {
+        let steer = self.steer(admission);
         Setup {
             cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
             service_cidrs: self.config.service_cidrs.iter().copied().collect(),
@@ -201,7 +272,7 @@ impl Reconciler {
             table: self.config.table,
             rule_priority: self.config.rule_priority,
             nat: self.config.nat,
-            steer: BTreeMap::new(),
+            steer,
         }
     }
 
@@ -244,7 +315,8 @@ impl Reconciler {
         failures
     }
 
-    fn remember(&mut self, admission: &Admission) {
+    /// Keeps what the cluster looks like; says whether it is kept.
+    fn remember(&mut self, admission: &Admission) -> bool {
         self.cluster.ledger = admission.ledger.clone();
         let memory = Memory {
             node: NodeName::new(self.config.node_name.clone()),
@@ -256,7 +328,9 @@ impl Reconciler {
             && let Err(error) = self.cache.save(&memory)
         {
             warn!(cause = %Chain(&error), "the last known peers are not kept");
+            return false;
         }
+        true
     }
 
     /// Hands the publisher what our Node should say, if it says something else.
@@ -265,15 +339,20 @@ impl Reconciler {
             self.outcome.published = false;
             return;
         };
-        if let Some(seen) = publication::foreign_generation(&record, &self.keys)
-            && let Err(error) = self.keys.outgrow(seen)
-        {
-            error!(cause = %Chain(&error), "our keys are not published: a higher generation could not be kept");
+        if let Some(seen) = publication::foreign_generation(&record, &self.keys) {
+            self.keys.tell(Input::Foreign(seen));
+        }
+        // Not before the node is as it says.
+        if !self.keys.announced() {
+            self.outcome.published = false;
             return;
         }
         let endpoints = self.endpoints(&record).await;
         let publication = publication::wanted(&record, &self.keys, &self.config, endpoints);
         self.outcome.published = publication::stands(&record, &publication);
+        if self.outcome.published {
+            self.keys.tell(Input::Published(self.keys.journal().generation));
+        }
         let wanted = (!self.outcome.published).then_some(publication);
         self.wanted.send_if_modified(|standing| {
             let modified = *standing != wanted;
@@ -327,8 +406,16 @@ impl Reconciler {
         let text = match request {
             Request::Status => serde_json::to_string_pretty(&self.status()),
             Request::Plan => serde_json::to_string_pretty(&self.plan().await),
+            Request::Rotate => self.rotate(Cause::Request),
+            Request::RotateNow => self.rotate(Cause::Emergency),
         };
         text.map(|text| text + "\n").unwrap_or_default()
+    }
+
+    fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
+        self.keys.tell(Input::Rotate(cause));
+        self.talk.ask(self.keys.take_asks());
+        serde_json::to_string_pretty(&self.status().rotation)
     }
 
     async fn plan(&mut self) -> PlanReport {

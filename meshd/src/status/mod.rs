@@ -1,5 +1,6 @@
 //! What the daemon knows, as one value: status, metrics and readiness are views of it.
 
+pub mod rotation;
 pub mod table;
 
 use std::fmt;
@@ -10,6 +11,7 @@ use keyring::{PerSlot, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::api::fence::Fence;
+use rotation::RotationStatus;
 
 /// The mesh as one node's daemon sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,8 @@ pub struct Status {
     pub waiting_for: Vec<String>,
     /// Generation of this node's keys.
     pub generation: u64,
+    /// How their rotation stands.
+    pub rotation: RotationStatus,
     /// This node's devices.
     pub slots: PerSlot<Option<SlotStatus>>,
     /// This node's pod ranges.

@@ -34,6 +34,7 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
             writeln!(text, "slot {slot}    {link}, key {key}, port {port}, MTU {mtu}, {}", status.backend)?;
         }
     }
+    writeln!(text, "keys      {}", super::rotation::line(&status.rotation))?;
     let guard = &status.guard;
     writeln!(
         text,

@@ -1,0 +1,121 @@
+//! Control messages: one byte of version, then the message, then zeros if it is to be longer.
+
+use keyring::Slot;
+use serde::{Deserialize, Serialize};
+
+/// The version that this code writes and reads.
+const VERSION: u8 = 1;
+/// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP (1280 - 40 - 8).
+pub(crate) const LONGEST: usize = 1232;
+
+/// Where a node's audit trail ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Head {
+    /// Number of its last line.
+    pub(crate) sequence: u64,
+    /// Hash of its last line.
+    pub(crate) hash: [u8; 32],
+}
+
+/// What nodes say to each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Message {
+    /// "Which of my announcements do you heed?"
+    Ask {
+        /// Number of the question.
+        nonce: u64,
+    },
+    /// The answer.
+    Answer {
+        /// Number of the question.
+        nonce: u64,
+        /// The asker's generation that this node heeds: its peers, routes and memory are as it asks.
+        seen: u64,
+        /// The slot that this node sends to the asker on.
+        tx: Slot,
+        /// The end of this node's audit trail, for the asker to remember.
+        head: Option<Head>,
+    },
+}
+
+impl Message {
+    /// Writes a message.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        // Numbers, a hash and an enumeration always serialize.
+        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+    }
+
+    /// Reads a message. Nothing that is not one exactly is taken for one.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        if bytes.len() > LONGEST {
+            return Err(MessageError::Length { found: bytes.len() });
+        }
+        let (version, rest) = bytes.split_first().ok_or(MessageError::Length { found: 0 })?;
+        if *version != VERSION {
+            return Err(MessageError::Version { found: *version });
+        }
+        match postcard::take_from_bytes(rest) {
+            Ok((message, [])) => Ok(message),
+            _ => Err(MessageError::Content),
+        }
+    }
+}
+
+/// Why a datagram is no message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MessageError {
+    /// Empty, or longer than any message.
+    #[error("control message of {found} bytes: expected 1 to {LONGEST}")]
+    Length {
+        /// Its length.
+        found: usize,
+    },
+    /// From another version.
+    #[error("control message of version {found}: this version reads {VERSION}")]
+    Version {
+        /// The version.
+        found: u8,
+    },
+    /// Not one message and nothing else.
+    #[error("control message: expected exactly one message")]
+    Content,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn messages() -> [Message; 3] {
+        let head = Head { sequence: 77, hash: [0xa5; 32] };
+        [
+            Message::Ask { nonce: u64::MAX },
+            Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B, head: Some(head) },
+            Message::Answer { nonce: 0, seen: 0, tx: Slot::A, head: None },
+        ]
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        for message in messages() {
+            let bytes = message.encode();
+            assert!(bytes.len() <= LONGEST);
+            assert_eq!(Message::decode(&bytes), Ok(message));
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_longer_or_of_another_version_is_refused() {
+        for message in messages() {
+            let whole = message.encode();
+            for len in 0..whole.len() {
+                assert!(Message::decode(&whole[..len]).is_err(), "{len} of {} bytes", whole.len());
+            }
+            let longer = [whole.as_slice(), &[0]].concat();
+            assert_eq!(Message::decode(&longer), Err(MessageError::Content));
+            let mut newer = whole;
+            newer[0] = 2;
+            assert_eq!(Message::decode(&newer), Err(MessageError::Version { found: 2 }));
+        }
+        assert_eq!(Message::decode(&[1; 1233]), Err(MessageError::Length { found: 1233 }));
+    }
+}

@@ -1,0 +1,107 @@
+//! `meshd rotate` and `meshd keys`: this node's keys by way of its daemon.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ArgMatches;
+
+use super::{CommandError, arguments, output};
+use crate::control::{self, Request};
+use crate::status::Status;
+use crate::status::rotation::{RotationStatus, keys_table, line};
+
+/// How often the daemon is asked how far it is.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// `meshd keys`
+pub(super) fn keys(matches: &ArgMatches) -> Result<(), CommandError> {
+    let status = status(&arguments::path(matches, "socket"))?.rotation;
+    if arguments::wants_json(matches) {
+        return output::json(&status);
+    }
+    output::print(&keys_table(&status))
+}
+
+/// `meshd rotate` without a node's name.
+pub(super) fn rotate(matches: &ArgMatches) -> Result<(), CommandError> {
+    let socket = arguments::path(matches, "socket");
+    let json = arguments::wants_json(matches);
+    let before = status(&socket)?;
+    if matches.get_flag("dry-run") {
+        return if json { output::json(&before.rotation) } else { output::print(&preview(&before)) };
+    }
+    let request = if matches.get_flag("emergency") { Request::RotateNow } else { Request::Rotate };
+    control::ask(&socket, request)?;
+    let after = follow(&socket, &before.rotation)?;
+    if json {
+        output::json(&after)?;
+    }
+    if after.rolled_back > before.rotation.rolled_back {
+        return Err(CommandError::Blocked { nodes: after.blocked_by });
+    }
+    let took = after.last_milliseconds.unwrap_or_default();
+    if json {
+        return Ok(());
+    }
+    let seconds = format!("{}.{} s", took / 1000, took % 1000 / 100);
+    output::print(&format!("rotated in {seconds}: generation {}\n{}", after.generation, keys_table(&after)))
+}
+
+/// Waits for the end, and tells on standard error what changes.
+fn follow(socket: &Path, before: &RotationStatus) -> Result<RotationStatus, CommandError> {
+    let mut told = String::new();
+    loop {
+        let now = status(socket)?.rotation;
+        let text = line(&now);
+        if text != told {
+            // Nobody may be reading the progress.
+            let _ = writeln!(std::io::stderr(), "{}: {text}", now.node);
+            told = text;
+        }
+        let over = now.finished > before.finished || now.rolled_back > before.rolled_back;
+        if over && !now.busy {
+            return Ok(now);
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+fn preview(status: &Status) -> String {
+    let rotation = &status.rotation;
+    let mut text = String::new();
+    if rotation.busy {
+        text += &format!("a rotation is on its way: {}\n", line(rotation));
+    }
+    if !rotation.waits_for.is_empty() {
+        text += &format!("would wait until {} are through\n", rotation.waits_for.join(", "));
+    }
+    if !status.api.published {
+        text += "would wait until this node's announcement is published\n";
+    }
+    let silent: Vec<&str> = status
+        .peers
+        .iter()
+        .filter(|peer| {
+            peer.slots.iter().all(|(_, slot)| slot.as_ref().is_none_or(|slot| slot.handshake_age.is_none()))
+        })
+        .map(|peer| peer.node.as_str())
+        .collect();
+    if !silent.is_empty() {
+        text += &format!("never heard of, skipped if they stay silent: {}\n", silent.join(", "));
+    }
+    for key in &rotation.keys {
+        text += &format!(
+            "would replace key {} of slot {} ({}, {} s old)\n",
+            key.key.fingerprint(),
+            key.slot,
+            key.state,
+            key.age_seconds
+        );
+    }
+    text + &format!("{} peers would have to acknowledge; nothing was changed\n", status.peers.len())
+}
+
+fn status(socket: &Path) -> Result<Status, CommandError> {
+    Ok(control::parse(&control::ask(socket, Request::Status)?)?)
+}

@@ -1,0 +1,126 @@
+//! What this node and its peers say to each other inside the tunnel about the keys that they use.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use keyring::Slot;
+use keyring::rotation::{Ask, Input, PeerId};
+use linux::{Handle, HostError};
+use plan::admission::{Admission, Member};
+use plan::desired::Setup;
+use plan::network::{LinkName, Network};
+use plan::prefix;
+use tokio::sync::mpsc;
+
+use crate::channel::{Channel, Heard, Message, Place};
+
+/// What this node does about a peer: what its answers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heed {
+    /// The peer's generation.
+    pub(super) generation: u64,
+    /// The slot of the routes to it.
+    pub(super) tx: Slot,
+}
+
+/// The channel, and who is who on it.
+#[derive(Debug)]
+pub(super) struct Talk {
+    channel: Channel,
+    own: Option<IpAddr>,
+    addresses: BTreeMap<PeerId, IpAddr>,
+    peers: BTreeMap<IpAddr, PeerId>,
+    heeded: BTreeMap<PeerId, Heed>,
+    received: BTreeMap<LinkName, u64>,
+    /// Messages from addresses that no peer has as its mesh address.
+    pub(super) strangers: u64,
+}
+
+/// What the loop does about every peer, by its setup.
+pub(super) fn heed(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, Heed> {
+    let heed = |member: &Member| Heed { generation: member.state.generation, tx: setup.active_slot(member) };
+    let members = admission.world.peers.values();
+    members.map(|member| (PeerId::new(member.uid.as_str()), heed(member))).collect()
+}
+
+impl Talk {
+    /// Nobody is known yet. What is heard goes to `heard`.
+    pub(super) fn new(port: u16, heard: mpsc::Sender<Heard>) -> Self {
+        Self {
+            channel: Channel::new(port, heard),
+            own: None,
+            addresses: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            heeded: BTreeMap::new(),
+            received: BTreeMap::new(),
+            strangers: 0,
+        }
+    }
+
+    /// Takes the mesh addresses of everybody.
+    pub(super) fn learn(&mut self, admission: &Admission) {
+        let own = admission.world.own.as_ref().and_then(|own| own.pod_cidrs.first());
+        self.own = own.map(|pod_cidr| prefix::first_usable(*pod_cidr));
+        let Some(own) = self.own else { return };
+        let of_family = |member: &Member| {
+            let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
+            Some((PeerId::new(member.uid.as_str()), prefix::first_usable(*pod_cidr)))
+        };
+        self.addresses = admission.world.peers.values().filter_map(of_family).collect();
+        self.peers = self.addresses.iter().map(|(id, address)| (*address, id.clone())).collect();
+    }
+
+    /// Takes what now holds: answers say so from here on.
+    pub(super) fn heed(&mut self, heeded: BTreeMap<PeerId, Heed>) {
+        self.heeded = heeded;
+    }
+
+    /// Puts the sockets on the devices that are there, and says on which of them packets arrived.
+    pub(super) async fn settle(&mut self, host: &Handle, desired: &Network) -> Result<Vec<Slot>, HostError> {
+        let mut busy = Vec::new();
+        for slot in Slot::ALL {
+            let Some(device) = desired.devices.get(&slot) else { continue };
+            let found = host.link(&device.link).await?;
+            if let Some(found) = &found
+                && self.received.insert(device.link.clone(), found.received) != Some(found.received)
+            {
+                busy.push(slot);
+            }
+            let place = found.zip(self.own).and_then(|(found, address)| {
+                let there = found.up && found.addresses.contains(&prefix::host(address));
+                there.then(|| Place { link: device.link.clone(), index: found.index, address })
+            });
+            self.channel.place(slot, place);
+        }
+        Ok(busy)
+    }
+
+    /// Asks peers.
+    pub(super) fn ask(&self, asks: Vec<Ask>) {
+        for ask in asks {
+            if let Some(address) = self.addresses.get(&ask.peer) {
+                self.channel.send(ask.over, *address, &Message::Ask { nonce: ask.nonce });
+            }
+        }
+    }
+
+    /// Answers a question at once; an answer becomes something for the rotation.
+    pub(super) fn hear(&mut self, heard: &Heard) -> Option<Input> {
+        let Some(peer) = self.peers.get(&heard.from) else {
+            self.strangers += 1;
+            return None;
+        };
+        match heard.message {
+            Message::Ask { nonce } => {
+                if let Some(Heed { generation, tx }) = self.heeded.get(peer) {
+                    let answer = Message::Answer { nonce, seen: *generation, tx: *tx, head: None };
+                    self.channel.send(heard.over, heard.from, &answer);
+                }
+                Some(Input::Heard(peer.clone()))
+            }
+            Message::Answer { nonce, seen, tx, head: _ } => {
+                Some(Input::Answer { peer: peer.clone(), nonce, seen, tx, over: heard.over, protected: true })
+            }
+        }
+    }
+}
