@@ -16,8 +16,10 @@ const LEN: usize = 32;
 const BASE64_LEN: usize = 44;
 
 /// A node's static private key. Wiped on drop; it can't be printed, copied by accident or serialized.
+///
+/// It stands on the heap: a value that is moved leaves its bytes behind where it was, a pointer leaves only a pointer.
 #[derive(ZeroizeOnDrop)]
-pub struct PrivateKey([u8; LEN]);
+pub struct PrivateKey(Box<[u8; LEN]>);
 
 impl PrivateKey {
     /// Makes a new key from the operating system's random source. Fails if that source fails.
@@ -39,7 +41,8 @@ impl PrivateKey {
         if bytes.iter().all(|byte| *byte == 0) {
             return Err(KeyError::Zero);
         }
-        let mut key = Self(*bytes);
+        let mut key = Self(Box::new([0; LEN]));
+        key.0.copy_from_slice(bytes);
         key.0[0] &= 0b1111_1000;
         key.0[31] = (key.0[31] & 0b0111_1111) | 0b0100_0000;
         Ok(key)
@@ -52,23 +55,25 @@ impl PrivateKey {
 
     /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(BASE64.encode(self.0))
+        Zeroizing::new(BASE64.encode(self.0.as_slice()))
     }
 
     /// The raw secret, for the engine that computes with it.
-    pub const fn expose(&self) -> &[u8; LEN] {
+    pub fn expose(&self) -> &[u8; LEN] {
         &self.0
     }
 
     /// The public key that belongs to this private key.
     pub fn public(&self) -> PublicKey {
-        PublicKey(*x25519_dalek::PublicKey::from(&StaticSecret::from(self.0)).as_bytes())
+        PublicKey(*x25519_dalek::PublicKey::from(&StaticSecret::from(*self.0)).as_bytes())
     }
 
     /// A second copy of the secret, for a second owner that needs one. Spelled out so that it shows in review.
     #[must_use]
-    pub const fn duplicate(&self) -> Self {
-        Self(self.0)
+    pub fn duplicate(&self) -> Self {
+        let mut copy = Self(Box::new([0; LEN]));
+        copy.0.copy_from_slice(self.0.as_slice());
+        copy
     }
 }
 
@@ -78,14 +83,20 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A symmetric key that two peers share on top of their static keys. Wiped on drop; it can't be printed.
+/// A symmetric key that two peers share on top of their static keys. Wiped on drop; it can't be printed. On the heap, as
+/// a private key is.
 #[derive(ZeroizeOnDrop)]
-pub struct PresharedKey([u8; LEN]);
+pub struct PresharedKey(Box<[u8; LEN]>);
 
 impl PresharedKey {
     /// Takes 32 bytes as a key. All zeros is refused: WireGuard reads them as "no preshared key".
     pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
-        if bytes.iter().all(|byte| *byte == 0) { Err(KeyError::Zero) } else { Ok(Self(*bytes)) }
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Err(KeyError::Zero);
+        }
+        let mut key = Self(Box::new([0; LEN]));
+        key.0.copy_from_slice(bytes);
+        Ok(key)
     }
 
     /// Parses canonical base64, the form that `wg genpsk` prints.
@@ -94,14 +105,16 @@ impl PresharedKey {
     }
 
     /// The raw secret, for the engine that computes with it.
-    pub const fn expose(&self) -> &[u8; LEN] {
+    pub fn expose(&self) -> &[u8; LEN] {
         &self.0
     }
 
     /// A second copy of the secret, for a second owner that needs one.
     #[must_use]
-    pub const fn duplicate(&self) -> Self {
-        Self(self.0)
+    pub fn duplicate(&self) -> Self {
+        let mut copy = Self(Box::new([0; LEN]));
+        copy.0.copy_from_slice(self.0.as_slice());
+        copy
     }
 }
 

@@ -47,6 +47,7 @@ pub mod kube;
 mod lab;
 pub mod mesh;
 mod mounts;
+pub mod needle;
 mod node;
 mod nodeapi;
 mod packet_socket;

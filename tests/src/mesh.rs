@@ -67,8 +67,19 @@ impl Mesh {
 
     /// Starts the daemon of a node with further flags.
     pub fn start_with(&mut self, node: &str, flags: &[&str]) -> Result<(), Error> {
+        self.start_in(node, flags, &[])
+    }
+
+    /// Starts the daemon of a node with further flags and variables of the environment.
+    pub fn start_in(
+        &mut self,
+        node: &str,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<(), Error> {
         let arguments = self.arguments(node, flags);
         let command = self.lab.node(node)?.command(bin("meshd")?).arg("run").args(&arguments);
+        let command = environment.iter().fold(command, |command, (name, value)| command.env(name, value));
         let daemon = command.daemon(&format!("meshd-{node}"))?;
         self.daemons.insert(node.to_owned(), daemon);
         Ok(())

@@ -168,7 +168,7 @@ impl Rotation {
             }
             Input::Connected(connected) => self.connected = connected,
             Input::Generated(keys) => self.take_keys(now, &keys, &mut out),
-            Input::Persisted => self.take_disk(now, &mut out),
+            Input::Persisted => self.take_disk(&mut out),
             Input::PersistFailed => self.give_up_pending(now, &mut out),
             Input::Applied(generation) => {
                 if generation == self.journal.generation && !self.applied {
@@ -179,6 +179,9 @@ impl Rotation {
                         out.push(Effect::Destroy(record));
                         let age = self.age(now, record.created);
                         out.push(Effect::Note(Note::Destroyed(slot, record.key, age)));
+                    }
+                    if self.journal.step == Step::Steady {
+                        self.finish(now, &mut out);
                     }
                 }
             }
@@ -307,7 +310,7 @@ impl Rotation {
     }
 
     /// The step is on disk: from here on it is done, whatever happens.
-    fn take_disk(&mut self, now: Now, out: &mut Vec<Effect>) {
+    fn take_disk(&mut self, out: &mut Vec<Effect>) {
         let Some(Pending::Disk { next, after, destroy }) = self.pending.take() else { return };
         self.journal = *next;
         self.applied = false;
@@ -322,13 +325,14 @@ impl Rotation {
         out.extend(after.into_iter().map(Effect::Note));
         out.push(Effect::Apply);
         self.destroying.extend(destroy);
-        if matches!(self.journal.step, Step::Steady)
-            && let Some(begun) = self.begun.take()
-        {
-            self.draw();
-            if self.blocked.is_none() {
-                out.push(Effect::Note(Note::Finished(now.elapsed.saturating_sub(begun))));
-            }
+    }
+
+    /// The node is as a journal without a rotation says.
+    fn finish(&mut self, now: Now, out: &mut Vec<Effect>) {
+        let Some(begun) = self.begun.take() else { return };
+        self.draw();
+        if self.blocked.is_none() {
+            out.push(Effect::Note(Note::Finished(now.elapsed.saturating_sub(begun))));
         }
     }
 
@@ -382,6 +386,7 @@ impl Rotation {
         let yields = peer.stance.as_ref().is_some_and(|peer| own.conflicts(peer) && peer.goes_before(&own));
         if peer.counts(nonce) {
             peer.tx = Some(tx);
+            peer.learns();
         }
         if !peer.counts(nonce) || tx == drained || yields || peer.followed.is_some() {
             return;

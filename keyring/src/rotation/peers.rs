@@ -40,6 +40,8 @@ pub(super) struct Peer {
     pub(super) heard: Option<Duration>,
     /// Since when it heeds the present announcement.
     pub(super) followed: Option<Duration>,
+    /// Whether it has said that it knows the present announcement.
+    knows: bool,
     /// The slot that it last said it sends on.
     pub(super) tx: Option<Slot>,
     /// Why nobody waits for it.
@@ -104,8 +106,10 @@ impl Peers {
         }
     }
 
-    /// Questions that are due: those who have not followed, once for each slot of `over`. Who is silent is asked too.
-    pub(super) fn ask(&mut self, now: Duration, over: &[Slot]) -> Vec<(PeerId, u64, Slot)> {
+    /// Questions that are due to those who have not followed; who is silent is asked too. Over `first` until a peer knows
+    /// the present announcement, from then on over `then` as well: a handshake with a key that the peer does not
+    /// know yet fails, and WireGuard tries again only five seconds later.
+    pub(super) fn ask(&mut self, now: Duration, first: Slot, then: Option<Slot>) -> Vec<(PeerId, u64, Slot)> {
         let mut questions = Vec::new();
         for (id, peer) in &mut self.all {
             if peer.followed.is_some() || peer.next_ask() > now {
@@ -113,9 +117,9 @@ impl Peers {
             }
             peer.asked = Some(now);
             peer.asks += 1;
-            for slot in over {
+            for slot in [then.filter(|_| peer.knows), Some(first)].into_iter().flatten() {
                 self.nonce += 1;
-                questions.push((id.clone(), self.nonce, *slot));
+                questions.push((id.clone(), self.nonce, slot));
             }
         }
         questions
@@ -138,8 +142,17 @@ impl Peers {
 }
 
 impl Peer {
-    fn forget(&mut self, from_nonce: u64) {
+    /// It knows the present announcement: what was held back for that is asked at once.
+    pub(super) const fn learns(&mut self) {
+        if !self.knows {
+            self.knows = true;
+            self.asked = None;
+        }
+    }
+
+    const fn forget(&mut self, from_nonce: u64) {
         self.from_nonce = from_nonce;
+        self.knows = false;
         self.followed = None;
         self.asked = None;
         self.asks = 0;

@@ -22,7 +22,7 @@ impl Rotation {
 
     pub(super) fn drain(&mut self, now: Now, half: Half, staged: KeyRecord, out: &mut Vec<Effect>) {
         let slot = self.journal.standby();
-        self.ask(now, &[slot.other()], out);
+        self.ask(now, slot.other(), None, out);
         if self.published.is_some() && self.peers.all_settled() {
             // Once the key is replaced peers must learn the new one: not while nobody could tell them.
             if self.connected
@@ -64,7 +64,7 @@ impl Rotation {
 
     pub(super) fn verify(&mut self, now: Now, half: Half, former: Option<KeyRecord>, out: &mut Vec<Effect>) {
         let slot = self.journal.standby();
-        self.ask(now, &[slot, slot.other()], out);
+        self.ask(now, slot.other(), Some(slot), out);
         if self.published.is_none() || now.elapsed < self.not_before {
             return;
         }
@@ -125,7 +125,7 @@ impl Rotation {
     /// The slot may be used again when every peer knows that it has its former key. It need not work: that may be why
     /// the new key failed.
     pub(super) fn restore(&mut self, now: Now, out: &mut Vec<Effect>) {
-        self.ask(now, &[self.journal.prefer], out);
+        self.ask(now, self.journal.prefer, None, out);
         if self.published.is_none() || now.elapsed < self.not_before {
             return;
         }
@@ -180,10 +180,10 @@ impl Rotation {
         waiting
     }
 
-    fn ask(&mut self, now: Now, over: &[Slot], out: &mut Vec<Effect>) {
+    fn ask(&mut self, now: Now, first: Slot, then: Option<Slot>, out: &mut Vec<Effect>) {
         // Before our Node shows it nobody can have seen it.
         if self.published.is_some() {
-            let questions = self.peers.ask(now.elapsed, over);
+            let questions = self.peers.ask(now.elapsed, first, then);
             out.extend(
                 questions.into_iter().map(|(peer, nonce, over)| Effect::Ask(Ask { peer, nonce, over })),
             );

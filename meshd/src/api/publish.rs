@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::FIELD_MANAGER;
 use crate::chain::Chain;
+use crate::fault;
 
 /// What a node wants its annotations to be. `None` removes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
         let publication = wanted.borrow_and_update().clone();
         let failed = match &publication {
             None => false,
-            Some(publication) => match patch(&client, publication).await {
+            Some(publication) => match publish(&client, publication).await {
                 Ok(()) => {
                     info!(node = %publication.node, "published own annotations");
                     false
@@ -58,6 +59,13 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
             return;
         }
     }
+}
+
+async fn publish(client: &Client, publication: &Publication) -> Result<(), kube::Error> {
+    fault::point("publish.before");
+    let patched = patch(client, publication).await;
+    fault::point("publish.after");
+    patched
 }
 
 /// Patches the annotations once.

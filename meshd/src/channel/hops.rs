@@ -1,23 +1,30 @@
-//! Refuses datagrams that any router has passed on: two socket options that no library offers.
-
-#![expect(unsafe_code, reason = "setsockopt with options that neither socket2 nor rustix has")]
+//! Refuses datagrams that any router has passed on, in the kernel, before they reach this process.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use socket2::{SockFilter, Socket};
 
 /// The hops that a datagram starts with and must still have.
-pub(super) static ALL: libc::c_int = 255;
+pub(super) const ALL: u8 = 255;
 
-/// Lets a socket receive only datagrams with all of their hops (RFC 5082 section 3; ip(7), ipv6(7)).
-pub(super) fn demand_all(socket: BorrowedFd<'_>, ipv4: bool) -> io::Result<()> {
-    let (level, option) =
-        if ipv4 { (libc::IPPROTO_IP, libc::IP_MINTTL) } else { (libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT) };
-    let len = libc::socklen_t::try_from(size_of_val(&ALL)).map_err(io::Error::other)?;
-    // SAFETY: the descriptor is open for as long as it is borrowed; the kernel reads `len` bytes from a value that
-    // has that many.
-    let code = unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const ALL).cast(), len) };
-    if code == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+// Classic BPF (`include/uapi/linux/bpf_common.h`): load a byte, jump if equal, return.
+const LOAD_BYTE: u16 = 0x30;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const RETURN: u16 = 0x06;
+/// Offsets are counted from the IP header (`SKF_NET_OFF` in `include/uapi/linux/filter.h`).
+const IP_HEADER: u32 = (-0x10_0000_i32).cast_unsigned();
+/// Where the hops that are left stand: RFC 791 section 3.1 and RFC 8200 section 3.
+const TTL: u32 = 8;
+const HOP_LIMIT: u32 = 7;
+
+/// Lets a socket receive only datagrams with all of their hops (RFC 5082 section 3). A filter, because the kernel heeds
+/// `IP_MINTTL` for TCP alone.
+pub(super) fn demand_all(socket: &Socket, ipv4: bool) -> io::Result<()> {
+    let offset = IP_HEADER.wrapping_add(if ipv4 { TTL } else { HOP_LIMIT });
+    socket.attach_filter(&[
+        SockFilter::new(LOAD_BYTE, 0, 0, offset),
+        SockFilter::new(JUMP_IF_EQUAL, 0, 1, u32::from(ALL)),
+        SockFilter::new(RETURN, 0, 0, u32::MAX),
+        SockFilter::new(RETURN, 0, 0, 0),
+    ])
 }
-
-/// `include/uapi/linux/in6.h`
-const IPV6_MINHOPCOUNT: libc::c_int = 73;

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,12 +66,12 @@ fn bound(place: &Place, port: u16) -> io::Result<UdpSocket> {
     let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = socket2::Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if ipv4 {
-        socket.set_ttl_v4(hops::ALL.cast_unsigned())?;
+        socket.set_ttl_v4(hops::ALL.into())?;
     } else {
         socket.set_only_v6(true)?;
-        socket.set_unicast_hops_v6(hops::ALL.cast_unsigned())?;
+        socket.set_unicast_hops_v6(hops::ALL.into())?;
     }
-    hops::demand_all(socket.as_fd(), ipv4)?;
+    hops::demand_all(&socket, ipv4)?;
     // Before the address: the same one is on both devices.
     socket.bind_device(Some(place.link.as_str().as_bytes()))?;
     socket.bind(&SocketAddr::new(place.address, port).into())?;

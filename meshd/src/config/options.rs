@@ -107,7 +107,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "rotation-interval",
         "TIME",
         Some("24h"),
-        "Age at which this node's keys are replaced; 0 replaces them on request only. Times are numbers with s, m, h or d.",
+        "Age at which this node's keys are replaced; 0 replaces them on request only. Times are numbers with ms, s, m, h or d.",
     ),
     OptionSpec::new(
         "rotation-jitter",

@@ -63,20 +63,22 @@ pub(super) fn priority(text: &str) -> Result<u32, Expected> {
 }
 
 pub(super) fn time(text: &str) -> Result<Duration, Expected> {
-    const EXPECTED: Expected = "a time such as 90s, 10m, 24h, 30d or 0";
+    const EXPECTED: Expected = "a time such as 500ms, 90s, 10m, 24h, 30d or 0";
     if text == "0" {
         return Ok(Duration::ZERO);
     }
-    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).ok_or(EXPECTED)?;
+    let end = text.find(|letter: char| !letter.is_ascii_digit()).ok_or(EXPECTED)?;
+    let (number, unit) = text.split_at(end);
     let number: u32 = number.parse().map_err(|_| EXPECTED)?;
-    let seconds = match unit {
-        "s" => 1,
-        "m" => 60,
-        "h" => 3600,
-        "d" => 86_400,
+    let milliseconds = match unit {
+        "ms" => 1,
+        "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
         _ => return Err(EXPECTED),
     };
-    Ok(Duration::from_secs(u64::from(number) * seconds))
+    Ok(Duration::from_millis(u64::from(number) * milliseconds))
 }
 
 pub(super) fn percent(text: &str) -> Result<u32, Expected> {

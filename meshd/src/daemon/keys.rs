@@ -109,7 +109,10 @@ impl Keys {
         for effect in effects {
             match effect {
                 Effect::Generate(count) => match self.generate(count) {
-                    Ok(keys) => self.tell(Input::Generated(keys)),
+                    Ok(keys) => {
+                        fault::arm();
+                        self.tell(Input::Generated(keys));
+                    }
                     Err(error) => {
                         error!(cause = %Chain(&error), "no new keys can be made; the present ones stay");
                         self.tell(Input::PersistFailed);

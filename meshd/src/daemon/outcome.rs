@@ -19,7 +19,8 @@ use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus, Status,
+    ApiStatus, ControlStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
+    Status,
 };
 
 /// The parts of the status that a turn leaves behind.
@@ -262,6 +263,7 @@ impl Outcome {
                 published: self.published,
                 trust_policy: self.fence,
             },
+            control: ControlStatus::default(),
             peers,
             pending: self.admission.pending.iter().map(ToString::to_string).collect(),
             rejected: self

@@ -33,6 +33,7 @@ use crate::chain::Chain;
 use crate::channel::Heard;
 use crate::config::Config;
 use crate::control::Request;
+use crate::fault;
 use crate::status::{PlanReport, Status};
 
 /// How often the API server is asked what its own addresses are, and whether its policy still stands.
@@ -300,6 +301,7 @@ impl Reconciler {
         let sysctls = Sysctls::at(&self.config.sysctl_dir);
         let mut failures = Vec::new();
         for op in ops {
+            fault::point("step.before");
             match perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await {
                 Ok(()) => {
                     info!(step = %op, "done");
@@ -431,6 +433,7 @@ impl Reconciler {
 
     /// The status as of now.
     pub(super) fn status(&mut self) -> Status {
-        self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices)
+        let status = self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices);
+        Status { control: self.talk.counts(), ..status }
     }
 }

@@ -13,6 +13,7 @@ use plan::prefix;
 use tokio::sync::mpsc;
 
 use crate::channel::{Channel, Heard, Message, Place};
+use crate::status::ControlStatus;
 
 /// What this node does about a peer: what its answers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,7 @@ pub(super) struct Talk {
     peers: BTreeMap<IpAddr, PeerId>,
     heeded: BTreeMap<PeerId, Heed>,
     received: BTreeMap<LinkName, u64>,
-    /// Messages from addresses that no peer has as its mesh address.
-    pub(super) strangers: u64,
+    counts: ControlStatus,
 }
 
 /// What the loop does about every peer, by its setup.
@@ -53,7 +53,7 @@ impl Talk {
             peers: BTreeMap::new(),
             heeded: BTreeMap::new(),
             received: BTreeMap::new(),
-            strangers: 0,
+            counts: ControlStatus::default(),
         }
     }
 
@@ -73,6 +73,11 @@ impl Talk {
     /// Takes what now holds: answers say so from here on.
     pub(super) fn heed(&mut self, heeded: BTreeMap<PeerId, Heed>) {
         self.heeded = heeded;
+    }
+
+    /// What has been heard.
+    pub(super) const fn counts(&self) -> ControlStatus {
+        self.counts
     }
 
     /// Puts the sockets on the devices that are there, and says on which of them packets arrived.
@@ -107,9 +112,10 @@ impl Talk {
     /// Answers a question at once; an answer becomes something for the rotation.
     pub(super) fn hear(&mut self, heard: &Heard) -> Option<Input> {
         let Some(peer) = self.peers.get(&heard.from) else {
-            self.strangers += 1;
+            self.counts.strangers += 1;
             return None;
         };
+        self.counts.heard += 1;
         match heard.message {
             Message::Ask { nonce } => {
                 if let Some(Heed { generation, tx }) = self.heeded.get(peer) {

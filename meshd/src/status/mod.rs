@@ -38,6 +38,8 @@ pub struct Status {
     pub guard: GuardStatus,
     /// The API server.
     pub api: ApiStatus,
+    /// The control channel inside the tunnel.
+    pub control: ControlStatus,
     /// Other nodes in the mesh.
     pub peers: Vec<PeerStatus>,
     /// Nodes that have not published anything yet.
@@ -89,6 +91,15 @@ pub struct ApiStatus {
     pub published: bool,
     /// Whether the admission policy keeps this daemon to its own Node.
     pub trust_policy: Fence,
+}
+
+/// The control channel inside the tunnel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ControlStatus {
+    /// Messages from peers.
+    pub heard: u64,
+    /// Messages from addresses that are no peer's mesh address; they are dropped.
+    pub strangers: u64,
 }
 
 /// Another node.

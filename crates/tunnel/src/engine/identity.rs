@@ -12,7 +12,8 @@ use super::admission::Admission;
 pub(crate) struct Identity {
     pub(crate) private: PrivateKey,
     pub(crate) public: PublicKey,
-    pub(crate) secret: x25519::StaticSecret,
+    /// On the heap, so that moving the identity leaves no copy behind.
+    pub(crate) secret: Box<x25519::StaticSecret>,
     pub(crate) secret_public: x25519::PublicKey,
     pub(crate) admission: Admission,
     /// `Tunn` verifies again what [`Admission`] has let in; this limiter never refuses anything more.
@@ -21,8 +22,8 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(crate) fn new(private: PrivateKey, handshakes_per_second: u64) -> Self {
-        let secret = x25519::StaticSecret::from(*private.expose());
-        let secret_public = x25519::PublicKey::from(&secret);
+        let secret = Box::new(x25519::StaticSecret::from(*private.expose()));
+        let secret_public = x25519::PublicKey::from(&*secret);
         Self {
             public: private.public(),
             private,

@@ -142,7 +142,7 @@ impl PeerState {
         self.last_traversal = None;
         self.tunn = identity.map(|identity| {
             Box::new(Tunn::new(
-                identity.secret.clone(),
+                identity.secret.as_ref().clone(),
                 x25519::PublicKey::from(*key.as_bytes()),
                 self.preshared_key.as_ref().map(|key| *key.expose()),
                 // Keepalives are ours, see `tick`: Tunn's can't be changed and end with its first give-up.

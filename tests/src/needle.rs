@@ -1,0 +1,186 @@
+//! Looks for a secret wherever it could have been left: in the memory of a process, in files, in texts.
+
+use std::fs::File;
+use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+/// A 32-byte secret in every form in which it could be written down.
+#[derive(Clone, Debug)]
+pub struct Secret {
+    forms: Vec<Vec<u8>>,
+}
+
+impl Secret {
+    /// Takes the raw bytes.
+    pub fn new(raw: &[u8; 32]) -> Self {
+        let text = |parts: Vec<String>, between: &str| parts.join(between).into_bytes();
+        let decimal: Vec<String> = raw.iter().map(u8::to_string).collect();
+        let hex = |upper: bool| {
+            raw.iter().map(|byte| if upper { format!("{byte:02X}") } else { format!("{byte:02x}") }).collect()
+        };
+        let base64 = BASE64.encode(raw);
+        let forms = vec![
+            raw.to_vec(),
+            // Without the last digits, so that padding and the alphabet for URLs make no difference more than needed.
+            base64.trim_end_matches('=').as_bytes().to_vec(),
+            base64.replace('+', "-").replace('/', "_").trim_end_matches('=').as_bytes().to_vec(),
+            text(hex(false), ""),
+            text(hex(true), ""),
+            text(decimal.clone(), ","),
+            text(decimal, ", "),
+        ];
+        Self { forms }
+    }
+
+    /// Takes base64. None if it does not stand for 32 bytes.
+    pub fn from_base64(text: &str) -> Option<Self> {
+        let raw: [u8; 32] = BASE64.decode(text).ok()?.try_into().ok()?;
+        Some(Self::new(&raw))
+    }
+
+    /// The forms, raw bytes first.
+    pub fn forms(&self) -> &[Vec<u8>] {
+        &self.forms
+    }
+
+    /// How often the secret stands in some bytes, in any form.
+    pub fn count(&self, bytes: &[u8]) -> usize {
+        let distinct: std::collections::BTreeSet<&Vec<u8>> = self.forms.iter().collect();
+        distinct.into_iter().map(|form| memmem(bytes, form)).sum()
+    }
+
+    fn longest(&self) -> usize {
+        self.forms.iter().map(Vec::len).max().unwrap_or_default()
+    }
+}
+
+/// How often `needle` stands in `hay`. By its first byte first: whole memories are searched.
+fn memmem(hay: &[u8], needle: &[u8]) -> usize {
+    let Some(first) = needle.first() else { return 0 };
+    let mut found = 0;
+    let mut from = 0;
+    while let Some(at) = hay.get(from..).and_then(|rest| rest.iter().position(|byte| byte == first)) {
+        let start = from + at;
+        if hay.get(start..start + needle.len()) == Some(needle) {
+            found += 1;
+        }
+        from = start + 1;
+    }
+    found
+}
+
+/// How often the secret stands in the memory of a process: everything that it may read or write. Needs root.
+pub fn in_memory(pid: u32, secret: &Secret) -> io::Result<usize> {
+    let memory = File::open(format!("/proc/{pid}/mem"))?;
+    let mut found = 0;
+    for line in BufReader::new(File::open(format!("/proc/{pid}/maps"))?).lines() {
+        let line = line?;
+        let mut words = line.split_whitespace();
+        let (Some(range), Some(rights)) = (words.next(), words.next()) else { continue };
+        // The kernel's own pages can't be read this way.
+        if !rights.starts_with('r') || line.ends_with("[vvar]") || line.ends_with("[vsyscall]") {
+            continue;
+        }
+        let Some((from, to)) = range.split_once('-') else { continue };
+        let parse = |text| u64::from_str_radix(text, 16).map_err(io::Error::other);
+        found += in_range(&memory, parse(from)?, parse(to)?, secret);
+    }
+    Ok(found)
+}
+
+fn in_range(memory: &File, from: u64, to: u64, secret: &Secret) -> usize {
+    const PART: usize = 1 << 20;
+    let overlap = secret.longest();
+    let mut found = 0;
+    let mut at = from;
+    let mut kept: Vec<u8> = Vec::new();
+    while at < to {
+        let len = usize::try_from(to - at).unwrap_or(PART).min(PART);
+        let mut part = vec![0; len];
+        // A page that was never touched, or that is gone by now, holds nothing.
+        let read = memory.read_at(&mut part, at).unwrap_or_default();
+        if read == 0 {
+            at += len as u64;
+            kept.clear();
+            continue;
+        }
+        let before = secret.count(&kept);
+        kept.extend_from_slice(&part[..read]);
+        found += secret.count(&kept) - before;
+        kept.drain(..kept.len().saturating_sub(overlap));
+        at += read as u64;
+    }
+    found
+}
+
+/// The files below some folders in which the secret stands. Folders that are missing hold nothing.
+pub fn in_files(folders: &[&Path], secret: &Secret) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| folder.to_path_buf()).collect();
+    while let Some(folder) = folders.pop() {
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                let mut bytes = Vec::new();
+                File::open(entry.path())?.read_to_end(&mut bytes)?;
+                if secret.count(&bytes) > 0 {
+                    found.push(entry.path());
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_form_is_found_and_another_secret_is_not() {
+        let raw: [u8; 32] = std::array::from_fn(|at| u8::try_from(at * 7 + 3).unwrap());
+        let secret = Secret::new(&raw);
+        let other = Secret::new(&[0x5a; 32]);
+        for form in secret.forms() {
+            let hay = [b"before ".as_slice(), form, b" after"].concat();
+            assert!(secret.count(&hay) > 0);
+            assert_eq!(other.count(&hay), 0);
+        }
+        assert_eq!(Secret::from_base64("c2hvcnQ=").is_none(), true);
+    }
+
+    #[test]
+    fn a_secret_in_memory_is_found_until_it_is_wiped() {
+        let mut kept: Vec<u8> = (0..32).map(|at: u8| at.wrapping_mul(91) ^ 0x3c).collect();
+        // The search holds forms of its own, so another process does it: this one, under other eyes.
+        let secret = Secret::new(&kept.clone().try_into().unwrap());
+        let pid = std::process::id();
+        let with = in_memory(pid, &secret).unwrap();
+        kept.fill(0);
+        std::hint::black_box(&kept);
+        let without = in_memory(pid, &secret).unwrap();
+        assert!(with > without, "{with} {without}");
+    }
+
+    #[test]
+    fn a_secret_in_a_file_is_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = Secret::new(&[7; 32]);
+        std::fs::create_dir(folder.path().join("deep")).unwrap();
+        std::fs::write(folder.path().join("deep/file"), BASE64.encode([7; 32])).unwrap();
+        std::fs::write(folder.path().join("other"), BASE64.encode([8; 32])).unwrap();
+        let found = in_files(&[folder.path(), Path::new("/nowhere")], &secret).unwrap();
+        assert_eq!(found, [folder.path().join("deep/file")]);
+    }
+}

@@ -1,0 +1,76 @@
+//! The daemon dies at every boundary of a rotation, and comes back whole each time.
+
+use std::time::{Duration, Instant};
+
+use lab::mesh::Mesh;
+use lab::{IpVersion, Lab, Signal, Stream};
+
+use super::{QUICK, WITHIN, keys, must_pass, wait_whole};
+
+/// Kinds of places at which the daemon can die, before or after something that lasts.
+const PLACES: [&str; 6] =
+    ["journal.before", "journal.after", "step.before", "publish.before", "publish.after", "destroy.before"];
+
+/// What must not be left behind: devices, peers, routes and keys that nobody needs.
+const ORPHANS: &str = "
+    ip -o link show type tun | wc -l
+    wg show all peers | wc -l
+    ip route show proto 84 | wc -l
+    grep -o '\"keys\":\\[[^]]*\\]' /run/meshd/keys/keys.json | tr -cd ',' | wc -c
+    ls /run/meshd/keys
+";
+
+fn left(mesh: &Mesh) -> String {
+    let output = mesh.node("n1").unwrap().command("sh").args(["-c", ORPHANS]).output().unwrap();
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn a_crash_at_any_boundary_of_a_rotation_leaves_a_mesh_that_works() {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &QUICK).unwrap();
+    }
+    mesh.wait_formed();
+    let capture = mesh.capture().unwrap();
+    for pod in ["n1", "n2"] {
+        mesh.node(pod).unwrap().pod("a").unwrap();
+    }
+    let ends = ["n1", "n2"].map(|node| mesh.node(node).unwrap().pods()[0].end());
+    let stream = Stream::start(&ends[1], &ends[0], IpVersion::V4, 100).unwrap();
+    let clean = left(&mesh);
+    let mut deaths = Vec::new();
+    for place in PLACES {
+        for count in 1.. {
+            mesh.stop("n1", Signal::TERM).unwrap();
+            let at = format!("{place}:{count}");
+            mesh.start_in("n1", &QUICK, &[("MESHD_DIE_AT", &at)]).unwrap();
+            mesh.wait_formed();
+            let before = keys(&mesh, "n1");
+            let rotate = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap());
+            // It fails when the daemon dies under it.
+            let survived = rotate.args(["rotate", "-o", "json"]).output().unwrap().status.success();
+            if survived {
+                assert!(count > 1, "{place}: the daemon never came by");
+                break;
+            }
+            mesh.daemon("n1").wait(Duration::from_secs(5)).unwrap();
+            let since = Instant::now();
+            mesh.stop("n1", Signal::KILL).unwrap();
+            mesh.start_with("n1", &QUICK).unwrap();
+            wait_whole(&mesh);
+            must_pass(&mesh);
+            assert!(since.elapsed() < WITHIN, "{at}: {:?}", since.elapsed());
+            let after = keys(&mesh, "n1");
+            // Both old or both new: the rotation was not begun, or it went on to its end.
+            let kept = after.iter().filter(|key| before.contains(key)).count();
+            assert!(kept == 0 || kept == 2, "{at}: {before:?} {after:?}");
+            assert_eq!(left(&mesh), clean, "{at}");
+            deaths.push((at, since.elapsed()));
+        }
+    }
+    println!("{} deaths: {deaths:?}", deaths.len());
+    assert!(deaths.len() > 20, "{deaths:?}");
+    assert!(stream.stop().received > 0);
+    capture.report().assert_sealed();
+}

@@ -1,0 +1,136 @@
+//! Peers and servers that do not do their part.
+
+use std::thread;
+use std::time::Duration;
+
+use lab::{IpVersion, Signal, Stream};
+
+use super::{QUICK, WITHIN, keys, must_pass, quick, rotate, wait_whole};
+
+/// A peer that is alive on the old slot and not on the new one stops the rotation, and nothing is lost.
+#[test]
+fn a_blocked_port_rolls_the_rotation_back() {
+    let mesh = quick(3);
+    let pods = mesh.pods(&["a"]).unwrap();
+    let stream = Stream::start(&pods[0].end(), &pods[1].end(), IpVersion::V4, 200).unwrap();
+    let before = keys(&mesh, "n1");
+    let nft = |rules: &str| mesh.node("n2").unwrap().command("nft").arg(rules).run().unwrap();
+    // Slot b is the standby of a node that has not rotated yet.
+    nft("add table inet block; add chain inet block in { type filter hook input priority 0; }; \
+         add rule inet block in udp dport 51841 drop; \
+         add chain inet block out { type filter hook output priority 0; }; \
+         add rule inet block out udp sport 51841 drop");
+    let (done, report) = rotate(&mesh, "n1", &[]);
+    assert!(!done && report["rolled_back"] == 1 && report["finished"] == 0, "{report:#}");
+    assert_eq!(report["blocked_by"], serde_json::json!(["n2"]), "{report:#}");
+    assert_eq!(keys(&mesh, "n1"), before);
+    mesh.daemon("n1").wait_log("RotationBlocked", WITHIN).unwrap();
+    nft("delete table inet block");
+    let (done, report) = rotate(&mesh, "n1", &[]);
+    assert!(done && report["finished"] == 1 && report["blocked_by"] == serde_json::json!([]), "{report:#}");
+    thread::sleep(Duration::from_millis(300));
+    let report = stream.stop();
+    assert_eq!(report.lost, report.overflowed, "{report:?}");
+}
+
+/// A dead peer is not waited for, and finds the others again when it is back.
+#[test]
+fn a_dead_peer_is_skipped() {
+    let mut mesh = quick(3);
+    let before = keys(&mesh, "n1");
+    mesh.stop("n3", Signal::KILL).unwrap();
+    let (done, report) = rotate(&mesh, "n1", &[]);
+    assert!(done, "{report:#}");
+    assert!(keys(&mesh, "n1").iter().all(|key| !before.contains(key)));
+    mesh.daemon("n1").wait_log("silent; not waited for", WITHIN).unwrap();
+    mesh.start_with("n3", &QUICK).unwrap();
+    wait_whole(&mesh);
+    mesh.pods(&["a"]).unwrap();
+    must_pass(&mesh);
+}
+
+/// What an older state of the API server's store says of a node changes no peer that is alive.
+#[test]
+fn an_older_announcement_changes_nothing() {
+    let mesh = quick(2);
+    let pods = mesh.pods(&["a"]).unwrap();
+    let state = || {
+        let node = mesh.api().node("n2").unwrap();
+        node["metadata"]["annotations"]["meshd.dev/state"].as_str().unwrap().to_owned()
+    };
+    let old = state();
+    assert!(rotate(&mesh, "n2", &[]).0);
+    let new = state();
+    let stream = Stream::start(&pods[0].end(), &pods[1].end(), IpVersion::V4, 200).unwrap();
+    let patch = serde_json::json!({"metadata": {"annotations": {"meshd.dev/state": old}}});
+    mesh.api().patch_node("n2", &patch).unwrap();
+    let since = std::time::Instant::now();
+    while state() != new {
+        assert!(since.elapsed() < WITHIN, "n2 does not publish again: {}", state());
+        thread::sleep(Duration::from_millis(50));
+    }
+    thread::sleep(Duration::from_secs(1));
+    let report = stream.stop();
+    assert_eq!(report.lost, report.overflowed, "{report:?}");
+}
+
+/// A node whose keys are gone is back with new ones ten seconds after it says so.
+#[test]
+fn a_node_that_lost_its_keys_comes_back_with_others() {
+    let mut mesh = quick(2);
+    let before = keys(&mesh, "n2");
+    mesh.pods(&["a"]).unwrap();
+    assert!(rotate(&mesh, "n2", &[]).0, "so that its generation is above that of a new node");
+    mesh.stop("n2", Signal::KILL).unwrap();
+    mesh.node("n2").unwrap().command("rm").args(["-r", "/run/meshd/keys"]).run().unwrap();
+    mesh.start_with("n2", &QUICK).unwrap();
+    mesh.wait("n2", "published", WITHIN, |status| status["api"]["published"] == true);
+    let since = std::time::Instant::now();
+    wait_whole(&mesh);
+    must_pass(&mesh);
+    assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
+    assert!(keys(&mesh, "n2").iter().all(|key| !before.contains(key)));
+}
+
+/// A key that others may know is replaced at once, without asking anybody.
+#[test]
+fn an_emergency_replaces_both_keys_at_once() {
+    let mut mesh = quick(3);
+    mesh.pods(&["a"]).unwrap();
+    // Nobody could acknowledge.
+    mesh.stop("n3", Signal::KILL).unwrap();
+    let before = keys(&mesh, "n1");
+    let (done, report) = rotate(&mesh, "n1", &["--emergency"]);
+    assert!(done && report["last_milliseconds"].as_u64().unwrap() < 3000, "{report:#}");
+    assert!(keys(&mesh, "n1").iter().all(|key| !before.contains(key)));
+    mesh.start_with("n3", &QUICK).unwrap();
+    wait_whole(&mesh);
+    must_pass(&mesh);
+}
+
+/// What pods send to the control port of any node is not heard.
+#[test]
+fn pods_can_not_speak_on_the_control_channel() {
+    let mesh = quick(2);
+    let pods = mesh.pods(&["a"]).unwrap();
+    let strangers = |node: &str| mesh.status(node).unwrap()["control"]["strangers"].as_u64().unwrap();
+    let heard = |node: &str| mesh.status(node).unwrap()["control"]["heard"].as_u64().unwrap();
+    let before: Vec<_> = ["n1", "n2"].iter().map(|node| (strangers(node), heard(node))).collect();
+    for pod in &pods {
+        for target in ["10.244.1.1", "10.244.2.1"] {
+            // An Ask with number 7, with all the hops that a pod can give it.
+            let script = format!(
+                "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
+                 s.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255); \
+                 [s.sendto(bytes([1, 0, 7]), ('{target}', 51842)) for _ in range(50)]"
+            );
+            pod.command("python3").args(["-c", &script]).run().unwrap();
+        }
+    }
+    thread::sleep(Duration::from_millis(500));
+    let after: Vec<_> = ["n1", "n2"].iter().map(|node| (strangers(node), heard(node))).collect();
+    assert_eq!(after, before);
+    // The control: nodes do hear each other.
+    assert!(rotate(&mesh, "n1", &[]).0);
+    assert!(heard("n1") > before[0].1);
+}

@@ -1,0 +1,84 @@
+//! Keys are replaced under traffic: nothing is lost, nothing is in clear, the old keys are gone, and whatever breaks
+//! on the way leaves a mesh that works.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod crash;
+mod destroyed;
+mod faults;
+mod hitless;
+
+use std::time::Duration;
+
+use lab::mesh::Mesh;
+use lab::{Flow, IpVersion, Lab, Protocol};
+use serde_json::Value;
+
+/// Short steps, so that a rotation takes seconds. What they wait for is the same.
+const QUICK: [&str; 4] = ["--rotation-drain", "500ms", "--rotation-timeout", "4s"];
+/// How long a mesh may take to be whole again.
+const WITHIN: Duration = Duration::from_secs(30);
+
+fn quick(nodes: u8) -> Mesh {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(nodes).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &QUICK).unwrap();
+    }
+    mesh.wait_formed();
+    mesh
+}
+
+/// The public keys of a node that are in use, slot a first.
+fn keys(mesh: &Mesh, node: &str) -> Vec<String> {
+    let status = mesh.status(node).unwrap();
+    let slots = ["a", "b"].map(|slot| status["slots"][slot]["key"].as_str().unwrap().to_owned());
+    slots.to_vec()
+}
+
+/// `meshd rotate -o json` on a node, with whether it succeeded.
+fn rotate(mesh: &Mesh, node: &str, flags: &[&str]) -> (bool, Value) {
+    let command = mesh.node(node).unwrap().command(lab::bin("meshd").unwrap());
+    let output = command.args(["rotate", "-o", "json"]).args(flags).output().unwrap();
+    let report = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
+        panic!("{node}: {error}: {}", String::from_utf8_lossy(&output.stderr));
+    });
+    (output.status.success(), report)
+}
+
+/// Waits until no rotation is on its way and every node knows the present keys of every other.
+fn wait_whole(mesh: &Mesh) {
+    let names = mesh.node_names();
+    for node in &names {
+        mesh.wait(node, "no rotation", WITHIN, |status| {
+            status["rotation"]["step"] == "steady"
+                && status["rotation"]["busy"] == false
+                && status["api"]["published"] == true
+                && status["ready"] == true
+        });
+    }
+    for node in &names {
+        for peer in names.iter().filter(|peer| *peer != node) {
+            let wanted = keys(mesh, peer);
+            mesh.wait(node, &format!("knows the keys of {peer}"), WITHIN, |status| {
+                let peers = status["peers"].as_array().unwrap();
+                let found = peers.iter().find(|found| found["node"] == peer.as_str());
+                found.is_some_and(|found| {
+                    ["a", "b"]
+                        .iter()
+                        .zip(&wanted)
+                        .all(|(slot, key)| found["slots"][slot]["key"] == key.as_str())
+                })
+            });
+        }
+    }
+}
+
+/// A pod on every node reaches every other.
+fn must_pass(mesh: &Mesh) {
+    let pods: Vec<_> = mesh.nodes().iter().flat_map(|node| node.pods()).collect();
+    for from in &pods {
+        for to in pods.iter().filter(|to| to.node().name() != from.node().name()) {
+            Flow::new(&from.end(), &to.end(), IpVersion::V4, Protocol::Tcp).must_pass();
+        }
+    }
+}
