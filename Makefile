@@ -38,6 +38,12 @@ bench-cni: ## time of an ADD beside that of Debian's ptp with host-local, and th
 	. scripts/apt.sh && install_missing "/usr/lib/cni/ptp containernetworking-plugins"
 	cargo bench --locked --package cni --bench add
 
+.PHONY: prove-rotation
+prove-rotation: ## replace keys 26 times under traffic and count every packet; writes target/rotation
+	scripts/setup.sh demo
+	cargo build --locked --workspace --bins
+	$(TARGET)/debug/prove-rotation
+
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
 	scripts/fuzz.sh
