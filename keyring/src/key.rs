@@ -211,6 +211,33 @@ impl fmt::Display for Fingerprint {
     }
 }
 
+impl FromStr for Fingerprint {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        if text.len() != 16 || !text.bytes().all(lower) {
+            return Err(KeyError::Fingerprint);
+        }
+        u64::from_str_radix(text, 16)
+            .map(|number| Self(number.to_be_bytes()))
+            .map_err(|_| KeyError::Fingerprint)
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Fingerprint({self})")
@@ -245,6 +272,9 @@ pub enum KeyError {
     /// A character outside the alphabet, wrong padding, or unused bits that are not zero.
     #[error("key is not canonical base64")]
     Base64,
+    /// Not the fingerprint of a key.
+    #[error("fingerprint: expected 16 lower-case hexadecimal digits")]
+    Fingerprint,
     /// All bytes are zero.
     #[error("key is all zeros")]
     Zero,

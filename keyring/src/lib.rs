@@ -13,6 +13,7 @@
 //! A private or preshared key has no `Debug` that shows it, no `Display`, no `Serialize` and no `Clone`.
 //! It is wiped from memory when it is dropped.
 
+pub mod audit;
 mod key;
 mod ring;
 pub mod rotation;

@@ -157,7 +157,7 @@ mod tests {
             assert!(secret.count(&hay) > 0);
             assert_eq!(other.count(&hay), 0);
         }
-        assert_eq!(Secret::from_base64("c2hvcnQ=").is_none(), true);
+        assert!(Secret::from_base64("c2hvcnQ=").is_none());
     }
 
     #[test]

@@ -170,7 +170,7 @@ fn read(message: &LinkMessage) -> LinkState {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Mtu(mtu) => state.mtu = *mtu,
-            LinkAttribute::Stats64(stats) => state.received = stats.rx_packets,
+            LinkAttribute::Stats64(counted) => state.received = counted.rx_packets,
             LinkAttribute::LinkInfo(infos) => {
                 state.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind_name(kind)),

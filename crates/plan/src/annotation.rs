@@ -323,7 +323,9 @@ impl AnnotationError {
             Self::Json { .. } => "annotation-json",
             Self::Version { .. } => "annotation-version",
             Self::Key { source, .. } => match source {
-                KeyError::Length { .. } | KeyError::Base64 | KeyError::Random(_) => "key-base64",
+                KeyError::Length { .. } | KeyError::Base64 | KeyError::Fingerprint | KeyError::Random(_) => {
+                    "key-base64"
+                }
                 KeyError::Zero => "key-zero",
                 KeyError::LowOrder => "key-low-order",
             },

@@ -1,6 +1,7 @@
 //! The Kubernetes side: Nodes in, own annotations out, and what the API server lets this daemon do.
 
 pub mod connect;
+pub mod events;
 pub mod fence;
 pub mod nodes;
 pub mod publish;

@@ -1,21 +1,13 @@
 //! Control messages: one byte of version, then the message, then zeros if it is to be longer.
 
 use keyring::Slot;
+use keyring::audit::Head;
 use serde::{Deserialize, Serialize};
 
 /// The version that this code writes and reads.
 const VERSION: u8 = 1;
 /// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP (1280 - 40 - 8).
 pub(crate) const LONGEST: usize = 1232;
-
-/// Where a node's audit trail ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Head {
-    /// Number of its last line.
-    pub(crate) sequence: u64,
-    /// Hash of its last line.
-    pub(crate) hash: [u8; 32],
-}
 
 /// What nodes say to each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,9 +25,9 @@ pub(crate) enum Message {
         seen: u64,
         /// The slot that this node sends to the asker on.
         tx: Slot,
-        /// The end of this node's audit trail, for the asker to remember.
-        head: Option<Head>,
     },
+    /// "My audit trail ends here; remember it."
+    Head(Head),
 }
 
 impl Message {
@@ -86,11 +78,10 @@ mod tests {
     use super::*;
 
     fn messages() -> [Message; 3] {
-        let head = Head { sequence: 77, hash: [0xa5; 32] };
         [
             Message::Ask { nonce: u64::MAX },
-            Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B, head: Some(head) },
-            Message::Answer { nonce: 0, seen: 0, tx: Slot::A, head: None },
+            Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
+            Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
         ]
     }
 

@@ -69,7 +69,7 @@ impl Channel {
         match Socket::open(&place, self.port, slot, self.heard.clone()) {
             Ok(socket) => *standing = Some(socket),
             Err(error) => {
-                warn!(%slot, cause = %Chain(&error), "no control channel on this slot; will try again")
+                warn!(%slot, cause = %Chain(&error), "no control channel on this slot; will try again");
             }
         }
     }

@@ -51,6 +51,7 @@ pub(super) fn command() -> Command {
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd keys -o json | jq '.keys[].age_seconds'"),
         )
+        .subcommand(audit())
         .subcommand(configured(
             Command::new("uninstall")
                 .about("Remove everything that meshd made on this node, the guard last")
@@ -85,6 +86,88 @@ pub(super) fn command() -> Command {
                 ),
         )
         .subcommand(Command::new("options").about("Print the options of `meshd run` as a page of documentation"))
+}
+
+/// `meshd audit` with its own subcommands.
+fn audit() -> Command {
+    let trail = || {
+        Arg::new("trail")
+            .long("trail")
+            .value_name("PLACE")
+            .default_value("/var/lib/meshd/audit")
+            .value_parser(value_parser!(PathBuf))
+            .help("Folder of a trail, or one of its files")
+    };
+    let filters = |command: Command| {
+        command
+            .arg(trail())
+            .arg(Arg::new("node").long("node").value_name("NAME").help("Only what concerns this node"))
+            .arg(Arg::new("key").long("key").value_name("FINGERPRINT").help("Only what concerns this key"))
+            .arg(
+                Arg::new("since")
+                    .long("since")
+                    .value_name("TIME")
+                    .value_parser(crate::config::time)
+                    .help("Only the last of it, such as 90s, 24h or 30d"),
+            )
+    };
+    Command::new("audit")
+        .about("Read the audit trail of keys; works without a daemon")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("verify")
+                .about("Check that a trail is whole, and that it agrees with what other nodes remember of it")
+                .arg(trail())
+                .arg(
+                    Arg::new("witness")
+                        .long("witness")
+                        .value_name("PLACE")
+                        .action(ArgAction::Append)
+                        .value_parser(value_parser!(PathBuf))
+                        .help("Trail of another node, as often as there are some"),
+                )
+                .arg(output_argument())
+                .after_help(
+                    "Example:\n  meshd audit verify --trail n1/audit --witness n2/audit --witness n3/audit",
+                ),
+        )
+        .subcommand(
+            filters(Command::new("show").about("Show events"))
+                .arg(output_argument())
+                .after_help("Example:\n  meshd audit show --node n2 --since 24h"),
+        )
+        .subcommand(
+            filters(Command::new("export").about("Print events in a form that other tools read"))
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .value_name("FORM")
+                        .value_parser(PossibleValuesParser::new(["jsonl", "csv", "ocsf"]))
+                        .default_value("jsonl")
+                        .help("JSON Lines, comma-separated values, or Open Cybersecurity Schema Framework"),
+                )
+                .after_help("Example:\n  meshd audit export --format ocsf --since 24h"),
+        )
+        .subcommand(
+            Command::new("report")
+                .about(
+                    "One page for an auditor: which keys were in use when, and whether the old ones are gone",
+                )
+                .arg(trail().action(ArgAction::Append).help(
+                    "Folder of a trail, as often as there are some; one node's trail tells of all its peers",
+                ))
+                .arg(
+                    Arg::new("max-age")
+                        .long("max-age")
+                        .value_name("TIME")
+                        .value_parser(crate::config::time)
+                        .default_value("48h")
+                        .help("Age above which a key is called too old"),
+                )
+                .arg(output_argument())
+                .after_help("Example:\n  meshd audit report --trail n1/audit --trail n2/audit --max-age 30d"),
+        )
 }
 
 /// Adds the options of the daemon and the configuration file.

@@ -1,6 +1,7 @@
 //! The command line: what each subcommand takes, and which room does its work.
 
 mod arguments;
+mod audit;
 mod output;
 mod query;
 mod rotate;
@@ -30,7 +31,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match dispatch(&matches) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let code = if matches!(error, CommandError::Config(_)) {
                 ExitCode::from(EX_USAGE)
@@ -43,17 +44,19 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(matches: &ArgMatches) -> Result<(), CommandError> {
-    match matches.subcommand() {
+fn dispatch(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
+    let done = match matches.subcommand() {
         Some(("run", matches)) => run::run(matches),
         Some(("status", matches)) => query::status(matches),
         Some(("plan", matches)) => query::plan(matches),
         Some(("rotate", matches)) => rotate::rotate(matches),
         Some(("keys", matches)) => rotate::keys(matches),
+        Some(("audit", matches)) => return audit::audit(matches),
         Some(("uninstall", matches)) => run::uninstall(matches),
         Some(("tunnel", matches)) => run::tunnel(matches),
         _ => output::print(&crate::config::reference()),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Why a subcommand ended without doing its work.
@@ -74,6 +77,9 @@ pub enum CommandError {
     /// The running daemon did not answer.
     #[error(transparent)]
     Query(#[from] crate::control::QueryError),
+    /// A trail could not be read.
+    #[error(transparent)]
+    Trail(#[from] keyring::audit::TrailError),
     /// A rotation was given up.
     #[error("the rotation was rolled back because of {}: alive, but not answering over the new key; see the log, and check that both UDP ports are open", nodes.join(", "))]
     Blocked {

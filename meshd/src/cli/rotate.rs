@@ -8,8 +8,8 @@ use clap::ArgMatches;
 
 use super::{CommandError, arguments, output};
 use crate::control::{self, Request};
-use crate::status::Status;
 use crate::status::rotation::{RotationStatus, keys_table, line};
+use crate::status::{PeerStatus, Status};
 
 /// How often the daemon is asked how far it is.
 const LOOK: Duration = Duration::from_millis(200);
@@ -67,39 +67,32 @@ fn follow(socket: &Path, before: &RotationStatus) -> Result<RotationStatus, Comm
     }
 }
 
+/// What a rotation would do and wait for.
 fn preview(status: &Status) -> String {
     let rotation = &status.rotation;
-    let mut text = String::new();
+    let mut lines = Vec::new();
     if rotation.busy {
-        text += &format!("a rotation is on its way: {}\n", line(rotation));
+        lines.push(format!("a rotation is on its way: {}", line(rotation)));
     }
     if !rotation.waits_for.is_empty() {
-        text += &format!("would wait until {} are through\n", rotation.waits_for.join(", "));
+        lines.push(format!("would wait until {} are through", rotation.waits_for.join(", ")));
     }
     if !status.api.published {
-        text += "would wait until this node's announcement is published\n";
+        lines.push("would wait until this node's announcement is published".to_owned());
     }
-    let silent: Vec<&str> = status
-        .peers
-        .iter()
-        .filter(|peer| {
-            peer.slots.iter().all(|(_, slot)| slot.as_ref().is_none_or(|slot| slot.handshake_age.is_none()))
-        })
-        .map(|peer| peer.node.as_str())
-        .collect();
+    let never_heard = |peer: &&PeerStatus| {
+        peer.slots.iter().all(|(_, slot)| slot.as_ref().is_none_or(|slot| slot.handshake_age.is_none()))
+    };
+    let silent: Vec<&str> = status.peers.iter().filter(never_heard).map(|peer| peer.node.as_str()).collect();
     if !silent.is_empty() {
-        text += &format!("never heard of, skipped if they stay silent: {}\n", silent.join(", "));
+        lines.push(format!("never heard of, skipped if they stay silent: {}", silent.join(", ")));
     }
     for key in &rotation.keys {
-        text += &format!(
-            "would replace key {} of slot {} ({}, {} s old)\n",
-            key.key.fingerprint(),
-            key.slot,
-            key.state,
-            key.age_seconds
-        );
+        let (fingerprint, slot, state, age) = (key.key.fingerprint(), key.slot, &key.state, key.age_seconds);
+        lines.push(format!("would replace key {fingerprint} of slot {slot} ({state}, {age} s old)"));
     }
-    text + &format!("{} peers would have to acknowledge; nothing was changed\n", status.peers.len())
+    lines.push(format!("{} peers would have to acknowledge; nothing was changed", status.peers.len()));
+    lines.join("\n") + "\n"
 }
 
 fn status(socket: &Path) -> Result<Status, CommandError> {

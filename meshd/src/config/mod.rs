@@ -14,6 +14,8 @@ use keyring::rotation::Policy;
 use plan::network::LinkName;
 
 pub use options::{OPTIONS, OptionSpec, reference};
+pub(crate) use value::time;
+
 pub use read::{ConfigError, Source, Sources, from_sources};
 
 /// Everything that the daemon is told from outside, checked.

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use plan::network::LinkName;
 
 /// What was expected where a value could not be taken.
-pub(super) type Expected = &'static str;
+pub(crate) type Expected = &'static str;
 
 pub(super) fn list<T>(text: &str, one: impl Fn(&str) -> Result<T, Expected>) -> Result<Vec<T>, Expected> {
     text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(one).collect()
@@ -62,7 +62,7 @@ pub(super) fn priority(text: &str) -> Result<u32, Expected> {
     }
 }
 
-pub(super) fn time(text: &str) -> Result<Duration, Expected> {
+pub(crate) fn time(text: &str) -> Result<Duration, Expected> {
     const EXPECTED: Expected = "a time such as 500ms, 90s, 10m, 24h, 30d or 0";
     if text == "0" {
         return Ok(Duration::ZERO);

@@ -17,7 +17,7 @@ use crate::fault;
 #[derive(Debug)]
 pub(super) struct Keys {
     store: FileStore,
-    keys: NodeKeys,
+    ring: NodeKeys,
     policy: Policy,
     started: Instant,
     chance: u64,
@@ -52,7 +52,7 @@ impl Keys {
         getrandom::fill(&mut chance).map_err(KeyError::Random)?;
         Ok(Self {
             store,
-            keys,
+            ring: keys,
             policy,
             started: Instant::now(),
             chance: u64::from_be_bytes(chance),
@@ -74,7 +74,7 @@ impl Keys {
         }
         let own = PeerId::new(uid.as_str());
         let (machine, effects) =
-            Rotation::resume(self.policy, own, self.keys.journal.clone(), self.chance, self.now());
+            Rotation::resume(self.policy, own, self.ring.journal.clone(), self.chance, self.now());
         self.machine = Some((uid.clone(), machine));
         self.stances.clear();
         self.peers.clear();
@@ -96,7 +96,7 @@ impl Keys {
         let stances: BTreeMap<PeerId, Stance> = stances.map(|stance| (stance.id.clone(), stance)).collect();
         let peers: BTreeSet<PeerId> = stances.keys().cloned().collect();
         if peers != self.peers {
-            self.peers = peers.clone();
+            self.peers.clone_from(&peers);
             self.tell(Input::Peers(peers));
         }
         let former = std::mem::replace(&mut self.stances, stances.clone());
@@ -133,7 +133,7 @@ impl Keys {
                 Effect::Ask(ask) => self.asks.push(ask),
                 Effect::Destroy(record) => {
                     fault::point("destroy.before");
-                    if !self.keys.destroy(&record.key) {
+                    if !self.ring.destroy(&record.key) {
                         error!(key = %record.key.fingerprint(), "a key that the journal names was to be destroyed");
                     }
                 }
@@ -147,16 +147,16 @@ impl Keys {
     }
 
     fn generate(&mut self, count: usize) -> Result<Vec<PublicKey>, KeyError> {
-        (0..count).map(|_| Ok(self.keys.hold(PrivateKey::generate()?))).collect()
+        (0..count).map(|_| Ok(self.ring.hold(PrivateKey::generate()?))).collect()
     }
 
     /// The journal goes to disk before anybody hears of it.
     fn persist(&mut self, journal: Journal) -> Input {
         fault::point("journal.before");
-        let former = std::mem::replace(&mut self.keys.journal, journal);
-        if let Err(error) = self.store.save(&self.keys) {
+        let former = std::mem::replace(&mut self.ring.journal, journal);
+        if let Err(error) = self.store.save(&self.ring) {
             error!(cause = %Chain(&error), "the rotation's next step can't be kept; the present one stays");
-            self.keys.journal = former;
+            self.ring.journal = former;
             return Input::PersistFailed;
         }
         fault::point("journal.after");
@@ -165,17 +165,17 @@ impl Keys {
 
     /// The public key of each slot.
     pub(super) fn public(&self) -> PerSlot<PublicKey> {
-        PerSlot::from_fn(|slot| self.keys.journal.slots.get(slot).key)
+        PerSlot::from_fn(|slot| self.ring.journal.slots.get(slot).key)
     }
 
     /// The private key that belongs to a public one, if it is ours.
     pub(super) fn private(&self, public: &PublicKey) -> Option<&PrivateKey> {
-        self.keys.private(public)
+        self.ring.private(public)
     }
 
     /// What stands on disk, and so what is or will be announced.
     pub(super) const fn journal(&self) -> &Journal {
-        &self.keys.journal
+        &self.ring.journal
     }
 
     /// Whether the journal may be announced: the node is as it says.

@@ -6,6 +6,7 @@
 //!  kernel and engines ──▶ observe ──────────┘
 //! ```
 
+mod audit;
 mod cluster;
 mod cni_files;
 mod devices;
@@ -35,7 +36,7 @@ use crate::status::Status;
 
 pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
 pub(crate) use keys::KeysError;
-use reconcile::Reconciler;
+use reconcile::{Reconciler, Ways};
 
 /// How long changes are gathered before the loop acts on them.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -54,6 +55,7 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let keys = keys::Keys::open(&config.key_dir, config.rotation)?;
+    let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
 
     let socket = config.run_dir.join("meshd.sock");
@@ -68,8 +70,11 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     let (status_in, status) = watch::channel(Status::default());
     let (turned_in, turned) = watch::channel(Instant::now());
     let (heard_in, heard) = mpsc::channel(QUEUE * 4);
+    let (tellings_in, tellings) = mpsc::channel(QUEUE);
+    let name = NodeName::new(config.node_name.clone());
     let tasks = [
-        tokio::spawn(api::nodes::watch(client.clone(), NodeName::new(config.node_name.clone()), changes_in)),
+        tokio::spawn(api::nodes::watch(client.clone(), name.clone(), changes_in)),
+        tokio::spawn(api::events::run(client.clone(), name, tellings)),
         tokio::spawn(api::publish::run(client.clone(), wanted)),
         tokio::spawn(control::serve(listener, asked_in)),
         tokio::spawn(async move {
@@ -80,7 +85,8 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     ];
     info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
-    let reconciler = Reconciler::new(config, keys, host, client, server, wanted_in, heard_in);
+    let ways = Ways { wanted: wanted_in, heard: heard_in, tellings: tellings_in };
+    let reconciler = Reconciler::new(config, (keys, audit), host, (client, server), ways);
     let mut run = Loop { reconciler, changes, asked, notices, heard, status: status_in, turned: turned_in };
     let ended = run.turn_until(&mut stop).await;
     for task in tasks {
@@ -189,6 +195,9 @@ pub enum DaemonError {
     /// There are no usable keys.
     #[error(transparent)]
     Keys(#[from] KeysError),
+    /// The audit trail can't be written.
+    #[error(transparent)]
+    Audit(#[from] keyring::audit::TrailError),
     /// There is no client for the API server.
     #[error(transparent)]
     Connect(#[from] api::connect::ConnectError),

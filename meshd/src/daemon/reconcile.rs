@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use keyring::audit::NodeRef;
 use keyring::rotation::{Cause, Input, PeerId, slot_for};
 use keyring::{PerSlot, Slot};
 use linux::sysctl::Sysctls;
@@ -18,12 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::audit::Audit;
 use super::cluster::Cluster;
 use super::devices::Devices;
 use super::keys::Keys;
 use super::outcome::Outcome;
-use super::talk::{Heed, Talk, heed};
+use super::talk::{Heed, Said, Talk, heed};
 use super::{observe, perform, publication};
+use crate::api::events::Telling;
 use crate::api::fence::{self, Fence};
 use crate::api::nodes::{self, Change};
 use crate::api::publish::Publication;
@@ -50,6 +53,8 @@ pub(super) struct Reconciler {
     host: Handle,
     devices: Devices,
     talk: Talk,
+    audit: Audit,
+    tellings: mpsc::Sender<Telling>,
     cluster: Cluster,
     cache: Cache,
     client: kube::Client,
@@ -58,6 +63,16 @@ pub(super) struct Reconciler {
     started: Instant,
     asked: Option<Instant>,
     outcome: Outcome,
+}
+
+/// Where the loop's results go.
+pub(super) struct Ways {
+    /// What our Node should say.
+    pub(super) wanted: watch::Sender<Option<Publication>>,
+    /// What the control channel hears, on its way back to the loop.
+    pub(super) heard: mpsc::Sender<Heard>,
+    /// What becomes an Event.
+    pub(super) tellings: mpsc::Sender<Telling>,
 }
 
 /// What one turn wants, sees and would do.
@@ -89,13 +104,12 @@ impl Reconciler {
     /// Starts from what was remembered. `server` is the API server's address, if the client knows it.
     pub(super) fn new(
         config: Config,
-        keys: Keys,
+        (keys, audit): (Keys, Audit),
         host: Handle,
-        client: kube::Client,
-        server: Option<IpAddr>,
-        wanted: watch::Sender<Option<Publication>>,
-        heard: mpsc::Sender<Heard>,
+        (client, server): (kube::Client, Option<IpAddr>),
+        ways: Ways,
     ) -> Self {
+        let Ways { wanted, heard, tellings } = ways;
         let cache = Cache::in_folder(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let memory = match cache.load() {
@@ -118,6 +132,8 @@ impl Reconciler {
         Self {
             devices: Devices::new(config.wireguard_dir.clone()),
             talk: Talk::new(config.control_port, heard),
+            audit,
+            tellings,
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::default(),
             started: Instant::now(),
@@ -187,6 +203,7 @@ impl Reconciler {
         }
         self.publish().await;
         self.converse(&turn.desired).await;
+        self.account(&turn.admission);
         self.outcome.look(&turn.admission, &turn.underlay, &turn.desired, &turn.observed, &mut self.devices);
         if let Err(error) =
             self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired)
@@ -219,7 +236,9 @@ impl Reconciler {
         }
         self.talk.learn(admission);
         self.keys.see(admission.world.peers.values().map(publication::stance));
-        self.keys.tell(Input::Connected(self.cluster.is_listed() && self.outcome.api_error.is_none()));
+        // Without a trail nothing is done that would have to stand in it.
+        let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
+        self.keys.tell(Input::Connected(connected && self.audit.is_kept()));
     }
 
     /// The slot to send to each peer on, by what both announce and by which keys have been heard from.
@@ -250,9 +269,36 @@ impl Reconciler {
 
     /// Takes a message from a peer.
     pub(super) fn hear(&mut self, heard: &Heard) {
-        if let Some(input) = self.talk.hear(heard) {
-            self.keys.tell(input);
-            self.talk.ask(self.keys.take_asks());
+        match self.talk.hear(heard) {
+            Some(Said::OfKeys(input)) => {
+                self.keys.tell(input);
+                self.talk.ask(self.keys.take_asks());
+            }
+            Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
+            None => {}
+        }
+    }
+
+    /// Writes down what happened to keys, and lets peers and the API server know where the trail ends.
+    fn account(&mut self, admission: &Admission) {
+        self.audit.own(&self.keys.take_notes(), self.keys.journal().generation);
+        self.audit.witness(admission);
+        let Some(own) = self.cluster.own_record() else { return };
+        let (uid, name) = (own.uid.clone(), own.name.to_string());
+        self.audit.write(&NodeRef { uid: PeerId::new(uid.as_str()), name });
+        if let Some(head) = self.audit.take_tell() {
+            self.talk.tell_head(&head);
+        }
+        if let Some(head) = self.audit.take_anchor() {
+            let message = format!(
+                "generation {}; the audit trail ends at line {} with {head}",
+                self.keys.journal().generation,
+                head.seq
+            );
+            let blocked = self.keys.rotation().is_some_and(|rotation| rotation.blocked().is_some());
+            let reason = if blocked { "RotationBlocked" } else { "KeysRotated" };
+            // Full while the API server is away: an Event is not worth waiting for.
+            let _ = self.tellings.try_send(Telling { uid, warning: blocked, reason, message });
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use keyring::Slot;
+use keyring::audit::Head;
 use keyring::rotation::{Ask, Input, PeerId};
 use linux::{Handle, HostError};
 use plan::admission::{Admission, Member};
@@ -22,6 +23,15 @@ pub(super) struct Heed {
     pub(super) generation: u64,
     /// The slot of the routes to it.
     pub(super) tx: Slot,
+}
+
+/// What a message comes to.
+#[derive(Clone, Debug)]
+pub(super) enum Said {
+    /// Something for the rotation.
+    OfKeys(Input),
+    /// Where a peer's audit trail ends.
+    OfTrail(PeerId, Head),
 }
 
 /// The channel, and who is who on it.
@@ -109,8 +119,17 @@ impl Talk {
         }
     }
 
-    /// Answers a question at once; an answer becomes something for the rotation.
-    pub(super) fn hear(&mut self, heard: &Heard) -> Option<Input> {
+    /// Tells every peer where this node's audit trail ends.
+    pub(super) fn tell_head(&self, head: &Head) {
+        for (peer, address) in &self.addresses {
+            if let Some(heed) = self.heeded.get(peer) {
+                self.channel.send(heed.tx, *address, &Message::Head(*head));
+            }
+        }
+    }
+
+    /// Answers a question at once; anything else becomes something for the rotation or the audit trail.
+    pub(super) fn hear(&mut self, heard: &Heard) -> Option<Said> {
         let Some(peer) = self.peers.get(&heard.from) else {
             self.counts.strangers += 1;
             return None;
@@ -119,14 +138,16 @@ impl Talk {
         match heard.message {
             Message::Ask { nonce } => {
                 if let Some(Heed { generation, tx }) = self.heeded.get(peer) {
-                    let answer = Message::Answer { nonce, seen: *generation, tx: *tx, head: None };
+                    let answer = Message::Answer { nonce, seen: *generation, tx: *tx };
                     self.channel.send(heard.over, heard.from, &answer);
                 }
-                Some(Input::Heard(peer.clone()))
+                Some(Said::OfKeys(Input::Heard(peer.clone())))
             }
-            Message::Answer { nonce, seen, tx, head: _ } => {
-                Some(Input::Answer { peer: peer.clone(), nonce, seen, tx, over: heard.over, protected: true })
+            Message::Answer { nonce, seen, tx } => {
+                let (peer, over) = (peer.clone(), heard.over);
+                Some(Said::OfKeys(Input::Answer { peer, nonce, seen, tx, over, protected: true }))
             }
+            Message::Head(end) => Some(Said::OfTrail(peer.clone(), end)),
         }
     }
 }

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod audited;
 mod crash;
 mod destroyed;
 mod faults;
@@ -11,7 +12,7 @@ mod hitless;
 use std::time::Duration;
 
 use lab::mesh::Mesh;
-use lab::{Flow, IpVersion, Lab, Protocol};
+use lab::{Flow, IpVersion, Lab, Node, Protocol};
 use serde_json::Value;
 
 /// Short steps, so that a rotation takes seconds. What they wait for is the same.
@@ -75,7 +76,7 @@ fn wait_whole(mesh: &Mesh) {
 
 /// A pod on every node reaches every other.
 fn must_pass(mesh: &Mesh) {
-    let pods: Vec<_> = mesh.nodes().iter().flat_map(|node| node.pods()).collect();
+    let pods: Vec<_> = mesh.nodes().iter().flat_map(Node::pods).collect();
     for from in &pods {
         for to in pods.iter().filter(|to| to.node().name() != from.node().name()) {
             Flow::new(&from.end(), &to.end(), IpVersion::V4, Protocol::Tcp).must_pass();

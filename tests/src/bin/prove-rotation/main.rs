@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::mesh::Mesh;
-use lab::{ApiKind, Capture, Connection, Family, IpVersion, Lab, Stream, sandbox};
+use lab::{ApiKind, Capture, Connection, Family, IpVersion, Lab, Node, Stream, sandbox};
 use picture::Sample;
 use serde_json::{Value, json};
 
@@ -113,7 +113,7 @@ fn prove() -> Result<bool, Failure> {
 }
 
 fn start(mesh: &Mesh) -> Result<Traffic, Failure> {
-    let ends: Vec<_> = mesh.nodes().iter().flat_map(|node| node.pods()).map(|pod| pod.end()).collect();
+    let ends: Vec<_> = mesh.nodes().iter().flat_map(Node::pods).map(|pod| pod.end()).collect();
     let mut pairs = Vec::new();
     for (from_at, from) in ends.iter().enumerate() {
         for (_, to) in ends.iter().enumerate().filter(|(to_at, _)| *to_at != from_at) {

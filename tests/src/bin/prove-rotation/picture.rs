@@ -104,7 +104,7 @@ fn steps(samples: &[Sample]) -> Vec<(String, f64, f64)> {
 fn rates(samples: &[Sample], value: &dyn Fn(&Sample) -> u64) -> Vec<(f64, f64)> {
     let rate = |pair: &[Sample]| {
         let [before, after] = pair else { return None };
-        let seconds = (after.at - before.at).as_secs_f64();
+        let seconds = after.at.saturating_sub(before.at).as_secs_f64();
         // Counts of seconds are far below what a float holds.
         #[expect(clippy::cast_precision_loss, reason = "a picture")]
         let grown = value(after).saturating_sub(value(before)) as f64;

@@ -1,0 +1,301 @@
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sha2::{Digest as _, Sha256};
+
+use super::*;
+use crate::rotation::{Cause, Note, PeerId, Stance};
+use crate::{PerSlot, PrivateKey, PublicKey, Slot};
+
+fn node(name: &str) -> NodeRef {
+    NodeRef { uid: PeerId::new(format!("uid-{name}")), name: name.to_owned() }
+}
+
+fn key() -> PublicKey {
+    PrivateKey::generate().unwrap().public()
+}
+
+/// A whole rotation as the machine tells it.
+fn rotation(old: PerSlot<PublicKey>, new: PerSlot<PublicKey>) -> Vec<Event> {
+    let peer = PeerId::new("uid-n2");
+    let mut notes = vec![Note::Begun(Cause::Request)];
+    for slot in [Slot::B, Slot::A] {
+        notes.extend([
+            Note::Staged(slot, *new.get(slot)),
+            Note::Draining(slot, *old.get(slot)),
+            Note::Acknowledged(peer.clone(), slot),
+            Note::Installed(slot, *new.get(slot)),
+            Note::Verified(peer.clone(), slot, *new.get(slot)),
+            Note::Destroyed(slot, *old.get(slot), Duration::from_hours(24)),
+        ]);
+        if slot == Slot::B {
+            notes.push(Note::Active(slot, *new.get(slot)));
+        }
+    }
+    notes.push(Note::Finished(Duration::from_secs(3)));
+    notes.iter().map(|note| Event::of(note, 3)).collect()
+}
+
+fn started(keys: PerSlot<PublicKey>) -> Event {
+    Event::Started {
+        version: "0".to_owned(),
+        generation: 1,
+        keys: keys.map(|key| key.fingerprint()),
+        created: PerSlot { a: 100, b: 100 },
+        prefer: Slot::A,
+    }
+}
+
+/// A trail with a rotation in it, as the text of its only file.
+fn trail(name: &str) -> (tempfile::TempDir, String, PerSlot<PublicKey>, PerSlot<PublicKey>) {
+    let folder = tempfile::tempdir().unwrap();
+    let (old, new) = (PerSlot::from_fn(|_| key()), PerSlot::from_fn(|_| key()));
+    let (mut trail, _) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+    trail.append(200_000, "boot", &node(name), &[started(old)]).unwrap();
+    trail.append(201_000, "boot", &node(name), &rotation(old, new)).unwrap();
+    drop(trail);
+    let text = std::fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
+    (folder, text, old, new)
+}
+
+fn check(text: &str) -> Verdict {
+    verify(&[(PathBuf::from("audit.jsonl"), text.to_owned())])
+}
+
+#[test]
+fn a_whole_trail_has_no_finding() {
+    let (_folder, text, ..) = trail("n1");
+    let verdict = check(&text);
+    assert_eq!(verdict.findings, []);
+    assert_eq!(verdict.lines.len(), 16);
+    assert_eq!(verdict.node, Some(node("n1")));
+}
+
+#[test]
+fn the_hash_is_what_sha256sum_says() {
+    let (_folder, text, ..) = trail("n1");
+    let line = text.lines().nth(3).unwrap();
+    let (hashed, rest) = line.split_once(",\"hash\":\"").unwrap();
+    let mut hash = String::new();
+    for byte in Sha256::digest(hashed) {
+        write!(hash, "{byte:02x}").unwrap();
+    }
+    assert_eq!(rest, format!("{hash}\"}}"));
+}
+
+#[test]
+fn every_changed_byte_is_found_at_its_line() {
+    let (_folder, text, ..) = trail("n1");
+    let whole: Vec<&str> = text.lines().collect();
+    for (at, line) in whole.iter().enumerate() {
+        for byte in (0..line.len()).step_by(7) {
+            let mut bytes = line.as_bytes().to_vec();
+            bytes[byte] ^= 1;
+            let changed = String::from_utf8_lossy(&bytes).into_owned();
+            let lines: Vec<&str> =
+                whole.iter().enumerate().map(|(i, line)| if i == at { &changed } else { *line }).collect();
+            let findings = check(&lines.join("\n")).findings;
+            let first = findings.first().map(ToString::to_string).unwrap_or_default();
+            assert!(first.starts_with(&format!("audit.jsonl:{}:", at + 1)), "{at} {byte}: {first}");
+        }
+    }
+}
+
+#[test]
+fn deleted_swapped_repeated_and_foreign_lines_are_found() {
+    let (_folder, text, ..) = trail("n1");
+    let (_other, foreign, ..) = trail("n1");
+    let whole: Vec<&str> = text.lines().collect();
+    for at in 1..whole.len() - 1 {
+        let mut deleted = whole.clone();
+        deleted.remove(at);
+        let mut swapped = whole.clone();
+        swapped.swap(at, at + 1);
+        let mut repeated = whole.clone();
+        repeated.insert(at, whole[at]);
+        let mut strange = whole.clone();
+        strange[at] = foreign.lines().nth(at).unwrap();
+        for (what, lines) in
+            [("deleted", deleted), ("swapped", swapped), ("repeated", repeated), ("strange", strange)]
+        {
+            let findings = check(&lines.join("\n")).findings;
+            assert!(!findings.is_empty(), "{what} at {at}");
+            let first = findings[0].to_string();
+            assert!(
+                first.starts_with(&format!("audit.jsonl:{}:", at + 1 + usize::from(what == "repeated"))),
+                "{what} at {at}: {first}"
+            );
+        }
+    }
+    let appended = format!("{text}{}", text.lines().next().unwrap());
+    assert!(matches!(check(&appended).findings[..], [Finding::Order { .. }]));
+    assert_eq!(check("").findings, [Finding::Empty]);
+}
+
+#[test]
+fn a_cut_tail_an_older_copy_and_a_rewritten_trail_are_found_by_a_witness() {
+    let (_folder, text, old, _) = trail("n1");
+    let whole = check(&text);
+    let folder = tempfile::tempdir().unwrap();
+    let (mut witness, _) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+    let seen = Event::head_of(PeerId::new("uid-n1"), &whole.head());
+    witness.append(1, "boot", &node("n2"), &[started(old), seen]).unwrap();
+    let witness = verify(&read(folder.path()).unwrap());
+    assert_eq!(against_witness(&whole, &witness), []);
+    for keep in 1..16 {
+        let cut: Vec<&str> = text.lines().take(keep).collect();
+        let cut = check(&cut.join("\n"));
+        assert_eq!(cut.findings, [], "the chain alone can't tell");
+        let finding = WitnessFinding::CutOff {
+            witness: "n2".to_owned(),
+            seen: 16,
+            found: u64::try_from(keep).unwrap(),
+        };
+        assert_eq!(against_witness(&cut, &witness), [finding]);
+    }
+    // The owner writes everything anew, with one event left out and another in its place.
+    let anew = tempfile::tempdir().unwrap();
+    let (mut trail, _) = Trail::open(anew.path(), 1 << 20, 2).unwrap();
+    for line in &whole.lines {
+        let event = match &line.event {
+            Event::Begun { .. } => Event::Begun { cause: Cause::Age },
+            event => event.clone(),
+        };
+        trail.append(line.time, &line.boot, &line.node, &[event]).unwrap();
+    }
+    let forged = verify(&read(anew.path()).unwrap());
+    assert_eq!(forged.findings, []);
+    let finding = WitnessFinding::Forked { witness: "n2".to_owned(), seq: 16 };
+    assert_eq!(against_witness(&forged, &witness), [finding]);
+}
+
+#[test]
+fn full_files_are_put_aside_without_breaking_the_chain() {
+    let folder = tempfile::tempdir().unwrap();
+    for start in 0..4 {
+        let (mut trail, torn) = Trail::open(folder.path(), 2000, 100).unwrap();
+        assert_eq!((trail.head().seq, torn), (start * 10, 0));
+        for _ in 0..10 {
+            trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
+        }
+    }
+    let files = read(folder.path()).unwrap();
+    assert!(files.len() > 3);
+    let verdict = verify(&files);
+    assert_eq!((verdict.findings.len(), verdict.lines.len()), (0, 40));
+    let (mut trail, _) = Trail::open(folder.path(), 2000, 1).unwrap();
+    for _ in 0..20 {
+        trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
+    }
+    let files = read(folder.path()).unwrap();
+    assert_eq!(files.len(), 2, "one beside the one that grows");
+    assert_eq!(verify(&files).findings, []);
+}
+
+#[test]
+fn what_a_crash_left_of_a_line_is_cut_off_and_the_chain_goes_on() {
+    let (folder, text, ..) = trail("n1");
+    let path = folder.path().join("audit.jsonl");
+    let whole = text.lines().count() as u64;
+    for left in [1, 10, 100] {
+        let torn = format!("{text}{}", &text.lines().next().unwrap()[..left]);
+        std::fs::write(&path, torn).unwrap();
+        let (mut trail, cut) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+        assert_eq!((cut, trail.head().seq), (left as u64, whole));
+        trail.append(1, "boot", &node("n1"), &[Event::Repaired { bytes: cut }]).unwrap();
+        assert_eq!(verify(&read(folder.path()).unwrap()).findings, []);
+    }
+}
+
+#[test]
+fn only_one_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_trail, _) = Trail::open(folder.path(), 1000, 1).unwrap();
+    let error = Trail::open(folder.path(), 1000, 1).unwrap_err();
+    assert!(error.to_string().contains("another daemon"), "{error}");
+}
+
+#[test]
+fn the_report_tells_each_key_s_life_and_what_is_not_proven() {
+    let (_folder, text, old, new) = trail("n1");
+    let lines = check(&text).lines;
+    let found = report(&[&lines], 1_201_000, 10_000);
+    let [n1] = &found.nodes[..] else { panic!("{found:?}") };
+    assert_eq!((n1.node.as_str(), n1.own_trail, n1.rotations.as_slice()), ("n1", true, [3000].as_slice()));
+    let life =
+        |key: &PublicKey| n1.keys.iter().find(|life| life.key == key.fingerprint().to_string()).unwrap();
+    for slot in Slot::ALL {
+        let (old, new) = (life(old.get(slot)), life(new.get(slot)));
+        assert_eq!((old.since, old.replaced, old.destroyed), (100_000, Some(201_000), Some(201_000)));
+        assert_eq!((new.since, new.replaced, new.destroyed), (201_000, None, None));
+        assert!(new.verified_by.contains("uid-n2"));
+    }
+    assert_eq!((life(&old.a).active.len(), life(&new.b).active.len()), (1, 1));
+    assert_eq!(found.oldest.as_ref().map(|(_, _, age)| *age), Some(1000));
+    assert!(found.overdue.is_empty() && found.not_proven_destroyed.is_empty());
+    assert_eq!(report(&[&lines], 1_201_000, 999).overdue.len(), 2);
+    // Without the destruction of one key the report names it.
+    let without: Vec<Line> = lines
+        .into_iter()
+        .filter(|line| !matches!(line.event, Event::Destroyed { slot: Slot::A, .. }))
+        .collect();
+    let found = report(&[&without], 1_201_000, 10_000);
+    assert_eq!(found.not_proven_destroyed, [("n1".to_owned(), old.a.fingerprint().to_string())]);
+}
+
+#[test]
+fn a_rotation_can_be_read_from_a_peer_s_trail_alone() {
+    let (old, new) = (PerSlot::from_fn(|_| key()), PerSlot::from_fn(|_| key()));
+    let folder = tempfile::tempdir().unwrap();
+    let (mut trail, _) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+    let steps = [
+        (old, Slot::A, None, false),
+        (old, Slot::A, Some(Slot::B), false),
+        (PerSlot { a: old.a, b: new.b }, Slot::A, Some(Slot::B), true),
+        (PerSlot { a: old.a, b: new.b }, Slot::B, None, false),
+        (PerSlot { a: old.a, b: new.b }, Slot::B, Some(Slot::A), false),
+        (new, Slot::B, Some(Slot::A), true),
+        (new, Slot::B, None, false),
+    ];
+    for (at, (keys, prefer, drain, installed)) in (1..).zip(steps) {
+        let stance = Stance { id: PeerId::new("uid-n1"), generation: at, prefer, drain, installed };
+        let event = Event::announced("n1", &stance, keys.map(|key| key.fingerprint()));
+        trail.append(at * 1000, "boot", &node("n2"), &[event]).unwrap();
+    }
+    let lines = verify(&read(folder.path()).unwrap()).lines;
+    let found = report(&[&lines], 10_000, 60);
+    let n1 = found.nodes.iter().find(|node| node.node == "n1").unwrap();
+    assert!(!n1.own_trail);
+    let times: Vec<_> = n1.keys.iter().map(|key| (key.since, key.replaced, key.active.clone())).collect();
+    assert_eq!(
+        times,
+        [
+            (1000, Some(6000), vec![1000]),
+            (1000, Some(3000), vec![]),
+            (3000, None, vec![4000]),
+            (6000, None, vec![]),
+        ]
+    );
+    assert_eq!(found.not_proven_destroyed.len(), 2, "only its own trail could prove it");
+}
+
+#[test]
+fn exports_have_every_line_and_no_secret_can_be_among_them() {
+    let (_folder, text, ..) = trail("n1");
+    let lines = check(&text).lines;
+    let all: Vec<&Line> = lines.iter().collect();
+    let jsonl = export(&all, Format::Jsonl);
+    assert_eq!(jsonl.lines().count(), 16);
+    let csv = export(&all, Format::Csv);
+    assert_eq!(csv.lines().count(), 17);
+    assert!(csv.lines().all(|line| line.contains(',')));
+    let ocsf: Vec<serde_json::Value> =
+        export(&all, Format::Ocsf).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let count = |activity| ocsf.iter().filter(|event| event["activity_id"] == activity).count();
+    assert_eq!((count(1), count(3), count(4)), (2, 3, 2));
+    assert!(
+        ocsf.iter()
+            .all(|event| event["type_uid"].as_u64() == event["activity_id"].as_u64().map(|id| 300_400 + id))
+    );
+}

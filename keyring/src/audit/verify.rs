@@ -1,0 +1,161 @@
+//! Whether a trail is whole, and whether it agrees with what other nodes remember of it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use super::event::{Event, NodeRef};
+use super::line::{Head, Line, LineError};
+
+/// What a look at a trail found.
+#[derive(Clone, Debug, Default)]
+pub struct Verdict {
+    /// The node whose trail it is.
+    pub node: Option<NodeRef>,
+    /// The lines that could be read, in order.
+    pub lines: Vec<Line>,
+    /// What is wrong, the first thing first.
+    pub findings: Vec<Finding>,
+}
+
+impl Verdict {
+    /// Where the trail ends.
+    pub fn head(&self) -> Head {
+        self.lines.last().map(Line::head).unwrap_or_default()
+    }
+}
+
+/// Something wrong in a trail.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Finding {
+    /// A line is none, or was changed.
+    #[error("{}:{number}: {source}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line's place in the file, from 1.
+        number: usize,
+        /// What is wrong with it.
+        source: LineError,
+    },
+    /// A line is not the one that comes next: some were deleted, or their order was changed.
+    #[error("{}:{number}: line {found} where line {expected} should be: lines were deleted or put in another order", path.display())]
+    Order {
+        /// The file.
+        path: PathBuf,
+        /// The line's place in the file, from 1.
+        number: usize,
+        /// The number that the line has.
+        found: u64,
+        /// The number that it should have.
+        expected: u64,
+    },
+    /// A line does not follow from the one before: it comes from another trail or was written anew.
+    #[error("{}:{number}: line {seq} does not follow from the line before it", path.display())]
+    Chain {
+        /// The file.
+        path: PathBuf,
+        /// The line's place in the file, from 1.
+        number: usize,
+        /// The number that the line has.
+        seq: u64,
+    },
+    /// A line was written by another node.
+    #[error("{}:{number}: written by another node", path.display())]
+    Node {
+        /// The file.
+        path: PathBuf,
+        /// The line's place in the file, from 1.
+        number: usize,
+    },
+    /// There is nothing.
+    #[error("the trail is empty")]
+    Empty,
+}
+
+/// Where a trail disagrees with a witness's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WitnessFinding {
+    /// The witness has seen the trail longer than it is: its end was cut off, or an older copy was put in its place.
+    #[error("{witness} saw this trail end at line {seen}, it ends at line {found}: its end is missing")]
+    CutOff {
+        /// The witness.
+        witness: String,
+        /// The last line that the witness was told of.
+        seen: u64,
+        /// The last line that there is.
+        found: u64,
+    },
+    /// The line that the witness was told of is another one: the trail was written anew.
+    #[error("{witness} saw another line {seq}: the trail was written anew")]
+    Forked {
+        /// The witness.
+        witness: String,
+        /// The line.
+        seq: u64,
+    },
+}
+
+/// Checks the files of one trail.
+pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
+    let mut verdict = Verdict::default();
+    let mut last: Option<Line> = None;
+    for (path, text) in files {
+        for (index, text) in text.lines().enumerate() {
+            let (path, number) = (path.clone(), index + 1);
+            let line = match Line::parse(text) {
+                Ok(line) => line,
+                Err(source) => {
+                    verdict.findings.push(Finding::Line { path, number, source });
+                    // What comes after can't be tied to it.
+                    last = None;
+                    continue;
+                }
+            };
+            if let Some(before) = &last {
+                if line.seq != before.seq + 1 {
+                    let (found, expected) = (line.seq, before.seq + 1);
+                    verdict.findings.push(Finding::Order { path: path.clone(), number, found, expected });
+                } else if line.prev != before.hash {
+                    verdict.findings.push(Finding::Chain { path: path.clone(), number, seq: line.seq });
+                }
+            }
+            // A node that was made anew has another UID and goes on with its trail; its name stays.
+            if verdict.node.as_ref().is_some_and(|node| node.name != line.node.name) {
+                verdict.findings.push(Finding::Node { path, number });
+            }
+            verdict.node = Some(line.node.clone());
+            verdict.lines.push(line.clone());
+            last = Some(line);
+        }
+    }
+    if verdict.lines.is_empty() && verdict.findings.is_empty() {
+        verdict.findings.push(Finding::Empty);
+    }
+    verdict
+}
+
+/// Compares a trail with what a witness wrote about it.
+pub fn against_witness(trail: &Verdict, witness: &Verdict) -> Vec<WitnessFinding> {
+    let Some(node) = &trail.node else { return Vec::new() };
+    let name = witness.node.as_ref().map_or_else(|| "a witness".to_owned(), |node| node.name.clone());
+    let uids: Vec<_> = trail.lines.iter().map(|line| &line.node.uid).collect();
+    let lines: BTreeMap<u64, &Line> = trail.lines.iter().map(|line| (line.seq, line)).collect();
+    let (first, last) = (lines.keys().next().copied(), trail.head().seq);
+    let mut findings = Vec::new();
+    for line in &witness.lines {
+        let Event::PeerHead { peer, line: seq, head } = &line.event else { continue };
+        if *peer != node.uid && !uids.contains(&peer) {
+            continue;
+        }
+        match lines.get(seq) {
+            Some(found) if found.hash == *head => {}
+            Some(_) => findings.push(WitnessFinding::Forked { witness: name.clone(), seq: *seq }),
+            // Files that were put aside long ago are gone.
+            None if first.is_some_and(|first| *seq < first) => {}
+            None => {
+                findings.push(WitnessFinding::CutOff { witness: name.clone(), seen: *seq, found: last });
+            }
+        }
+    }
+    findings
+}

@@ -1,0 +1,237 @@
+//! `meshd audit`: reads trails from files, so that it works anywhere, also without a daemon.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::ArgMatches;
+use comfy_table::{Table, presets};
+use keyring::audit::{self, Event, Format, Line, NodeReport, Report, Verdict};
+
+use super::{CommandError, arguments, output};
+
+/// `meshd audit …`
+pub(super) fn audit(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
+    match matches.subcommand() {
+        Some(("verify", matches)) => verify(matches),
+        Some(("show", matches)) => show(matches).map(|()| ExitCode::SUCCESS),
+        Some(("export", matches)) => export(matches).map(|()| ExitCode::SUCCESS),
+        Some(("report", matches)) => report(matches).map(|()| ExitCode::SUCCESS),
+        _ => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn read(place: &Path) -> Result<Verdict, CommandError> {
+    Ok(audit::verify(&audit::read(place)?))
+}
+
+fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
+    matches.get_many::<PathBuf>(name).map(|paths| paths.cloned().collect()).unwrap_or_default()
+}
+
+/// Tells each thing that is wrong; fails if there is one.
+fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
+    let trail = read(&arguments::path(matches, "trail"))?;
+    let mut problems: Vec<String> = trail.findings.iter().map(ToString::to_string).collect();
+    let mut witnesses = 0;
+    for place in places(matches, "witness") {
+        let witness = read(&place)?;
+        problems
+            .extend(witness.findings.iter().map(|finding| format!("witness {}: {finding}", place.display())));
+        problems.extend(audit::against_witness(&trail, &witness).iter().map(ToString::to_string));
+        witnesses += 1;
+    }
+    let (first, last) = (trail.lines.first().map_or(0, |line| line.seq), trail.head());
+    let node = trail.node.as_ref().map(|node| node.name.clone()).unwrap_or_default();
+    if arguments::wants_json(matches) {
+        output::json(&serde_json::json!({
+            "node": node, "first": first, "last": last.seq, "head": last.to_string(),
+            "witnesses": witnesses, "whole": problems.is_empty(), "problems": problems,
+        }))?;
+    } else {
+        let mut text = String::new();
+        for problem in &problems {
+            // Writing into a String can't fail.
+            let _ = writeln!(text, "{problem}");
+        }
+        let verdict = if problems.is_empty() { "whole" } else { "NOT WHOLE" };
+        let _ = writeln!(
+            text,
+            "{verdict}: trail of {node}, lines {first} to {}, {witnesses} witnesses, head {last}",
+            last.seq
+        );
+        output::print(&text)?;
+    }
+    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The lines that were asked for.
+fn chosen<'a>(matches: &ArgMatches, trail: &'a Verdict) -> Vec<&'a Line> {
+    let node = matches.get_one::<String>("node");
+    let key = matches.get_one::<String>("key");
+    let since = matches.get_one::<Duration>("since").map(|since| now().saturating_sub(millis(*since)));
+    let of_node = |line: &Line| {
+        node.is_none_or(|node| line.event.is_about(node) || (line.event.is_own() && line.node.name == **node))
+    };
+    let wanted = |line: &&Line| {
+        of_node(line)
+            && key.is_none_or(|key| line.event.mentions(key))
+            && since.is_none_or(|since| line.time >= since)
+    };
+    trail.lines.iter().filter(wanted).collect()
+}
+
+fn show(matches: &ArgMatches) -> Result<(), CommandError> {
+    let trail = read(&arguments::path(matches, "trail"))?;
+    let lines = chosen(matches, &trail);
+    if arguments::wants_json(matches) {
+        return output::print(&audit::export(&lines, Format::Jsonl));
+    }
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["LINE", "TIME (UTC)", "EVENT", "WHAT"]);
+    for line in lines {
+        let (event, detail) = words(&line.event);
+        table.add_row([line.seq.to_string(), time(line.time), event, detail]);
+    }
+    output::print(&format!("{table}\n"))
+}
+
+fn export(matches: &ArgMatches) -> Result<(), CommandError> {
+    let trail = read(&arguments::path(matches, "trail"))?;
+    let format = match matches.get_one::<String>("format").map(String::as_str) {
+        Some("csv") => Format::Csv,
+        Some("ocsf") => Format::Ocsf,
+        _ => Format::Jsonl,
+    };
+    output::print(&audit::export(&chosen(matches, &trail), format))
+}
+
+fn report(matches: &ArgMatches) -> Result<(), CommandError> {
+    let trails = places(matches, "trail").iter().map(|place| read(place)).collect::<Result<Vec<_>, _>>()?;
+    let lines: Vec<&[Line]> = trails.iter().map(|trail| trail.lines.as_slice()).collect();
+    let max_age = matches.get_one::<Duration>("max-age").map_or(172_800, Duration::as_secs);
+    let report = audit::report(&lines, now(), max_age);
+    if arguments::wants_json(matches) {
+        return output::json(&report);
+    }
+    let broken = trails.iter().filter(|trail| !trail.findings.is_empty()).count();
+    output::print(&page(&report, trails.len(), broken, max_age))
+}
+
+/// The report for people: one page.
+fn page(report: &Report, trails: usize, broken: usize, max_age: u64) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header([
+        "NODE",
+        "KEY",
+        "SLOT",
+        "SINCE (UTC)",
+        "ACTIVE",
+        "REPLACED",
+        "DESTROYED",
+        "VERIFIED BY",
+    ]);
+    for node in &report.nodes {
+        for key in &node.keys {
+            let moment = |at: Option<u64>| at.map(minute).unwrap_or_default();
+            table.add_row([
+                node.node.clone(),
+                key.key.clone(),
+                key.slot.to_string(),
+                minute(key.since),
+                moment(key.active.last().copied()),
+                moment(key.replaced),
+                moment(key.destroyed),
+                peers(key.verified_by.len(), node.own_trail),
+            ]);
+        }
+    }
+    let mut text = format!("{table}\n\n");
+    // Writing into a String can't fail.
+    let _ = match &report.oldest {
+        Some((node, key, age)) => {
+            writeln!(text, "oldest key in use        {key} of {node}, {}", length(*age))
+        }
+        None => writeln!(text, "oldest key in use        none known"),
+    };
+    let list = |keys: Vec<String>| if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
+    let overdue = report.overdue.iter().map(|(node, key, age)| format!("{key} of {node} ({})", length(*age)));
+    let _ = writeln!(text, "older than {:13} {}", length(max_age), list(overdue.collect()));
+    let open = report.not_proven_destroyed.iter().map(|(node, key)| format!("{key} of {node}"));
+    let _ = writeln!(text, "not proven destroyed     {}", list(open.collect()));
+    let sum = |value: &dyn Fn(&NodeReport) -> usize| report.nodes.iter().map(value).sum::<usize>();
+    let rolled_back: u64 = report.nodes.iter().map(|node| node.rolled_back).sum();
+    let _ = writeln!(
+        text,
+        "rotations                {} finished, {rolled_back} rolled back",
+        sum(&|node| node.rotations.len())
+    );
+    let passed: Vec<String> = report
+        .nodes
+        .iter()
+        .flat_map(|node| node.passed_over.iter().map(move |(peer, count)| (node, peer, count)))
+        .map(|(node, peer, count)| format!("{peer} by {} ({count} times)", node.node))
+        .collect();
+    let _ = writeln!(text, "not waited for           {}", list(passed));
+    let own = sum(&|node| usize::from(node.own_trail));
+    let _ = writeln!(
+        text,
+        "made from                {trails} trails, {broken} of them not whole; {own} of {} nodes by their own trail",
+        report.nodes.len()
+    );
+    text
+}
+
+fn peers(count: usize, own_trail: bool) -> String {
+    match (own_trail, count) {
+        (false, _) => "seen by a peer".to_owned(),
+        (true, 1) => "1 peer".to_owned(),
+        (true, count) => format!("{count} peers"),
+    }
+}
+
+/// An event in words: its name, and its members without the names that would repeat it.
+fn words(event: &Event) -> (String, String) {
+    let value = serde_json::to_value(event).unwrap_or_default();
+    let name = value["event"].as_str().unwrap_or_default().to_owned();
+    let members = value.as_object().into_iter().flatten().filter(|(member, _)| *member != "event");
+    let word = |(member, value): (&String, &serde_json::Value)| match value {
+        serde_json::Value::String(text) => format!("{member} {text}"),
+        other => format!("{member} {other}"),
+    };
+    (name, members.map(word).collect::<Vec<_>>().join(", "))
+}
+
+fn now() -> u64 {
+    millis(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// A moment to the second, without its zone, which the heading names.
+fn time(millis: u64) -> String {
+    moment(millis, "%Y-%m-%d %H:%M:%S")
+}
+
+/// The same to the minute: four of them fit into a line.
+fn minute(millis: u64) -> String {
+    moment(millis, "%Y-%m-%d %H:%M")
+}
+
+fn moment(millis: u64, form: &str) -> String {
+    let moment = i64::try_from(millis / 1000)
+        .ok()
+        .and_then(|seconds| k8s_openapi::jiff::Timestamp::from_second(seconds).ok());
+    moment.map(|moment| moment.strftime(form).to_string()).unwrap_or_default()
+}
+
+fn length(seconds: u64) -> String {
+    match seconds {
+        0..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
