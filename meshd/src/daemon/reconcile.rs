@@ -62,7 +62,7 @@ pub(super) struct Reconciler {
     wanted: watch::Sender<Option<Publication>>,
     started: Instant,
     asked: Option<Instant>,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
 }
 
 /// Where the loop's results go.
@@ -359,6 +359,9 @@ impl Reconciler {
                     failures.push(format!("{op}: {}", Chain(&error)));
                 }
             }
+        }
+        for (slot, key) in perform::to_greet(ops) {
+            self.devices.greet(slot, key);
         }
         failures
     }
