@@ -136,7 +136,8 @@ fn cpu_ticks(pid: u32) -> f64 {
 }
 
 fn ticks_per_second() -> f64 {
-    nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap() as f64
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).unwrap().unwrap();
+    f64::from(i32::try_from(ticks).unwrap())
 }
 
 /// Resident memory of a process in MB (proc(5), `VmRSS`).

@@ -1,5 +1,6 @@
 //! What is measured about a contender.
 
+use std::fmt::Write as _;
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -51,7 +52,7 @@ pub(crate) fn crowd(contender: &Contender, plan: &Plan) -> (f64, f64) {
     let inner = running.lab.b.inner(Family::V4);
     let _server = serve(&running.lab.b);
     // Before and after in turns, so that a machine that gets slower meanwhile slows both down.
-    let mut alone = tcp(&running.lab.a, &inner, plan.seconds, 1).0;
+    let before = tcp(&running.lab.a, &inner, plan.seconds, 1).0;
     for (host, device) in [&running.lab.a, &running.lab.b].into_iter().zip(&running.devices) {
         add_crowd(host, device);
     }
@@ -60,8 +61,8 @@ pub(crate) fn crowd(contender: &Contender, plan: &Plan) -> (f64, f64) {
     let again = Running::start(contender);
     let inner = again.lab.b.inner(Family::V4);
     let _server = serve(&again.lab.b);
-    alone += tcp(&again.lab.a, &inner, plan.seconds, 1).0;
-    (alone / 2.0, (first + second) / 2.0)
+    let after = tcp(&again.lab.a, &inner, plan.seconds, 1).0;
+    (f64::midpoint(before, after), f64::midpoint(first, second))
 }
 
 /// Resident memory in MB with 1,000 peers that were never heard of.
@@ -84,7 +85,7 @@ fn add_crowd(host: &Host, device: &str) {
         key[..4].copy_from_slice(&(number + 1).to_le_bytes());
         let key = base64::engine::general_purpose::STANDARD.encode(key);
         let (high, low) = (number / 250, number % 250);
-        lines += &format!("[Peer]\nPublicKey = {key}\nAllowedIPs = 10.77.{high}.{low}/32\n");
+        let _ = write!(lines, "[Peer]\nPublicKey = {key}\nAllowedIPs = 10.77.{high}.{low}/32\n");
     }
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), lines).unwrap();

@@ -8,6 +8,9 @@ use serde_json::json;
 use crate::contender::Contender;
 use crate::measure::Sample;
 
+/// What is compared.
+type Field = fn(&Sample) -> f64;
+
 /// One promise and how it stands.
 pub(crate) struct Row {
     name: &'static str,
@@ -74,8 +77,8 @@ pub(crate) fn rows(
     memory: &[Vec<f64>],
     alone: &[f64],
 ) -> Vec<Row> {
-    let of = |place: usize, what: fn(&Sample) -> f64| median(samples[place].iter().map(what).collect());
-    let row = |name, what: fn(&Sample) -> f64, place: usize, at_least, better| {
+    let of = |place: usize, what: Field| median(samples[place].iter().map(what).collect());
+    let row = |name, what: Field, place: usize, at_least, better| {
         let (ours, theirs) = (of(0, what), of(place, what));
         Row {
             name,
@@ -87,10 +90,9 @@ pub(crate) fn rows(
             better,
         }
     };
-    let best = |what: fn(&Sample) -> f64| {
-        (1..contenders.len()).max_by(|a, b| of(*a, what).total_cmp(&of(*b, what))).unwrap_or(1)
-    };
-    let (udp1300, udp64): (fn(&Sample) -> f64, fn(&Sample) -> f64) = (|s| s.udp1300, |s| s.udp64);
+    let best =
+        |what: Field| (1..contenders.len()).max_by(|a, b| of(*a, what).total_cmp(&of(*b, what))).unwrap_or(1);
+    let (udp1300, udp64): (Field, Field) = (|s| s.udp1300, |s| s.udp64);
     let (one, many) = (
         median(crowded.iter().map(|pair| pair.0).collect()),
         median(crowded.iter().map(|pair| pair.1).collect()),
