@@ -9,6 +9,7 @@ mod destroyed;
 mod faults;
 mod fleet;
 mod hitless;
+mod replayed;
 mod told;
 
 use std::time::Duration;
