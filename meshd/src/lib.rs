@@ -14,6 +14,7 @@ mod control;
 mod daemon;
 mod fault;
 mod file;
+mod harden;
 mod http;
 mod logging;
 mod metrics;

@@ -8,9 +8,11 @@ use crate::config::Config;
 
 /// `meshd run`
 pub(super) fn run(matches: &ArgMatches) -> Result<(), CommandError> {
+    let shortfalls = crate::harden::process();
     let config = config(matches)?;
     crate::logging::start(&config);
-    Ok(runtime()?.block_on(crate::daemon::run(config))?)
+    shortfalls.warn();
+    Ok(runtime()?.block_on(crate::daemon::run(config, shortfalls.words()))?)
 }
 
 /// `meshd uninstall`
@@ -23,7 +25,9 @@ pub(super) fn uninstall(matches: &ArgMatches) -> Result<(), CommandError> {
 
 /// `meshd tunnel`
 pub(super) fn tunnel(matches: &ArgMatches) -> Result<(), CommandError> {
+    let shortfalls = crate::harden::process();
     crate::logging::plain();
+    shortfalls.warn();
     let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
     let folder = arguments::path(matches, "wireguard-dir");
     let foreground = !matches.get_flag("background");
@@ -36,6 +40,6 @@ fn config(matches: &ArgMatches) -> Result<Config, CommandError> {
 }
 
 /// One thread is enough for control; packets have threads of their own.
-fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::Runtime)
 }

@@ -133,6 +133,14 @@ impl Devices {
         self.change(slot, "remove a peer from", tunnel::PeerChange::Remove { peer: key })
     }
 
+    /// Starts a handshake with a peer, unless one is on its way.
+    pub(super) fn greet(&self, slot: Slot, key: &PublicKey) {
+        if let Some(running) = self.running.get(slot) {
+            // A peer that is gone again needs none.
+            let _ = running.interface.initiate_handshake(key);
+        }
+    }
+
     fn change(
         &self,
         slot: Slot,

@@ -47,14 +47,15 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Changes from the API server that may wait.
 const QUEUE: usize = 256;
 
-/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns.
-pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
+/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns. `shortfalls` are protections
+/// of this process that could not be had; they stand in the status.
+pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), DaemonError> {
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
-    let keys = keys::Keys::open(&config.key_dir, config.rotation)?;
+    let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
 
@@ -86,7 +87,8 @@ pub(crate) async fn run(config: Config) -> Result<(), DaemonError> {
     info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
     let ways = Ways { wanted: wanted_in, heard: heard_in, tellings: tellings_in };
-    let reconciler = Reconciler::new(config, (keys, audit), host, (client, server), ways);
+    let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), ways);
+    reconciler.outcome.shortfalls = shortfalls;
     let mut run = Loop { reconciler, changes, asked, notices, heard, status: status_in, turned: turned_in };
     let ended = run.turn_until(&mut stop).await;
     for task in tasks {

@@ -31,6 +31,7 @@ pub(super) struct Outcome {
     pub(super) fence: Fence,
     pub(super) failures: Vec<String>,
     pub(super) counters: Counters,
+    pub(super) shortfalls: Vec<String>,
     guard_stands: bool,
     admission: Admission,
     peers: Vec<PeerStatus>,
@@ -279,6 +280,7 @@ impl Outcome {
                 .collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
+            shortfalls: self.shortfalls.clone(),
             counters,
         }
     }

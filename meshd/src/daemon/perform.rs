@@ -1,5 +1,6 @@
 //! Performs the steps of a plan one by one. A step that fails does not stop the others.
 
+use keyring::{PublicKey, Slot};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::op::Op;
@@ -16,6 +17,16 @@ pub(super) enum StepError {
     /// The engine's side.
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+/// Whom to greet with a handshake when a plan has been performed: every peer that is new on a device. It may have called
+/// before it was known here, or still hold a session with a daemon that ran here before; both are dropped in silence, and
+/// it notices only after five seconds and more (`REKEY_TIMEOUT`, `KEEPALIVE_TIMEOUT`: section 6 of the WireGuard paper).
+pub(super) fn to_greet(ops: &[Op]) -> impl Iterator<Item = (Slot, &PublicKey)> {
+    ops.iter().filter_map(|op| match op {
+        Op::AddPeer { slot, key, .. } => Some((*slot, key)),
+        _ => None,
+    })
 }
 
 /// Performs one step.

@@ -62,7 +62,7 @@ pub(super) struct Reconciler {
     wanted: watch::Sender<Option<Publication>>,
     started: Instant,
     asked: Option<Instant>,
-    outcome: Outcome,
+    pub(super) outcome: Outcome,
 }
 
 /// Where the loop's results go.
@@ -234,6 +234,7 @@ impl Reconciler {
         if let Some(own) = self.cluster.own_record() {
             self.keys.speak_for(&own.uid);
         }
+        self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.talk.learn(admission);
         self.keys.see(admission.world.peers.values().map(publication::stance));
         // Without a trail nothing is done that would have to stand in it.
@@ -359,6 +360,9 @@ impl Reconciler {
                     failures.push(format!("{op}: {}", Chain(&error)));
                 }
             }
+        }
+        for (slot, key) in perform::to_greet(ops) {
+            self.devices.greet(slot, key);
         }
         failures
     }

@@ -50,6 +50,8 @@ pub struct Status {
     pub kept: Vec<String>,
     /// Steps that failed in the last reconciliation; they are tried again.
     pub failures: Vec<String>,
+    /// Protections of the daemon's memory that could not be had.
+    pub shortfalls: Vec<String>,
     /// What has been counted since the daemon started.
     pub counters: Counters,
 }

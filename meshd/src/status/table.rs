@@ -129,6 +129,9 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
         let effect = if rejected.stays { "refused in part" } else { "rejected" };
         writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;
     }
+    for shortfall in &status.shortfalls {
+        writeln!(text, "\n{shortfall}")?;
+    }
     for failure in &status.failures {
         writeln!(text, "\nfailed, will try again: {failure}")?;
     }

@@ -122,7 +122,7 @@ fn privileges_are_exactly_these() {
             "privileged": false,
             "allowPrivilegeEscalation": false,
             "readOnlyRootFilesystem": true,
-            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+            "capabilities": {"drop": ["ALL"], "add": ["NET_ADMIN", "IPC_LOCK"]},
         })
     );
     let pod = pod();

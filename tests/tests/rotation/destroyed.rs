@@ -47,3 +47,18 @@ fn after_a_rotation_the_old_private_keys_are_nowhere() {
         assert_eq!(key.count(dump.as_bytes()), 0);
     }
 }
+
+#[test]
+fn the_daemon_s_memory_is_neither_dumped_nor_swapped() {
+    let mesh = quick(2);
+    let pid = mesh.daemon("n1").pid();
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let limits = read("limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+    let status = read("status");
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
+    let locked: u64 = locked.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(locked > 1000, "{locked} kB are locked");
+    assert_eq!(mesh.status("n1").unwrap()["shortfalls"], serde_json::json!([]));
+}

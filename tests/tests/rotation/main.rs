@@ -7,6 +7,7 @@ mod audited;
 mod crash;
 mod destroyed;
 mod faults;
+mod fleet;
 mod hitless;
 
 use std::time::Duration;
