@@ -25,6 +25,7 @@ use super::devices::Devices;
 use super::keys::Keys;
 use super::outcome::Outcome;
 use super::talk::{Heed, Said, Talk, heed};
+use super::observe::ObserveError;
 use super::{observe, perform, publication};
 use crate::api::events::Telling;
 use crate::api::fence::{self, Fence};
@@ -36,6 +37,7 @@ use crate::chain::Chain;
 use crate::channel::Heard;
 use crate::config::Config;
 use crate::control::Request;
+use crate::device::Chosen;
 use crate::fault;
 use crate::status::{PlanReport, Status};
 
@@ -62,6 +64,8 @@ pub(super) struct Reconciler {
     wanted: watch::Sender<Option<Publication>>,
     started: Instant,
     asked: Option<Instant>,
+    /// When keys were last replaced for the sake of their devices.
+    renewed: Option<Instant>,
     pub(super) outcome: Outcome,
 }
 
@@ -107,6 +111,7 @@ impl Reconciler {
         (keys, audit): (Keys, Audit),
         host: Handle,
         (client, server): (kube::Client, Option<IpAddr>),
+        chosen: Chosen,
         ways: Ways,
     ) -> Self {
         let Ways { wanted, heard, tellings } = ways;
@@ -130,14 +135,15 @@ impl Reconciler {
             ipv6: true,
         };
         Self {
-            devices: Devices::new(config.wireguard_dir.clone()),
+            devices: Devices::adopt(chosen.backend, config.wireguard_dir.clone(), &config.links),
             talk: Talk::new(config.control_port, heard),
             audit,
             tellings,
             cluster: Cluster::remembered(own, ledger, uid),
-            outcome: Outcome::default(),
+            outcome: Outcome::new(chosen),
             started: Instant::now(),
             asked: None,
+            renewed: None,
             config,
             keys,
             host,
@@ -204,6 +210,7 @@ impl Reconciler {
         self.publish().await;
         self.converse(&turn.desired).await;
         self.account(&turn.admission);
+        self.settle_backend();
         self.outcome.look(&turn.admission, &turn.underlay, &turn.desired, &turn.observed, &mut self.devices);
         if let Err(error) =
             self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired)
@@ -215,7 +222,7 @@ impl Reconciler {
     }
 
     /// Computes a turn without changing anything.
-    async fn prepare(&mut self) -> Result<Turn, HostError> {
+    async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         let admission = self.cluster.admit(&self.policy);
         self.meet(&admission);
@@ -277,6 +284,26 @@ impl Reconciler {
             }
             Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
             None => {}
+        }
+    }
+
+    /// Says once who carries the packets. Devices of another backend are replaced as keys are: slot by slot, and never
+    /// one that traffic is on.
+    fn settle_backend(&mut self) {
+        let Some(own) = self.cluster.own_record() else { return };
+        if let Some(message) = self.outcome.take_choice() {
+            let telling =
+                Telling { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
+            // Full while the API server is away: an Event is not worth waiting for.
+            let _ = self.tellings.try_send(telling);
+        }
+        let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
+        let idle = self.keys.rotation().is_some_and(|rotation| !rotation.busy());
+        let due = self.renewed.is_none_or(|renewed| renewed.elapsed() >= ASK);
+        if outdated && idle && due && self.outcome.failures.is_empty() {
+            info!("a device is another backend's than new ones; its slot gets a new key and a new device");
+            self.renewed = Some(Instant::now());
+            self.keys.tell(Input::Rotate(Cause::Request));
         }
     }
 
