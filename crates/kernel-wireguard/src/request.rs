@@ -49,14 +49,14 @@ impl Drop for Message {
 }
 
 /// A request of a family as bytes, and the request back.
-pub(crate) fn encode<T: GenlFamily>(
+pub(crate) fn encode<T>(
     mut request: GenlMessage<T>,
     family: u16,
     flags: u16,
     sequence: u32,
 ) -> (Zeroizing<Vec<u8>>, T)
 where
-    T: netlink_packet_core::Emitable + std::fmt::Debug,
+    T: GenlFamily + netlink_packet_core::Emitable + std::fmt::Debug,
 {
     if family != 0 {
         request.set_resolved_family_id(family);

@@ -35,7 +35,8 @@ pub(super) struct Outcome {
     pub(super) shortfalls: Vec<String>,
     /// Who carries the packets of new devices.
     chosen: Option<Chosen>,
-    choice_told: bool,
+    /// The same for an Event, until it is told.
+    untold: Option<String>,
     guard_stands: bool,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
@@ -48,14 +49,13 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Nothing has come of anything yet.
     pub(super) fn new(chosen: Chosen) -> Self {
-        Self { chosen: Some(chosen), ..Self::default() }
+        let untold = Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason));
+        Self { chosen: Some(chosen), untold, ..Self::default() }
     }
 
     /// Who carries the packets and why, for an Event; the first time only.
-    pub(super) fn take_choice(&mut self) -> Option<String> {
-        let chosen = self.chosen.as_ref().filter(|_| !self.choice_told)?;
-        self.choice_told = true;
-        Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason))
+    pub(super) const fn take_choice(&mut self) -> Option<String> {
+        self.untold.take()
     }
 
     /// Takes what a turn found. What was performed without an error is as desired.
