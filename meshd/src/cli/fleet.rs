@@ -211,7 +211,9 @@ fn table(asked: &[Asked]) -> String {
             node.generation.to_string(),
             node.present.a.to_string(),
             node.present.b.to_string(),
-            node.milliseconds.map(|took| format!("{}.{}", took / 1000, took % 1000 / 100)).unwrap_or_default(),
+            node.milliseconds
+                .map(|took| format!("{}.{}", took / 1000, took % 1000 / 100))
+                .unwrap_or_default(),
         ]);
     }
     format!("{table}\n")
