@@ -2,7 +2,8 @@
 # Brings what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is there already.
 #
 #   scripts/setup.sh demo    what `make demo` needs
-#   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins
+#   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins,
+#                          other WireGuard implementations
 #
 # Packages are installed only when the command that they bring is missing, and sudo is used only then.
 # etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
@@ -46,7 +47,10 @@ main() {
     esac
     command -v cargo >/dev/null || fail "cargo is missing: install Rust (rust-version in Cargo.toml) first"
     install_missing "$needs"
-    [ "$1" = demo ] || "$here/kube-assets.sh" >/dev/null
+    if [ "$1" = test ]; then
+        "$here/kube-assets.sh" >/dev/null
+        "$here/wireguards.sh" test >/dev/null
+    fi
     say "ready for $1"
 }
 

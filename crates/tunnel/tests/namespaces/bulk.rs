@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tunnel::DropReason;
 
-use super::interop::{First, pair};
+use super::interop::{First, Other, pair};
 use super::lab::{Family, Host, Lab};
 
 const TOTAL: usize = 8 << 20;
@@ -104,12 +104,21 @@ fn with_every_size_of_packet_on_the_way() {
     }
 }
 
-#[test]
-fn with_another_implementation() {
-    let pair = pair(First::Ours, Family::V4);
+fn with_another(other: Other) {
+    let pair = pair(other, First::Ours, Family::V4);
     for family in [Family::V4, Family::V6] {
         tcp(&pair.lab.a, &pair.lab.b, family);
         tcp(&pair.lab.b, &pair.lab.a, family);
     }
     assert!(udp(&pair.lab.b, &pair.lab.a, Family::V4) > 700);
+}
+
+#[test]
+fn with_wireguard_go() {
+    with_another(Other::WireguardGo);
+}
+
+#[test]
+fn with_gotatun() {
+    with_another(Other::GotaTun);
 }

@@ -4,6 +4,7 @@
 
 mod bare;
 mod bulk;
+mod hostile;
 mod interface;
 mod interop;
 mod lab;
