@@ -134,7 +134,7 @@ impl Reconciler {
         };
         Self {
             devices: Devices::adopt(chosen.backend, config.wireguard_dir.clone(), &config.links),
-            talk: Talk::new(config.control_port, heard),
+            talk: Talk::new(&config, keys.chance(), heard),
             audit,
             tellings,
             cluster: Cluster::remembered(own, ledger, uid),
@@ -220,7 +220,7 @@ impl Reconciler {
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        let (heeded, generation) = (heed(&admission, &setup), self.keys.journal().generation);
+        let (heeded, generation) = (heed(&admission, &setup, &underlay), self.keys.journal().generation);
         Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, generation })
     }
 

@@ -56,6 +56,7 @@ impl Reconciler {
         }
         self.keys.tell(Input::Tick);
         self.talk.ask(self.keys.take_asks());
+        self.talk.probe();
     }
 
     /// Takes a message from a peer.
