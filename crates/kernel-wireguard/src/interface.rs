@@ -90,9 +90,7 @@ impl Interface {
     pub fn apply(&mut self, change: &PeerChange) -> Result<(), KernelError> {
         let peer = *change.peer();
         match change {
-            PeerChange::Remove { .. } => {
-                self.set_peer("remove", &peer, request::remove(&self.link, &peer))
-            }
+            PeerChange::Remove { .. } => self.set_peer("remove", &peer, request::remove(&self.link, &peer)),
             PeerChange::Add { settings, .. } => self.settle("add", &peer, false, settings),
             PeerChange::Update { settings, .. } => self.settle("change", &peer, true, settings),
         }
@@ -154,7 +152,9 @@ impl Interface {
         message: Message,
     ) -> Result<(), KernelError> {
         self.channel.set(message).map_err(|fault| match fault {
-            Fault::Io(source) => KernelError::Peer { operation, link: self.link.clone(), peer: *peer, source },
+            Fault::Io(source) => {
+                KernelError::Peer { operation, link: self.link.clone(), peer: *peer, source }
+            }
             Fault::Answer(_) => interface_error(operation, &self.link, fault),
         })
     }

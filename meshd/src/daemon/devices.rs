@@ -116,9 +116,7 @@ impl Devices {
     /// Ends the device of a slot; its link may stay.
     pub(super) fn remove(&mut self, slot: Slot) -> Result<(), SlotError> {
         match self.running.get_mut(slot).take() {
-            Some(running) => {
-                running.device.remove().map_err(|source| SlotError::Device { slot, source })
-            }
+            Some(running) => running.device.remove().map_err(|source| SlotError::Device { slot, source }),
             None => Ok(()),
         }
     }
@@ -135,9 +133,8 @@ impl Devices {
 
     /// Tells the device on a link the MTU that the link got.
     pub(super) fn set_mtu(&mut self, link: &LinkName, mtu: u32) -> Result<(), SlotError> {
-        let of_link = |slot: &Slot| {
-            self.running.get(*slot).as_ref().is_some_and(|running| running.link == *link)
-        };
+        let of_link =
+            |slot: &Slot| self.running.get(*slot).as_ref().is_some_and(|running| running.link == *link);
         let Some(slot) = Slot::ALL.into_iter().find(of_link) else { return Ok(()) };
         self.change(slot, |device| device.set_mtu(mtu))
     }
@@ -183,7 +180,10 @@ impl Devices {
 }
 
 /// The peers of a device as the plan speaks of them.
-pub(super) fn peers(state: &DeviceState, wanted: Option<&plan::network::Device>) -> BTreeMap<PublicKey, Peer> {
+pub(super) fn peers(
+    state: &DeviceState,
+    wanted: Option<&plan::network::Device>,
+) -> BTreeMap<PublicKey, Peer> {
     let wanted = |key| wanted.and_then(|device| device.peers.get(key));
     state.peers.iter().map(|(key, peer)| (*key, peer.as_planned(wanted(key)))).collect()
 }

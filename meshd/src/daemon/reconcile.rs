@@ -23,9 +23,9 @@ use super::audit::Audit;
 use super::cluster::Cluster;
 use super::devices::Devices;
 use super::keys::Keys;
+use super::observe::ObserveError;
 use super::outcome::Outcome;
 use super::talk::{Heed, Said, Talk, heed};
-use super::observe::ObserveError;
 use super::{observe, perform, publication};
 use crate::api::events::Telling;
 use crate::api::fence::{self, Fence};
@@ -292,8 +292,7 @@ impl Reconciler {
     fn settle_backend(&mut self) {
         let Some(own) = self.cluster.own_record() else { return };
         if let Some(message) = self.outcome.take_choice() {
-            let telling =
-                Telling { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
+            let telling = Telling { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
             // Full while the API server is away: an Event is not worth waiting for.
             let _ = self.tellings.try_send(telling);
         }

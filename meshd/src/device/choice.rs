@@ -56,9 +56,10 @@ pub async fn choose(wish: Wish, host: &Handle) -> Result<Chosen, NoKernel> {
     }
     match (wish, attempt(host).await) {
         (Wish::Auto, Ok(())) => chosen(Backend::Kernel, "the kernel has WireGuard"),
-        (Wish::Auto, Err(error)) => {
-            chosen(Backend::Userspace, &format!("the kernel's can't be used: {}", crate::chain::Chain(&error)))
-        }
+        (Wish::Auto, Err(error)) => chosen(
+            Backend::Userspace,
+            &format!("the kernel's can't be used: {}", crate::chain::Chain(&error)),
+        ),
         (Wish::Only(_), Ok(())) => chosen(Backend::Kernel, "option backend"),
         (Wish::Only(_), Err(source)) => Err(NoKernel { source }),
     }

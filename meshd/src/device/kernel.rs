@@ -148,10 +148,12 @@ impl Device for Kernel {
         let known = self.set.get(&peer).and_then(|known| known.keepalive);
         let interval = match known {
             Some(interval) => interval,
-            None => self.interface.state()?.peers.get(&peer).map(|found| found.keepalive).ok_or_else(|| {
-                let link = self.interface.link().to_owned();
-                DeviceError::NoPeer { operation: "start a handshake with", link, peer }
-            })?,
+            None => {
+                self.interface.state()?.peers.get(&peer).map(|found| found.keepalive).ok_or_else(|| {
+                    let link = self.interface.link().to_owned();
+                    DeviceError::NoPeer { operation: "start a handshake with", link, peer }
+                })?
+            }
         };
         Ok(self.interface.initiate_handshake(&peer, interval)?)
     }
