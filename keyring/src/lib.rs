@@ -14,6 +14,8 @@
 //! It is wiped from memory when it is dropped.
 
 pub mod audit;
+#[doc(hidden)]
+pub mod fuzzing;
 mod key;
 mod ring;
 pub mod rotation;

@@ -9,6 +9,8 @@ mod destroyed;
 mod faults;
 mod fleet;
 mod hitless;
+mod replayed;
+mod told;
 
 use std::time::Duration;
 
