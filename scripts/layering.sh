@@ -12,12 +12,14 @@ keyring |                             | tokio kube* *netlink* hyper* boringtun
 plan    | keyring                     | tokio kube* *netlink* hyper* boringtun
 tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper*
 linux   | keyring plan                | kube* boringtun hyper*
-cni     | keyring plan linux          | kube* boringtun hyper*
-meshd   | keyring plan linux cni tunnel |
-lab     | keyring plan linux cni tunnel meshd |
+kernel-wireguard | keyring            | kube* boringtun hyper*
+cni     | keyring plan linux          | kube* boringtun hyper* *boringtun
+meshd   | keyring plan linux cni tunnel kernel-wireguard |
+lab     | keyring plan linux cni tunnel kernel-wireguard meshd |
 "
-# What nothing at all may pull in: a second TLS library, and a second boringtun (it panics when a peer is changed).
-nowhere="openssl openssl-sys native-tls* aws-lc* defguard_boringtun"
+# What nothing at all may pull in: a second TLS library. A second boringtun, defguard's, comes with defguard_wireguard_rs
+# whatever its features are; it is for kernel-wireguard alone, which calls nothing of it (it panics when a peer is changed).
+nowhere="openssl openssl-sys native-tls* aws-lc*"
 # The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
 locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
