@@ -23,43 +23,39 @@ impl Pairing {
             out.push(Effect::Send { over, message });
             return;
         }
-        match &mut self.exchange {
-            Some(exchange) if exchange.slot == slot && exchange.epoch == epoch => match &mut exchange.stage {
-                Stage::Yielding { offer: known, heard } => {
-                    *known = offer;
-                    *heard = now;
-                    return;
-                }
-                // Said once more: the answer may have been lost.
-                Stage::Accepted(accepted) if accepted.offer.material == offer.material => {
-                    accepted.accept.attempt = offer.attempt;
-                    accepted.until = now + HOLD;
-                    accepted.resolved_from = None;
-                    let message = Message::Accept(accepted.accept.clone());
-                    out.push(Effect::Send { over, message });
-                    return;
-                }
-                Stage::Accepted(accepted) if !accepted.confirmed => {}
-                _ => return,
-            },
-            _ => {}
+        if epoch == self.newest {
+            self.hear_again(now, over, offer, out);
+            return;
         }
         // The beginner has one exchange at a time: whatever we were at, it has let go of it.
-        let writing = self.exchange.as_ref().is_some_and(|exchange| exchange.to_keep().is_some());
-        if writing {
-            out.push(Effect::Persist);
-        }
+        self.cancel(now, out);
+        self.newest = epoch;
         self.exchange =
             Some(Exchange { slot, epoch, since: now, stage: Stage::Yielding { offer, heard: now } });
     }
 
+    /// An offer that has been heard before: the answer may have been lost.
+    fn hear_again(&mut self, now: Duration, over: Slot, offer: Offer, out: &mut Vec<Effect>) {
+        match self.exchange.as_mut().map(|exchange| &mut exchange.stage) {
+            Some(Stage::Yielding { offer: known, heard }) if known.material == offer.material => {
+                *known = offer;
+                *heard = now;
+            }
+            Some(Stage::Accepted(accepted)) if accepted.offer.material == offer.material => {
+                accepted.accept.attempt = offer.attempt;
+                accepted.until = accepted.until.max(now + HOLD);
+                accepted.resolved_from = None;
+                let message = Message::Accept(accepted.accept.clone());
+                out.push(Effect::Send { over, message });
+            }
+            _ => {}
+        }
+    }
+
     fn refusal(&self, now: Duration, offer: &Offer) -> Option<Refusal> {
         let (slot, epoch) = (offer.slot, offer.epoch);
-        let known = match &self.exchange {
-            Some(exchange) if exchange.slot == slot => exchange.epoch.saturating_sub(1),
-            _ => 0,
-        };
-        let newest = self.slots.get(slot).epoch.max(known);
+        let current =
+            self.exchange.as_ref().is_some_and(|exchange| (exchange.slot, exchange.epoch) == (slot, epoch));
         // Pods' packets are about to take the other slot.
         let quality = self.qualities(now);
         let unprotected =
@@ -68,9 +64,9 @@ impl Pairing {
             Some(Refusal::Off)
         } else if self.context(slot, epoch).is_none_or(|context| context.digest() != offer.context) {
             Some(Refusal::Keys)
-        } else if epoch <= newest {
-            Some(Refusal::Stale { epoch: newest })
-        } else if unprotected || self.drained == Some(slot.other()) {
+        } else if epoch <= self.newest && !current {
+            Some(Refusal::Stale { epoch: self.newest })
+        } else if !current && (unprotected || self.drained == Some(slot.other())) {
             Some(Refusal::Busy)
         } else {
             None
@@ -149,7 +145,7 @@ impl Pairing {
     }
 
     /// The beginner takes its offer back.
-    pub(super) fn hear_cancel(&mut self, slot: Slot, epoch: u64) {
+    pub(super) fn hear_cancel(&mut self, now: Duration, slot: Slot, epoch: u64) {
         let taken_back = self.exchange.as_ref().is_some_and(|exchange| {
             let same = (exchange.slot, exchange.epoch) == (slot, epoch);
             let open = match &exchange.stage {
@@ -161,6 +157,8 @@ impl Pairing {
         });
         if taken_back && !self.leads() {
             self.exchange = None;
+            let number = self.next_number();
+            self.slots.get_mut(slot).hello.anew(now, number);
         }
     }
 

@@ -8,7 +8,7 @@ use super::exchange::{Exchange, FRESH, From, PROVE, REPEAT, Stage, TRY};
 use super::message::{Accept, Message, Offer, Refusal};
 use super::pairing::Pairing;
 use super::provider::PskProvider;
-use super::slot::Held;
+use super::slot::{Held, Quality};
 use crate::Slot;
 
 impl Pairing {
@@ -23,7 +23,8 @@ impl Pairing {
             && self.slots.get(slot).statics.is_some()
             && self.answers(now, slot.other());
         let quality = self.qualities(now);
-        if !ready || self.is_broken(now, slot.other()) || quality.get(slot.other()) < quality.get(slot) {
+        let other = *quality.get(slot.other());
+        if !ready || other < Quality::Plain || other < *quality.get(slot) {
             return None;
         }
         let state = self.slots.get(slot);
@@ -40,8 +41,8 @@ impl Pairing {
             Some((self.tx() == Some(slot), at, slot))
         });
         if let Some((_, _, slot)) = due.min() {
-            let epoch = self.slots.get(slot).epoch.saturating_add(1);
-            self.exchange = Some(Exchange { slot, epoch, since: now, stage: Stage::Leaving });
+            self.newest = self.newest.saturating_add(1);
+            self.exchange = Some(Exchange { slot, epoch: self.newest, since: now, stage: Stage::Leaving });
         }
     }
 
@@ -179,9 +180,8 @@ impl Pairing {
             if matches!(why, Refusal::Unknown | Refusal::Changed) {
                 // We use a key that the peer has not: the slot is of no use until there is another one.
                 self.exchange = None;
-                let state = self.slots.get_mut(slot);
-                state.differs = true;
-                state.back_off(now);
+                self.suspect(now, slot);
+                self.slots.get_mut(slot).back_off(now);
             }
             return;
         }
@@ -189,7 +189,7 @@ impl Pairing {
         let state = self.slots.get_mut(slot);
         match why {
             Refusal::Stale { epoch } => {
-                state.epoch = state.epoch.max(epoch);
+                self.newest = self.newest.max(epoch);
                 state.not_before = now;
             }
             // The peer hears of the change as soon as it looks.
@@ -202,12 +202,12 @@ impl Pairing {
     pub(super) fn put_off(&mut self, now: Duration, out: &mut Vec<Effect>) {
         if let Some(slot) = self.exchange.as_ref().map(|exchange| exchange.slot) {
             self.slots.get_mut(slot).back_off(now);
-            self.cancel(out);
+            self.cancel(now, out);
         }
     }
 
     /// Lets an exchange go. The peer is told so if it might wait for us, unless the key is in use here.
-    pub(super) fn cancel(&mut self, out: &mut Vec<Effect>) {
+    pub(super) fn cancel(&mut self, now: Duration, out: &mut Vec<Effect>) {
         let Some(exchange) = self.exchange.take() else { return };
         let (slot, epoch, over) = (exchange.slot, exchange.epoch, exchange.slot.other());
         match exchange.stage {
@@ -225,7 +225,9 @@ impl Pairing {
                 let message = Message::Refuse { slot, epoch, why: Refusal::Busy };
                 out.push(Effect::Send { over, message });
             }
-            Stage::Leaving | Stage::Accepted(_) | Stage::Confirming { .. } | Stage::Proving => {}
+            Stage::Leaving => {}
+            // The other end may use the new key, or may not.
+            Stage::Accepted(_) | Stage::Confirming { .. } | Stage::Proving => self.suspect(now, slot),
         }
     }
 
@@ -239,7 +241,7 @@ impl Pairing {
             .is_some_and(|exchange| drained == Some(exchange.slot.other()) && !exchange.may_be_in_use());
         if gives_way {
             let slot = self.exchange.as_ref().map(|exchange| exchange.slot);
-            self.cancel(out);
+            self.cancel(now, out);
             if let Some(slot) = slot {
                 self.slots.get_mut(slot).not_before = now;
             }

@@ -31,6 +31,9 @@ pub struct Pairing {
     peer: PeerId,
     pub(super) slots: PerSlot<SlotState>,
     pub(super) exchange: Option<Exchange>,
+    /// The highest epoch that has been offered. Epochs count the exchanges of both slots, so that an offer that was
+    /// overtaken by a later one is known as such whatever it is for.
+    pub(super) newest: u64,
     tx: Option<Slot>,
     pub(super) drained: Option<Slot>,
     /// Whether the peer agrees on keys; none while it has said nothing.
@@ -64,6 +67,7 @@ impl Pairing {
         chance: u64,
         now: Duration,
     ) -> Self {
+        let newest = kept.a.epoch.max(kept.b.epoch);
         let slots = kept.map(|kept| SlotState::new(now, kept.epoch, kept.key));
         let mut pairing = Self {
             terms,
@@ -71,6 +75,7 @@ impl Pairing {
             peer,
             slots,
             exchange: None,
+            newest,
             tx: None,
             drained: None,
             willing: None,
@@ -218,10 +223,6 @@ impl Pairing {
         PerSlot::from_fn(|slot| self.slots.get(slot).quality(now, self.answers(now, slot.other())))
     }
 
-    pub(super) fn is_broken(&self, now: Duration, slot: Slot) -> bool {
-        *self.qualities(now).get(slot) == Quality::Broken
-    }
-
     /// Whether the peer answers over a slot.
     pub(super) fn answers(&self, now: Duration, slot: Slot) -> bool {
         let hello = &self.slots.get(slot).hello;
@@ -248,7 +249,7 @@ impl Pairing {
                 self.drop_key(slot, out);
             }
             if self.exchange.as_ref().is_some_and(|exchange| exchange.slot == slot) {
-                self.cancel(out);
+                self.cancel(now, out);
             }
         }
     }
@@ -300,7 +301,7 @@ impl Pairing {
             Message::Accept(accept) => self.hear_accept(now, over, &accept, out),
             Message::Confirm { slot, epoch, tag } => self.hear_confirm(now, over, (slot, epoch), &tag, out),
             Message::Refuse { slot, epoch, why } => self.hear_refusal(now, (slot, epoch), why, out),
-            Message::Cancel { slot, epoch } => self.hear_cancel(slot, epoch),
+            Message::Cancel { slot, epoch } => self.hear_cancel(now, slot, epoch),
         }
     }
 
@@ -336,8 +337,8 @@ impl Pairing {
             self.take_resolution(answers);
             let in_exchange = self.exchange.as_ref().is_some_and(|exchange| exchange.slot == slot);
             let state = self.slots.get_mut(slot);
-            let differs = !in_exchange && state.id() != *hello.held.get(slot);
-            if differs && !state.differs {
+            let differs = state.id() != *hello.held.get(slot);
+            if differs && !state.differs && !in_exchange {
                 out.push(Effect::Note(Note::Differs(slot)));
             }
             state.differs = differs;
@@ -384,10 +385,7 @@ impl Pairing {
                 self.exchange = None;
             }
             self.drop_key(Slot::A, out);
-            let number = self.number;
-            self.slots.a.hello.anew(now, number);
-            // Until the peer says that it has none either.
-            self.slots.a.differs = true;
+            self.suspect(now, Slot::A);
         }
     }
 
@@ -425,6 +423,14 @@ impl Pairing {
 
     pub(super) const fn refuse(&mut self, why: Refusal) {
         self.refused = Some(why);
+    }
+
+    /// The peer may have taken up another key on a slot: it is not used before a greeting says that it has not.
+    pub(super) fn suspect(&mut self, now: Duration, slot: Slot) {
+        let number = self.number;
+        let state = self.slots.get_mut(slot);
+        state.differs = true;
+        state.hello.anew(now, number);
     }
 
     pub(super) const fn next_number(&self) -> u64 {

@@ -25,10 +25,12 @@ pub(super) struct Held {
 /// How good a slot is for pods' packets, the worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Quality {
-    /// The peer holds another key, or is silent on this slot.
-    Broken,
+    /// The peer holds another key, or may do so.
+    Differs,
     /// There is a preshared key, but nothing shows that the peer has it.
     Unproven,
+    /// The peer answers over the other slot and not over this one.
+    Silent,
     /// There is no preshared key.
     Plain,
     /// A handshake with the preshared key has been seen.
@@ -39,7 +41,7 @@ pub(super) enum Quality {
 pub(super) struct SlotState {
     pub(super) statics: Option<Statics>,
     pub(super) statics_since: Duration,
-    /// The last epoch that a key came from.
+    /// The epoch of the last key that was used.
     pub(super) epoch: u64,
     pub(super) held: Option<Held>,
     /// Whether the engine has what is held.
@@ -48,7 +50,7 @@ pub(super) struct SlotState {
     pub(super) proven: Option<Duration>,
     /// Since when no pod's packet takes this slot.
     pub(super) idle_since: Option<Duration>,
-    /// Whether the peer said that it holds another key.
+    /// Whether the peer said that it holds another key, or may have taken one up since it was last heard.
     pub(super) differs: bool,
     /// Before this an exchange is not begun again.
     pub(super) not_before: Duration,
@@ -113,12 +115,14 @@ impl SlotState {
     }
 
     pub(super) fn quality(&self, now: Duration, other_answers: bool) -> Quality {
-        if self.differs || (other_answers && self.hello.is_silent(now)) {
-            Quality::Broken
+        if self.differs {
+            Quality::Differs
+        } else if self.held.is_some() && self.proven.is_none() {
+            Quality::Unproven
+        } else if other_answers && self.hello.is_silent(now) {
+            Quality::Silent
         } else if self.proven.is_some() {
             Quality::Proven
-        } else if self.held.is_some() {
-            Quality::Unproven
         } else {
             Quality::Plain
         }

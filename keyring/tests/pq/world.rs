@@ -141,6 +141,13 @@ pub(crate) struct World {
     pub(crate) passed: u32,
     pub(crate) notes: Vec<(usize, Note)>,
     pub(crate) seen: std::collections::BTreeSet<PresharedId>,
+    /// What happened, for whoever looks into a failure.
+    log: Vec<String>,
+}
+
+/// A message without what is long in it.
+fn short(message: &Message) -> String {
+    format!("{message:?}").chars().take(190).collect()
 }
 
 impl World {
@@ -169,6 +176,7 @@ impl World {
             passed: 0,
             notes: Vec::new(),
             seen: std::collections::BTreeSet::new(),
+            log: Vec::new(),
         };
         world.start(0);
         world.start(1);
@@ -223,9 +231,9 @@ impl World {
             }
         }
         if before && calm && !self.excused {
-            assert!(Slot::ALL.into_iter().any(|slot| self.usable(slot)), "both slots are dead: {self:#?}");
+            assert!(Slot::ALL.into_iter().any(|slot| self.usable(slot)), "both slots are dead: {self:?}");
         }
-        assert_eq!(self.lost, 0, "a packet was lost: {self:#?}");
+        assert_eq!(self.lost, 0, "a packet was lost: {self:?}");
     }
 
     /// Whether a packet that enters a slot now at either end arrives.
@@ -287,6 +295,7 @@ impl World {
         match effect {
             Effect::Send { over, message } => {
                 let bytes = message.encode();
+                self.tell_log(format_args!("{end} says over {over}: {}", short(&message)));
                 self.history.push((1 - end, over, bytes.clone()));
                 self.send(end, over, Some(bytes));
             }
@@ -301,6 +310,7 @@ impl World {
             }
             Effect::Apply => self.ends[end].life.as_mut().unwrap().turn = true,
             Effect::Note(note) => {
+                self.tell_log(format_args!("{end} notes {note:?}"));
                 if let Note::Agreed(_, _, id) = note {
                     self.seen.insert(id);
                 }
@@ -330,6 +340,10 @@ impl World {
         };
         let (tx, engine) = (life.tx, life.engine);
         self.lives = lives;
+        self.tell_log(format_args!(
+            "{end} turns: sends on {tx}, holds {:?}",
+            engine.map(|entry| entry.preshared)
+        ));
         self.tell(end, Input::Tx(Some(tx)));
         let entry = |entry: Peer| Some(Entry { preshared: entry.preshared, handshake: entry.handshake });
         self.tell(end, Input::Engine(engine.map(entry)));
@@ -339,7 +353,10 @@ impl World {
         let sealed = self.session(over);
         match sealed {
             Some(sealed) => self.queue.push(Datagram { to: 1 - end, over, message, sent: self.now, sealed }),
-            None if message.is_none() => self.lose_packet(),
+            None if message.is_none() => {
+                self.tell_log(format_args!("a packet of {end} over {over} finds no session"));
+                self.lose_packet();
+            }
             None => {}
         }
     }
@@ -384,11 +401,15 @@ impl World {
             _ if *self.blocked.get(over) => {}
             Some(bytes) if opens => {
                 let message = Message::decode(&bytes).unwrap();
+                self.tell_log(format_args!("{to} hears over {over}: {}", short(&message)));
                 self.tell(to, Input::Heard { over, message });
             }
             Some(_) => {}
             None if opens => self.passed += 1,
-            None => self.lose_packet(),
+            None => {
+                self.tell_log(format_args!("a packet to {to} over {over} does not open"));
+                self.lose_packet();
+            }
         }
     }
 
@@ -444,7 +465,7 @@ impl World {
                 self.turn(end);
             }
         }
-        panic!("never sent: {self:#?}");
+        panic!("never sent: {self:?}");
     }
 
     /// Time passes in small steps: packets enter and arrive.
@@ -501,7 +522,7 @@ impl World {
                     if after.is_some_and(|after| after <= self.now) {
                         self.tell(end, Input::Tick);
                         let still = self.machine(end).poll_timeout(self.now);
-                        assert!(still.is_none_or(|still| still > self.now), "spins: {self:#?}");
+                        assert!(still.is_none_or(|still| still > self.now), "spins: {self:?}");
                     }
                 }
                 if let Some(life) = &self.ends[end].life {
@@ -518,7 +539,7 @@ impl World {
                     self.turn(end);
                 }
             }
-            assert_eq!(self.lost, 0, "a packet was lost: {self:#?}");
+            assert_eq!(self.lost, 0, "a packet was lost: {self:?}");
             let whole = self.blocked == PerSlot::default();
             if self.excused && whole && self.is_proven() {
                 self.excused = false;
@@ -552,14 +573,23 @@ impl World {
     }
 }
 
+impl World {
+    fn tell_log(&mut self, what: std::fmt::Arguments<'_>) {
+        self.log.push(format!("{:?} {what}", self.now));
+    }
+}
+
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World")
-            .field("now", &self.now)
-            .field("ends", &self.ends)
-            .field("drained", &self.drained)
-            .field("blocked", &self.blocked)
-            .field("notes", &self.notes)
-            .finish_non_exhaustive()
+        writeln!(
+            f,
+            "at {:?}, drained {:?}, blocked {:?}, wishes {:?}",
+            self.now, self.drained, self.blocked, self.wish
+        )?;
+        for (end, state) in self.ends.iter().enumerate() {
+            writeln!(f, "end {end}: {:?}", state.life)?;
+        }
+        let last = self.log.len().saturating_sub(60);
+        self.log[last..].iter().try_for_each(|line| writeln!(f, "{line}"))
     }
 }
