@@ -15,6 +15,7 @@
 //! It is wiped from memory when it is dropped.
 
 pub mod audit;
+pub mod fuzzing;
 mod key;
 pub mod pq;
 mod preshared;
