@@ -85,7 +85,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// The flags that every command with a configuration gets in this lab.
+    /// The flags that every command with a configuration gets in this lab, unless `flags` say otherwise.
     pub fn arguments(&self, node: &str, flags: &[&str]) -> Vec<String> {
         let versions = self.lab.family().versions();
         let join = |ranges: Vec<String>| ranges.join(",");
@@ -101,7 +101,8 @@ impl Mesh {
             ("--log-format", "json".to_owned()),
             ("--log-level", "info,boringtun=off,kube=off".to_owned()),
         ];
-        let pairs = own.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let kept = own.into_iter().filter(|(flag, _)| !flags.contains(flag));
+        let pairs = kept.flat_map(|(flag, value)| [flag.to_owned(), value]);
         pairs.chain(flags.iter().map(|flag| (*flag).to_owned())).collect()
     }
 

@@ -23,6 +23,8 @@ pub mod names {
     pub const CONFIG_ENDPOINT: &str = "config.meshd.dev/endpoint";
     /// Keepalive interval that an operator prescribes.
     pub const CONFIG_KEEPALIVE: &str = "config.meshd.dev/keepalive";
+    /// That an operator wants older keys replaced.
+    pub const CONFIG_RENEWAL: &str = "config.meshd.dev/renew-keys-before";
 }
 
 /// Longest annotation that is parsed, in bytes.

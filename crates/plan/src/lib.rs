@@ -23,6 +23,7 @@ pub mod node;
 pub mod op;
 pub mod prefix;
 mod render;
+pub mod renewal;
 
 pub use apply::Refusal;
 pub use desired::desired;

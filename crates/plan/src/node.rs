@@ -27,6 +27,9 @@ pub struct NodeRecord {
     pub config_endpoint: Option<String>,
     /// The annotation `config.meshd.dev/keepalive`.
     pub config_keepalive: Option<String>,
+    /// The annotation `config.meshd.dev/renew-keys-before`.
+    #[serde(default)]
+    pub config_renewal: Option<String>,
 }
 
 /// Name of a Node.

@@ -37,6 +37,9 @@ pub enum Input {
     Tick,
     /// A rotation is wanted.
     Rotate(Cause),
+    /// Keys that were made before this Unix time are wanted replaced once it has come; none asks for nothing. Stands
+    /// until another one is told.
+    RenewBefore(Option<u64>),
     /// The keys that [`Effect::Generate`] asked for; their private halves are held for the next [`Effect::Persist`].
     Generated(Vec<PublicKey>),
     /// The journal is on disk.

@@ -52,6 +52,8 @@ pub struct Rotation {
     /// Unix time at elapsed zero.
     pub(super) epoch: u64,
     pub(super) wish: Option<Cause>,
+    /// Unix time: older keys are wanted replaced.
+    pub(super) renew_before: Option<u64>,
     pub(super) begun: Option<Duration>,
     /// After a write that failed: when to try again.
     pub(super) not_before: Duration,
@@ -87,6 +89,7 @@ impl Rotation {
             chance,
             epoch: now.unix.saturating_sub(now.elapsed.as_secs()),
             wish: None,
+            renew_before: None,
             begun,
             not_before: now.elapsed,
             again_at: now.elapsed,
@@ -122,8 +125,7 @@ impl Rotation {
 
     /// Age of the older key.
     pub fn oldest_key(&self, now: Now) -> Duration {
-        let created = self.journal.slots.iter().map(|(_, record)| record.created).min();
-        self.age(now, created.unwrap_or_default())
+        self.age(now, self.oldest())
     }
 
     /// Why a rotation would not begin at this moment: peers that drain the other slot.
@@ -166,6 +168,7 @@ impl Rotation {
             Input::Rotate(cause) => {
                 self.wish = Some(self.wish.map_or(cause, |wish| wish.graver(cause)));
             }
+            Input::RenewBefore(before) => self.renew_before = before,
             Input::Connected(connected) => self.connected = connected,
             Input::Generated(keys) => self.take_keys(now, &keys, &mut out),
             Input::Persisted => self.take_disk(&mut out),
@@ -426,11 +429,26 @@ impl Rotation {
 
     /// When the older key will have reached its age, on the caller's clock.
     pub fn due_at(&self) -> Option<Duration> {
-        let due = self.policy.due(self.chance)?;
-        let created = self.journal.slots.iter().map(|(_, record)| record.created).min()?;
-        let made = i128::from(created) - i128::from(self.epoch);
-        let at = made + i128::from(due.as_secs());
-        Some(Duration::from_secs(u64::try_from(at.max(0)).unwrap_or(u64::MAX)))
+        let created = self.oldest();
+        let by_age =
+            self.policy.due(self.chance).map(|age| self.elapsed_at(created.saturating_add(age.as_secs())));
+        by_age.into_iter().chain(self.renewal_at()).min()
+    }
+
+    /// When keys are to be replaced because somebody wants all older ones gone.
+    pub(super) fn renewal_at(&self) -> Option<Duration> {
+        self.renew_before.filter(|before| self.oldest() < *before).map(|before| self.elapsed_at(before))
+    }
+
+    /// Unix time at which the older key was made.
+    fn oldest(&self) -> u64 {
+        let PerSlot { a, b } = &self.journal.slots;
+        a.created.min(b.created)
+    }
+
+    /// A Unix time on the caller's clock; zero if it was before that began.
+    fn elapsed_at(&self, unix: u64) -> Duration {
+        Duration::from_secs(unix.saturating_sub(self.epoch))
     }
 
     /// By the clock that never goes back, from the one reading of the other clock at the start.

@@ -11,8 +11,9 @@ use crate::Slot;
 
 impl Rotation {
     pub(super) fn begin(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let due = self.due_at().is_some_and(|due| due.max(self.again_at) <= now.elapsed);
-        if let Some(cause) = self.wish.or_else(|| due.then_some(Cause::Age))
+        let past = |due: Option<Duration>| due.is_some_and(|due| due.max(self.again_at) <= now.elapsed);
+        let cause = if past(self.renewal_at()) { Cause::Request } else { Cause::Age };
+        if let Some(cause) = self.wish.or_else(|| past(self.due_at()).then_some(cause))
             && self.may_begin(now)
         {
             self.wish = Some(cause);

@@ -5,6 +5,7 @@
 //! what an operator would never notice.
 
 mod format;
+mod seal;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -15,6 +16,7 @@ use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 pub use format::FormatError;
+pub use seal::{SealError, SealingKey};
 
 use crate::NodeKeys;
 
@@ -22,19 +24,31 @@ use crate::NodeKeys;
 const FILE: &str = "keys.json";
 /// Name under which the next key file is written before it takes the place of the present one.
 const TEMPORARY: &str = "keys.json.new";
-/// Longest key file that is read, in bytes; a real one has about 900.
-const MAX_LEN: u64 = 16 << 10;
+/// Longest key file that is read, in bytes; one with a peer's preshared keys has about 300 for each.
+const MAX_LEN: u64 = 4 << 20;
+
+/// What keeps the key file from whoever gets hold of the disk.
+#[derive(Debug)]
+pub enum Protection {
+    /// There is no disk: the folder must be on a tmpfs or ramfs, and what is in it ends with the next boot.
+    Tmpfs,
+    /// The file is encrypted under a key that the operator supplies.
+    Sealed(SealingKey),
+    /// Nothing. Whoever reads the disk, a copy of it or a disk that was thrown away has the keys.
+    PlainOnDisk,
+}
 
 /// The folder that holds the key file: 0700, owned by the process's user.
 #[derive(Debug)]
 pub struct FileStore {
     folder: PathBuf,
+    protection: Protection,
 }
 
 impl FileStore {
     /// Opens the store in `folder`, which is made if it is missing. Fails if it is there with another owner,
-    /// with rights for anybody else, or as a link.
-    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+    /// with rights for anybody else, or as a link, and if it is on a disk where it should not be.
+    pub fn open(folder: &Path, protection: Protection) -> Result<Self, StoreError> {
         let failed = |source| StoreError::Folder { folder: folder.to_owned(), source };
         if let Some(parent) = folder.parent() {
             std::fs::create_dir_all(parent).map_err(failed)?;
@@ -48,7 +62,10 @@ impl FileStore {
             return Err(StoreError::NotAFolder { folder: folder.to_owned() });
         }
         refuse_foreign(folder, &found, 0o700)?;
-        Ok(Self { folder: folder.to_owned() })
+        if matches!(protection, Protection::Tmpfs) && !in_memory(folder).map_err(failed)? {
+            return Err(StoreError::OnDisk { folder: folder.to_owned() });
+        }
+        Ok(Self { folder: folder.to_owned(), protection })
     }
 
     /// The path of the key file.
@@ -75,19 +92,38 @@ impl FileStore {
         }
         refuse_foreign(&path, &found, 0o600)?;
         // One allocation of the full size: a growing buffer would leave unwiped copies behind.
-        let mut text = Zeroizing::new(Vec::with_capacity(usize::try_from(MAX_LEN).unwrap_or_default() + 1));
+        let room = usize::try_from(found.len().min(MAX_LEN)).unwrap_or_default() + 1;
+        let mut text = Zeroizing::new(Vec::with_capacity(room));
         file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
         if text.len() as u64 > MAX_LEN {
             return Err(StoreError::TooLong { path, limit: MAX_LEN });
         }
-        format::parse(&text).map(Some).map_err(|source| StoreError::Format { path, source })
+        let damaged = |source| StoreError::Format { path: path.clone(), source };
+        let text = match &self.protection {
+            Protection::Sealed(key) => {
+                key.open(&text).map_err(|source| StoreError::Seal { path: path.clone(), source })?
+            }
+            Protection::Tmpfs | Protection::PlainOnDisk if SealingKey::has_sealed(&text) => {
+                return Err(StoreError::IsSealed { path });
+            }
+            Protection::Tmpfs | Protection::PlainOnDisk => text,
+        };
+        format::parse(&text).map(Some).map_err(damaged)
     }
 
     /// Replaces the key file. When this returns the new keys are on disk; when it fails the old file stands.
     pub fn save(&self, keys: &NodeKeys) -> Result<(), StoreError> {
         let path = self.path();
         let temporary = self.folder.join(TEMPORARY);
-        self.replace(&temporary, &path, &format::render(keys)).map_err(|source| {
+        let plain = format::render(keys);
+        let sealed = match &self.protection {
+            Protection::Sealed(key) => {
+                Some(key.seal(&plain).map_err(|source| StoreError::Seal { path: path.clone(), source })?)
+            }
+            Protection::Tmpfs | Protection::PlainOnDisk => None,
+        };
+        let text = sealed.as_deref().unwrap_or(&plain);
+        self.replace(&temporary, &path, text).map_err(|source| {
             // What is left of a failed attempt may hold a key; if it can't be removed the next save will.
             let _ = std::fs::remove_file(&temporary);
             StoreError::Write { path, source }
@@ -106,6 +142,15 @@ impl FileStore {
         std::fs::rename(temporary, path)?;
         File::open(&self.folder)?.sync_all()
     }
+}
+
+/// Whether a folder is on a file system that has no disk: `TMPFS_MAGIC`, `RAMFS_MAGIC` of `linux/magic.h`.
+fn in_memory(folder: &Path) -> io::Result<bool> {
+    let found = rustix::fs::statfs(folder)?;
+    // The field's width and sign differ between architectures; the magic numbers have 32 bits.
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number has 32 bits")]
+    let kind = found.f_type as u32;
+    Ok(matches!(kind, 0x0102_1994 | 0x8584_58f6))
 }
 
 /// Refuses a file or folder that others own or have rights to.
@@ -131,6 +176,29 @@ pub enum StoreError {
         folder: PathBuf,
         /// The cause.
         source: io::Error,
+    },
+    /// The folder is on a disk, and nothing protects the keys there.
+    #[error(
+        "key folder {} is on a disk: expected a tmpfs; mount one there, or set key-storage to sealed with a sealing-key",
+        folder.display()
+    )]
+    OnDisk {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The file is sealed, and there is no key to open it with.
+    #[error("key file {} is sealed: set key-storage to sealed and sealing-key to the key that it was sealed with", path.display())]
+    IsSealed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file could not be sealed or opened.
+    #[error("key file {}", path.display())]
+    Seal {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SealError,
     },
     /// Something else stands where the folder should be.
     #[error("key folder {} is a link or a file: expected a folder of mode 0700", folder.display())]

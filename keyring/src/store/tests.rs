@@ -5,7 +5,7 @@ use crate::PrivateKey;
 
 fn store() -> (tempfile::TempDir, FileStore) {
     let folder = tempfile::tempdir().unwrap();
-    let store = FileStore::open(&folder.path().join("keys")).unwrap();
+    let store = FileStore::open(&folder.path().join("keys"), Protection::PlainOnDisk).unwrap();
     (folder, store)
 }
 
@@ -117,7 +117,10 @@ fn open_modes_are_refused() {
     assert!(matches!(store.load(), Err(StoreError::Mode { found: 0o640, .. })));
     let folder = store.path().parent().unwrap().to_owned();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
-    assert!(matches!(FileStore::open(&folder), Err(StoreError::Mode { found: 0o755, .. })));
+    assert!(matches!(
+        FileStore::open(&folder, Protection::PlainOnDisk),
+        Err(StoreError::Mode { found: 0o755, .. })
+    ));
 }
 
 #[test]
@@ -129,7 +132,7 @@ fn links_are_refused() {
     assert!(matches!(store.load(), Err(StoreError::Link { .. })));
     let link = folder.path().join("link");
     std::os::unix::fs::symlink(store.path().parent().unwrap(), &link).unwrap();
-    assert!(matches!(FileStore::open(&link), Err(StoreError::NotAFolder { .. })));
+    assert!(matches!(FileStore::open(&link, Protection::PlainOnDisk), Err(StoreError::NotAFolder { .. })));
 }
 
 #[test]
@@ -169,4 +172,93 @@ fn no_error_shows_a_secret() {
             format!("{error} {error:?} {:?}", std::error::Error::source(&error).map(ToString::to_string));
         assert!(!shown.contains(secret.trim_end_matches('=')), "{shown}");
     }
+}
+
+/// A store in the same folder that seals with a key of this byte.
+fn sealed(store: &FileStore, byte: u8) -> FileStore {
+    let protection = Protection::Sealed(SealingKey::new([byte; 32]));
+    FileStore::open(store.path().parent().unwrap(), protection).unwrap()
+}
+
+#[test]
+fn by_default_a_folder_on_a_disk_is_refused() {
+    let (folder, _store) = store();
+    let memory = tempfile::tempdir_in("/dev/shm").unwrap();
+    assert!(in_memory(memory.path()).unwrap(), "/dev/shm is expected to be a tmpfs");
+    FileStore::open(&memory.path().join("keys"), Protection::Tmpfs).unwrap();
+    // Whatever /tmp is here, the process's own settings are on no disk and on no tmpfs either.
+    assert!(!in_memory(Path::new("/proc/self")).unwrap());
+    if !in_memory(folder.path()).unwrap() {
+        let refused = FileStore::open(&folder.path().join("other"), Protection::Tmpfs).unwrap_err();
+        assert!(matches!(refused, StoreError::OnDisk { .. }), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_sealed_file_opens_with_its_key_alone() {
+    let (_folder, plain) = store();
+    let store = sealed(&plain, 1);
+    let keys = NodeKeys::cold(7, 0).unwrap();
+    store.save(&keys).unwrap();
+    let text = std::fs::read(store.path()).unwrap();
+    for key in keys.named() {
+        let secret = key.to_base64();
+        assert!(!text.windows(secret.len()).any(|part| part == secret.as_bytes()));
+    }
+    assert!(!text.windows(10).any(|part| part == b"generation"));
+    assert_eq!(store.load().unwrap().unwrap().journal, keys.journal);
+    let refused = sealed(&plain, 2).load().unwrap_err();
+    assert!(matches!(refused, StoreError::Seal { source: SealError::WrongKey, .. }), "{refused:?}");
+    assert!(matches!(plain.load(), Err(StoreError::IsSealed { .. })));
+    store.save(&keys).unwrap();
+    assert_ne!(std::fs::read(store.path()).unwrap(), text, "a nonce is never used twice");
+}
+
+#[test]
+fn a_sealed_file_that_is_changed_anywhere_is_refused() {
+    let (_folder, plain) = store();
+    let store = sealed(&plain, 1);
+    store.save(&NodeKeys::cold(7, 0).unwrap()).unwrap();
+    let whole = std::fs::read(store.path()).unwrap();
+    for at in 0..whole.len() {
+        let mut changed = whole.clone();
+        changed[at] ^= 1;
+        std::fs::write(store.path(), &changed).unwrap();
+        assert!(matches!(store.load(), Err(StoreError::Seal { .. })), "byte {at}");
+        std::fs::write(store.path(), &whole[..at]).unwrap();
+        assert!(matches!(store.load(), Err(StoreError::Seal { .. })), "{at} bytes");
+    }
+}
+
+#[test]
+fn a_plain_file_is_not_taken_for_a_sealed_one() {
+    let (_folder, plain) = store();
+    plain.save(&NodeKeys::cold(7, 0).unwrap()).unwrap();
+    let refused = sealed(&plain, 1).load().unwrap_err();
+    assert!(matches!(refused, StoreError::Seal { source: SealError::NotSealed, .. }), "{refused:?}");
+}
+
+#[test]
+fn a_sealing_key_is_32_bytes_that_nobody_else_may_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("key");
+    let write = |text: &[u8], mode: u32| {
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        SealingKey::read(&path)
+    };
+    let raw = [7; 32];
+    let text =
+        [base64::Engine::encode(&base64::engine::general_purpose::STANDARD, raw).as_bytes(), b"\n"].concat();
+    let (_folder, plain) = store();
+    sealed(&plain, 7).save(&NodeKeys::cold(7, 0).unwrap()).unwrap();
+    let file = std::fs::read(plain.path()).unwrap();
+    for right in [raw.as_slice(), &text] {
+        write(right, 0o400).unwrap().open(&file).unwrap();
+    }
+    for wrong in [b"".as_slice(), &raw[..31], &[7; 33], &text[..40], b"no key, but a line of words as long"] {
+        assert!(matches!(write(wrong, 0o600), Err(SealError::NotAKey { .. })), "{wrong:?}");
+    }
+    assert!(matches!(write(&raw, 0o440), Err(SealError::Mode { found: 0o440, .. })));
+    assert!(matches!(SealingKey::read(&folder.path().join("none")), Err(SealError::Read { .. })));
 }

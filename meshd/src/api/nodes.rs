@@ -182,5 +182,6 @@ fn trim(node: &Node) -> NodeRecord {
         endpoints: annotation(names::ENDPOINTS),
         config_endpoint: annotation(names::CONFIG_ENDPOINT),
         config_keepalive: annotation(names::CONFIG_KEEPALIVE),
+        config_renewal: annotation(names::CONFIG_RENEWAL),
     }
 }

@@ -32,18 +32,7 @@ pub(super) fn command() -> Command {
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd plan"),
         )
-        .subcommand(
-            Command::new("rotate")
-                .about("Replace this node's keys without losing a packet, and show how far each peer is")
-                .arg(flag("dry-run", "Show what would be done, and what would be waited for"))
-                .arg(flag(
-                    "emergency",
-                    "Replace both keys at once: for a key that others may know. Traffic breaks until peers know the new ones",
-                ))
-                .arg(output_argument())
-                .arg(socket_argument())
-                .after_help("Example:\n  meshd rotate --dry-run\n  meshd rotate"),
-        )
+        .subcommand(rotate())
         .subcommand(
             Command::new("keys")
                 .about("Show this node's keys: fingerprints, ages and what each is for; never a secret")
@@ -86,6 +75,46 @@ pub(super) fn command() -> Command {
                 ),
         )
         .subcommand(Command::new("options").about("Print the options of `meshd run` as a page of documentation"))
+}
+
+fn rotate() -> Command {
+    Command::new("rotate")
+        .about("Replace keys without losing a packet, and show how far it is")
+        .long_about(
+            "Replace keys without losing a packet, and show how far it is. Without a node's name: the keys of the node \
+             that this runs on, by way of its daemon. With names or --all: by way of the API server, from anywhere.",
+        )
+        .arg(flag("dry-run", "Show what would be done, and what would be waited for"))
+        .arg(flag(
+            "emergency",
+            "Replace both keys at once: for a key that others may know. Traffic breaks until peers know the new ones",
+        ))
+        .arg(
+            Arg::new("node")
+                .long("node")
+                .value_name("NAME")
+                .action(ArgAction::Append)
+                .help("A node to ask through the API server, as often as there are some"),
+        )
+        .arg(flag("all", "Ask every node that has meshd").conflicts_with("node"))
+        .arg(
+            Arg::new("kubeconfig")
+                .long("kubeconfig")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .help("Kubeconfig for --node and --all; without it that of kubectl, or the pod's service account"),
+        )
+        .arg(
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("TIME")
+                .value_parser(crate::config::time)
+                .default_value("30m")
+                .help("How long to follow the nodes of --node and --all; they go on after that"),
+        )
+        .arg(output_argument())
+        .arg(socket_argument())
+        .after_help("Example:\n  meshd rotate --dry-run\n  meshd rotate\n  meshd rotate --node n1 --node n2")
 }
 
 /// `meshd audit` with its own subcommands.

@@ -2,6 +2,7 @@
 
 mod arguments;
 mod audit;
+mod fleet;
 mod output;
 mod query;
 mod rotate;
@@ -49,6 +50,7 @@ fn dispatch(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
         Some(("run", matches)) => run::run(matches),
         Some(("status", matches)) => query::status(matches),
         Some(("plan", matches)) => query::plan(matches),
+        Some(("rotate", matches)) if fleet::is_wanted(matches) => fleet::rotate(matches),
         Some(("rotate", matches)) => rotate::rotate(matches),
         Some(("keys", matches)) => rotate::keys(matches),
         Some(("audit", matches)) => return audit::audit(matches),
@@ -84,6 +86,34 @@ pub enum CommandError {
     #[error("the rotation was rolled back because of {}: alive, but not answering over the new key; see the log, and check that both UDP ports are open", nodes.join(", "))]
     Blocked {
         /// The nodes that did not follow.
+        nodes: Vec<String>,
+    },
+    /// There is no client for the API server.
+    #[error(transparent)]
+    Connect(Box<crate::api::connect::ConnectError>),
+    /// The API server did not list the Nodes.
+    #[error("list the Nodes: expected an API server that answers, and the right to list and patch nodes")]
+    List(#[source] Box<crate::api::nodes::WatchError>),
+    /// A node can't be asked.
+    #[error("node {node}: expected {}", if *missing { "the name of a Node" } else { "a Node with the annotation meshd.dev/state; is meshd running there?" })]
+    NotInTheMesh {
+        /// The name that was given.
+        node: String,
+        /// Whether there is no such Node.
+        missing: bool,
+    },
+    /// A node could not be asked.
+    #[error("annotate Node {node}; those before it have been asked")]
+    Ask {
+        /// The node.
+        node: String,
+        /// The cause.
+        source: Box<kube::Error>,
+    },
+    /// Nodes that have not replaced their keys in time.
+    #[error("not done in time: {}; they go on by themselves, and `kubectl describe node` or `meshd status` there says what they wait for", nodes.join(", "))]
+    NotYet {
+        /// The nodes.
         nodes: Vec<String>,
     },
     /// Output could not be put into JSON.

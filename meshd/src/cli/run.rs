@@ -40,6 +40,6 @@ fn config(matches: &ArgMatches) -> Result<Config, CommandError> {
 }
 
 /// One thread is enough for control; packets have threads of their own.
-fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
+pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::Runtime)
 }

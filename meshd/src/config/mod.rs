@@ -18,6 +18,26 @@ pub(crate) use value::time;
 
 pub use read::{ConfigError, Source, Sources, from_sources};
 
+/// How private keys are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyStorage {
+    /// On a tmpfs: a key that is on no disk can't be stolen with it.
+    Tmpfs,
+    /// Encrypted under a key that the operator supplies.
+    Sealed(SealingSource),
+    /// As they are.
+    PlainOnDisk,
+}
+
+/// Where the operator's key for sealing is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SealingSource {
+    /// In a file.
+    File(PathBuf),
+    /// A systemd credential: a file of this name in the folder that `CREDENTIALS_DIRECTORY` names (systemd.exec(5)).
+    Credential(String),
+}
+
 /// Everything that the daemon is told from outside, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
@@ -51,8 +71,10 @@ pub struct Config {
     pub control_port: u16,
     /// When and how this node's keys are replaced.
     pub rotation: Policy,
-    /// Folder of the key file. On a tmpfs by default: a key that is on no disk can't be stolen with it.
+    /// Folder of the key file.
     pub key_dir: PathBuf,
+    /// What keeps the key file from whoever gets hold of the disk.
+    pub key_storage: KeyStorage,
     /// Folder for what must survive a reboot: the last known peers.
     pub state_dir: PathBuf,
     /// Folder for the daemon's socket and what the CNI plugin reads.

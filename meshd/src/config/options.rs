@@ -133,11 +133,18 @@ pub static OPTIONS: &[OptionSpec] = &[
         Some("60s"),
         "How long a peer may take to acknowledge a step of a rotation.",
     ),
+    OptionSpec::new("key-dir", "FOLDER", Some("/run/meshd/keys"), "Folder of the private keys, mode 0700."),
     OptionSpec::new(
-        "key-dir",
-        "FOLDER",
-        Some("/run/meshd/keys"),
-        "Folder of the private keys, mode 0700. The default is a tmpfs: after a reboot the node makes new keys.",
+        "key-storage",
+        "tmpfs|sealed|plain-on-disk",
+        Some("tmpfs"),
+        "What keeps the keys from whoever gets hold of the disk: there is none, and after a reboot the node makes new keys; they are encrypted under sealing-key; or nothing.",
+    ),
+    OptionSpec::new(
+        "sealing-key",
+        "FILE",
+        None,
+        "File with the key that seals the private keys, 32 bytes or their base64; credential:NAME is the systemd credential of that name.",
     ),
     OptionSpec::new(
         "state-dir",

@@ -9,7 +9,7 @@ use keyring::rotation::{Policy, PolicyError, Terms};
 use serde_json::Value;
 
 use super::value::{self, Expected};
-use super::{Config, OPTIONS, OptionSpec};
+use super::{Config, KeyStorage, OPTIONS, OptionSpec};
 
 /// Raw values by option name, one map a source.
 #[derive(Debug, Default)]
@@ -142,6 +142,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         control_port: values.one("control-port", value::port)?,
         rotation: rotation(&values)?,
         key_dir: values.one("key-dir", value::folder)?,
+        key_storage: key_storage(&values)?,
         state_dir: values.one("state-dir", value::folder)?,
         run_dir: values.one("run-dir", value::folder)?,
         wireguard_dir: values.one("wireguard-dir", value::folder)?,
@@ -165,6 +166,18 @@ fn rotation(values: &Values<'_>) -> Result<Policy, ConfigError> {
         timeout: values.one("rotation-timeout", value::time)?,
     };
     Policy::new(terms).map_err(|source| ConfigError::Rotation { source })
+}
+
+fn key_storage(values: &Values<'_>) -> Result<KeyStorage, ConfigError> {
+    let conflict = |expected| ConfigError::Conflict { first: "key-storage", second: "sealing-key", expected };
+    let sealing = values.maybe("sealing-key", value::sealing)?;
+    match (values.one("key-storage", value::storage)?, sealing) {
+        (value::Storage::Tmpfs, None) => Ok(KeyStorage::Tmpfs),
+        (value::Storage::PlainOnDisk, None) => Ok(KeyStorage::PlainOnDisk),
+        (value::Storage::Sealed, Some(source)) => Ok(KeyStorage::Sealed(source)),
+        (value::Storage::Sealed, None) => Err(conflict("a sealing-key where keys are sealed")),
+        (_, Some(_)) => Err(conflict("key-storage sealed where there is a sealing-key")),
+    }
 }
 
 fn refuse_conflicts(config: &Config) -> Result<(), ConfigError> {

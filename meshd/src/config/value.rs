@@ -7,6 +7,8 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use plan::network::LinkName;
 
+use super::SealingSource;
+
 /// What was expected where a value could not be taken.
 pub(crate) type Expected = &'static str;
 
@@ -119,6 +121,33 @@ pub(super) fn folder(text: &str) -> Result<PathBuf, Expected> {
 
 pub(super) fn file(text: &str) -> Result<PathBuf, Expected> {
     if text.is_empty() { Err("the path of a file") } else { Ok(PathBuf::from(text)) }
+}
+
+/// Value of `key-storage`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Storage {
+    Tmpfs,
+    Sealed,
+    PlainOnDisk,
+}
+
+pub(super) fn storage(text: &str) -> Result<Storage, Expected> {
+    match text {
+        "tmpfs" => Ok(Storage::Tmpfs),
+        "sealed" => Ok(Storage::Sealed),
+        "plain-on-disk" => Ok(Storage::PlainOnDisk),
+        _ => Err("tmpfs, sealed or plain-on-disk"),
+    }
+}
+
+pub(super) fn sealing(text: &str) -> Result<SealingSource, Expected> {
+    const EXPECTED: Expected = "an absolute path, or credential:NAME";
+    match text.strip_prefix("credential:") {
+        // The name is joined to a folder: it must stay in it.
+        Some(name) if name.is_empty() || name.starts_with('.') || name.contains('/') => Err(EXPECTED),
+        Some(name) => Ok(SealingSource::Credential(name.to_owned())),
+        None => folder(text).map(SealingSource::File).map_err(|_| EXPECTED),
+    }
 }
 
 pub(super) fn node_name(text: &str) -> Result<String, Expected> {

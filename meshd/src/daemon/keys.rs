@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use keyring::rotation::{Ask, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance};
-use keyring::store::{FileStore, StoreError};
+use keyring::rotation::{Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance};
+use keyring::store::{FileStore, Protection, SealError, SealingKey, StoreError};
 use keyring::{KeyError, NodeKeys, PerSlot, PrivateKey, PublicKey};
 use plan::node::NodeUid;
+use plan::renewal::Renewal;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::chain::Chain;
+use crate::config::{Config, KeyStorage, SealingSource};
 use crate::fault;
 
 /// The key file, what is in it, and the machine that replaces it.
@@ -31,12 +33,14 @@ pub(super) struct Keys {
     notes: Vec<Note>,
     stances: BTreeMap<PeerId, Stance>,
     peers: BTreeSet<PeerId>,
+    /// The last wish for haste that was fulfilled.
+    replaced_at_once: Option<Renewal>,
 }
 
 impl Keys {
-    /// Loads the keys from `folder`, or makes them if there have never been any.
-    pub(super) fn open(folder: &std::path::Path, policy: Policy) -> Result<Self, KeysError> {
-        let store = FileStore::open(folder)?;
+    /// Loads the keys, or makes them if there have never been any.
+    pub(super) fn open(config: &Config) -> Result<Self, KeysError> {
+        let store = FileStore::open(&config.key_dir, protection(&config.key_storage)?)?;
         let keys = if let Some(keys) = store.load()? {
             info!(generation = keys.journal.generation, step = ?keys.journal.step, "loaded keys");
             keys
@@ -53,7 +57,7 @@ impl Keys {
         Ok(Self {
             store,
             ring: keys,
-            policy,
+            policy: config.rotation,
             started: Instant::now(),
             chance: u64::from_be_bytes(chance),
             machine: None,
@@ -64,6 +68,7 @@ impl Keys {
             notes: Vec::new(),
             stances: BTreeMap::new(),
             peers: BTreeSet::new(),
+            replaced_at_once: None,
         })
     }
 
@@ -163,6 +168,19 @@ impl Keys {
         Input::Persisted
     }
 
+    /// Takes an operator's wish.
+    pub(super) fn renew(&mut self, wish: Option<Renewal>) {
+        let Some(wish) = wish else { return self.tell(Input::RenewBefore(None)) };
+        let created = self.ring.journal.slots.iter().map(|(_, record)| record.created).min();
+        let come = wish.before <= unix() && created.is_some_and(|created| created < wish.before);
+        // Once for each wish, even if the clock was set forward and new keys look older than they are.
+        if wish.at_once && come && self.machine.is_some() && self.replaced_at_once != Some(wish) {
+            self.replaced_at_once = Some(wish);
+            self.tell(Input::Rotate(Cause::Emergency));
+        }
+        self.tell(Input::RenewBefore(Some(wish.before)));
+    }
+
     /// The public key of each slot.
     pub(super) fn public(&self) -> PerSlot<PublicKey> {
         PerSlot::from_fn(|slot| self.ring.journal.slots.get(slot).key)
@@ -222,6 +240,22 @@ impl Keys {
     /// What has happened to keys since this was last called.
     pub(super) fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
+    }
+}
+
+fn protection(storage: &KeyStorage) -> Result<Protection, KeysError> {
+    match storage {
+        KeyStorage::Tmpfs => Ok(Protection::Tmpfs),
+        KeyStorage::PlainOnDisk => {
+            warn!("private keys are kept on the disk as they are (key-storage plain-on-disk)");
+            Ok(Protection::PlainOnDisk)
+        }
+        KeyStorage::Sealed(SealingSource::File(path)) => Ok(Protection::Sealed(SealingKey::read(path)?)),
+        KeyStorage::Sealed(SealingSource::Credential(name)) => {
+            let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
+                .ok_or_else(|| KeysError::NoCredentials { name: name.clone() })?;
+            Ok(Protection::Sealed(SealingKey::read(&std::path::Path::new(&folder).join(name))?))
+        }
     }
 }
 
@@ -291,6 +325,17 @@ pub enum KeysError {
     /// The key file can't be used.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The sealing key can't be used.
+    #[error("option sealing-key")]
+    Sealing(#[from] SealError),
+    /// A credential is asked for, and systemd gave none.
+    #[error(
+        "option sealing-key: credential {name}: expected systemd to set CREDENTIALS_DIRECTORY; set LoadCredential={name}:FILE in the unit"
+    )]
+    NoCredentials {
+        /// Its name.
+        name: String,
+    },
     /// A key could not be made.
     #[error("make this node's keys")]
     Make(#[from] KeyError),

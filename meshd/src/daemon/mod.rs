@@ -55,7 +55,7 @@ pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), D
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
-    let keys = keys::Keys::open(&config.key_dir, config.rotation)?;
+    let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
 

@@ -234,6 +234,7 @@ impl Reconciler {
         if let Some(own) = self.cluster.own_record() {
             self.keys.speak_for(&own.uid);
         }
+        self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.talk.learn(admission);
         self.keys.see(admission.world.peers.values().map(publication::stance));
         // Without a trail nothing is done that would have to stand in it.

@@ -8,7 +8,7 @@ use lab::needle::{Secret, in_files, in_memory};
 use super::{quick, rotate, wait_whole};
 
 /// The private keys in a node's key file.
-fn private_keys(mesh: &Mesh, node: &str) -> Vec<Secret> {
+pub(super) fn private_keys(mesh: &Mesh, node: &str) -> Vec<Secret> {
     let text = mesh.node(node).unwrap().read("/run/meshd/keys/keys.json").unwrap();
     let file: serde_json::Value = serde_json::from_slice(&text).unwrap();
     let keys = file["keys"].as_array().unwrap();

@@ -7,7 +7,10 @@ mod audited;
 mod crash;
 mod destroyed;
 mod faults;
+mod fleet;
 mod hitless;
+mod replayed;
+mod told;
 
 use std::time::Duration;
 

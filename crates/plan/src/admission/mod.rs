@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::annotation::{Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
+use crate::renewal::Renewal;
 use claims::Claims;
 use ledger::Entry;
 pub use ledger::Ledger;
@@ -62,6 +63,8 @@ pub struct Own {
     pub addresses: Vec<IpAddr>,
     /// Whether it is behind NAT.
     pub nat: bool,
+    /// Which of its keys an operator wants replaced.
+    pub renewal: Option<Renewal>,
 }
 
 /// Another node in the mesh.
@@ -212,7 +215,17 @@ impl Desk<'_> {
         let addresses = self.addresses(record);
         let nat = self.endpoints(record).0.nat;
         self.out.ledger.insert(Entry { record: bounded(record), addresses: addresses.clone() });
-        self.out.world.own = Some(Own { uid: record.uid.clone(), pod_cidrs, addresses, nat });
+        let renewal = self.renewal(record);
+        self.out.world.own = Some(Own { uid: record.uid.clone(), pod_cidrs, addresses, nat, renewal });
+    }
+
+    fn renewal(&mut self, record: &NodeRecord) -> Option<Renewal> {
+        let text = record.config_renewal.as_deref()?;
+        let parsed = text.parse().ok();
+        if parsed.is_none() {
+            self.reject(record, Reason::ConfigRenewal { found: reason::quoted(text) }, true);
+        }
+        parsed
     }
 
     fn pod_cidrs(&self, record: &NodeRecord) -> Result<Vec<IpNetwork>, Reason> {
@@ -382,6 +395,7 @@ fn bounded(record: &NodeRecord) -> NodeRecord {
         endpoints: short(&record.endpoints),
         config_endpoint: short(&record.config_endpoint),
         config_keepalive: short(&record.config_keepalive),
+        config_renewal: short(&record.config_renewal),
         ..record.clone()
     }
 }

@@ -8,6 +8,7 @@ use keyring::Slot;
 
 use crate::annotation::{AnnotationError, names};
 use crate::node::NodeUid;
+use crate::renewal::RenewalError;
 
 /// A reason for a refusal.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +102,11 @@ pub enum Reason {
         /// What was found.
         found: String,
     },
+    /// An operator's wish for new keys that names no moment.
+    ConfigRenewal {
+        /// What was found.
+        found: String,
+    },
 }
 
 impl Reason {
@@ -124,6 +130,7 @@ impl Reason {
             Self::AddressTaken { .. } => "address-taken",
             Self::ConfigEndpoint { .. } => "config-endpoint",
             Self::ConfigKeepalive { .. } => "config-keepalive",
+            Self::ConfigRenewal { .. } => "config-renewal",
         }
     }
 }
@@ -198,6 +205,9 @@ impl fmt::Display for Reason {
             ),
             Self::ConfigKeepalive { found } => {
                 write!(f, "{} {found:?}: expected seconds from 0 to 65535", names::CONFIG_KEEPALIVE)
+            }
+            Self::ConfigRenewal { found } => {
+                write!(f, "{} {found:?}: {RenewalError}", names::CONFIG_RENEWAL)
             }
         }
     }

@@ -136,15 +136,13 @@ fn rotate(
 ) -> Result<(Vec<Value>, Vec<Sample>), Failure> {
     thread::scope(|scope| {
         let mut samples = Vec::new();
+        let begin = Instant::now();
         if let Some(node) = watched {
-            let since = Instant::now();
             // A second of calm before and after shows what is usual.
-            watch(mesh, node, traffic, since, &mut samples, || since.elapsed() > Duration::from_secs(1));
+            watch(mesh, node, traffic, begin, &mut samples, || begin.elapsed() > Duration::from_secs(1));
         }
-        let since = Instant::now();
         let rotations: Vec<_> = who.iter().map(|node| scope.spawn(|| rotate_one(mesh, node))).collect();
         if let Some(node) = watched {
-            let begin = since.checked_sub(Duration::from_secs(1)).unwrap_or(since);
             let over = || rotations.iter().all(thread::ScopedJoinHandle::is_finished);
             watch(mesh, node, traffic, begin, &mut samples, over);
             let end = Instant::now();

@@ -70,6 +70,15 @@ pub(crate) fn draw(samples: &[Sample]) -> String {
             writeln!(svg, "<text x=\"{:.1}\" y=\"380\" text-anchor=\"middle\">{second} s</text>", x(second));
         second += if end > 20.0 { 5.0 } else { 1.0 };
     }
+    for (place, (step, colour)) in (0_u8..).zip(STEP_COLOURS) {
+        let left = LEFT + PLOT - 5.0 * 92.0 + f64::from(place) * 92.0;
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{left:.1}\" y=\"392\" width=\"12\" height=\"12\" fill=\"{colour}\" stroke=\"#888\"/>\
+             <text x=\"{:.1}\" y=\"402\">{step}</text>",
+            left + 17.0
+        );
+    }
     let lost = samples.last().map_or(0, |last| last.sent.saturating_sub(last.arrived));
     let _ = writeln!(
         svg,
@@ -100,9 +109,18 @@ fn steps(samples: &[Sample]) -> Vec<(String, f64, f64)> {
     spans
 }
 
-/// How fast a count grew between two samples. One that fell was begun anew.
+/// Shortest time over which a rate is computed: over less it shows when the samples were taken and not what happened.
+const SPAN: Duration = Duration::from_millis(80);
+
+/// How fast a count grew between samples. One that fell was begun anew.
 fn rates(samples: &[Sample], value: &dyn Fn(&Sample) -> u64) -> Vec<(f64, f64)> {
-    let rate = |pair: &[Sample]| {
+    let mut spaced: Vec<&Sample> = Vec::new();
+    for sample in samples {
+        if spaced.last().is_none_or(|last| sample.at.saturating_sub(last.at) >= SPAN) {
+            spaced.push(sample);
+        }
+    }
+    let rate = |pair: &[&Sample]| {
         let [before, after] = pair else { return None };
         let seconds = after.at.saturating_sub(before.at).as_secs_f64();
         // Counts of seconds are far below what a float holds.
@@ -110,7 +128,7 @@ fn rates(samples: &[Sample], value: &dyn Fn(&Sample) -> u64) -> Vec<(f64, f64)> 
         let grown = value(after).saturating_sub(value(before)) as f64;
         (seconds > 0.0).then(|| (after.at.as_secs_f64(), grown / seconds))
     };
-    samples.windows(2).filter_map(rate).collect()
+    spaced.windows(2).filter_map(rate).collect()
 }
 
 fn panel(svg: &mut String, top: f64, label: &str, most: f64) {
@@ -144,7 +162,9 @@ fn curve(
         "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\"/>",
         path.join(" ")
     );
-    if let Some((at, rate)) = points.get(points.len() / if label.ends_with('b') { 2 } else { 12 }) {
+    // One left and one right, so that they don't cover each other.
+    let part = if matches!(label, "slot b" | "arrived, all pairs") { 2 } else { 12 };
+    if let Some((at, rate)) = points.get(points.len() / part) {
         let _ = writeln!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\" fill=\"{colour}\">{label}</text>",

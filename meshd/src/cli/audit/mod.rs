@@ -1,5 +1,7 @@
 //! `meshd audit`: reads trails from files, so that it works anywhere, also without a daemon.
 
+mod words;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,6 +11,7 @@ use clap::ArgMatches;
 use comfy_table::{Table, presets};
 use keyring::audit::{self, Event, Format, Line, NodeReport, Report, Verdict};
 
+use self::words::Names;
 use super::{CommandError, arguments, output};
 
 /// `meshd audit …`
@@ -90,9 +93,14 @@ fn show(matches: &ArgMatches) -> Result<(), CommandError> {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["LINE", "TIME (UTC)", "EVENT", "WHAT"]);
+    let names = Names::of(&trail.lines);
     for line in lines {
-        let (event, detail) = words(&line.event);
-        table.add_row([line.seq.to_string(), time(line.time), event, detail]);
+        table.add_row([
+            line.seq.to_string(),
+            time(line.time),
+            name(&line.event),
+            names.sentence(&line.event),
+        ]);
     }
     output::print(&format!("{table}\n"))
 }
@@ -191,16 +199,10 @@ fn peers(count: usize, own_trail: bool) -> String {
     }
 }
 
-/// An event in words: its name, and its members without the names that would repeat it.
-fn words(event: &Event) -> (String, String) {
+/// The name by which programs know an event.
+fn name(event: &Event) -> String {
     let value = serde_json::to_value(event).unwrap_or_default();
-    let name = value["event"].as_str().unwrap_or_default().to_owned();
-    let members = value.as_object().into_iter().flatten().filter(|(member, _)| *member != "event");
-    let word = |(member, value): (&String, &serde_json::Value)| match value {
-        serde_json::Value::String(text) => format!("{member} {text}"),
-        other => format!("{member} {other}"),
-    };
-    (name, members.map(word).collect::<Vec<_>>().join(", "))
+    value["event"].as_str().unwrap_or_default().to_owned()
 }
 
 fn now() -> u64 {

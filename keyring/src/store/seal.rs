@@ -1,0 +1,140 @@
+//! Encrypts the key file under a key that the operator supplies.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use chacha20poly1305::aead::AeadInPlace as _;
+use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
+use zeroize::Zeroizing;
+
+/// First line of a sealed file, authenticated with the rest.
+const HEADER: &[u8] = b"meshd sealed keys 1\n";
+/// Bytes of the nonce: with 24 a random one never comes twice (draft-irtf-cfrg-xchacha, section 1).
+const NONCE: usize = 24;
+/// Bytes of the key.
+const KEY: usize = 32;
+/// A key in base64 with white space around it is not longer.
+const MAX_LEN: usize = 256;
+
+/// A key of 32 bytes that the key file is encrypted with, by XChaCha20-Poly1305. Wiped when it is dropped.
+pub struct SealingKey(Zeroizing<[u8; KEY]>);
+
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SealingKey(..)")
+    }
+}
+
+impl SealingKey {
+    /// Takes the key as it is.
+    pub fn new(bytes: [u8; KEY]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// Reads the key from a file: 32 bytes, or their base64 in one line. Fails if anybody but its owner may read the
+    /// file, and if it holds anything else.
+    pub fn read(path: &Path) -> Result<Self, SealError> {
+        let failed = |source| SealError::Read { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let mode = file.metadata().map_err(failed)?.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(SealError::Mode { path: path.to_owned(), found: mode });
+        }
+        let mut text = Zeroizing::new(Vec::with_capacity(MAX_LEN + 1));
+        file.take(MAX_LEN as u64 + 1).read_to_end(&mut text).map_err(failed)?;
+        Self::parse(&text).ok_or_else(|| SealError::NotAKey { path: path.to_owned() })
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        if let Ok(raw) = <[u8; KEY]>::try_from(text) {
+            return Some(Self::new(raw));
+        }
+        let mut raw = Zeroizing::new([0; KEY + 1]);
+        let len = BASE64.decode_slice(text.trim_ascii(), &mut *raw).ok()?;
+        let key = raw.get(..len)?.try_into().ok()?;
+        Some(Self::new(key))
+    }
+
+    /// Whether a file looks like a sealed one.
+    pub(super) fn has_sealed(text: &[u8]) -> bool {
+        text.starts_with(HEADER)
+    }
+
+    /// Header, nonce, encrypted text, tag.
+    pub(super) fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).map_err(SealError::Random)?;
+        // Exactly as long as it will be: while it grows, plain text would be left behind in memory.
+        let mut sealed = Vec::with_capacity(HEADER.len() + NONCE + plain.len() + 16);
+        sealed.extend_from_slice(HEADER);
+        sealed.extend_from_slice(&nonce);
+        let start = sealed.len();
+        sealed.extend_from_slice(plain);
+        let cipher = XChaCha20Poly1305::new((&*self.0).into());
+        let (head, body) = sealed.split_at_mut(start);
+        let tag = cipher
+            .encrypt_in_place_detached(XNonce::from_slice(&nonce), head, body)
+            .map_err(|_| SealError::WrongKey)?;
+        sealed.extend_from_slice(&tag);
+        Ok(sealed)
+    }
+
+    /// The text that was sealed.
+    pub(super) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let body = sealed.strip_prefix(HEADER).ok_or(SealError::NotSealed)?;
+        let (nonce, body) = body.split_first_chunk::<NONCE>().ok_or(SealError::WrongKey)?;
+        let (body, tag) = body.split_last_chunk::<16>().ok_or(SealError::WrongKey)?;
+        let mut plain = Zeroizing::new(body.to_vec());
+        let cipher = XChaCha20Poly1305::new((&*self.0).into());
+        let head = &sealed[..HEADER.len() + NONCE];
+        cipher
+            .decrypt_in_place_detached(XNonce::from_slice(nonce), head, &mut plain, tag.into())
+            .map_err(|_| SealError::WrongKey)?;
+        Ok(plain)
+    }
+}
+
+/// Why the key file could not be sealed or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The file with the sealing key could not be read.
+    #[error("read the sealing key {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+    /// Others may read the sealing key.
+    #[error("sealing key {} has mode {found:04o}: expected no rights for group and others, such as 0400", path.display())]
+    Mode {
+        /// The file.
+        path: PathBuf,
+        /// Its mode.
+        found: u32,
+    },
+    /// Not a sealing key.
+    #[error("sealing key {}: expected 32 bytes, or their base64 in one line (`openssl rand -base64 32`)", path.display())]
+    NotAKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is a file, but it was never sealed.
+    #[error(
+        "it is not sealed: who wrote it? Remove it to give this node a new identity, or set key-storage to what it was written with"
+    )]
+    NotSealed,
+    /// The tag does not fit.
+    #[error(
+        "it can't be opened: sealed with another key, cut off or changed; no new keys are made while it is there"
+    )]
+    WrongKey,
+    /// There is no randomness.
+    #[error("take a nonce from the operating system's random source")]
+    Random(#[source] getrandom::Error),
+}

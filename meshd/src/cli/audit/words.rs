@@ -1,0 +1,98 @@
+//! Events of a trail as sentences for people, with nodes by the names that the trail knows them by.
+
+use std::collections::BTreeMap;
+
+use keyring::audit::{Event, Line};
+use keyring::rotation::{Cause, PeerId};
+use keyring::{Fingerprint, PerSlot};
+
+/// Names of nodes, as far as a trail tells them.
+#[derive(Debug, Default)]
+pub(super) struct Names(BTreeMap<PeerId, String>);
+
+impl Names {
+    /// Takes the names from a trail: each line has its writer's, and some have a peer's.
+    pub(super) fn of(lines: &[Line]) -> Self {
+        let mut names = BTreeMap::new();
+        for line in lines {
+            names.insert(line.node.uid.clone(), line.node.name.clone());
+            if let Event::PeerAnnounced { peer, .. } | Event::PeerGone { peer } = &line.event {
+                names.insert(peer.uid.clone(), peer.name.clone());
+            }
+        }
+        Self(names)
+    }
+
+    /// The name, or the UID if the trail has none.
+    fn name<'a>(&'a self, peer: &'a PeerId) -> &'a str {
+        self.0.get(peer).map_or(peer.as_str(), String::as_str)
+    }
+
+    fn list(&self, peers: &[PeerId]) -> String {
+        peers.iter().map(|peer| self.name(peer)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The event in a line of its own that fits beside its number and time.
+    pub(super) fn sentence(&self, event: &Event) -> String {
+        match event {
+            Event::Started { version, generation, keys, prefer, .. } => {
+                format!("version {version}, generation {generation}, keys {}, prefers {prefer}", pair(keys))
+            }
+            Event::Begun { cause } => match cause {
+                Cause::Age => "the keys are old enough".to_owned(),
+                Cause::Request => "somebody asked".to_owned(),
+                Cause::Emergency => "emergency: both keys at once".to_owned(),
+            },
+            Event::Staged { slot, key } => format!("{key} is made for slot {slot}"),
+            Event::Draining { slot, key } => format!("{key}: peers are asked to leave slot {slot}"),
+            Event::Acknowledged { peer, slot } => format!("{} has left slot {slot}", self.name(peer)),
+            Event::Published { slot, key, generation } => {
+                format!("{key} is in slot {slot}, generation {generation}")
+            }
+            Event::Verified { peer, slot, key } => {
+                format!("{key}: {} answers over it in slot {slot}", self.name(peer))
+            }
+            Event::Active { slot, key } => format!("{key} in slot {slot} is preferred"),
+            Event::Destroyed { slot, key, age } => format!("{key}, of slot {slot}, {age} s old"),
+            Event::Skipped { peer } => format!("{} is silent; not waited for", self.name(peer)),
+            Event::Forced { peer } => {
+                format!("{} does not follow; the keys are too old to wait", self.name(peer))
+            }
+            Event::Blocked { slot, peers } => {
+                format!("alive, but not following on slot {slot}: {}", self.list(peers))
+            }
+            Event::RolledBack { slot, key, peers } => {
+                format!("{key} of slot {slot} is given up because of {}", self.list(peers))
+            }
+            Event::Finished { milliseconds } => {
+                format!("after {}.{} s", milliseconds / 1000, milliseconds % 1000 / 100)
+            }
+            Event::Outgrown { generation } => format!("generation {generation}, above the one on our Node"),
+            Event::PeerAnnounced { peer, generation, keys, prefer, drain, installed } => {
+                let step = match (drain, installed) {
+                    (None, _) => String::new(),
+                    (Some(slot), false) => format!(", leave {slot}"),
+                    (Some(slot), true) => format!(", try {slot}"),
+                };
+                format!("{}: generation {generation}, keys {}, prefers {prefer}{step}", peer.name, pair(keys))
+            }
+            Event::PeerGone { peer } => peer.name.clone(),
+            Event::PeerRefused { refused, reason } => format!("{refused}: {reason}"),
+            Event::PeerHead { peer, line, head } => {
+                format!("{}: line {line}, {}", self.name(peer), short(head))
+            }
+            Event::Anchored { line, head } => format!("line {line}, {}", short(head)),
+            Event::Repaired { bytes } => format!("{bytes} bytes of a line that a crash cut off"),
+        }
+    }
+}
+
+/// Both keys, slot a first.
+fn pair(keys: &PerSlot<Fingerprint>) -> String {
+    format!("{} {}", keys.a, keys.b)
+}
+
+/// Enough of a hash to compare by eye; the whole is in the trail.
+fn short(hash: &str) -> String {
+    hash.chars().take(16).collect()
+}
