@@ -166,7 +166,8 @@ fn a_preshared_key_must_be_that_of_both() {
         (3, handshakes),
         "the same key again changes nothing"
     );
-    assert!(net.nodes[0].status(&net.nodes[1]).has_preshared_key);
+    let id = PresharedKey::from_bytes(&[1; 32]).unwrap().id();
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, Some(id));
 }
 
 #[test]
