@@ -27,7 +27,7 @@ pub enum Mode {
 pub struct Terms {
     /// Whether they are wanted.
     pub mode: Mode,
-    /// Age at which a key is replaced by a new one.
+    /// Age at which a key is replaced by a new one; zero replaces it only with a static key.
     pub interval: Duration,
     /// How long a slot must have been without traffic before its key changes: longer than a packet is under way.
     pub linger: Duration,

@@ -104,17 +104,15 @@ impl Pairing {
     }
 
     /// The slot that pods' packets to the peer must not take, even if the other one is being drained: its key is about
-    /// to change, or the other slot is better protected.
+    /// to change, or the other slot works and is better protected.
     pub fn avoid(&self, now: Duration) -> Option<Slot> {
         if let Some(exchange) = &self.exchange {
             return Some(exchange.slot);
         }
         let quality = self.qualities(now);
-        match quality.a.cmp(&quality.b) {
-            std::cmp::Ordering::Less => Some(Slot::A),
-            std::cmp::Ordering::Equal => None,
-            std::cmp::Ordering::Greater => Some(Slot::B),
-        }
+        let worse =
+            |slot: Slot| quality.get(slot) < quality.get(slot.other()) && self.answers(now, slot.other());
+        Slot::ALL.into_iter().find(|slot| worse(*slot))
     }
 
     /// Whether a handshake with the preshared key of a slot has been seen.
@@ -440,6 +438,9 @@ impl Pairing {
     /// The lower name's spread keeps pairs that began together from renewing together.
     pub(super) fn renews_at(&self, slot: Slot) -> Option<Duration> {
         let held = self.slots.get(slot).held.as_ref()?;
+        if self.terms.interval.is_zero() {
+            return Some(Duration::MAX);
+        }
         Some(held.since + self.terms.interval * (900 + self.spread) / 1000)
     }
 

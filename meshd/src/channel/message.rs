@@ -28,6 +28,8 @@ pub(crate) enum Message {
     },
     /// "My audit trail ends here; remember it."
     Head(Head),
+    /// Something about the preshared keys of the two, in that protocol's own bytes.
+    Pair(Vec<u8>),
 }
 
 impl Message {
@@ -77,11 +79,12 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 3] {
+    fn messages() -> [Message; 4] {
         [
             Message::Ask { nonce: u64::MAX },
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
+            Message::Pair(vec![1; keyring::pq::LONGEST_MESSAGE]),
         ]
     }
 

@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use keyring::{PerSlot, PrivateKey, PublicKey, Slot};
+use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use plan::network::{LinkName, Peer};
 use plan::op::PeerChange;
 use tracing::error;
-use tunnel::{Health, Interface, InterfaceConfig, InterfaceState, PeerSettings, TunnelError};
+use tunnel::{
+    Health, Interface, InterfaceConfig, InterfaceState, PeerSettings, PresharedKeyChange, TunnelError,
+};
 
 /// The engines that run in this process.
 #[derive(Debug)]
@@ -98,13 +100,26 @@ impl Devices {
         Ok(())
     }
 
-    /// Adds a peer.
-    pub(super) fn add_peer(&self, slot: Slot, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+    /// Adds a peer, with the preshared key that the plan names.
+    pub(super) fn add_peer(
+        &self,
+        slot: Slot,
+        key: PublicKey,
+        peer: &Peer,
+        preshared: Option<&PresharedKey>,
+    ) -> Result<(), DeviceError> {
+        let preshared_key = match (peer.preshared, preshared) {
+            (None, _) => PresharedKeyChange::Clear,
+            (Some(_), Some(preshared)) => PresharedKeyChange::Set(preshared.duplicate()),
+            // Without it the peer would be less protected than the plan says.
+            (Some(_), None) => return Err(DeviceError::ForeignPreshared { slot, key }),
+        };
         let settings = PeerSettings {
             endpoint: peer.endpoint,
             keepalive: Some(peer.keepalive.unwrap_or(0)),
             allow: peer.allowed_ips.iter().copied().collect(),
             roaming: Some(peer.roaming),
+            preshared_key: Some(preshared_key),
             ..PeerSettings::default()
         };
         self.change(slot, "add a peer to", tunnel::PeerChange::Add { peer: key, settings })
@@ -168,6 +183,7 @@ pub(super) fn peers(state: &InterfaceState) -> BTreeMap<PublicKey, Peer> {
         roaming: status.roaming,
         allowed_ips: status.allowed_ips.clone(),
         keepalive: Some(status.keepalive).filter(|interval| *interval > 0),
+        preshared: status.preshared,
     };
     state.peers.iter().map(|(key, status)| (*key, peer(status))).collect()
 }
@@ -190,6 +206,14 @@ pub(super) enum DeviceError {
     Missing {
         /// The slot.
         slot: Slot,
+    },
+    /// The plan asks for a preshared key that is not kept.
+    #[error("slot {slot}: the preshared key with {key} is not in the key ring")]
+    ForeignPreshared {
+        /// The slot.
+        slot: Slot,
+        /// The peer's public key.
+        key: PublicKey,
     },
     /// The plan asks for a key that is not ours.
     #[error("slot {slot}: the private key for {key} is not in the key ring")]

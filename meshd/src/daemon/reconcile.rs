@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use keyring::audit::NodeRef;
+use keyring::pq::Entry;
 use keyring::rotation::{Cause, Input, PeerId, slot_for};
-use keyring::{PerSlot, Slot};
+use keyring::{PerSlot, PublicKey, Slot};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::admission::{Admission, Member, Policy};
@@ -18,12 +19,14 @@ use plan::op::Op;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
+use tunnel::InterfaceState;
 
 use super::audit::Audit;
 use super::cluster::Cluster;
 use super::devices::Devices;
 use super::keys::Keys;
 use super::outcome::Outcome;
+use super::pq::{self, Pairs};
 use super::talk::{Heed, Said, Talk, heed};
 use super::{observe, perform, publication};
 use crate::api::events::Telling;
@@ -50,6 +53,7 @@ const USUAL_MTU: u32 = 1500;
 pub(super) struct Reconciler {
     pub(super) config: Config,
     pub(super) keys: Keys,
+    pairs: Pairs,
     host: Handle,
     devices: Devices,
     talk: Talk,
@@ -85,6 +89,8 @@ struct Turn {
     violations: Vec<Violation>,
     /// What the node does about each peer when the plan has been performed.
     heeded: BTreeMap<PeerId, Heed>,
+    /// The slot that pods' packets to each peer then take.
+    carried: BTreeMap<PeerId, Option<Slot>>,
     /// The own generation that the plan is for.
     generation: u64,
 }
@@ -132,6 +138,7 @@ impl Reconciler {
         Self {
             devices: Devices::new(config.wireguard_dir.clone()),
             talk: Talk::new(config.control_port, heard),
+            pairs: Pairs::new(config.pq),
             audit,
             tellings,
             cluster: Cluster::remembered(own, ledger, uid),
@@ -199,6 +206,7 @@ impl Reconciler {
         let remembered = self.remember(&turn.admission);
         if self.outcome.failures.is_empty() && remembered {
             self.talk.heed(turn.heeded.clone());
+            self.pairs.settle(&turn.carried, &mut self.keys);
             self.keys.tell(Input::Applied(turn.generation));
         }
         self.publish().await;
@@ -225,8 +233,9 @@ impl Reconciler {
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        let (heeded, generation) = (heed(&admission, &setup), self.keys.journal().generation);
-        Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, generation })
+        let (heeded, carried) = (heed(&admission, &setup), pq::carried(&admission, &setup));
+        let generation = self.keys.journal().generation;
+        Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, carried, generation })
     }
 
     /// Tells the rotation and the control channel who is there and what they announce.
@@ -236,6 +245,7 @@ impl Reconciler {
         }
         self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.talk.learn(admission);
+        self.pairs.meet(admission, self.keys.stance(), &mut self.keys);
         self.keys.see(admission.world.peers.values().map(publication::stance));
         // Without a trail nothing is done that would have to stand in it.
         let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
@@ -246,6 +256,7 @@ impl Reconciler {
     fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
         let Some(own) = self.keys.stance() else { return BTreeMap::new() };
         let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
+        self.show(admission, &states);
         let members = admission.world.peers.values();
         let slot = |member: &Member| {
             let answers = PerSlot::from_fn(|slot| {
@@ -253,9 +264,21 @@ impl Reconciler {
                 let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
                 peer.is_some_and(|peer| peer.since_handshake.is_some())
             });
-            (member.uid.clone(), slot_for(&own, &publication::stance(member), answers))
+            let wanted = slot_for(&own, &publication::stance(member), answers);
+            (member.uid.clone(), self.pairs.steer(&PeerId::new(member.uid.as_str()), wanted))
         };
         members.map(slot).collect()
+    }
+
+    /// Shows the machines of preshared keys what the devices have.
+    fn show(&mut self, admission: &Admission, states: &PerSlot<Option<InterfaceState>>) {
+        let shown = |slot: Slot, own: &PublicKey, peer: &PublicKey| {
+            let state = states.get(slot).as_ref().filter(|state| state.public_key == Some(*own))?;
+            let peer = state.peers.get(peer)?;
+            Some(Entry { preshared: peer.preshared, handshake: peer.since_handshake.is_some() })
+        };
+        let entries = pq::entries(admission, &self.keys.public(), shown);
+        self.pairs.observe(&entries, &mut self.keys);
     }
 
     /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
@@ -264,20 +287,36 @@ impl Reconciler {
             Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
             Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
         }
-        self.keys.tell(Input::Tick);
-        self.talk.ask(self.keys.take_asks());
+        self.tick();
     }
 
     /// Takes a message from a peer.
     pub(super) fn hear(&mut self, heard: &Heard) {
         match self.talk.hear(heard) {
             Some(Said::OfKeys(input)) => {
+                let input = self.weigh(input);
                 self.keys.tell(input);
                 self.talk.ask(self.keys.take_asks());
+            }
+            Some(Said::Preshared(peer, over, message)) => {
+                self.pairs.hear(&peer, over, message, &mut self.keys);
+                self.talk.pair(self.pairs.take_messages());
             }
             Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
             None => {}
         }
+    }
+
+    /// An answer to the rotation says that a peer has left a slot, or answers over it. It counts only when this node has
+    /// left the slot as well, and when the slot is as protected as it is meant to be.
+    fn weigh(&self, input: Input) -> Input {
+        let Input::Answer { peer, nonce, seen, tx, over, .. } = input else { return input };
+        let drained = self.keys.journal().drain();
+        if drained.is_some() && self.talk.tx(&peer) == drained {
+            return Input::Heard(peer);
+        }
+        let protected = self.pairs.protects(&peer, over);
+        Input::Answer { peer, nonce, seen, tx, over, protected }
     }
 
     /// Writes down what happened to keys, and lets peers and the API server know where the trail ends.
@@ -307,11 +346,24 @@ impl Reconciler {
     pub(super) fn tick(&mut self) {
         self.keys.tell(Input::Tick);
         self.talk.ask(self.keys.take_asks());
+        self.pairs.tick(&mut self.keys);
+        self.talk.pair(self.pairs.take_messages());
+    }
+
+    /// When the machines want to be told that time has passed.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.keys.due().into_iter().chain(self.pairs.due()).min()
+    }
+
+    /// Whether the loop should turn now; asked once.
+    pub(super) const fn take_turn(&mut self) -> bool {
+        let (keys, pairs) = (self.keys.take_turn(), self.pairs.take_turn());
+        keys || pairs
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {
         let steer = self.steer(admission);
-        Setup {
+        let mut setup = Setup {
             cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
             service_cidrs: self.config.service_cidrs.iter().copied().collect(),
             keys: self.keys.public(),
@@ -321,7 +373,11 @@ impl Reconciler {
             rule_priority: self.config.rule_priority,
             nat: self.config.nat,
             steer,
-        }
+            preshared: BTreeMap::new(),
+            barred: BTreeSet::new(),
+        };
+        self.pairs.protect(admission, &mut setup);
+        setup
     }
 
     /// The MTU of the way to each endpoint, by the route that its datagrams really take.
@@ -483,7 +539,8 @@ impl Reconciler {
 
     /// The status as of now.
     pub(super) fn status(&mut self) -> Status {
-        let status = self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices);
+        let status =
+            self.outcome.status(&self.config, &self.keys, &self.pairs, &self.cluster, &mut self.devices);
         Status { control: self.talk.counts(), ..status }
     }
 }

@@ -69,6 +69,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
         "RECEIVED",
         "SENT",
         "MTU",
+        "PQ",
     ]);
     for peer in peers {
         for (slot, state) in peer.slots.iter() {
@@ -85,6 +86,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
                 bytes(state.received),
                 bytes(state.sent),
                 peer.mtu.filter(|_| first).map(|mtu| mtu.to_string()).unwrap_or_default(),
+                state.pq.word().to_owned(),
             ]);
         }
     }
@@ -124,6 +126,14 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     if !status.kept.is_empty() {
         writeln!(text, "\nno longer listed, kept for now: {}", status.kept.join(", "))?;
+    }
+    for peer in status.peers.iter().filter(|peer| peer.pq.barred) {
+        writeln!(
+            text,
+            "\n{}: no pod traffic: a preshared key is required, and {}",
+            peer.node,
+            peer.pq.reason()
+        )?;
     }
     for rejected in &status.rejected {
         let effect = if rejected.stays { "refused in part" } else { "rejected" };
