@@ -1,8 +1,31 @@
-//! Body of the fuzz target for messages about preshared keys, so that its corpus also runs as an ordinary test.
+//! Bodies of the fuzz targets, so that their corpora also run as ordinary tests.
 
+use std::path::PathBuf;
+
+use crate::audit::{Format, Line, export, report, verify};
 use crate::pq::Message;
 
-/// Reads bytes as a message. What is read must be written the same.
+/// Reads bytes as a trail, and does with it all that an auditor does. A trail without a finding has whole lines and
+/// nothing else.
+///
+/// # Panics
+///
+/// If that does not hold: that is what a fuzzer looks for.
+pub fn trail(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes).into_owned();
+    let verdict = verify(&[(PathBuf::from("audit.jsonl"), text.clone())]);
+    let lines: Vec<&Line> = verdict.lines.iter().collect();
+    for format in [Format::Jsonl, Format::Csv, Format::Ocsf] {
+        let _ = export(&lines, format);
+    }
+    let _ = report(&[&verdict.lines], 0, 1);
+    if verdict.findings.is_empty() {
+        assert_eq!(verdict.lines.len(), text.split_terminator('\n').count());
+        assert!(!text.contains('\r'));
+    }
+}
+
+/// Reads bytes as a message about preshared keys. What is read must be written the same.
 ///
 /// # Panics
 ///

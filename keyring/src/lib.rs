@@ -15,6 +15,7 @@
 //! It is wiped from memory when it is dropped.
 
 pub mod audit;
+#[doc(hidden)]
 pub mod fuzzing;
 mod key;
 pub mod pq;

@@ -1,8 +1,8 @@
 //! The node daemon of a mesh and its command line.
 //!
 //! It publishes this node's public keys as annotations, watches all Nodes, and keeps the node's network as
-//! `plan` says it should be. Decisions are made in `plan`, keys live in `keyring`, packets in `tunnel`, the
-//! kernel behind `linux`; here they are wired together.
+//! `plan` says it should be. Decisions are made in `plan`, keys live in `keyring`, packets in `tunnel` or the
+//! kernel, which is behind `linux` and `kernel-wireguard`; here they are wired together.
 
 pub mod api;
 mod cache;
@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 mod control;
 mod daemon;
+pub mod device;
 mod fault;
 mod file;
 mod harden;

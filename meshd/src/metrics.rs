@@ -60,7 +60,11 @@ fn node_rows(status: &Status) -> Vec<Row<'_>> {
         .iter()
         .map(|rejected| (vec![("node", rejected.node.as_str()), ("reason", rejected.code.as_str())], 1))
         .collect();
+    let backends = status.slots.iter().filter_map(|(slot, device)| {
+        Some((vec![("slot", slot.as_str()), ("backend", device.as_ref()?.backend.as_str())], 1))
+    });
     vec![
+        ("backend", "Which WireGuard carries a slot's packets.", MetricType::Gauge, backends.collect()),
         gauge("ready", "Whether pods can be attached and reach the mesh.", u64::from(status.ready)),
         gauge("guard_stands", "Whether the guard's table stands unchanged.", u64::from(status.guard.stands)),
         (
@@ -94,7 +98,7 @@ fn node_rows(status: &Status) -> Vec<Row<'_>> {
         counter("failed_steps", "Steps that failed and are tried again.", status.counters.failed_steps),
         counter(
             "device_restarts",
-            "Devices whose engine had died and was made anew.",
+            "Devices that were gone and were made anew.",
             status.counters.device_restarts,
         ),
         counter("brakes", "Times that a mass removal of peers was braked.", status.counters.brakes),

@@ -299,3 +299,14 @@ fn exports_have_every_line_and_no_secret_can_be_among_them() {
             .all(|event| event["type_uid"].as_u64() == event["activity_id"].as_u64().map(|id| 300_400 + id))
     );
 }
+
+#[test]
+fn the_trail_corpus_passes() {
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/trail");
+    let mut count = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        crate::fuzzing::trail(&std::fs::read(entry.unwrap().path()).unwrap());
+        count += 1;
+    }
+    assert!(count >= 10, "only {count} files: the corpus is not where it should be");
+}

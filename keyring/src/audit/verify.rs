@@ -100,7 +100,8 @@ pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut last: Option<Line> = None;
     for (path, text) in files {
-        for (index, text) in text.lines().enumerate() {
+        // Not `lines`, which would pass over a carriage return.
+        for (index, text) in text.split_terminator('\n').enumerate() {
             let (path, number) = (path.clone(), index + 1);
             let line = match Line::parse(text) {
                 Ok(line) => line,

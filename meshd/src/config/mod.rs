@@ -13,6 +13,8 @@ use keyring::PerSlot;
 use keyring::rotation::Policy;
 use plan::network::LinkName;
 
+use crate::device::Wish;
+
 pub use options::{OPTIONS, OptionSpec, reference};
 pub(crate) use value::time;
 
@@ -61,6 +63,8 @@ pub struct Config {
     pub links: PerSlot<LinkName>,
     /// UDP port of each slot.
     pub ports: PerSlot<u16>,
+    /// Who carries the packets.
+    pub backend: Wish,
     /// MTU of the mesh; none computes it from the route to each endpoint.
     pub mtu: Option<u32>,
     /// Number of the routing table for peers' node addresses.

@@ -85,6 +85,12 @@ pub static OPTIONS: &[OptionSpec] = &[
     OptionSpec::new("port-a", "PORT", Some("51840"), "UDP port of slot a."),
     OptionSpec::new("port-b", "PORT", Some("51841"), "UDP port of slot b."),
     OptionSpec::new(
+        "backend",
+        "auto|kernel|userspace",
+        Some("auto"),
+        "Which WireGuard carries the packets: the kernel's, or an engine in the daemon. auto takes the kernel's where a WireGuard link can be made and read. Devices that are there keep theirs until their key is replaced.",
+    ),
+    OptionSpec::new(
         "mtu",
         "BYTES",
         None,

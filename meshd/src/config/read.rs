@@ -137,6 +137,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
             b: values.one("interface-b", value::link)?,
         },
         ports: PerSlot { a: values.one("port-a", value::port)?, b: values.one("port-b", value::port)? },
+        backend: values.one("backend", value::backend)?,
         mtu: values.maybe("mtu", value::mtu)?,
         table: values.one("table", value::table)?,
         rule_priority: values.one("rule-priority", value::priority)?,

@@ -52,6 +52,7 @@ fn every_refusal_names_the_option_and_what_was_expected() {
         ("interface-a", "a-name-too-long-for-linux", "1 to 15"),
         ("nat", "yes", "true or false"),
         ("mtu", "100", "1280"),
+        ("backend", "hardware", "auto, kernel or userspace"),
         ("table", "254", "other than"),
         ("key-dir", "keys", "absolute"),
         ("key-storage", "disk", "tmpfs, sealed or plain-on-disk"),

@@ -8,6 +8,8 @@ use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
 use plan::network::LinkName;
 
+use crate::device::{Backend, Wish};
+
 use super::SealingSource;
 
 /// What was expected where a value could not be taken.
@@ -103,6 +105,15 @@ pub(super) fn pq_interval(text: &str) -> Result<Duration, Expected> {
 
 pub(super) fn percent(text: &str) -> Result<u32, Expected> {
     text.parse().map_err(|_| "a number of percent, such as 20")
+}
+
+pub(super) fn backend(text: &str) -> Result<Wish, Expected> {
+    match text {
+        "auto" => Ok(Wish::Auto),
+        "kernel" => Ok(Wish::Only(Backend::Kernel)),
+        "userspace" => Ok(Wish::Only(Backend::Userspace)),
+        _ => Err("auto, kernel or userspace"),
+    }
 }
 
 pub(super) fn boolean(text: &str) -> Result<bool, Expected> {

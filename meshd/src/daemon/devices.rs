@@ -1,4 +1,4 @@
-//! The WireGuard devices of both slots, on the userspace engine.
+//! The WireGuard devices of both slots, whoever carries their packets.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use plan::network::{LinkName, Peer};
 use plan::op::PeerChange;
-use tracing::error;
-use tunnel::{
-    Health, Interface, InterfaceConfig, InterfaceState, PeerSettings, PresharedKeyChange, TunnelError,
-};
+use tracing::{debug, error, info, warn};
 
-/// The engines that run in this process.
+use crate::chain::Chain;
+use crate::device::{self, Backend, Device, DeviceError, DeviceState};
+
+/// The devices that this process serves or looks after.
 #[derive(Debug)]
 pub(super) struct Devices {
     uapi_dir: PathBuf,
+    backend: Backend,
     running: PerSlot<Option<Running>>,
     restarts: u64,
 }
@@ -22,186 +23,193 @@ pub(super) struct Devices {
 #[derive(Debug)]
 struct Running {
     link: LinkName,
-    interface: Interface,
+    device: Box<dyn Device>,
 }
 
 impl Devices {
-    /// No devices yet; their control sockets will be in `uapi_dir`.
-    pub(super) fn new(uapi_dir: PathBuf) -> Self {
-        Self { uapi_dir, running: PerSlot::default(), restarts: 0 }
+    /// The devices that an earlier process left running on `links`; others are made for `backend`. Control sockets of
+    /// engines will be in `uapi_dir`.
+    pub(super) fn adopt(backend: Backend, uapi_dir: PathBuf, links: &PerSlot<LinkName>) -> Self {
+        let adopted = |slot| {
+            let link: &LinkName = links.get(slot);
+            match device::adopt(link) {
+                Ok(found) => {
+                    let device = found?;
+                    info!(%slot, %link, backend = %device.backend(), "took over a device that was there");
+                    Some(Running { link: link.clone(), device })
+                }
+                Err(error) => {
+                    warn!(%slot, %link, cause = %Chain(&error), "what is there can't be taken over");
+                    None
+                }
+            }
+        };
+        Self { uapi_dir, backend, running: PerSlot::from_fn(adopted), restarts: 0 }
     }
 
-    /// The state of a slot's engine. An engine that died is put away, so that it is seen as missing and made
-    /// anew; its link stays, and drops what is sent into it.
-    pub(super) fn state(&mut self, slot: Slot) -> Option<(&LinkName, InterfaceState)> {
+    /// The state of a slot's device. One that is gone is put away, so that it is seen as missing and made anew; the
+    /// link of an engine stays, and drops what is sent into it.
+    pub(super) fn observe(&mut self, slot: Slot) -> Result<Option<(&LinkName, DeviceState)>, DeviceError> {
         let running = self.running.get_mut(slot);
-        if let Some(Running { link, interface }) = running
-            && let Health::Failed(cause) = interface.health()
-        {
-            error!(%slot, %link, %cause, "the WireGuard engine has died; making it anew");
-            *running = None;
-            self.restarts += 1;
+        let Some(Running { link, device }) = running else { return Ok(None) };
+        match device.state() {
+            Ok(state) => {
+                let link = self.running.get(slot).as_ref().map(|running| &running.link);
+                Ok(link.map(|link| (link, state)))
+            }
+            Err(error) if error.is_gone() => {
+                error!(%slot, %link, cause = %Chain(&error), "the WireGuard device is gone; making it anew");
+                *running = None;
+                self.restarts += 1;
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        self.running.get(slot).as_ref().map(|running| (&running.link, running.interface.state()))
     }
 
-    /// How many engines died so far.
+    /// The state of a slot's device, for whoever can do without.
+    pub(super) fn state(&mut self, slot: Slot) -> Option<(&LinkName, DeviceState)> {
+        match self.observe(slot) {
+            Ok(found) => found,
+            Err(error) => {
+                warn!(%slot, cause = %Chain(&error), "the WireGuard device can't be read");
+                None
+            }
+        }
+    }
+
+    /// How many devices were gone so far although nobody here removed them.
     pub(super) const fn restarts(&self) -> u64 {
         self.restarts
     }
 
-    /// Starts the engine of a slot. The link outlives the process: while nobody serves it the kernel drops
-    /// what is routed into it, instead of sending it another way.
-    pub(super) fn create(&mut self, slot: Slot, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
-        // An engine on another link, or one whose link was deleted under it.
+    /// Who carries the packets of a slot's device.
+    pub(super) fn backend(&self, slot: Slot) -> Option<Backend> {
+        self.running.get(slot).as_ref().map(|running| running.device.backend())
+    }
+
+    /// Whether a slot's device is another backend's than new ones: it goes on until its slot gets another key.
+    pub(super) fn is_outdated(&self, slot: Slot) -> bool {
+        self.backend(slot).is_some_and(|backend| backend != self.backend)
+    }
+
+    /// Whether a link of this kind may stay where a device is to be made.
+    pub(super) fn fits(&self, kind: Option<&str>) -> bool {
+        kind == Some(self.backend.link_kind())
+    }
+
+    /// Makes the device of a slot, or takes a link that fits.
+    pub(super) fn create(&mut self, slot: Slot, link: &LinkName, mtu: u32) -> Result<(), SlotError> {
+        // A device on another link, or one whose link was deleted under it.
         *self.running.get_mut(slot) = None;
-        let config = InterfaceConfig {
-            mtu: Some(engine_mtu(mtu)),
-            persistent: true,
-            uapi_dir: Some(self.uapi_dir.clone()),
-            ..InterfaceConfig::new(link.as_str())
+        let made: Result<Box<dyn Device>, DeviceError> = match self.backend {
+            Backend::Userspace => {
+                device::Userspace::create(link, mtu, &self.uapi_dir).map(|device| Box::new(device) as _)
+            }
+            Backend::Kernel => device::Kernel::create(link).map(|device| Box::new(device) as _),
         };
-        let interface =
-            Interface::create(&config).map_err(|source| DeviceError::new("create", slot, source))?;
-        *self.running.get_mut(slot) = Some(Running { link: link.clone(), interface });
+        let device = made.map_err(|source| SlotError::Device { slot, source })?;
+        *self.running.get_mut(slot) = Some(Running { link: link.clone(), device });
         Ok(())
     }
 
-    /// Stops the engine of a slot and deletes its link.
-    pub(super) fn remove(&mut self, slot: Slot) -> Result<(), DeviceError> {
+    /// Ends the device of a slot; its link may stay.
+    pub(super) fn remove(&mut self, slot: Slot) -> Result<(), SlotError> {
         match self.running.get_mut(slot).take() {
-            Some(running) => {
-                running.interface.remove().map_err(|source| DeviceError::new("remove", slot, source))
-            }
+            Some(running) => running.device.remove().map_err(|source| SlotError::Device { slot, source }),
             None => Ok(()),
         }
     }
 
     /// Gives the device its private key.
-    pub(super) fn set_key(&self, slot: Slot, key: &PrivateKey) -> Result<(), DeviceError> {
-        self.interface(slot)?.set_private_key(key.duplicate());
-        Ok(())
+    pub(super) fn set_key(&mut self, slot: Slot, key: &PrivateKey) -> Result<(), SlotError> {
+        self.change(slot, |device| device.set_key(key))
     }
 
     /// Moves the device to a UDP port.
-    pub(super) fn set_port(&self, slot: Slot, port: u16) -> Result<(), DeviceError> {
-        let interface = self.interface(slot)?;
-        interface.set_listen_port(port).map_err(|source| DeviceError::new("set the port of", slot, source))
+    pub(super) fn set_port(&mut self, slot: Slot, port: u16) -> Result<(), SlotError> {
+        self.change(slot, |device| device.set_port(port))
     }
 
-    /// Tells the engine on a link the MTU that the link got.
-    pub(super) fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), DeviceError> {
-        for (slot, running) in self.running.iter() {
-            if let Some(running) = running.as_ref().filter(|running| running.link == *link) {
-                let set = running.interface.set_mtu(engine_mtu(mtu));
-                set.map_err(|source| DeviceError::new("set the MTU of", slot, source))?;
-            }
-        }
-        Ok(())
+    /// Tells the device on a link the MTU that the link got.
+    pub(super) fn set_mtu(&mut self, link: &LinkName, mtu: u32) -> Result<(), SlotError> {
+        let of_link =
+            |slot: &Slot| self.running.get(*slot).as_ref().is_some_and(|running| running.link == *link);
+        let Some(slot) = Slot::ALL.into_iter().find(of_link) else { return Ok(()) };
+        self.change(slot, |device| device.set_mtu(mtu))
     }
 
     /// Adds a peer, with the preshared key that the plan names.
     pub(super) fn add_peer(
-        &self,
+        &mut self,
         slot: Slot,
         key: PublicKey,
         peer: &Peer,
         preshared: Option<&PresharedKey>,
-    ) -> Result<(), DeviceError> {
-        let preshared_key = match (peer.preshared, preshared) {
-            (None, _) => PresharedKeyChange::Clear,
-            (Some(_), Some(preshared)) => PresharedKeyChange::Set(preshared.duplicate()),
-            // Without it the peer would be less protected than the plan says.
-            (Some(_), None) => return Err(DeviceError::ForeignPreshared { slot, key }),
-        };
-        let settings = PeerSettings {
-            endpoint: peer.endpoint,
-            keepalive: Some(peer.keepalive.unwrap_or(0)),
-            allow: peer.allowed_ips.iter().copied().collect(),
-            roaming: Some(peer.roaming),
-            preshared_key: Some(preshared_key),
-            ..PeerSettings::default()
-        };
-        self.change(slot, "add a peer to", tunnel::PeerChange::Add { peer: key, settings })
+    ) -> Result<(), SlotError> {
+        // Without it the peer would be less protected than the plan says.
+        if peer.preshared != preshared.map(PresharedKey::id) {
+            return Err(SlotError::ForeignPreshared { slot, key });
+        }
+        self.change(slot, |device| device.add_peer(key, peer, preshared))
     }
 
     /// Changes what differs at a peer.
     pub(super) fn update_peer(
-        &self,
+        &mut self,
         slot: Slot,
         key: PublicKey,
         change: &PeerChange,
-    ) -> Result<(), DeviceError> {
-        let settings = PeerSettings {
-            endpoint: change.endpoint,
-            keepalive: change.keepalive.map(|interval| interval.unwrap_or(0)),
-            allow: change.allow.iter().copied().collect(),
-            disallow: change.disallow.iter().copied().collect(),
-            roaming: change.roaming,
-            ..PeerSettings::default()
-        };
-        self.change(slot, "change a peer of", tunnel::PeerChange::Update { peer: key, settings })
+    ) -> Result<(), SlotError> {
+        self.change(slot, |device| device.update_peer(key, change))
     }
 
     /// Removes a peer.
-    pub(super) fn remove_peer(&self, slot: Slot, key: PublicKey) -> Result<(), DeviceError> {
-        self.change(slot, "remove a peer from", tunnel::PeerChange::Remove { peer: key })
+    pub(super) fn remove_peer(&mut self, slot: Slot, key: PublicKey) -> Result<(), SlotError> {
+        self.change(slot, |device| device.remove_peer(key))
     }
 
     /// Starts a handshake with a peer, unless one is on its way.
-    pub(super) fn greet(&self, slot: Slot, key: &PublicKey) {
-        if let Some(running) = self.running.get(slot) {
-            // A peer that is gone again needs none.
-            let _ = running.interface.initiate_handshake(key);
+    pub(super) fn greet(&mut self, slot: Slot, key: &PublicKey) {
+        if let Some(running) = self.running.get_mut(slot)
+            && let Err(error) = running.device.initiate_handshake(*key)
+        {
+            // A peer that is gone again needs none, and any other will be spoken to as soon as there is traffic.
+            debug!(%slot, peer = %key, cause = %Chain(&error), "no handshake was started");
         }
     }
 
     fn change(
-        &self,
+        &mut self,
         slot: Slot,
-        operation: &'static str,
-        change: tunnel::PeerChange,
-    ) -> Result<(), DeviceError> {
-        let applied = self.interface(slot)?.apply(vec![change]);
-        applied.map_err(|source| DeviceError::new(operation, slot, source))
-    }
-
-    fn interface(&self, slot: Slot) -> Result<&Interface, DeviceError> {
-        self.running.get(slot).as_ref().map(|running| &running.interface).ok_or(DeviceError::Missing { slot })
+        change: impl FnOnce(&mut dyn Device) -> Result<(), DeviceError>,
+    ) -> Result<(), SlotError> {
+        let running = self.running.get_mut(slot).as_mut().ok_or(SlotError::Missing { slot })?;
+        change(running.device.as_mut()).map_err(|source| SlotError::Device { slot, source })
     }
 }
 
-/// IP packets have at most 65,535 bytes, so a wider MTU says no more.
-fn engine_mtu(mtu: u32) -> u16 {
-    u16::try_from(mtu).unwrap_or(u16::MAX)
+/// The peers of a device as the plan speaks of them.
+pub(super) fn peers(
+    state: &DeviceState,
+    wanted: Option<&plan::network::Device>,
+) -> BTreeMap<PublicKey, Peer> {
+    let wanted = |key| wanted.and_then(|device| device.peers.get(key));
+    state.peers.iter().map(|(key, peer)| (*key, peer.as_planned(wanted(key)))).collect()
 }
 
-/// The peers of an engine as the plan speaks of them.
-pub(super) fn peers(state: &InterfaceState) -> BTreeMap<PublicKey, Peer> {
-    let peer = |status: &tunnel::PeerStatus| Peer {
-        endpoint: status.endpoint,
-        roaming: status.roaming,
-        allowed_ips: status.allowed_ips.clone(),
-        keepalive: Some(status.keepalive).filter(|interval| *interval > 0),
-        preshared: status.preshared,
-    };
-    state.peers.iter().map(|(key, status)| (*key, peer(status))).collect()
-}
-
-/// Why a device could not be changed.
+/// Why the device of a slot could not be changed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum DeviceError {
-    /// The engine refused.
-    #[error("{operation} the WireGuard device of slot {slot}")]
-    Engine {
-        /// What was tried.
-        operation: &'static str,
+pub(super) enum SlotError {
+    /// The device refused.
+    #[error("slot {slot}")]
+    Device {
         /// The slot.
         slot: Slot,
         /// The cause.
-        source: TunnelError,
+        source: DeviceError,
     },
-    /// There is no engine; an earlier step of the same plan failed.
+    /// There is no device; an earlier step of the same plan failed.
     #[error("slot {slot} has no WireGuard device")]
     Missing {
         /// The slot.
@@ -223,10 +231,4 @@ pub(super) enum DeviceError {
         /// The public key.
         key: PublicKey,
     },
-}
-
-impl DeviceError {
-    const fn new(operation: &'static str, slot: Slot, source: TunnelError) -> Self {
-        Self::Engine { operation, slot, source }
-    }
 }

@@ -32,6 +32,7 @@ use crate::api;
 use crate::channel::Heard;
 use crate::config::Config;
 use crate::control::{self, Asked};
+use crate::device;
 use crate::http;
 use crate::status::Status;
 
@@ -56,6 +57,8 @@ pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), D
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
+    let chosen = device::choose(config.backend, &host).await?;
+    info!(backend = %chosen.backend, reason = chosen.reason, "who carries the packets");
     let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
@@ -88,7 +91,7 @@ pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), D
     info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
     let ways = Ways { wanted: wanted_in, heard: heard_in, tellings: tellings_in };
-    let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), ways);
+    let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, ways);
     reconciler.outcome.shortfalls = shortfalls;
     let mut run = Loop { reconciler, changes, asked, notices, heard, status: status_in, turned: turned_in };
     let ended = run.turn_until(&mut stop).await;
@@ -195,6 +198,9 @@ pub enum DaemonError {
         /// The cause.
         source: Box<linux::HostError>,
     },
+    /// The kernel's WireGuard was asked for, and can't be had.
+    #[error(transparent)]
+    Backend(#[from] device::NoKernel),
     /// There are no usable keys.
     #[error(transparent)]
     Keys(#[from] KeysError),

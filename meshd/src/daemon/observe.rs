@@ -7,6 +7,18 @@ use linux::{Handle, HostError, guard, sysctl};
 use plan::network::{Device, LinkName, Network};
 
 use super::devices::{self, Devices};
+use crate::device::DeviceError;
+
+/// Why the node could not be observed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ObserveError {
+    /// The kernel's routing side, its filter or its settings.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// A WireGuard device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
 
 /// Observes the node. Of the kernel's settings only those that are desired are read; the guard counts only
 /// if it stands as desired.
@@ -14,7 +26,7 @@ pub(super) async fn observe(
     host: &Handle,
     devices: &mut Devices,
     desired: &Network,
-) -> Result<Network, HostError> {
+) -> Result<Network, ObserveError> {
     let stands = match &desired.guard {
         Some(wanted) => guard::stands(wanted)?.then(|| wanted.clone()),
         None => None,
@@ -27,7 +39,7 @@ pub(super) async fn observe(
     }
     let mut found = BTreeMap::new();
     for slot in Slot::ALL {
-        if let Some(device) = device(host, devices, slot).await? {
+        if let Some(device) = device(host, devices, slot, desired.devices.get(&slot)).await? {
             found.insert(slot, device);
         }
     }
@@ -40,19 +52,29 @@ pub(super) async fn observe(
     })
 }
 
-/// A device is there when its engine runs and its link is there: a link without an engine is made anew, which
-/// attaches to it; an engine without a link is replaced.
-async fn device(host: &Handle, devices: &mut Devices, slot: Slot) -> Result<Option<Device>, HostError> {
-    let Some((link, state)) = devices.state(slot) else { return Ok(None) };
+/// A device is there when it runs and its link is there: a link without an engine is made anew, which attaches to it; a
+/// device without a link is replaced. One of another backend than new ones counts as long as it keeps its key: when the
+/// key is replaced nobody sends on the slot anymore, and that is the moment to replace the device as well.
+async fn device(
+    host: &Handle,
+    devices: &mut Devices,
+    slot: Slot,
+    wanted: Option<&Device>,
+) -> Result<Option<Device>, ObserveError> {
+    let outdated = devices.is_outdated(slot);
+    let Some((link, state)) = devices.observe(slot)? else { return Ok(None) };
     let link: LinkName = link.clone();
+    if outdated && wanted.is_some_and(|wanted| wanted.key != state.key) {
+        return Ok(None);
+    }
     let Some(found) = host.link(&link).await? else { return Ok(None) };
     Ok(Some(Device {
         mtu: found.mtu,
         up: found.up,
         addresses: found.addresses,
-        key: state.public_key,
-        port: state.listen_port,
-        peers: devices::peers(&state),
+        key: state.key,
+        port: state.port,
+        peers: devices::peers(&state, wanted),
         link,
     }))
 }

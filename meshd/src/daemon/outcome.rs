@@ -18,6 +18,7 @@ use super::keys::Keys;
 use super::pq::Pairs;
 use crate::api::fence::Fence;
 use crate::config::Config;
+use crate::device::Chosen;
 use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
@@ -34,7 +35,13 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     pub(super) counters: Counters,
     pub(super) shortfalls: Vec<String>,
+    /// Who carries the packets of new devices.
+    chosen: Option<Chosen>,
+    /// The same for an Event, until it is told.
+    untold: Option<String>,
     guard_stands: bool,
+    /// MTU of each slot's link.
+    mtus: PerSlot<u32>,
     admission: Admission,
     peers: Vec<PeerStatus>,
     mtu: u32,
@@ -42,6 +49,17 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
+    /// Nothing has come of anything yet.
+    pub(super) fn new(chosen: Chosen) -> Self {
+        let untold = Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason));
+        Self { chosen: Some(chosen), untold, ..Self::default() }
+    }
+
+    /// Who carries the packets and why, for an Event; the first time only.
+    pub(super) const fn take_choice(&mut self) -> Option<String> {
+        self.untold.take()
+    }
+
     /// Takes what a turn found. What was performed without an error is as desired.
     pub(super) fn look(
         &mut self,
@@ -55,6 +73,8 @@ impl Outcome {
         self.report_new_refusals(admission);
         self.admission = admission.clone();
         self.mtu = pod_mtu(underlay);
+        let mtu = |slot| desired.devices.get(&slot).map(|device| device.mtu).unwrap_or_default();
+        self.mtus = PerSlot::from_fn(mtu);
         self.counters.device_restarts = devices.restarts();
         self.peers = admission
             .world
@@ -234,8 +254,8 @@ impl Outcome {
                 if let Some(live) = state.peers.get(&found.key) {
                     found.endpoint = live.endpoint;
                     found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
-                    found.received = live.rx_bytes;
-                    found.sent = live.tx_bytes;
+                    found.received = live.received;
+                    found.sent = live.sent;
                     found.endpoint_drifts = live.endpoint_drifts;
                 }
             }
@@ -247,7 +267,8 @@ impl Outcome {
         Status {
             node: config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            backend: "userspace".to_owned(),
+            backend: self.chosen.as_ref().map(|chosen| chosen.backend.to_string()).unwrap_or_default(),
+            backend_reason: self.chosen.as_ref().map(|chosen| chosen.reason.clone()).unwrap_or_default(),
             ready: waiting_for.is_empty(),
             waiting_for,
             generation: keys.journal().generation,
@@ -256,9 +277,10 @@ impl Outcome {
                 let (link, state) = states.get(slot).as_ref()?;
                 Some(SlotStatus {
                     link: link.to_string(),
-                    key: state.public_key?,
-                    port: state.listen_port,
-                    mtu: u32::from(state.mtu),
+                    key: state.key?,
+                    port: state.port,
+                    mtu: *self.mtus.get(slot),
+                    backend: devices.backend(slot)?.to_string(),
                 })
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),

@@ -5,7 +5,7 @@ use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::op::Op;
 
-use super::devices::{DeviceError, Devices};
+use super::devices::{Devices, SlotError};
 use super::keys::Keys;
 
 /// Why a step failed.
@@ -14,9 +14,9 @@ pub(super) enum StepError {
     /// The kernel's side.
     #[error(transparent)]
     Host(#[from] HostError),
-    /// The engine's side.
+    /// The WireGuard device's side.
     #[error(transparent)]
-    Device(#[from] DeviceError),
+    Device(#[from] SlotError),
 }
 
 /// Whom to greet with a handshake when a plan has been performed: every peer that is new on a device. It may have called
@@ -40,13 +40,23 @@ pub(super) async fn perform(
     match op {
         Op::SetGuard(wanted) => guard::set(wanted)?,
         Op::SetSysctl { name, value } => sysctls.write(name, value)?,
-        Op::CreateDevice { slot, link, mtu } => devices.create(*slot, link, *mtu)?,
+        Op::CreateDevice { slot, link, mtu } => {
+            // A link of the other backend's, left by a daemon before this one or replaced with its slot's key.
+            if let Some(found) = host.link(link).await?
+                && !devices.fits(found.kind.as_deref())
+            {
+                devices.remove(*slot)?;
+                host.delete_link(link).await?;
+            }
+            devices.create(*slot, link, *mtu)?;
+            host.set_mtu(link, *mtu).await?;
+        }
         Op::RemoveDevice { slot, link } => {
             devices.remove(*slot)?;
             host.delete_link(link).await?;
         }
         Op::SetKey { slot, key } => {
-            let private = keys.private(key).ok_or(DeviceError::ForeignKey { slot: *slot, key: *key })?;
+            let private = keys.private(key).ok_or(SlotError::ForeignKey { slot: *slot, key: *key })?;
             devices.set_key(*slot, private)?;
         }
         Op::SetPort { slot, port } => devices.set_port(*slot, *port)?,

@@ -22,8 +22,10 @@ pub struct Status {
     pub node: String,
     /// Version of the daemon.
     pub version: String,
-    /// Which WireGuard carries the packets.
+    /// Which WireGuard carries the packets: `kernel` or `userspace`.
     pub backend: String,
+    /// Why this one.
+    pub backend_reason: String,
     /// Whether pods can be attached and reach the mesh.
     pub ready: bool,
     /// Why not, one reason each.
@@ -69,6 +71,8 @@ pub struct SlotStatus {
     pub port: u16,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Which WireGuard carries its packets: another one than new devices get until its key is replaced.
+    pub backend: String,
 }
 
 /// The guard and what it dropped.
@@ -170,7 +174,7 @@ pub struct Counters {
     pub steps: u64,
     /// Steps that failed.
     pub failed_steps: u64,
-    /// Devices whose engine had died and was made anew.
+    /// Devices that were gone and were made anew.
     pub device_restarts: u64,
     /// Times that a mass removal of peers was braked.
     pub brakes: u64,

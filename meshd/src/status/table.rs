@@ -31,9 +31,10 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
     for (slot, device) in status.slots.iter() {
         if let Some(device) = device {
             let (link, key, port, mtu) = (&device.link, device.key.fingerprint(), device.port, device.mtu);
-            writeln!(text, "slot {slot}    {link}, key {key}, port {port}, MTU {mtu}, {}", status.backend)?;
+            writeln!(text, "slot {slot}    {link}, key {key}, port {port}, MTU {mtu}, {}", device.backend)?;
         }
     }
+    writeln!(text, "backend   {} ({})", status.backend, status.backend_reason)?;
     writeln!(text, "keys      {}", super::rotation::line(&status.rotation))?;
     let guard = &status.guard;
     writeln!(

@@ -1,0 +1,187 @@
+//! One interface of the kernel's WireGuard.
+
+use std::io;
+
+use defguard_wireguard_rs::{Kernel, WGApi, WireguardInterfaceApi as _};
+use ipnetwork::IpNetwork;
+use keyring::{PrivateKey, PublicKey};
+
+use crate::change::{PeerChange, PeerSettings};
+use crate::channel::{Channel, Fault};
+use crate::error::KernelError;
+use crate::reading::InterfaceState;
+use crate::request::{self, Message};
+
+/// How often a list is read before one that changed under way is taken as it is.
+const ATTEMPTS: u32 = 5;
+
+/// A WireGuard interface of the kernel's, in the network namespace of the thread that made or opened it. Dropping it
+/// leaves the interface as it is: it goes on carrying packets without anybody.
+#[derive(Debug)]
+pub struct Interface {
+    link: String,
+    channel: Channel,
+}
+
+impl Interface {
+    /// Makes a WireGuard link, set up and without key, port or peers; takes the one that is there already. Fails if
+    /// the kernel has no WireGuard, or if the name is that of another kind of link.
+    pub fn create(link: &str) -> Result<Self, KernelError> {
+        let failed = |source| KernelError::Create { link: link.to_owned(), source: Box::new(source) };
+        // First: without the family there is nothing to be made, and the kernel says why.
+        let channel = open_channel()?;
+        WGApi::<Kernel>::new(link.to_owned()).and_then(|mut api| api.create_interface()).map_err(failed)?;
+        let mut interface = Self { link: link.to_owned(), channel };
+        // An existing link of whatever kind was no error up to here.
+        interface.state()?;
+        Ok(interface)
+    }
+
+    /// Opens a WireGuard link that is there. `None` if there is none of that name, or none of that kind.
+    pub fn open(link: &str) -> Result<Option<Self>, KernelError> {
+        let mut interface = Self { link: link.to_owned(), channel: open_channel()? };
+        match interface.state() {
+            Ok(_) => Ok(Some(interface)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Name of the link.
+    pub fn link(&self) -> &str {
+        &self.link
+    }
+
+    /// What the interface is like now. Read again if it changed meanwhile, because then a peer that was there all the
+    /// time may be missing; after some attempts what was read counts.
+    pub fn state(&mut self) -> Result<InterfaceState, KernelError> {
+        const OPERATION: &str = "read";
+        let mut attempt = 1;
+        loop {
+            let mut state = InterfaceState::default();
+            let whole = self.channel.dump(request::read(&self.link), |body| state.take(body));
+            match whole {
+                Ok(whole) if whole || attempt == ATTEMPTS => return Ok(state),
+                Ok(_) => attempt += 1,
+                Err(fault) => return Err(interface_error(OPERATION, &self.link, fault)),
+            }
+        }
+    }
+
+    /// Sets the private key. Another key ends every session as far as sending goes, and removes the peer that has it;
+    /// the same changes nothing.
+    pub fn set_private_key(&mut self, key: &PrivateKey) -> Result<(), KernelError> {
+        self.set("set the private key of", request::private_key(&self.link, Some(key)))
+    }
+
+    /// Removes the private key: nothing passes until another is set.
+    pub fn clear_private_key(&mut self) -> Result<(), KernelError> {
+        self.set("remove the private key of", request::private_key(&self.link, None))
+    }
+
+    /// Binds to another UDP port, zero to let the kernel choose. Sessions go on. Fails, and the interface has no
+    /// socket until another attempt, if the port is taken while the link is up.
+    pub fn set_listen_port(&mut self, port: u16) -> Result<(), KernelError> {
+        self.set("set the port of", request::listen_port(&self.link, port))
+    }
+
+    /// Applies one change to a peer: one message, or several where it has more prefixes than fit. If one fails those
+    /// before it stand, so read the state and try the difference.
+    pub fn apply(&mut self, change: &PeerChange) -> Result<(), KernelError> {
+        let peer = *change.peer();
+        match change {
+            PeerChange::Remove { .. } => self.set_peer("remove", &peer, request::remove(&self.link, &peer)),
+            PeerChange::Add { settings, .. } => self.settle("add", &peer, false, settings),
+            PeerChange::Update { settings, .. } => self.settle("change", &peer, true, settings),
+        }
+    }
+
+    /// Starts a handshake with `peer` unless it has a session, or one was started less than 5 s ago (`REKEY_TIMEOUT`);
+    /// the link has to be up. With a session it sends an empty packet. `interval` are the seconds between keepalives
+    /// that the peer has and keeps.
+    pub fn initiate_handshake(&mut self, peer: &PublicKey, interval: u16) -> Result<(), KernelError> {
+        self.set_peer("start a handshake with", peer, request::nudge(&self.link, peer, interval))
+    }
+
+    fn settle(
+        &mut self,
+        operation: &'static str,
+        peer: &PublicKey,
+        only: bool,
+        settings: &PeerSettings,
+    ) -> Result<(), KernelError> {
+        if !settings.disallow.is_empty() {
+            self.take_prefixes(operation, peer, &settings.disallow)?;
+        }
+        for message in request::peer(&self.link, peer, only, settings) {
+            self.set_peer(operation, peer, message)?;
+        }
+        Ok(())
+    }
+
+    /// Takes those of `prefixes` that `peer` has.
+    fn take_prefixes(
+        &mut self,
+        operation: &'static str,
+        peer: &PublicKey,
+        prefixes: &[IpNetwork],
+    ) -> Result<(), KernelError> {
+        let state = self.state()?;
+        let Some(found) = state.peers.get(peer) else { return Ok(()) };
+        let canonical = prefixes.iter().filter_map(|p| IpNetwork::new(p.network(), p.prefix()).ok());
+        let had: Vec<IpNetwork> = canonical.filter(|prefix| found.allowed_ips.contains(prefix)).collect();
+        let random = |source| KernelError::Random { link: self.link.clone(), peer: *peer, source };
+        let mut bytes = [0; 32];
+        getrandom::fill(&mut bytes).map_err(random)?;
+        // Nobody knows the private key of 32 random bytes, and the stand-in is gone before the kernel answers.
+        let Ok(stand_in) = PublicKey::from_bytes(&bytes) else { return Ok(()) };
+        for message in request::take(&self.link, &stand_in, &had) {
+            self.set_peer(operation, peer, message)?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, operation: &'static str, message: Message) -> Result<(), KernelError> {
+        self.channel.set(message).map_err(|fault| interface_error(operation, &self.link, fault))
+    }
+
+    fn set_peer(
+        &mut self,
+        operation: &'static str,
+        peer: &PublicKey,
+        message: Message,
+    ) -> Result<(), KernelError> {
+        self.channel.set(message).map_err(|fault| match fault {
+            Fault::Io(source) => {
+                KernelError::Peer { operation, link: self.link.clone(), peer: *peer, source }
+            }
+            Fault::Answer(_) => interface_error(operation, &self.link, fault),
+        })
+    }
+}
+
+fn open_channel() -> Result<Channel, KernelError> {
+    Channel::open().map_err(|fault| match fault {
+        Fault::Io(source) => KernelError::NoWireguard { source },
+        Fault::Answer(source) => {
+            KernelError::Answer { operation: "find the family of", link: "wireguard".to_owned(), source }
+        }
+    })
+}
+
+fn interface_error(operation: &'static str, link: &str, fault: Fault) -> KernelError {
+    let link = link.to_owned();
+    match fault {
+        Fault::Io(source) if is_other_kind(&source) => KernelError::NotWireguard { operation, link, source },
+        Fault::Io(source) => KernelError::Interface { operation, link, source },
+        Fault::Answer(source) => KernelError::Answer { operation, link, source },
+    }
+}
+
+/// `ENODEV` for no link of the name, `EOPNOTSUPP` for one of another kind (`lookup_interface` in
+/// `drivers/net/wireguard/netlink.c`).
+fn is_other_kind(error: &io::Error) -> bool {
+    const ENODEV: i32 = 19;
+    const EOPNOTSUPP: i32 = 95;
+    matches!(error.raw_os_error(), Some(ENODEV | EOPNOTSUPP))
+}

@@ -1,0 +1,197 @@
+//! From the kernel's answer to the state of an interface, without a secret that stays.
+//!
+//! Numbers of attributes are those of `include/uapi/linux/wireguard.h`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use ipnetwork::IpNetwork;
+use keyring::{PresharedId, PresharedKey, PublicKey};
+
+use crate::error::ReadingError;
+
+/// The state of an interface, without any secret in it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct InterfaceState {
+    /// The public key, if a private key is set.
+    pub public_key: Option<PublicKey>,
+    /// The UDP port that it listens on; one that the kernel chose while the link was made, until one is set.
+    pub listen_port: u16,
+    /// The mark on outgoing datagrams (`SO_MARK`), zero for none.
+    pub fwmark: u32,
+    /// All peers by public key. One whose key nobody can hold (it is of low order) is left out.
+    pub peers: BTreeMap<PublicKey, PeerStatus>,
+}
+
+/// The state of one peer.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Where datagrams to this peer go now.
+    pub endpoint: Option<SocketAddr>,
+    /// The prefixes that this peer owns.
+    pub allowed_ips: BTreeSet<IpNetwork>,
+    /// Seconds between persistent keepalives, zero for none.
+    pub keepalive: u16,
+    /// Name of the preshared key, if one is set.
+    pub preshared: Option<PresharedId>,
+    /// When the last handshake was completed, by the wall clock; the kernel has no other time for it.
+    pub last_handshake: Option<SystemTime>,
+    /// Bytes of UDP payload received from this peer.
+    pub rx_bytes: u64,
+    /// Bytes of UDP payload sent to this peer.
+    pub tx_bytes: u64,
+}
+
+impl InterfaceState {
+    /// Takes the attributes of one message of an answer. A peer that did not fit into one message goes on in the next
+    /// one under the same key.
+    pub(crate) fn take(&mut self, body: &[u8]) -> Result<(), ReadingError> {
+        for attribute in Attributes::new(body) {
+            let (kind, value) = attribute?;
+            match kind {
+                4 => self.public_key = PublicKey::from_bytes(&exact(kind, value)?).ok(),
+                6 => self.listen_port = number(kind, value)?,
+                7 => self.fwmark = u32::from_ne_bytes(exact(kind, value)?),
+                8 => {
+                    for peer in Attributes::new(value) {
+                        self.take_peer(peer?.1)?;
+                    }
+                }
+                // The private key, 3, is passed over.
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take_peer(&mut self, attributes: &[u8]) -> Result<(), ReadingError> {
+        let mut key = None;
+        for attribute in Attributes::new(attributes) {
+            let (kind, value) = attribute?;
+            if kind == 1 {
+                key = Some(exact::<32>(kind, value)?);
+            }
+        }
+        let Ok(key) = PublicKey::from_bytes(&key.ok_or(ReadingError::Nameless)?) else { return Ok(()) };
+        let peer = self.peers.entry(key).or_default();
+        for attribute in Attributes::new(attributes) {
+            let (kind, value) = attribute?;
+            match kind {
+                // All zeros are no key.
+                2 => {
+                    let bytes =
+                        value.try_into().map_err(|_| ReadingError::Length { kind, found: value.len() })?;
+                    peer.preshared = PresharedKey::from_bytes(bytes).ok().map(|key| key.id());
+                }
+                4 => peer.endpoint = Some(endpoint(kind, value)?),
+                5 => peer.keepalive = number(kind, value)?,
+                6 => peer.last_handshake = moment(kind, value)?,
+                7 => peer.rx_bytes = u64::from_ne_bytes(exact(kind, value)?),
+                8 => peer.tx_bytes = u64::from_ne_bytes(exact(kind, value)?),
+                9 => {
+                    for prefix in Attributes::new(value) {
+                        peer.allowed_ips.insert(allowed_ip(prefix?.1)?);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The attributes of one level, each with its number and its value.
+pub(crate) struct Attributes<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Attributes<'a> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    fn split(&mut self) -> Result<(u16, &'a [u8]), ReadingError> {
+        let [l0, l1, k0, k1] = word(self.rest)?;
+        let length = usize::from(u16::from_ne_bytes([l0, l1]));
+        let value = self.rest.get(4..length).ok_or(ReadingError::CutOff)?;
+        self.rest = self.rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        // The two highest bits say how the value is laid out (`NLA_TYPE_MASK`).
+        Ok((u16::from_ne_bytes([k0, k1]) & 0x3fff, value))
+    }
+}
+
+impl<'a> Iterator for Attributes<'a> {
+    type Item = Result<(u16, &'a [u8]), ReadingError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let found = self.split();
+        if found.is_err() {
+            self.rest = &[];
+        }
+        Some(found)
+    }
+}
+
+/// The first four bytes.
+pub(crate) fn word(bytes: &[u8]) -> Result<[u8; 4], ReadingError> {
+    bytes.first_chunk().copied().ok_or(ReadingError::CutOff)
+}
+
+pub(crate) fn number(kind: u16, value: &[u8]) -> Result<u16, ReadingError> {
+    Ok(u16::from_ne_bytes(exact(kind, value)?))
+}
+
+fn exact<const N: usize>(kind: u16, value: &[u8]) -> Result<[u8; N], ReadingError> {
+    value.try_into().map_err(|_| ReadingError::Length { kind, found: value.len() })
+}
+
+/// A `sockaddr_in` or `sockaddr_in6`.
+fn endpoint(kind: u16, value: &[u8]) -> Result<SocketAddr, ReadingError> {
+    let length = ReadingError::Length { kind, found: value.len() };
+    let port = |value: &[u8]| value.get(2..4).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
+    match value.len() {
+        16 => {
+            let address: [u8; 4] = value.get(4..8).and_then(|bytes| bytes.try_into().ok()).ok_or(length)?;
+            Ok(SocketAddr::new(Ipv4Addr::from(address).into(), port(value).ok_or(length)?))
+        }
+        28 => {
+            let address: [u8; 16] = value.get(8..24).and_then(|bytes| bytes.try_into().ok()).ok_or(length)?;
+            Ok(SocketAddr::new(Ipv6Addr::from(address).into(), port(value).ok_or(length)?))
+        }
+        _ => Err(length),
+    }
+}
+
+/// A `__kernel_timespec`; zero is never.
+fn moment(kind: u16, value: &[u8]) -> Result<Option<SystemTime>, ReadingError> {
+    let bytes: [u8; 16] = exact(kind, value)?;
+    let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, n4, n5, n6, n7] = bytes;
+    let seconds = i64::from_ne_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    let nanoseconds = i64::from_ne_bytes([n0, n1, n2, n3, n4, n5, n6, n7]);
+    if (seconds, nanoseconds) == (0, 0) {
+        return Ok(None);
+    }
+    // A clock before 1970 is as wrong as any other, and only ages depend on it.
+    let since = u64::try_from(seconds).unwrap_or_default();
+    let rest = u32::try_from(nanoseconds).ok().filter(|rest| *rest < 1_000_000_000).unwrap_or_default();
+    Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::new(since, rest)))
+}
+
+fn allowed_ip(attributes: &[u8]) -> Result<IpNetwork, ReadingError> {
+    let (mut address, mut prefix) = (None, None);
+    for attribute in Attributes::new(attributes) {
+        let (kind, value) = attribute?;
+        match (kind, value.len()) {
+            (2, 4) => address = Some(IpAddr::from(Ipv4Addr::from(exact::<4>(kind, value)?))),
+            (2, 16) => address = Some(IpAddr::from(Ipv6Addr::from(exact::<16>(kind, value)?))),
+            (3, _) => prefix = Some(u8::from_ne_bytes(exact(kind, value)?)),
+            _ => {}
+        }
+    }
+    let (address, prefix) = address.zip(prefix).ok_or(ReadingError::Prefix)?;
+    IpNetwork::new(address, prefix).map_err(|_| ReadingError::Prefix)
+}

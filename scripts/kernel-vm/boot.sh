@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# Runs a bash script in a virtual machine with a kernel that has WireGuard; its output is ours, its exit code too.
+#
+#   scripts/kernel-vm/boot.sh SCRIPT [SECONDS]
+#
+# The machine sees all files of this one and can change none of them, except below /run/job, which is a folder that is
+# gone afterwards. It has no network but the one inside it. After SECONDS (600) it is stopped, which is a failure.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=scripts/apt.sh
+. "$here/../apt.sh"
+
+[ $# -ge 1 ] || { echo "usage: ${0##*/} SCRIPT [SECONDS]" >&2; exit 64; }
+seconds=${2:-600}
+assets=$("$here/assets.sh")
+job=$(mktemp -d)
+trap 'rm -rf "$job"' EXIT
+cp "$1" "$job/run"
+printf 'folder=%q\nmodules=%q\n' "$PWD" "$(echo "$assets"/lib/modules/*)" >"$job/settings"
+
+# Emulation in software: slow, but the same everywhere. MESHD_VM_ACCEL=kvm where that works.
+machine=(
+    -accel "${MESHD_VM_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m "${MESHD_VM_MEMORY:-2048}"
+    -nodefaults -display none -no-reboot -nic none -device virtio-rng-pci
+    -kernel "$assets/vmlinuz" -initrd "$assets/initramfs"
+    -append "console=ttyS0 quiet panic=1 random.trust_cpu=on mitigations=off guest=$here/guest.sh"
+    -fsdev local,id=host,path=/,security_model=none,readonly=on,multidevs=remap
+    -device virtio-9p-pci,fsdev=host,mount_tag=host
+    -fsdev local,id=job,path="$job",security_model=none
+    -device virtio-9p-pci,fsdev=job,mount_tag=job
+    -serial "file:$job/console" -serial stdio
+)
+ended=0
+timeout --kill-after=5 "$seconds" qemu-system-x86_64 "${machine[@]}" </dev/null 2>"$job/errors" |
+    tee "$job/output" || ended=$?
+if ! code=$(sed -n 's/^job ended with code \([0-9]*\)$/\1/p' "$job/output") || [ -z "$code" ]; then
+    grep -v '^$' "$job/console" "$job/errors" | tail -n 40 >&2
+    fail "the virtual machine did not come to its end within $seconds s (QEMU's code: $ended); its last words are above"
+fi
+# What the kernel complains about belongs to what happened, also when all is well.
+sed 's/^/console: /' "$job/console" | tr -d '\r' | grep -aE 'BUG|WARNING|Oops|panic|Call Trace' >&2 || true
+exit "$code"

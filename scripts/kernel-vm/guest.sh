@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The virtual machine's only program: gets the machine ready, runs the job, and turns the machine off.
+#
+# The job is a bash script in the folder that the host shares for writing; what it prints goes to the second serial
+# line, and its exit code is the last thing there.
+set -u
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
+
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+mkdir -p /dev/pts /dev/shm
+mount -t devpts devpts /dev/pts
+for folder in /dev/shm /run /tmp; do mount -t tmpfs -o mode=1777 tmpfs "$folder"; done
+mkdir -p /run/job /run/lock
+mount -t 9p -o trans=virtio,version=9p2000.L job /run/job
+# shellcheck source=/dev/null
+. /run/job/settings
+
+mkdir -p "/lib/modules/$(uname -r)"
+mount --bind "$modules" "/lib/modules/$(uname -r)"
+ip link set lo up
+modprobe -a wireguard tun bridge veth nf_tables
+stty -F /dev/ttyS1 raw -echo
+exec </dev/null >/dev/ttyS1 2>&1
+echo "kernel: $(uname -r), up after $(cut -d ' ' -f 1 /proc/uptime) s"
+cd "$folder" || exit
+bash /run/job/run
+echo "job ended with code $?"
+sync
+echo o >/proc/sysrq-trigger
+sleep 60
