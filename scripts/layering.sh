@@ -8,16 +8,17 @@ set -euo pipefail
 
 # crate | the crates of ours that it may import | what it must not pull in, as patterns
 rules="
-keyring |                             | tokio kube* *netlink* hyper* boringtun
-plan    | keyring                     | tokio kube* *netlink* hyper* boringtun
-tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper*
-linux   | keyring plan                | kube* boringtun hyper*
-cni     | keyring plan linux          | kube* boringtun hyper*
-meshd   | keyring plan linux cni tunnel |
-lab     | keyring plan linux cni tunnel meshd |
+keyring |                             | tokio kube* *netlink* hyper* boringtun defguard*
+plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard*
+tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper* defguard*
+linux   | keyring plan                | kube* boringtun hyper* defguard*
+kernel-wireguard | keyring            | tokio kube* rtnetlink boringtun hyper*
+cni     | keyring plan linux          | kube* boringtun hyper* defguard*
+meshd   | keyring plan linux kernel-wireguard cni tunnel |
+lab     | keyring plan linux kernel-wireguard cni tunnel meshd |
 "
-# What nothing at all may pull in: a second TLS library, and a second boringtun (it panics when a peer is changed).
-nowhere="openssl openssl-sys native-tls* aws-lc* defguard_boringtun"
+# What nothing at all may pull in: a second TLS library.
+nowhere="openssl openssl-sys native-tls* aws-lc*"
 # The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
 locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
@@ -113,7 +114,7 @@ breach() { printf 'layering: %s\n' "$1" >&2; }
 # A workspace with our crates and empty stand-ins for foreign ones, all without any code.
 fixture() {
     local folder=$1 crate
-    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun hyper openssl-sys"
+    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun defguard_wireguard_rs hyper openssl-sys"
     { echo '[workspace]'; echo 'resolver = "3"'; echo 'members = ["crates/*"]'; echo 'exclude = ["foreign"]'; } \
         >"$folder/Cargo.toml"
     for crate in $ours; do
@@ -184,6 +185,8 @@ self_test() {
     expect "tunnel must not pull in netlink-packet-route" breaks tunnel netlink-packet-route & checks+=($!)
     expect "tunnel must not import plan" breaks tunnel plan & checks+=($!)
     expect "linux must not pull in boringtun" breaks linux boringtun & checks+=($!)
+    expect "cni must not pull in defguard_wireguard_rs" breaks cni defguard_wireguard_rs & checks+=($!)
+    expect "kernel-wireguard must not import plan" breaks kernel-wireguard plan & checks+=($!)
     expect "linux must not import tunnel" breaks_in_tests linux tunnel & checks+=($!)
     expect "tunnel must not import lab" breaks_in_tests tunnel lab & checks+=($!)
     expect "plan must not pull in tokio" breaks_at_a_distance & checks+=($!)

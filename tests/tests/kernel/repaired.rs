@@ -42,7 +42,7 @@ fn whatever_is_removed_by_hand_is_back_within_two_seconds_and_nothing_was_in_cle
     let node = mesh.node("n1").unwrap();
     let ends = pods(&mesh);
     let capture = mesh.capture().unwrap();
-    let stream = Stream::start(&ends[0], &ends[1], IpVersion::V4, 100).unwrap();
+    let stream = Stream::start(&ends[0], &ends[1], IpVersion::V4, 20).unwrap();
     // Order within an answer, and flags that follow the link, say nothing.
     let canonical = |text: &str| {
         let mut lines: Vec<String> =
