@@ -43,6 +43,11 @@ bench-cni: ## time of an ADD beside that of Debian's ptp with host-local, and th
 	. scripts/apt.sh && install_missing "/usr/lib/cni/ptp containernetworking-plugins"
 	cargo bench --locked --package cni --bench add
 
+.PHONY: bench-tunnel
+bench-tunnel: ## the userspace engine beside wireguard-go, gotatun and boringtun, with ratios (QUICK=1: a short look)
+	. scripts/apt.sh && install_missing $$'iperf3 iperf3\nip iproute2\nping iputils-ping\nwg wireguard-tools\nwireguard-go wireguard-go'
+	WIREGUARDS=$$(scripts/wireguards.sh) cargo bench --locked --package tunnel --bench versus $(if $(QUICK),-- --quick)
+
 .PHONY: prove-rotation
 prove-rotation: ## replace keys 26 times under traffic and count every packet; writes target/rotation
 	scripts/setup.sh demo

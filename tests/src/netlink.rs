@@ -107,7 +107,7 @@ fn set_device(message: &[u8]) -> Option<SetDevice> {
     for (kind, value) in attributes(message.get(HEADERS..)?) {
         match kind {
             IFNAME => {
-                link = std::str::from_utf8(value).ok().map(|name| name.trim_end_matches('\0').to_owned())
+                link = std::str::from_utf8(value).ok().map(|name| name.trim_end_matches('\0').to_owned());
             }
             PEERS => peers = attributes(value).count(),
             _ => {}

@@ -141,6 +141,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         table: values.one("table", value::table)?,
         rule_priority: values.one("rule-priority", value::priority)?,
         control_port: values.one("control-port", value::port)?,
+        probe_interval: values.one("probe-interval", value::time)?,
         rotation: rotation(&values)?,
         key_dir: values.one("key-dir", value::folder)?,
         key_storage: key_storage(&values)?,

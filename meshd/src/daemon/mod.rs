@@ -14,6 +14,7 @@ mod keys;
 mod observe;
 mod outcome;
 mod perform;
+mod probes;
 mod publication;
 mod reconcile;
 mod talk;

@@ -9,6 +9,7 @@ use linux::guard;
 use plan::admission::Admission;
 use plan::desired::{MAIN_TABLE, Underlay, peer_mtu, pod_mtu};
 use plan::network::{Network, Via};
+use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 
 use super::cluster::Cluster;
@@ -35,7 +36,8 @@ pub(super) struct Outcome {
     pub(super) shortfalls: Vec<String>,
     /// Who carries the packets of new devices.
     chosen: Option<Chosen>,
-    choice_told: bool,
+    /// The same for an Event, until it is told.
+    untold: Option<String>,
     guard_stands: bool,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
@@ -48,14 +50,13 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Nothing has come of anything yet.
     pub(super) fn new(chosen: Chosen) -> Self {
-        Self { chosen: Some(chosen), ..Self::default() }
+        let untold = Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason));
+        Self { chosen: Some(chosen), untold, ..Self::default() }
     }
 
     /// Who carries the packets and why, for an Event; the first time only.
-    pub(super) fn take_choice(&mut self) -> Option<String> {
-        let chosen = self.chosen.as_ref().filter(|_| !self.choice_told)?;
-        self.choice_told = true;
-        Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason))
+    pub(super) const fn take_choice(&mut self) -> Option<String> {
+        self.untold.take()
     }
 
     /// Takes what a turn found. What was performed without an error is as desired.
@@ -85,6 +86,8 @@ impl Outcome {
                 active: active_slot(desired, &member.pod_cidrs),
                 mtu: Some(peer_mtu(member, underlay)),
                 generation: member.state.generation,
+                round_trip_microseconds: None,
+                full_size_passes: None,
                 slots: PerSlot::from_fn(|slot| {
                     Some(PeerSlotStatus {
                         key: member.state.slots.get(slot).key,
@@ -97,6 +100,11 @@ impl Outcome {
                 }),
             })
             .collect();
+    }
+
+    /// The UID of a peer by its node's name.
+    pub(super) fn uid(&self, node: &str) -> Option<&NodeUid> {
+        self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
     }
 
     /// One line in the log for each refusal that was not there before.

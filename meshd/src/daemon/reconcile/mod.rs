@@ -1,19 +1,21 @@
 //! One turn of the loop: from what is known and observed to what is done about it.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod answer;
+mod api_server;
+mod rotation;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use keyring::audit::NodeRef;
-use keyring::rotation::{Cause, Input, PeerId, slot_for};
-use keyring::{PerSlot, Slot};
+use keyring::rotation::{Input, PeerId};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
-use plan::admission::{Admission, Member, Policy};
+use plan::admission::{Admission, Policy};
 use plan::check::{Violation, check};
 use plan::desired::{Setup, Underlay};
 use plan::network::Network;
-use plan::node::{NodeName, NodeUid};
+use plan::node::NodeName;
 use plan::op::Op;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -25,21 +27,17 @@ use super::devices::Devices;
 use super::keys::Keys;
 use super::observe::ObserveError;
 use super::outcome::Outcome;
-use super::talk::{Heed, Said, Talk, heed};
-use super::{observe, perform, publication};
+use super::talk::{Heed, Talk, heed};
+use super::{observe, perform};
 use crate::api::events::Telling;
-use crate::api::fence::{self, Fence};
-use crate::api::nodes::{self, Change};
+use crate::api::nodes::Change;
 use crate::api::publish::Publication;
-use crate::api::servers;
 use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
 use crate::channel::Heard;
 use crate::config::Config;
-use crate::control::Request;
 use crate::device::Chosen;
 use crate::fault;
-use crate::status::{PlanReport, Status};
 
 /// How often the API server is asked what its own addresses are, and whether its policy still stands.
 const ASK: Duration = Duration::from_mins(10);
@@ -136,7 +134,7 @@ impl Reconciler {
         };
         Self {
             devices: Devices::adopt(chosen.backend, config.wireguard_dir.clone(), &config.links),
-            talk: Talk::new(config.control_port, heard),
+            talk: Talk::new(&config, keys.chance(), heard),
             audit,
             tellings,
             cluster: Cluster::remembered(own, ledger, uid),
@@ -172,16 +170,6 @@ impl Reconciler {
         }
         self.outcome.api_error = None;
         true
-    }
-
-    /// Asks for each missing Node by name, a few at a time.
-    async fn confirm_gone(&self, missing: BTreeSet<NodeName>) -> BTreeSet<NodeName> {
-        use futures::StreamExt as _;
-        let questions = futures::stream::iter(missing).map(|name| async {
-            let answer = tokio::time::timeout(PATIENCE, nodes::find(&self.client, &name)).await;
-            matches!(answer, Ok(Ok(None))).then_some(name)
-        });
-        questions.buffer_unordered(8).filter_map(std::future::ready).collect().await
     }
 
     /// One turn; says whether another one should follow soon because something failed.
@@ -232,107 +220,8 @@ impl Reconciler {
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        let (heeded, generation) = (heed(&admission, &setup), self.keys.journal().generation);
+        let (heeded, generation) = (heed(&admission, &setup, &underlay), self.keys.journal().generation);
         Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, generation })
-    }
-
-    /// Tells the rotation and the control channel who is there and what they announce.
-    fn meet(&mut self, admission: &Admission) {
-        if let Some(own) = self.cluster.own_record() {
-            self.keys.speak_for(&own.uid);
-        }
-        self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
-        self.talk.learn(admission);
-        self.keys.see(admission.world.peers.values().map(publication::stance));
-        // Without a trail nothing is done that would have to stand in it.
-        let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
-        self.keys.tell(Input::Connected(connected && self.audit.is_kept()));
-    }
-
-    /// The slot to send to each peer on, by what both announce and by which keys have been heard from.
-    fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
-        let Some(own) = self.keys.stance() else { return BTreeMap::new() };
-        let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
-        let members = admission.world.peers.values();
-        let slot = |member: &Member| {
-            let answers = PerSlot::from_fn(|slot| {
-                let state = states.get(slot).as_ref();
-                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
-                peer.is_some_and(|peer| peer.since_handshake.is_some())
-            });
-            (member.uid.clone(), slot_for(&own, &publication::stance(member), answers))
-        };
-        members.map(slot).collect()
-    }
-
-    /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
-    async fn converse(&mut self, desired: &Network) {
-        match self.talk.settle(&self.host, desired).await {
-            Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
-            Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
-        }
-        self.keys.tell(Input::Tick);
-        self.talk.ask(self.keys.take_asks());
-    }
-
-    /// Takes a message from a peer.
-    pub(super) fn hear(&mut self, heard: &Heard) {
-        match self.talk.hear(heard) {
-            Some(Said::OfKeys(input)) => {
-                self.keys.tell(input);
-                self.talk.ask(self.keys.take_asks());
-            }
-            Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
-            None => {}
-        }
-    }
-
-    /// Says once who carries the packets. Devices of another backend are replaced as keys are: slot by slot, and never
-    /// one that traffic is on.
-    fn settle_backend(&mut self) {
-        let Some(own) = self.cluster.own_record() else { return };
-        if let Some(message) = self.outcome.take_choice() {
-            let telling = Telling { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
-            // Full while the API server is away: an Event is not worth waiting for.
-            let _ = self.tellings.try_send(telling);
-        }
-        let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
-        let idle = self.keys.rotation().is_some_and(|rotation| !rotation.busy());
-        let due = self.renewed.is_none_or(|renewed| renewed.elapsed() >= ASK);
-        if outdated && idle && due && self.outcome.failures.is_empty() {
-            info!("a device is another backend's than new ones; its slot gets a new key and a new device");
-            self.renewed = Some(Instant::now());
-            self.keys.tell(Input::Rotate(Cause::Request));
-        }
-    }
-
-    /// Writes down what happened to keys, and lets peers and the API server know where the trail ends.
-    fn account(&mut self, admission: &Admission) {
-        self.audit.own(&self.keys.take_notes(), self.keys.journal().generation);
-        self.audit.witness(admission);
-        let Some(own) = self.cluster.own_record() else { return };
-        let (uid, name) = (own.uid.clone(), own.name.to_string());
-        self.audit.write(&NodeRef { uid: PeerId::new(uid.as_str()), name });
-        if let Some(head) = self.audit.take_tell() {
-            self.talk.tell_head(&head);
-        }
-        if let Some(head) = self.audit.take_anchor() {
-            let message = format!(
-                "generation {}; the audit trail ends at line {} with {head}",
-                self.keys.journal().generation,
-                head.seq
-            );
-            let blocked = self.keys.rotation().is_some_and(|rotation| rotation.blocked().is_some());
-            let reason = if blocked { "RotationBlocked" } else { "KeysRotated" };
-            // Full while the API server is away: an Event is not worth waiting for.
-            let _ = self.tellings.try_send(Telling { uid, warning: blocked, reason, message });
-        }
-    }
-
-    /// Lets the rotation know that time has passed.
-    pub(super) fn tick(&mut self) {
-        self.keys.tell(Input::Tick);
-        self.talk.ask(self.keys.take_asks());
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {
@@ -409,107 +298,5 @@ impl Reconciler {
             return false;
         }
         true
-    }
-
-    /// Hands the publisher what our Node should say, if it says something else.
-    async fn publish(&mut self) {
-        let Some(record) = self.cluster.own_record().cloned() else {
-            self.outcome.published = false;
-            return;
-        };
-        if let Some(seen) = publication::foreign_generation(&record, &self.keys) {
-            self.keys.tell(Input::Foreign(seen));
-        }
-        // Not before the node is as it says.
-        if !self.keys.announced() {
-            self.outcome.published = false;
-            return;
-        }
-        let endpoints = self.endpoints(&record).await;
-        let publication = publication::wanted(&record, &self.keys, &self.config, endpoints);
-        self.outcome.published = publication::stands(&record, &publication);
-        if self.outcome.published {
-            self.keys.tell(Input::Published(self.keys.journal().generation));
-        }
-        let wanted = (!self.outcome.published).then_some(publication);
-        self.wanted.send_if_modified(|standing| {
-            let modified = *standing != wanted;
-            *standing = wanted;
-            modified
-        });
-    }
-
-    /// Where peers reach us: as configured, else our Node's addresses that are really ours.
-    async fn endpoints(&self, record: &plan::node::NodeRecord) -> Vec<IpAddr> {
-        if !self.config.endpoints.is_empty() {
-            return self.config.endpoints.clone();
-        }
-        let local = self.host.local_addresses().await.unwrap_or_default();
-        let listed = record.addresses.iter().filter_map(|text| text.parse().ok());
-        listed.filter(|address| local.contains(address)).collect()
-    }
-
-    /// Asks now and then what the API server's addresses are and whether its policy stands.
-    async fn ask_api_server(&mut self) {
-        let due = self.asked.is_none_or(|asked| asked.elapsed() >= ASK);
-        if !due || !self.cluster.is_listed() || self.outcome.api_error.is_some() {
-            return;
-        }
-        self.asked = Some(Instant::now());
-        match tokio::time::timeout(PATIENCE, servers::addresses(&self.client)).await {
-            Ok(Ok(addresses)) => self.policy.api_servers.extend(addresses),
-            Ok(Err(error)) => warn!(cause = %Chain(&error), "the API server does not name its own addresses"),
-            Err(_) => warn!("the API server does not answer in time"),
-        }
-        let Some(other) = self.cluster.any_other() else {
-            self.asked = None;
-            return;
-        };
-        match tokio::time::timeout(PATIENCE, fence::test(&self.client, other)).await {
-            Ok(Ok(fence)) => {
-                if fence == Fence::Missing {
-                    warn!(
-                        "TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml"
-                    );
-                }
-                self.outcome.fence = fence;
-            }
-            Ok(Err(error)) => warn!(cause = %Chain(&error), "the trust policy could not be tested"),
-            Err(_) => warn!("the API server does not answer in time"),
-        }
-    }
-
-    /// Answers a question from the control socket.
-    pub(super) async fn answer(&mut self, request: Request) -> String {
-        let text = match request {
-            Request::Status => serde_json::to_string_pretty(&self.status()),
-            Request::Plan => serde_json::to_string_pretty(&self.plan().await),
-            Request::Rotate => self.rotate(Cause::Request),
-            Request::RotateNow => self.rotate(Cause::Emergency),
-        };
-        text.map(|text| text + "\n").unwrap_or_default()
-    }
-
-    fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
-        self.keys.tell(Input::Rotate(cause));
-        self.talk.ask(self.keys.take_asks());
-        serde_json::to_string_pretty(&self.status().rotation)
-    }
-
-    async fn plan(&mut self) -> PlanReport {
-        match self.prepare().await {
-            Ok(turn) => PlanReport {
-                steps: turn.ops.iter().map(ToString::to_string).collect(),
-                ops: turn.ops.iter().filter_map(|op| serde_json::to_value(op).ok()).collect(),
-                violations: turn.violations.iter().map(ToString::to_string).collect(),
-            },
-            Err(error) => PlanReport { violations: vec![Chain(&error).to_string()], ..PlanReport::default() },
-        }
-    }
-
-    /// The status as of now.
-    pub(super) fn status(&mut self) -> Status {
-        let status = self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices);
-        Status { control: self.talk.counts(), ..status }
     }
 }

@@ -1,0 +1,51 @@
+//! Answers to questions from the control socket.
+
+use keyring::rotation::{Cause, Input};
+
+use super::Reconciler;
+use crate::chain::Chain;
+use crate::control::Request;
+use crate::status::{PlanReport, Status};
+
+impl Reconciler {
+    /// Answers a question from the control socket.
+    pub(in crate::daemon) async fn answer(&mut self, request: Request) -> String {
+        let text = match request {
+            Request::Status => serde_json::to_string_pretty(&self.status()),
+            Request::Plan => serde_json::to_string_pretty(&self.plan().await),
+            Request::Rotate => self.rotate(Cause::Request),
+            Request::RotateNow => self.rotate(Cause::Emergency),
+        };
+        text.map(|text| text + "\n").unwrap_or_default()
+    }
+
+    fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
+        self.keys.tell(Input::Rotate(cause));
+        self.talk.ask(self.keys.take_asks());
+        serde_json::to_string_pretty(&self.status().rotation)
+    }
+
+    async fn plan(&mut self) -> PlanReport {
+        match self.prepare().await {
+            Ok(turn) => PlanReport {
+                steps: turn.ops.iter().map(ToString::to_string).collect(),
+                ops: turn.ops.iter().filter_map(|op| serde_json::to_value(op).ok()).collect(),
+                violations: turn.violations.iter().map(ToString::to_string).collect(),
+            },
+            Err(error) => PlanReport { violations: vec![Chain(&error).to_string()], ..PlanReport::default() },
+        }
+    }
+
+    /// The status as of now.
+    pub(in crate::daemon) fn status(&mut self) -> Status {
+        let status = self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices);
+        let mut status = Status { control: self.talk.counts(), ..status };
+        for peer in &mut status.peers {
+            let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.talk.way(uid)) else { continue };
+            peer.round_trip_microseconds =
+                way.round_trip.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            peer.full_size_passes = way.full_size;
+        }
+        status
+    }
+}

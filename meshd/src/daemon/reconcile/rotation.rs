@@ -1,0 +1,121 @@
+//! What the loop tells the rotation and the audit trail, and what it does for them.
+
+use std::collections::BTreeMap;
+
+use keyring::audit::NodeRef;
+use keyring::rotation::{Cause, Input, PeerId, slot_for};
+use keyring::{PerSlot, Slot};
+use plan::admission::{Admission, Member};
+use plan::network::Network;
+use plan::node::NodeUid;
+use tokio::time::Instant;
+use tracing::{info, warn};
+
+use super::{ASK, Reconciler};
+use crate::api::events::Telling;
+use crate::chain::Chain;
+use crate::channel::Heard;
+use crate::daemon::publication;
+use crate::daemon::talk::Said;
+
+impl Reconciler {
+    /// Tells the rotation and the control channel who is there and what they announce.
+    pub(super) fn meet(&mut self, admission: &Admission) {
+        if let Some(own) = self.cluster.own_record() {
+            self.keys.speak_for(&own.uid);
+        }
+        self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
+        self.talk.learn(admission);
+        self.keys.see(admission.world.peers.values().map(publication::stance));
+        // Without a trail nothing is done that would have to stand in it.
+        let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
+        self.keys.tell(Input::Connected(connected && self.audit.is_kept()));
+    }
+
+    /// The slot to send to each peer on, by what both announce and by which keys have been heard from.
+    pub(super) fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
+        let Some(own) = self.keys.stance() else { return BTreeMap::new() };
+        let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
+        let members = admission.world.peers.values();
+        let slot = |member: &Member| {
+            let answers = PerSlot::from_fn(|slot| {
+                let state = states.get(slot).as_ref();
+                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
+                peer.is_some_and(|peer| peer.since_handshake.is_some())
+            });
+            (member.uid.clone(), slot_for(&own, &publication::stance(member), answers))
+        };
+        members.map(slot).collect()
+    }
+
+    /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
+    pub(super) async fn converse(&mut self, desired: &Network) {
+        match self.talk.settle(&self.host, desired).await {
+            Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
+            Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
+        }
+        self.keys.tell(Input::Tick);
+        self.talk.ask(self.keys.take_asks());
+        self.talk.probe();
+    }
+
+    /// Takes a message from a peer.
+    pub(in crate::daemon) fn hear(&mut self, heard: &Heard) {
+        match self.talk.hear(heard) {
+            Some(Said::OfKeys(input)) => {
+                self.keys.tell(input);
+                self.talk.ask(self.keys.take_asks());
+            }
+            Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
+            None => {}
+        }
+    }
+
+    /// Says once who carries the packets. Devices of another backend are replaced as keys are: slot by slot, and never
+    /// one that traffic is on.
+    pub(super) fn settle_backend(&mut self) {
+        let Some(own) = self.cluster.own_record() else { return };
+        if let Some(message) = self.outcome.take_choice() {
+            let telling = Telling { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
+            // Full while the API server is away: an Event is not worth waiting for.
+            let _ = self.tellings.try_send(telling);
+        }
+        let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
+        let idle = self.keys.rotation().is_some_and(|rotation| !rotation.busy());
+        let due = self.renewed.is_none_or(|renewed| renewed.elapsed() >= ASK);
+        if outdated && idle && due && self.outcome.failures.is_empty() {
+            info!("a device is another backend's than new ones; its slot gets a new key and a new device");
+            self.renewed = Some(Instant::now());
+            self.keys.tell(Input::Rotate(Cause::Request));
+        }
+    }
+
+    /// Writes down what happened to keys, and lets peers and the API server know where the trail ends.
+    pub(super) fn account(&mut self, admission: &Admission) {
+        self.audit.own(&self.keys.take_notes(), self.keys.journal().generation);
+        self.audit.witness(admission);
+        let Some(own) = self.cluster.own_record() else { return };
+        let (uid, name) = (own.uid.clone(), own.name.to_string());
+        self.audit.write(&NodeRef { uid: PeerId::new(uid.as_str()), name });
+        if let Some(head) = self.audit.take_tell() {
+            self.talk.tell_head(&head);
+        }
+        if let Some(head) = self.audit.take_anchor() {
+            let message = format!(
+                "generation {}; the audit trail ends at line {} with {head}",
+                self.keys.journal().generation,
+                head.seq
+            );
+            let blocked = self.keys.rotation().is_some_and(|rotation| rotation.blocked().is_some());
+            let reason = if blocked { "RotationBlocked" } else { "KeysRotated" };
+            // Full while the API server is away: an Event is not worth waiting for.
+            let _ = self.tellings.try_send(Telling { uid, warning: blocked, reason, message });
+        }
+    }
+
+    /// Lets the rotation know that time has passed.
+    pub(in crate::daemon) fn tick(&mut self) {
+        self.keys.tell(Input::Tick);
+        self.talk.ask(self.keys.take_asks());
+    }
+}
