@@ -12,7 +12,7 @@ keyring |                             | tokio kube* *netlink* hyper* boringtun d
 plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard*
 tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper* defguard*
 linux   | keyring plan                | kube* boringtun hyper* defguard*
-kernel-wireguard | keyring            | tokio kube* rtnetlink boringtun hyper*
+kernel-wireguard | keyring            | kube* rtnetlink boringtun hyper*
 cni     | keyring plan linux          | kube* boringtun hyper* defguard*
 meshd   | keyring plan linux kernel-wireguard cni tunnel |
 lab     | keyring plan linux kernel-wireguard cni tunnel meshd |
