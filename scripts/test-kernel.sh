@@ -18,7 +18,7 @@ seconds=1200
 # Prints the test programs with tests for the virtual machine, as lines "SOURCE PROGRAM".
 programs() {
     cargo test --locked --quiet --package lab --test device --test kernel --no-run --message-format json |
-        grep '"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
+        grep '"kind":\["test"\].*"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
 }
 
 list() { "$1" --ignored --list --format terse ${filter:+"$filter"} | sed -n 's/: test$//p'; }

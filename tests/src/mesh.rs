@@ -129,10 +129,16 @@ impl Mesh {
     /// What `meshd status -o json` says on a node; none while no daemon answers. Asked at the daemon's socket itself:
     /// who waits for something asks often, and a process for each question takes the cores from what is waited for.
     pub fn status(&self, node: &str) -> Option<Value> {
+        self.ask(node, "status")
+    }
+
+    /// What the daemon of a node answers to a line on its socket, such as `status` or `rotate`; none while no daemon
+    /// answers.
+    pub fn ask(&self, node: &str, line: &str) -> Option<Value> {
         let ask = || -> std::io::Result<Vec<u8>> {
             let mut stream = UnixStream::connect("/run/meshd/meshd.sock")?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            stream.write_all(b"status\n")?;
+            stream.write_all(format!("{line}\n").as_bytes())?;
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer)?;
             Ok(answer)

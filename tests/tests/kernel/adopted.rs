@@ -5,7 +5,7 @@ use std::time::Duration;
 use lab::netlink::Witness;
 use lab::{IpVersion, Signal, Stream};
 
-use super::{KERNEL, QUICK, formed, mesh, none_lost, pods, rotate, shell, streams};
+use super::{KERNEL, QUICK, formed, mesh, none_lost, pods, shell, streams};
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
@@ -43,26 +43,18 @@ fn a_rotation_with_a_crash_at_every_kind_of_boundary_loses_nothing() {
     let mut mesh = mesh(&[&KERNEL, &KERNEL]);
     let ends = pods(&mesh);
     let capture = mesh.capture().unwrap();
-    let streams = streams(&ends, 100);
+    let streams = streams(&ends, 50);
     let flags = [QUICK.as_slice(), &KERNEL].concat();
-    let places = [
-        "journal.before:1",
-        "journal.after:1",
-        "journal.after:3",
-        "step.before:1",
-        "step.before:3",
-        "publish.before:1",
-        "publish.after:2",
-        "destroy.before:1",
-    ];
+    let places =
+        ["journal.before:1", "journal.after:1", "step.before:2", "publish.after:2", "destroy.before:1"];
     for place in places {
         mesh.stop("n1", Signal::TERM).unwrap();
         mesh.start_in("n1", &flags, &[("MESHD_DIE_AT", place)]).unwrap();
         formed(&mesh);
-        let command = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap());
-        let survived = command.args(["rotate", "-o", "json"]).output().unwrap().status.success();
-        assert!(!survived, "{place}: the daemon never came by");
-        mesh.daemon("n1").wait(Duration::from_secs(10)).unwrap();
+        // No answer if the daemon dies before it can give one.
+        mesh.ask("n1", "rotate");
+        let died = mesh.daemon("n1").wait(super::WITHIN);
+        died.unwrap_or_else(|error| panic!("{place}: the daemon never came by: {error}"));
         mesh.stop("n1", Signal::KILL).unwrap();
         mesh.start_with("n1", &flags).unwrap();
         formed(&mesh);
@@ -70,7 +62,6 @@ fn a_rotation_with_a_crash_at_every_kind_of_boundary_loses_nothing() {
             status["rotation"]["step"] == "steady" && status["rotation"]["busy"] == false
         });
     }
-    rotate(&mesh, "n2");
     none_lost(streams);
     capture.report().assert_sealed();
 }

@@ -42,7 +42,7 @@ fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
         assert!(page.contains(&format!("meshd_backend{{slot=\"a\",backend=\"{backend}\"}} 1")), "{page}");
         let message = format!("WireGuard by {backend}: {reason}");
         let event = || {
-            let events = mesh.api().events().unwrap();
+            let events = mesh.api().core_events().unwrap();
             events.iter().any(|event| {
                 event["reason"] == "BackendChosen"
                     && event["message"] == message.as_str()
@@ -51,7 +51,7 @@ fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
         };
         let since = std::time::Instant::now();
         while !event() {
-            assert!(since.elapsed() < WITHIN, "{:?}", mesh.api().events());
+            assert!(since.elapsed() < WITHIN, "{:?}", mesh.api().core_events());
             std::thread::sleep(Duration::from_millis(100));
         }
     }
@@ -82,6 +82,8 @@ fn a_node_goes_from_the_kernel_to_an_engine_without_loss() {
     mesh.wait("n1", "both slots are the kernel's", WITHIN, both("kernel"));
     formed(&mesh);
     assert_eq!(kinds(&mesh, "n1"), "wireguard wireguard");
-    none_lost(super::streams(&ends, 100));
+    let streams = super::streams(&ends, 100);
+    std::thread::sleep(Duration::from_secs(3));
+    none_lost(streams);
     capture.report().assert_sealed();
 }

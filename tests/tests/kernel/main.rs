@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use lab::mesh::Mesh;
 use lab::require::{self, Need};
 use lab::{End, IpVersion, Lab, Node, Stream};
-use serde_json::Value;
 
 /// How long something may take that is not the point of a test.
 const WITHIN: Duration = Duration::from_mins(1);
@@ -74,15 +73,16 @@ fn none_lost(streams: Vec<Stream>) {
     }
 }
 
-/// `meshd rotate` on a node, which has to succeed.
+/// Has a node replace its keys, which has to succeed.
 fn rotate(mesh: &Mesh, node: &str) {
-    let command = mesh.node(node).unwrap().command(lab::bin("meshd").unwrap());
-    let output = command.args(["rotate", "-o", "json"]).output().unwrap();
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(
-        output.status.success() && report["step"] == "steady" && report["rolled_back"] == 0,
-        "{report:#}"
-    );
+    let before = &mesh.status(node).unwrap()["rotation"];
+    let wanted = before["finished"].as_u64().unwrap() + 1;
+    mesh.ask(node, "rotate").unwrap();
+    mesh.wait(node, "new keys", WITHIN * 2, |status| {
+        let rotation = &status["rotation"];
+        assert_eq!(rotation["rolled_back"], before["rolled_back"], "{rotation:#}");
+        rotation["step"] == "steady" && rotation["finished"] == wanted
+    });
 }
 
 fn shell(node: &Node, script: &str) -> String {

@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::{IpVersion, Stream};
+use lab::{IpVersion, Signal, Stream};
 
 use super::{KERNEL, mesh, pods, said, shell, wait_said};
 
@@ -42,7 +42,7 @@ fn whatever_is_removed_by_hand_is_back_within_two_seconds_and_nothing_was_in_cle
     let node = mesh.node("n1").unwrap();
     let ends = pods(&mesh);
     let capture = mesh.capture().unwrap();
-    let stream = Stream::start(&ends[0], &ends[1], IpVersion::V4, 100).unwrap();
+    let stream = Stream::start(&ends[0], &ends[1], IpVersion::V4, 20).unwrap();
     // Order within an answer, and flags that follow the link, say nothing.
     let canonical = |text: &str| {
         let mut lines: Vec<String> =
@@ -73,7 +73,7 @@ fn whatever_is_removed_by_hand_is_back_within_two_seconds_and_nothing_was_in_cle
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
 fn a_wireguard_interface_of_somebody_else_is_never_touched() {
-    let mesh = mesh(&[&KERNEL, &KERNEL]);
+    let mut mesh = mesh(&[&KERNEL, &KERNEL]);
     let node = mesh.node("n1").unwrap();
     let make = "
         wg genkey >/tmp/foreign.key
@@ -94,7 +94,10 @@ fn a_wireguard_interface_of_somebody_else_is_never_touched() {
         thread::sleep(Duration::from_secs(1));
         assert_eq!(shell(node, ask), before, "{injury}");
     }
-    let uninstall = node.command(lab::bin("meshd").unwrap()).args(["uninstall"]);
-    let _refuses_while_the_daemon_runs_or_removes_what_is_its_own = uninstall.output().unwrap();
+    mesh.stop("n1", Signal::TERM).unwrap();
+    let node = mesh.node("n1").unwrap();
+    let uninstall = node.command(lab::bin("meshd").unwrap()).arg("uninstall").args(mesh.arguments("n1", &[]));
+    uninstall.run().unwrap();
+    assert_eq!(said(node, "wg show interfaces").trim(), "wg0");
     assert_eq!(shell(node, ask), before, "uninstall");
 }
