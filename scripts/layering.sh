@@ -12,14 +12,16 @@ keyring |                             | tokio kube* *netlink* hyper* boringtun
 plan    | keyring                     | tokio kube* *netlink* hyper* boringtun aws-lc*
 tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper* aws-lc*
 linux   | keyring plan                | kube* boringtun hyper* aws-lc*
-cni     | keyring plan linux          | kube* boringtun hyper* aws-lc*
-meshd   | keyring plan linux cni tunnel |
-lab     | keyring plan linux cni tunnel meshd |
+kernel-wireguard | keyring            | kube* boringtun hyper* aws-lc*
+cni     | keyring plan linux          | kube* boringtun hyper* *boringtun aws-lc*
+meshd   | keyring plan linux cni tunnel kernel-wireguard |
+lab     | keyring plan linux cni tunnel kernel-wireguard meshd |
 "
 # AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
 # started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.
-# What nothing at all may pull in: a second TLS library, and a second boringtun (it panics when a peer is changed).
-nowhere="openssl openssl-sys native-tls* defguard_boringtun"
+# What nothing at all may pull in: a second TLS library. A second boringtun, defguard's, comes with defguard_wireguard_rs
+# whatever its features are; it is for kernel-wireguard alone, which calls nothing of it (it panics when a peer is changed).
+nowhere="openssl openssl-sys native-tls*"
 # The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
 locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")

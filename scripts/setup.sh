@@ -2,11 +2,13 @@
 # Brings what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is there already.
 #
 #   scripts/setup.sh demo    what `make demo` needs
-#   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins
+#   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins,
+#                            QEMU and a kernel with WireGuard to run in it
 #
 # Packages are installed only when the command that they bring is missing, and sudo is used only then.
 # etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
 # ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/kube-1.20.2; no service is installed or started for them.
+# The kernel goes there too and is not installed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -46,7 +48,10 @@ main() {
     esac
     command -v cargo >/dev/null || fail "cargo is missing: install Rust (rust-version in Cargo.toml) first"
     install_missing "$needs"
-    [ "$1" = demo ] || "$here/kube-assets.sh" >/dev/null
+    if [ "$1" = test ]; then
+        "$here/kube-assets.sh" >/dev/null
+        "$here/kernel-vm/assets.sh" >/dev/null
+    fi
     say "ready for $1"
 }
 

@@ -15,7 +15,7 @@ pub enum PeerChange {
         /// What to set.
         settings: PeerSettings,
     },
-    /// Changes a peer in place. Its session goes on, unless the preshared key changes.
+    /// Changes a peer in place. Its session goes on.
     Update {
         /// The peer's public key.
         peer: PublicKey,
@@ -45,7 +45,7 @@ pub struct PeerSettings {
     /// Whether an authenticated packet from another address moves the endpoint there. With `false` the
     /// configured endpoint stands and such packets are accepted and counted. `None` leaves it as it is.
     pub roaming: Option<bool>,
-    /// The preshared key. `None` leaves it as it is; another key ends the session.
+    /// The preshared key. `None` leaves it as it is; another key holds from the next handshake on.
     pub preshared_key: Option<PresharedKeyChange>,
 }
 

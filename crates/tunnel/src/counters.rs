@@ -28,7 +28,7 @@ pub enum DropReason {
     InvalidHandshake,
     /// A handshake message over the limit, whose sender was not yet proven or sends too many.
     HandshakeRateLimited,
-    /// Transport data for a session that has ended or never was.
+    /// Transport data for a session that has ended or never was; or, from the TUN, too many packets waited for one.
     NoSession,
     /// Transport data that does not authenticate.
     Forged,

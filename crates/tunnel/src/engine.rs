@@ -2,33 +2,44 @@
 
 mod admission;
 mod allowed_ips;
+mod cipher;
+mod clock;
 mod config;
+mod handshake;
 mod identity;
+mod noise;
 mod packet;
 mod peer;
+mod run;
+mod session;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use boringtun::noise::Packet;
-use boringtun::noise::handshake::parse_handshake_anon;
 use keyring::PublicKey;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 
 use self::admission::{COOKIE_REPLY, Verdict};
 use self::allowed_ips::AllowedIps;
+use self::clock::Origin;
 pub(crate) use self::config::Config;
 use self::identity::Identity;
+use self::noise::Opened;
 use self::packet::Header;
-use self::peer::{MessageLimits, Peer, PeerState};
-use crate::batch::{Datagrams, Packets};
+use self::peer::Peer;
+use self::run::{Batch, Inbound, Outbound};
+use self::session::{DATA, MessageLimits};
+pub(crate) use self::session::{DATA_HEADER, DATA_OVERHEAD};
+use crate::batch::{Datagrams, Packets, Span};
 use crate::counters::{Counters, DropReason, Tally};
 use crate::status::PeerStatus;
 
@@ -70,8 +81,8 @@ impl Default for EngineOptions {
 
 /// A WireGuard interface without its sockets. All methods may be called from several threads at once.
 ///
-/// The data path reads an immutable snapshot of the configuration and locks only the peer whose packet it
-/// holds, once for each run of packets of one peer.
+/// The data path reads immutable snapshots, of the configuration and of each peer's sessions; no lock is held while
+/// a packet is sealed or opened, and the two directions share none.
 pub struct Engine {
     /// What the data path sees.
     snapshot: ArcSwap<Snapshot>,
@@ -81,6 +92,9 @@ pub struct Engine {
     mtu: AtomicU16,
     handshakes_per_second: u64,
     limits: MessageLimits,
+    origin: Origin,
+    /// Kept from batch to batch for its memory.
+    places: Mutex<Vec<(Span, SocketAddr)>>,
 }
 
 /// The configuration as the data path needs it.
@@ -102,6 +116,8 @@ impl Engine {
             mtu: AtomicU16::new(options.mtu),
             handshakes_per_second: options.handshakes_per_second,
             limits: options.limits,
+            origin: Origin::default(),
+            places: Mutex::default(),
         }
     }
 
@@ -115,24 +131,35 @@ impl Engine {
         self.mtu.load(Ordering::Relaxed)
     }
 
-    /// Encrypts `packets` from the TUN device, each for the peer that owns the longest prefix of its destination.
-    /// Appends datagrams to `out`: ciphertext, or a handshake initiation while the packet waits.
+    /// Encrypts `packets` from the TUN device, each for the peer that owns the longest prefix of its destination, and
+    /// moves them to `out`, where they are datagrams. Handshake initiations for packets that have to wait go there too.
     pub fn seal(&self, now: Moment, packets: &mut Packets, out: &mut Datagrams) {
         let snapshot = self.snapshot.load();
+        let batch = Batch { snapshot: &snapshot, now: self.origin.now(now), limits: self.limits };
         let mtu = usize::from(self.mtu());
-        let mut held = Held::default();
+        let (mut places, mut handshakes) = (std::mem::take(&mut *self.places.lock()), Datagrams::new());
+        let mut run: Option<Outbound<'_>> = None;
         for index in 0..packets.len() {
             let sealed = match Header::parse(packets.packet(index)) {
                 None => Err(DropReason::MalformedOutbound),
-                Some(header) => match snapshot.routes.owner(header.destination) {
-                    None => Err(DropReason::NoPeer),
-                    Some(peer) => held.state(peer).seal(now, packets.padded(index, mtu), self.limits, out),
-                },
+                Some(header) => {
+                    if let Some(other) = run.take_if(|run| !run.leads_to(header.destination)) {
+                        other.end(&batch, &mut handshakes);
+                    }
+                    open_run(&mut run, || Outbound::begin(&batch, header.destination))
+                        .and_then(|run| run.seal(&batch, (packets, index, mtu), &mut places, &mut handshakes))
+                }
             };
             if let Err(reason) = sealed {
                 self.tally.drop_one(reason);
             }
         }
+        if let Some(run) = run {
+            run.end(&batch, &mut handshakes);
+        }
+        out.take(packets, &mut places);
+        *self.places.lock() = places;
+        handshakes.iter().for_each(|(to, bytes)| out.push(to, bytes));
     }
 
     /// Handles `datagrams` from the network. Appends decrypted packets to `out`, in the order of arrival, and
@@ -144,26 +171,71 @@ impl Engine {
         out: &mut Packets,
         replies: &mut Datagrams,
     ) {
-        let snapshot = self.snapshot.load();
-        let mut held = Held::default();
-        for (source, datagram) in datagrams {
-            if let Err(reason) =
-                self.open_one(&snapshot, &mut held, now, (source, datagram), (&mut *out, &mut *replies))
-            {
-                self.tally.drop_one(reason);
+        self.opening(now, replies, |opening| {
+            for (source, datagram) in datagrams {
+                if datagram.len() > LARGEST_DATAGRAM {
+                    self.tally.drop_one(DropReason::OversizedDatagram);
+                    continue;
+                }
+                let place = &mut out.spare_datagram(datagram.len())[..datagram.len()];
+                place.copy_from_slice(datagram);
+                if let Some(len) = opening(source, place) {
+                    out.commit(len);
+                }
             }
+        });
+    }
+
+    /// The same without a copy: the packets stay where they are in the datagrams at `places` in `bytes`, and where that
+    /// is goes to `opened`.
+    pub(crate) fn open_in_place(
+        &self,
+        now: Moment,
+        bytes: &mut [u8],
+        places: impl IntoIterator<Item = (Span, SocketAddr)>,
+        opened: &mut Vec<Span>,
+        replies: &mut Datagrams,
+    ) {
+        self.opening(now, replies, |opening| {
+            for (Span { start, len }, source) in places {
+                if let Some(len) = opening(source, &mut bytes[start..start + len]) {
+                    opened.push(Span { start: start + DATA_HEADER, len });
+                }
+            }
+        });
+    }
+
+    /// Gives `body` a function that handles one datagram and returns the length of the packet in it, if it has one
+    /// and passes. The packet is then behind the header.
+    fn opening(
+        &self,
+        now: Moment,
+        replies: &mut Datagrams,
+        body: impl FnOnce(&mut dyn FnMut(SocketAddr, &mut [u8]) -> Option<usize>),
+    ) {
+        let snapshot = self.snapshot.load();
+        let batch = Batch { snapshot: &snapshot, now: self.origin.now(now), limits: self.limits };
+        let mut run = None;
+        body(&mut |source, datagram| {
+            self.open_one(&batch, &mut run, (source, datagram), replies).unwrap_or_else(|reason| {
+                self.tally.drop_one(reason);
+                None
+            })
+        });
+        if let Some(run) = run {
+            run.end(&batch, replies);
         }
     }
 
-    /// Does what is due: handshake retries and renewals, keepalives. To be called about four times per second,
-    /// which is the resolution of boringtun's timers.
+    /// Does what is due: handshake retries and renewals, keepalives, the end of sessions. To be called about four times
+    /// per second: the shortest interval is that of five seconds between two attempts.
     pub fn tick(&self, now: Moment, out: &mut Datagrams) {
         let snapshot = self.snapshot.load();
         if let Some(identity) = &snapshot.identity {
             identity.admission.tick(now.instant);
         }
         for peer in snapshot.by_key.values() {
-            peer.lock().tick(now, out);
+            peer.tick(self.origin.now(now), self.limits, out);
         }
     }
 
@@ -172,7 +244,7 @@ impl Engine {
     pub fn initiate_handshake(&self, now: Moment, peer: &PublicKey, out: &mut Datagrams) -> bool {
         let snapshot = self.snapshot.load();
         let Some(peer) = snapshot.by_key.get(peer) else { return false };
-        peer.lock().initiate(now, out);
+        peer.initiate(self.origin.now(now), out);
         true
     }
 
@@ -198,49 +270,79 @@ impl Engine {
 
     fn open_one<'s>(
         &self,
-        snapshot: &'s Snapshot,
-        held: &mut Held<'s>,
-        now: Moment,
-        (source, datagram): (SocketAddr, &[u8]),
-        (out, replies): (&mut Packets, &mut Datagrams),
-    ) -> Result<(), DropReason> {
-        if datagram.len() > LARGEST_DATAGRAM {
-            return Err(DropReason::OversizedDatagram);
+        batch: &Batch<'s>,
+        run: &mut Option<Inbound<'s>>,
+        (source, datagram): (SocketAddr, &mut [u8]),
+        replies: &mut Datagrams,
+    ) -> Result<Option<usize>, DropReason> {
+        let identity = batch.snapshot.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        let Some(receiver) = data_receiver(datagram) else {
+            return self.slow_path(batch, identity, (source, datagram), replies).map(|()| None);
+        };
+        if let Some(other) = run.take_if(|run| !run.is_of(source, receiver)) {
+            other.end(batch, replies);
         }
-        let identity = snapshot.identity.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        open_run(run, || Inbound::begin(batch, source, receiver))?.open(batch, datagram)
+    }
+
+    /// Everything but transport data.
+    fn slow_path(
+        &self,
+        batch: &Batch<'_>,
+        identity: &Identity,
+        (source, datagram): (SocketAddr, &[u8]),
+        replies: &mut Datagrams,
+    ) -> Result<(), DropReason> {
+        let (snapshot, now) = (batch.snapshot, batch.now);
         let mut cookie = [0; COOKIE_REPLY];
-        match identity.admission.check(now.instant, source, datagram, &mut cookie) {
+        match identity.admission.check(now.moment.instant, source, datagram, &mut cookie) {
             Verdict::Refuse(reason) => Err(reason),
             Verdict::Challenge => {
                 self.tally.cookie_replies.fetch_add(1, Ordering::Relaxed);
                 replies.push(source, &cookie);
                 Err(DropReason::HandshakeRateLimited)
             }
-            Verdict::Admit(Packet::PacketData(data)) => {
-                let peer = snapshot.session_owner(data.receiver_idx)?;
-                let owns = |address: IpAddr| {
-                    snapshot.routes.owner(address).is_some_and(|owner| Arc::ptr_eq(owner, peer))
-                };
-                let state = held.state(peer);
-                state.open(now, (source, datagram), data.receiver_idx, self.limits, owns, (out, replies))
-            }
-            Verdict::Admit(Packet::HandshakeInit(message)) => {
-                let half = parse_handshake_anon(&identity.secret, &identity.secret_public, &message)
-                    .map_err(|_| DropReason::InvalidHandshake)?;
-                let peer = PublicKey::from_bytes(&half.peer_static_public)
+            Verdict::Admit(Packet::HandshakeInit(_)) => {
+                let opened = Opened::read(identity, exactly(datagram)?)?;
+                let peer = PublicKey::from_bytes(&opened.peer)
                     .ok()
                     .and_then(|key| snapshot.by_key.get(&key))
                     .ok_or(DropReason::UnknownPeer)?;
-                held.state(peer).answer(now, source, datagram, replies)
+                peer.answer(now, source, opened, replies)
             }
             Verdict::Admit(Packet::HandshakeResponse(message)) => {
                 let peer = snapshot.session_owner(message.receiver_idx)?;
-                held.state(peer).complete(now, source, datagram, replies)
+                peer.complete(now, source, exactly(datagram)?, batch.limits, replies)
             }
             Verdict::Admit(Packet::PacketCookieReply(message)) => {
-                held.state(snapshot.session_owner(message.receiver_idx)?).cookie(datagram)
+                snapshot.session_owner(message.receiver_idx)?.cookie(now, exactly(datagram)?)
             }
+            // `data_receiver` takes all of these.
+            Verdict::Admit(Packet::PacketData(_)) => Err(DropReason::MalformedDatagram),
         }
+    }
+}
+
+/// The receiver's index, if this is transport data long enough to be that: zeros behind the type, and a tag.
+fn data_receiver(datagram: &[u8]) -> Option<u32> {
+    let header: &[u8; DATA_HEADER] = datagram.first_chunk()?;
+    (header[..4] == [DATA, 0, 0, 0] && datagram.len() >= DATA_OVERHEAD)
+        .then(|| u32::from_le_bytes([header[4], header[5], header[6], header[7]]))
+}
+
+/// The datagram as a message of a known length, which the admission guard has checked.
+fn exactly<const LEN: usize>(datagram: &[u8]) -> Result<&[u8; LEN], DropReason> {
+    datagram.try_into().map_err(|_| DropReason::MalformedDatagram)
+}
+
+/// The run that goes on, or a new one.
+fn open_run<R>(
+    run: &mut Option<R>,
+    begin: impl FnOnce() -> Result<R, DropReason>,
+) -> Result<&mut R, DropReason> {
+    match run {
+        Some(run) => Ok(run),
+        none => Ok(none.insert(begin()?)),
     }
 }
 
@@ -254,37 +356,6 @@ impl Snapshot {
     /// The peer that a session index was handed out for: its lowest byte counts that peer's sessions.
     fn session_owner(&self, index: u32) -> Result<&Arc<Peer>, DropReason> {
         self.by_index.get(&(index >> 8)).ok_or(DropReason::UnknownIndex)
-    }
-}
-
-/// The lock of the peer whose packet came last, kept for the next one: packets come in runs.
-#[derive(Default)]
-struct Held<'s> {
-    lock: Option<(&'s Peer, MutexGuard<'s, PeerState>)>,
-    /// Packets since somebody else could have it.
-    packets: u32,
-}
-
-impl<'s> Held<'s> {
-    /// So many packets take about 20 microseconds: that long the other direction of a peer may have to wait.
-    const FAIR_AFTER: u32 = 16;
-
-    fn state(&mut self, peer: &'s Peer) -> &mut PeerState {
-        self.packets += 1;
-        match &mut self.lock {
-            Some((held, guard)) if std::ptr::eq(*held, peer) => {
-                if self.packets >= Self::FAIR_AFTER {
-                    self.packets = 0;
-                    MutexGuard::bump(guard);
-                }
-            }
-            // The old lock goes first: two threads that each hold one and want the other's would wait forever.
-            _ => {
-                self.lock = None;
-                self.packets = 0;
-            }
-        }
-        &mut self.lock.get_or_insert_with(|| (peer, peer.lock())).1
     }
 }
 

@@ -29,11 +29,12 @@ pub fn offload(bytes: &[u8]) {
     }
     let before: usize = parts.iter().map(<[u8]>::len).sum();
     let mut again = Packets::new();
-    let written: Result<(), Infallible> = Coalescer::default().write(&mut parts, true, |header, parts| {
-        let whole: Vec<u8> = parts.flatten().copied().collect();
-        assert!(split(header, &whole, &mut again).is_ok(), "we refuse what we wrote");
-        Ok(())
-    });
+    let written: Result<(), Infallible> =
+        Coalescer::default().write(&mut parts.view(), true, |header, parts| {
+            let whole: Vec<u8> = parts.flatten().copied().collect();
+            assert!(split(header, &whole, &mut again).is_ok(), "we refuse what we wrote");
+            Ok(())
+        });
     assert_eq!(written, Ok(()));
     assert_eq!(again.iter().map(<[u8]>::len).sum::<usize>(), before, "every byte is still there");
 }

@@ -13,10 +13,10 @@
 //!                timer thread ──tick──▶
 //! ```
 //!
-//! [`Engine`] does no I/O and takes the time as an argument; only boringtun's `noise::Tunn` inside it reads
-//! a clock of its own. Its configuration is an immutable snapshot that is swapped as a whole, so the data path
-//! takes no lock but that of the peer whose packet it holds. [`Interface`] is the shell: threads, sockets
-//! and the TUN device.
+//! [`Engine`] does no I/O and takes the time as an argument; only boringtun's rate limiter inside it reads
+//! a clock of its own. Configuration and sessions are immutable snapshots that are swapped as a whole, so no lock is
+//! held while a packet is encrypted or decrypted, which happens where it lies: in the buffer that it was read into.
+//! [`Interface`] is the shell: threads, sockets and the TUN device.
 
 pub mod bare;
 mod batch;

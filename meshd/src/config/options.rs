@@ -110,6 +110,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         "UDP port on which nodes speak to each other inside the tunnel.",
     ),
     OptionSpec::new(
+        "probe-interval",
+        "TIME",
+        Some("30s"),
+        "How often the way to each peer is measured inside the tunnel: its round trip, and whether packets of full size pass; 0 never.",
+    ),
+    OptionSpec::new(
         "rotation-interval",
         "TIME",
         Some("24h"),

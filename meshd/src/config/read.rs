@@ -142,6 +142,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         table: values.one("table", value::table)?,
         rule_priority: values.one("rule-priority", value::priority)?,
         control_port: values.one("control-port", value::port)?,
+        probe_interval: values.one("probe-interval", value::time)?,
         pq: pq(&values, &rotation)?,
         rotation,
         key_dir: values.one("key-dir", value::folder)?,

@@ -253,6 +253,11 @@ impl Keys {
         std::mem::replace(&mut self.turn, false)
     }
 
+    /// A number that nobody could foretell.
+    pub(super) const fn chance(&self) -> u64 {
+        self.chance
+    }
+
     /// What has been counted since the daemon started.
     pub(super) const fn tally(&self) -> Tally {
         self.tally

@@ -15,6 +15,7 @@ mod observe;
 mod outcome;
 mod perform;
 mod pq;
+mod probes;
 mod publication;
 mod reconcile;
 mod talk;

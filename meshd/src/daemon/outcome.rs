@@ -9,6 +9,7 @@ use linux::guard;
 use plan::admission::Admission;
 use plan::desired::{MAIN_TABLE, Underlay, peer_mtu, pod_mtu};
 use plan::network::{Network, Via};
+use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 
 use super::cluster::Cluster;
@@ -87,6 +88,8 @@ impl Outcome {
                 active: active_slot(desired, &member.pod_cidrs),
                 mtu: Some(peer_mtu(member, underlay)),
                 generation: member.state.generation,
+                round_trip_microseconds: None,
+                full_size_passes: None,
                 pq: PairStatus::default(),
                 slots: PerSlot::from_fn(|slot| {
                     Some(PeerSlotStatus {
@@ -101,6 +104,11 @@ impl Outcome {
                 }),
             })
             .collect();
+    }
+
+    /// The UID of a peer by its node's name.
+    pub(super) fn uid(&self, node: &str) -> Option<&NodeUid> {
+        self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
     }
 
     /// One line in the log for each refusal that was not there before.

@@ -125,6 +125,10 @@ pub struct PeerStatus {
     pub mtu: Option<u32>,
     /// Its generation.
     pub generation: u64,
+    /// Microseconds from a question inside the tunnel to its answer; none while there is none.
+    pub round_trip_microseconds: Option<u64>,
+    /// Whether packets of the size of the MTU arrive; none while that is not known.
+    pub full_size_passes: Option<bool>,
     /// How it stands about preshared keys.
     #[serde(default)]
     pub pq: PairStatus,

@@ -39,7 +39,7 @@ impl Engine {
         let identity = config.identity.clone();
         // Seen first, so that no datagram for the new key is judged by the old one once the sessions are new.
         self.publish(&config);
-        config.peers.values().for_each(|peer| peer.restart(identity.as_deref()));
+        config.peers.values().for_each(|peer| peer.restart(identity.as_ref()));
     }
 
     /// Applies `changes` in their order, all or none: the data path sees them at once. An error names the first
@@ -59,12 +59,11 @@ impl Engine {
                 PeerChange::Remove { peer } => removed.extend(config.remove(&peer)),
                 PeerChange::Add { peer, settings } | PeerChange::Update { peer, settings } => {
                     let identity = config.identity.clone();
-                    let identity = identity.as_deref();
                     let entry = config.peers.entry(peer).or_insert_with(|| {
                         // `check` has chosen one index for each peer that is made here.
-                        Arc::new(Peer::new(peer, indices.next().unwrap_or_default(), identity))
+                        Arc::new(Peer::new(peer, indices.next().unwrap_or_default(), identity.as_ref()))
                     });
-                    entry.apply(&settings, identity);
+                    entry.apply(&settings);
                     config.assign(&peer, &settings.disallow, &settings.allow);
                 }
             }
@@ -169,20 +168,21 @@ impl Config {
             .peers
             .iter()
             .map(|(key, peer)| {
+                let (location, (rx_bytes, tx_bytes)) = (peer.location(), peer.bytes());
                 let state = peer.lock();
                 let status = PeerStatus {
-                    endpoint: state.endpoint,
+                    endpoint: location.endpoint,
                     allowed_ips: BTreeSet::new(),
                     keepalive: state.keepalive,
-                    roaming: state.roaming,
+                    roaming: location.roaming,
                     preshared: state.preshared_key.as_ref().map(PresharedKey::id),
-                    last_handshake: state.last_handshake.map(|at| at.wall),
+                    last_handshake: state.completed.map(|at| at.wall),
                     since_handshake: state
-                        .last_handshake
+                        .completed
                         .map(|at| now.instant.saturating_duration_since(at.instant)),
-                    rx_bytes: state.rx_bytes,
-                    tx_bytes: state.tx_bytes,
-                    endpoint_drifts: state.endpoint_drifts,
+                    rx_bytes,
+                    tx_bytes,
+                    endpoint_drifts: location.drifts,
                 };
                 (*key, status)
             })
@@ -201,7 +201,7 @@ fn canonical(prefix: &IpNetwork) -> IpNetwork {
     IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(*prefix)
 }
 
-/// A random index of 24 bits that isn't taken yet: Tunn keeps the lowest 8 bits for its sessions.
+/// A random index of 24 bits that isn't taken yet: the lowest 8 bits tell the sessions of a peer apart.
 fn unused_index(taken: &mut BTreeSet<u32>) -> Result<u32, getrandom::Error> {
     loop {
         let index = getrandom::u32()? >> 8;

@@ -11,6 +11,8 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use nix::errno::Errno;
 
+use crate::batch::Span;
+
 /// Datagrams, or coalesced runs of them, per call.
 const BATCH: usize = 32;
 /// The largest datagram or coalesced run.
@@ -92,11 +94,16 @@ impl Inbox {
         Ok(cut)
     }
 
-    /// The datagrams that the last call received.
-    pub(super) fn datagrams(&self) -> impl Iterator<Item = (SocketAddr, &[u8])> {
-        self.received.iter().zip(self.buffers.chunks_exact(BUFFER)).flat_map(|(run, buffer)| {
-            buffer[..run.len].chunks(run.segment).map(|datagram| (run.source, datagram))
-        })
+    /// The memory that the last call received into, and where its datagrams are in there.
+    pub(super) fn datagrams(&mut self) -> (&mut [u8], impl Iterator<Item = (Span, SocketAddr)>) {
+        let places = self.received.iter().enumerate().flat_map(|(index, run)| {
+            let base = index * BUFFER;
+            (0..run.len).step_by(run.segment).map(move |start| {
+                let len = run.segment.min(run.len - start);
+                (Span { start: base + start, len }, run.source)
+            })
+        });
+        (&mut self.buffers, places)
     }
 }
 
@@ -266,7 +273,12 @@ mod tests {
         let mut all = Vec::new();
         while all.len() < count {
             match inbox.receive(socket.as_fd()) {
-                Ok(_) => all.extend(inbox.datagrams().map(|(from, bytes)| (from, bytes.to_vec()))),
+                Ok(_) => {
+                    let (bytes, places) = inbox.datagrams();
+                    let bytes = &*bytes;
+                    let datagram = |(Span { start, len }, from)| (from, bytes[start..start + len].to_vec());
+                    all.extend(places.map(datagram));
+                }
                 Err(Errno::EAGAIN) => std::thread::yield_now(),
                 Err(error) => panic!("receive: {error}"),
             }

@@ -17,7 +17,7 @@ use super::Failure;
 use super::core::{Core, Job};
 use super::mmsg::Inbox;
 use super::tun::ReadBuffer;
-use crate::batch::{Datagrams, Packets};
+use crate::batch::{Datagrams, Packets, View};
 use crate::counters::DropReason;
 use crate::engine::Moment;
 use crate::error::TunnelError;
@@ -28,7 +28,7 @@ const TUN_BATCH: usize = 64;
 /// Datagrams that are decrypted before the packets are handed over: two large packets and a bit. More would leave
 /// the cache, and the kernel idle meanwhile.
 const UDP_BATCH: usize = 128;
-/// The resolution of boringtun's timers.
+/// The resolution of the timers.
 const TICK: Duration = Duration::from_millis(250);
 /// How often the MTU of the device is read, which anyone may change.
 const MTU_CHECK: Duration = Duration::from_secs(1);
@@ -83,6 +83,7 @@ fn outbound(core: &Core) -> Result<(), Failure> {
     let (mut buffer, mut packets, mut out) = (ReadBuffer::new(), Packets::new(), Datagrams::new());
     while !core.stopped() {
         packets.clear();
+        packets.set_mtu(core.engine.mtu());
         out.clear();
         while packets.len() < TUN_BATCH {
             match core.tun.read(&mut buffer, &mut packets) {
@@ -105,7 +106,7 @@ fn outbound(core: &Core) -> Result<(), Failure> {
 
 /// UDP to TUN.
 fn inbound(core: &Core) -> Result<(), Failure> {
-    let (mut inbox, mut packets, mut replies) = (Inbox::new(), Packets::new(), Datagrams::new());
+    let (mut inbox, mut opened, mut replies) = (Inbox::new(), Vec::new(), Datagrams::new());
     let mut coalescer = Coalescer::default();
     while !core.stopped() {
         let sockets = core.sockets.load_full();
@@ -117,13 +118,15 @@ fn inbound(core: &Core) -> Result<(), Failure> {
                 Err(_) => continue,
             }
             idle = false;
-            let mut datagrams = inbox.datagrams().peekable();
-            while datagrams.peek().is_some() {
-                packets.clear();
+            let (bytes, places) = inbox.datagrams();
+            let mut places = places.peekable();
+            while places.peek().is_some() {
+                opened.clear();
                 replies.clear();
-                let some = datagrams.by_ref().take(UDP_BATCH);
-                core.engine.open(Moment::now(), some, &mut packets, &mut replies);
+                let some = places.by_ref().take(UDP_BATCH);
+                core.engine.open_in_place(Moment::now(), bytes, some, &mut opened, &mut replies);
                 core.transmit(&replies);
+                let mut packets = View { bytes, spans: &opened };
                 match core.tun.write(&mut packets, &mut coalescer) {
                     Ok(refused) => core.count(DropReason::TunWrite, refused),
                     Err(_) => return Err(Failure::TunGone),

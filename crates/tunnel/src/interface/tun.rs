@@ -10,7 +10,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
 use nix::sys::uio::writev;
 
-use crate::batch::Packets;
+use crate::batch::{Packets, View};
 use crate::error::TunnelError;
 use crate::offload::{Coalescer, MOST_SEGMENTS, VNET_HEADER, VnetHeader, split};
 
@@ -141,7 +141,7 @@ impl Tun {
 
     /// Hands `packets` to the kernel, as few large ones where that can be; their contents are used up. Returns how
     /// many the kernel refused, for example because the link is down. `EBADFD` once the device is deleted.
-    pub(super) fn write(&self, packets: &mut Packets, coalescer: &mut Coalescer) -> Result<u64, Errno> {
+    pub(super) fn write(&self, packets: &mut View<'_>, coalescer: &mut Coalescer) -> Result<u64, Errno> {
         let mut refused = 0;
         let mut note = |result: nix::Result<usize>, count: u64| match result {
             Err(Errno::EBADFD) => Err(Errno::EBADFD),

@@ -7,7 +7,7 @@ use super::{
     IPV4_HEADER, IPV6_HEADER, Layout, Segmentation, TCP, TCP_CHECKSUM, UDP, UDP_CHECKSUM, UDP_HEADER,
     VnetHeader, be16, be32, checksum, low16, pseudo_header, put_ip_length, put16,
 };
-use crate::batch::Packets;
+use crate::batch::View;
 
 /// The most packets in one large one.
 pub(crate) const MOST_SEGMENTS: usize = 64;
@@ -50,7 +50,7 @@ impl Coalescer {
     /// most [`MOST_SEGMENTS`]. `udp` says whether the kernel takes UDP groups.
     pub(crate) fn write<E>(
         &mut self,
-        packets: &mut Packets,
+        packets: &mut View<'_>,
         udp: bool,
         mut write: impl FnMut(VnetHeader, &mut dyn Iterator<Item = &[u8]>) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -73,7 +73,7 @@ impl Coalescer {
         Ok(())
     }
 
-    fn plan(&mut self, packets: &Packets, udp: bool) {
+    fn plan(&mut self, packets: &View<'_>, udp: bool) {
         self.groups.clear();
         self.next.clear();
         self.next.resize(packets.len(), 0);
@@ -120,7 +120,7 @@ impl Group {
 
     /// Takes packet `index` in, if the kernel would split it out again just as it is. Its flow is known to be
     /// the same.
-    fn join(&mut self, layout: Layout, index: usize, packets: &Packets) -> bool {
+    fn join(&mut self, layout: Layout, index: usize, packets: &View<'_>) -> bool {
         let (packet, last, first) =
             (packets.packet(index), packets.packet(self.last), packets.packet(self.first));
         let payload = packet.len() - layout.payload;

@@ -159,7 +159,7 @@ fn coalesce(packets: &[Vec<u8>], udp: bool) -> Vec<(VnetHeader, Vec<u8>)> {
         batch.push(packet);
     }
     let mut written = Vec::new();
-    let result: Result<(), ()> = Coalescer::default().write(&mut batch, udp, |header, parts| {
+    let result: Result<(), ()> = Coalescer::default().write(&mut batch.view(), udp, |header, parts| {
         let parts: Vec<&[u8]> = parts.collect();
         assert!(parts.len() <= MOST_SEGMENTS);
         written.push((header, parts.concat()));

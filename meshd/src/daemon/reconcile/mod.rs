@@ -139,7 +139,7 @@ impl Reconciler {
         };
         Self {
             devices: Devices::adopt(chosen.backend, config.wireguard_dir.clone(), &config.links),
-            talk: Talk::new(config.control_port, heard),
+            talk: Talk::new(&config, keys.chance(), heard),
             pairs: Pairs::new(config.pq),
             audit,
             tellings,
@@ -227,7 +227,7 @@ impl Reconciler {
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        let (heeded, carried) = (heed(&admission, &setup), pq::carried(&admission, &setup));
+        let (heeded, carried) = (heed(&admission, &setup, &underlay), pq::carried(&admission, &setup));
         let generation = self.keys.journal().generation;
         Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, carried, generation })
     }

@@ -71,6 +71,7 @@ impl Reconciler {
             Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
         }
         self.tick();
+        self.talk.probe();
     }
 
     /// Takes a message from a peer.

@@ -119,6 +119,14 @@ impl Net {
         self.carry(source, datagrams);
     }
 
+    /// Begins a handshake of node `from` with node `to`, and carries it out.
+    pub(super) fn handshake(&mut self, from: usize, to: usize) {
+        let mut out = Datagrams::new();
+        let (source, peer) = (self.nodes[from].address, self.nodes[to].key);
+        assert!(self.nodes[from].engine.initiate_handshake(Moment::now(), &peer, &mut out));
+        self.carry(source, owned(&out));
+    }
+
     /// Carries `datagrams` from `source`, and all answers, until all is quiet.
     pub(super) fn carry(&mut self, source: SocketAddr, datagrams: Vec<(SocketAddr, Vec<u8>)>) {
         let mut flying: Vec<_> = datagrams.into_iter().map(|(to, bytes)| (source, to, bytes)).collect();

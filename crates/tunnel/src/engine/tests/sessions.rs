@@ -9,7 +9,7 @@ use super::net::{Net, SECRET, packet, prefix};
 use crate::change::{PeerSettings, PresharedKeyChange};
 use crate::counters::DropReason;
 use crate::engine::EngineOptions;
-use crate::engine::peer::MessageLimits;
+use crate::engine::session::MessageLimits;
 
 #[test]
 fn packets_arrive_and_the_eavesdropper_sees_one_handshake_and_no_plaintext() {
@@ -142,7 +142,7 @@ fn changes_in_place_keep_the_session() {
 }
 
 #[test]
-fn a_preshared_key_must_be_that_of_both() {
+fn another_preshared_key_leaves_the_session_and_holds_from_the_next_handshake_on() {
     let mut net = Net::mesh(2);
     let with = |byte| PeerSettings {
         preshared_key: Some(PresharedKeyChange::Set(PresharedKey::from_bytes(&[byte; 32]).unwrap())),
@@ -151,23 +151,29 @@ fn a_preshared_key_must_be_that_of_both() {
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
     net.nodes[0].change(&net.nodes[1], with(1));
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 1));
-    assert_eq!(net.nodes[1].delivered.len(), 1, "only one side has it");
-    assert_eq!(net.nodes[0].dropped(DropReason::InvalidHandshake), 1);
-    net.nodes[1].change(&net.nodes[0], with(1));
-    net.nodes[0].change(&net.nodes[1], with(2));
-    net.nodes[0].change(&net.nodes[1], with(1));
-    net.send(0, &packet("10.0.1.5", "10.0.2.6", 2));
-    assert_eq!(net.nodes[1].delivered.len(), 2);
-    let handshakes = net.seen(1);
-    net.nodes[0].change(&net.nodes[1], with(1));
-    net.send(0, &packet("10.0.1.5", "10.0.2.6", 3));
-    assert_eq!(
-        (net.nodes[1].delivered.len(), net.seen(1)),
-        (3, handshakes),
-        "the same key again changes nothing"
-    );
+    net.send(1, &packet("10.0.2.6", "10.0.1.5", 1));
+    assert_eq!((net.nodes[1].delivered.len(), net.nodes[0].delivered.len(), net.seen(1)), (2, 1, 1));
     let id = PresharedKey::from_bytes(&[1; 32]).unwrap().id();
     assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, Some(id));
+
+    net.handshake(0, 1);
+    assert_eq!(net.nodes[0].dropped(DropReason::InvalidHandshake), 1, "only one side has it");
+    net.send(0, &packet("10.0.1.5", "10.0.2.6", 2));
+    assert_eq!(net.nodes[1].delivered.len(), 3, "and the old session still stands");
+
+    // The initiation that failed is still on its way for node 0: the other side begins.
+    let before = net.nodes[1].status(&net.nodes[0]).last_handshake;
+    net.nodes[1].change(&net.nodes[0], with(2));
+    net.nodes[1].change(&net.nodes[0], with(1));
+    net.handshake(1, 0);
+    assert!(net.nodes[1].status(&net.nodes[0]).last_handshake > before, "now both have it");
+    let clear = PeerSettings { preshared_key: Some(PresharedKeyChange::Clear), ..Default::default() };
+    net.nodes[0].change(&net.nodes[1], clear);
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, None);
+    net.send(0, &packet("10.0.1.5", "10.0.2.6", 3));
+    assert_eq!(net.nodes[1].delivered.len(), 4);
+    net.handshake(1, 0);
+    assert_eq!(net.nodes[1].dropped(DropReason::InvalidHandshake), 1, "taken from one side");
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! Runs of packets of one flow: what is looked up for the first holds for all, and is accounted for at the end.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::Snapshot;
+use super::clock::Now;
+use super::packet::Header;
+use super::peer::{Peer, Way};
+use super::session::{DATA_HEADER, DATA_OVERHEAD, MessageLimits, Session};
+use crate::batch::{Datagrams, Packets, Span};
+use crate::counters::DropReason;
+
+/// What does not change within one batch.
+pub(super) struct Batch<'s> {
+    pub(super) snapshot: &'s Snapshot,
+    pub(super) now: Now,
+    pub(super) limits: MessageLimits,
+}
+
+/// Packets to one destination.
+pub(super) struct Outbound<'s> {
+    destination: IpAddr,
+    peer: &'s Peer,
+    way: Option<Way>,
+    bytes: u64,
+    /// The last counter that was used.
+    counter: u64,
+}
+
+impl<'s> Outbound<'s> {
+    /// Looks up where `destination` is.
+    pub(super) fn begin(batch: &Batch<'s>, destination: IpAddr) -> Result<Self, DropReason> {
+        let peer: &Peer = batch.snapshot.routes.owner(destination).ok_or(DropReason::NoPeer)?;
+        let way = peer.way(batch.now)?;
+        Ok(Self { destination, peer, way, bytes: 0, counter: 0 })
+    }
+
+    pub(super) fn leads_to(&self, destination: IpAddr) -> bool {
+        self.destination == destination
+    }
+
+    /// Seals packet `index` where it lies, or lets it wait for a session.
+    pub(super) fn seal(
+        &mut self,
+        batch: &Batch<'_>,
+        (packets, index, mtu): (&mut Packets, usize, usize),
+        places: &mut Vec<(Span, SocketAddr)>,
+        handshakes: &mut Datagrams,
+    ) -> Result<(), DropReason> {
+        let (span, datagram) = packets.datagram_mut(index, mtu);
+        let Some(way) = &self.way else {
+            let packet = &datagram[DATA_HEADER..datagram.len() + DATA_HEADER - DATA_OVERHEAD];
+            return self.peer.wait(batch.now, packet, batch.limits, handshakes);
+        };
+        match way.session.seal(datagram, batch.limits) {
+            Ok(counter) => self.counter = counter,
+            Err(reason) => {
+                self.peer.initiate(batch.now, handshakes);
+                return Err(reason);
+            }
+        }
+        self.bytes += span.len as u64;
+        places.push((span, way.endpoint));
+        Ok(())
+    }
+
+    pub(super) fn end(self, batch: &Batch<'_>, handshakes: &mut Datagrams) {
+        if let Some(way) = self.way.filter(|_| self.bytes > 0) {
+            let last = (&*way.session, self.counter);
+            self.peer.sent_data(batch.now, self.bytes, last, batch.limits, handshakes);
+        }
+    }
+}
+
+/// Transport data of one session from one address.
+pub(super) struct Inbound<'s> {
+    peer: &'s Arc<Peer>,
+    session: Arc<Session>,
+    from: SocketAddr,
+    /// The last inner source that was found to be the peer's.
+    owned: Option<IpAddr>,
+    /// Authenticated bytes and datagrams, and how many of the latter held something.
+    bytes: u64,
+    datagrams: u64,
+    packets: u64,
+}
+
+impl<'s> Inbound<'s> {
+    /// Looks up the session that `local` was handed out for.
+    pub(super) fn begin(batch: &Batch<'s>, from: SocketAddr, local: u32) -> Result<Self, DropReason> {
+        let peer = batch.snapshot.session_owner(local)?;
+        let session = peer.session(batch.now, local).ok_or(DropReason::NoSession)?;
+        Ok(Self { peer, session, from, owned: None, bytes: 0, datagrams: 0, packets: 0 })
+    }
+
+    pub(super) fn is_of(&self, from: SocketAddr, local: u32) -> bool {
+        self.session.local == local && self.from == from
+    }
+
+    /// Opens `datagram` where it lies. Returns the length of the packet behind the header, `None` for a keepalive.
+    pub(super) fn open(
+        &mut self,
+        batch: &Batch<'_>,
+        datagram: &mut [u8],
+    ) -> Result<Option<usize>, DropReason> {
+        let bytes = datagram.len() as u64;
+        let packet = self.session.open(datagram, batch.limits)?;
+        self.bytes += bytes;
+        self.datagrams += 1;
+        if packet.is_empty() {
+            return Ok(None);
+        }
+        self.packets += 1;
+        let header = Header::parse(packet).ok_or(DropReason::MalformedInbound)?;
+        if self.owned != Some(header.source) {
+            let owner = batch.snapshot.routes.owner(header.source);
+            if !owner.is_some_and(|owner| Arc::ptr_eq(owner, self.peer)) {
+                return Err(DropReason::SourceMismatch);
+            }
+            self.owned = Some(header.source);
+        }
+        Ok(Some(header.len))
+    }
+
+    pub(super) fn end(self, batch: &Batch<'_>, replies: &mut Datagrams) {
+        if self.datagrams == 0 {
+            return;
+        }
+        let (now, peer) = (batch.now, self.peer);
+        peer.received(now, self.from, self.bytes, self.datagrams);
+        if self.packets > 0 {
+            peer.timers.owed.begin(now);
+            self.session.used.begin(now);
+        }
+        peer.confirm(now, &self.session, batch.limits, replies);
+    }
+}
