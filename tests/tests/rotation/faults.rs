@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use lab::{IpVersion, Signal, Stream};
+use lab::mesh::Mesh;
+use lab::{IpVersion, Lab, Signal, Stream};
 
 use super::{QUICK, WITHIN, keys, must_pass, quick, rotate, wait_whole};
 
