@@ -66,7 +66,7 @@ impl Pairing {
             Some(Refusal::Keys)
         } else if epoch <= self.newest && !current {
             Some(Refusal::Stale { epoch: self.newest })
-        } else if !current && (unprotected || self.drained == Some(slot.other())) {
+        } else if !current && (unprotected || self.is_wanted(slot)) {
             Some(Refusal::Busy)
         } else {
             None

@@ -19,7 +19,7 @@ impl Pairing {
             && self.exchange.is_none()
             && self.terms.mode != Mode::Off
             && self.willing() == Some(true)
-            && self.drained != Some(slot.other())
+            && !self.is_wanted(slot)
             && self.slots.get(slot).statics.is_some()
             && self.answers(now, slot.other());
         let quality = self.qualities(now);
@@ -238,7 +238,7 @@ impl Pairing {
         let gives_way = self
             .exchange
             .as_ref()
-            .is_some_and(|exchange| drained == Some(exchange.slot.other()) && !exchange.may_be_in_use());
+            .is_some_and(|exchange| self.is_wanted(exchange.slot) && !exchange.may_be_in_use());
         if gives_way {
             let slot = self.exchange.as_ref().map(|exchange| exchange.slot);
             self.cancel(now, out);

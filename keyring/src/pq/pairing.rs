@@ -103,15 +103,17 @@ impl Pairing {
         held.into_iter().find(|held| held.id == *id).map(|held| &held.key)
     }
 
-    /// The slot that pods' packets to the peer must not take, even if the other one is being drained: its key is about
-    /// to change, or the other slot works and is better protected.
+    /// The slot that pods' packets to the peer must not take: its key is about to change, or the other slot works and is
+    /// better protected. Names a slot whose other one is being drained only if it does not work at all.
     pub fn avoid(&self, now: Duration) -> Option<Slot> {
         if let Some(exchange) = &self.exchange {
             return Some(exchange.slot);
         }
         let quality = self.qualities(now);
-        let worse =
-            |slot: Slot| quality.get(slot) < quality.get(slot.other()) && self.answers(now, slot.other());
+        let worse = |slot: Slot| {
+            let must_do = self.drained == Some(slot.other()) && *quality.get(slot) > Quality::Differs;
+            !must_do && quality.get(slot) < quality.get(slot.other()) && self.answers(now, slot.other())
+        };
         Slot::ALL.into_iter().find(|slot| worse(*slot))
     }
 
@@ -417,6 +419,11 @@ impl Pairing {
         if !exchange.step_back() {
             self.put_off(now, out);
         }
+    }
+
+    /// Whether pods' packets are about to take this slot because the other one is being drained.
+    pub(super) fn is_wanted(&self, slot: Slot) -> bool {
+        self.drained == Some(slot.other()) && self.carries(slot)
     }
 
     pub(super) const fn refuse(&mut self, why: Refusal) {

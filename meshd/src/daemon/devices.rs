@@ -151,7 +151,7 @@ impl Devices {
         if peer.preshared != preshared.map(PresharedKey::id) {
             return Err(SlotError::ForeignPreshared { slot, key });
         }
-        self.change(slot, |device| device.add_peer(key, peer, preshared))
+        self.change(slot, |device| device.add_peer_with(key, peer, preshared))
     }
 
     /// Changes what differs at a peer.

@@ -94,7 +94,7 @@ impl Device for Kernel {
         Ok(())
     }
 
-    fn add_peer(
+    fn add_peer_with(
         &mut self,
         key: PublicKey,
         peer: &Peer,

@@ -81,10 +81,15 @@ pub trait Device: fmt::Debug + Send {
     /// Tells the device the MTU in bytes that its link got.
     fn set_mtu(&mut self, mtu: u32) -> Result<(), DeviceError>;
 
+    /// Adds a peer without a preshared key.
+    fn add_peer(&mut self, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+        self.add_peer_with(key, peer, None)
+    }
+
     /// Adds a peer. Prefixes that another peer has move to it. One with the device's own key is refused or ignored,
-    /// and is in no case there afterwards. `preshared` is the key that the plan names, or none if it names none: there is
-    /// no moment at which the peer is there without it.
-    fn add_peer(
+    /// and is in no case there afterwards. There is no moment at which the peer is there without the preshared
+    /// key.
+    fn add_peer_with(
         &mut self,
         key: PublicKey,
         peer: &Peer,

@@ -95,7 +95,7 @@ impl Device for Userspace {
         self.interface.set_mtu(engine_mtu(mtu)).map_err(|source| self.failed("set the MTU of", source))
     }
 
-    fn add_peer(
+    fn add_peer_with(
         &mut self,
         key: PublicKey,
         peer: &Peer,

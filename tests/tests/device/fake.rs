@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use kernel_wireguard::KernelError;
-use keyring::{PresharedKey, PrivateKey, PublicKey, Slot};
+use keyring::{PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
 use meshd::device::{Backend, Device, DeviceError, DeviceState, PeerState};
 use plan::network::{Network, Peer};
 use plan::op::{Op, PeerChange};
@@ -15,7 +15,7 @@ use crate::subject::Subject;
 #[derive(Debug)]
 struct Fake {
     network: Network,
-    preshared: BTreeSet<PublicKey>,
+    preshared: BTreeMap<PublicKey, PresharedId>,
     taken: Arc<Mutex<BTreeSet<u16>>>,
 }
 
@@ -27,7 +27,7 @@ pub(crate) fn subject() -> Subject {
     let mut network = Network::default();
     let link = "mesh-a".parse().unwrap();
     network.apply(&Op::CreateDevice { slot: SLOT, link, mtu: 1420 }).unwrap();
-    let device = Fake { network, preshared: BTreeSet::new(), taken: Arc::clone(&taken) };
+    let device = Fake { network, preshared: BTreeMap::new(), taken: Arc::clone(&taken) };
     let occupy = move |port| {
         taken.lock().unwrap().insert(port);
     };
@@ -57,7 +57,7 @@ impl Device for Fake {
             roaming: Some(peer.roaming),
             allowed_ips: peer.allowed_ips.clone(),
             keepalive: peer.keepalive,
-            has_preshared_key: self.preshared.contains(key),
+            preshared: self.preshared.get(key).copied(),
             ..PeerState::default()
         };
         let peers: BTreeMap<_, _> =
@@ -81,7 +81,13 @@ impl Device for Fake {
         self.perform(&Op::SetMtu { link, mtu })
     }
 
-    fn add_peer(&mut self, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+    fn add_peer_with(
+        &mut self,
+        key: PublicKey,
+        peer: &Peer,
+        preshared: Option<&PresharedKey>,
+    ) -> Result<(), DeviceError> {
+        self.set_preshared_key(key, preshared)?;
         self.perform(&Op::AddPeer { slot: SLOT, key, peer: peer.clone() })
     }
 
@@ -100,7 +106,7 @@ impl Device for Fake {
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
         match preshared {
-            Some(_) => self.preshared.insert(peer),
+            Some(preshared) => self.preshared.insert(peer, preshared.id()),
             None => self.preshared.remove(&peer),
         };
         Ok(())

@@ -74,6 +74,7 @@ pub(crate) fn a_peer_reads_back_as_it_was_added(mut subject: Subject) {
         roaming: false,
         allowed_ips: prefixes(["10.0.0.0/24", "fd00::/64", "192.0.2.1/32", "2001:db8::1/128"]),
         keepalive: Some(25),
+        preshared: None,
     };
     let bare = Peer::default();
     let far = Peer { endpoint: Some("[2001:db8::7]:1".parse().unwrap()), ..peer(["0.0.0.0/0", "::/0"]) };
@@ -249,14 +250,22 @@ pub(crate) fn a_preshared_key_is_set_and_removed(mut subject: Subject) {
     device.add_peer(other, &peer([])).unwrap();
     let has = |device: &mut dyn Device| {
         let state = device.state().unwrap();
-        assert_eq!(state.peers[&one].as_planned(None), added);
-        (state.peers[&one].has_preshared_key, state.peers[&other].has_preshared_key)
+        let planned = Peer { preshared: None, ..state.peers[&one].as_planned(None) };
+        assert_eq!(planned, added);
+        (state.peers[&one].preshared, state.peers[&other].preshared)
     };
-    assert_eq!(has(device), (false, false));
+    assert_eq!(has(device), (None, None));
     for byte in [1, 2] {
-        device.set_preshared_key(one, Some(&PresharedKey::from_bytes(&[byte; 32]).unwrap())).unwrap();
-        assert_eq!(has(device), (true, false));
+        let preshared = PresharedKey::from_bytes(&[byte; 32]).unwrap();
+        device.set_preshared_key(one, Some(&preshared)).unwrap();
+        assert_eq!(has(device), (Some(preshared.id()), None));
     }
     device.set_preshared_key(one, None).unwrap();
-    assert_eq!(has(device), (false, false));
+    assert_eq!(has(device), (None, None));
+    // Taken away and added anew with a key from the first moment, as plans have it.
+    let preshared = PresharedKey::from_bytes(&[3; 32]).unwrap();
+    device.remove_peer(one).unwrap();
+    device.add_peer_with(one, &added, Some(&preshared)).unwrap();
+    assert_eq!(has(device), (Some(preshared.id()), None));
+    assert_eq!(device.state().unwrap().peers[&one].as_planned(None).preshared, Some(preshared.id()));
 }
