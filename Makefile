@@ -18,13 +18,18 @@ demo: ## three nodes find each other and carry pods' traffic, here on this machi
 test: ## set up what is missing, then lints and all tests; writes target/test/report.json
 	scripts/test.sh
 
+.PHONY: test-kernel
+test-kernel: ## the tests that need WireGuard in the kernel, in a virtual machine (FILTER=name for some of them)
+	scripts/kernel-vm/assets.sh >/dev/null
+	scripts/test-kernel.sh $(FILTER)
+
 .PHONY: lint
 lint: ## format, lints, import rules, documentation; licences and shell scripts if their tools are installed
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	scripts/layering.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-	@if command -v shellcheck >/dev/null; then shellcheck -x --shell=bash --severity=warning scripts/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x --shell=bash --severity=warning scripts/*.sh scripts/kernel-vm/*.sh .ci/run; \
 		else echo "not run: shellcheck (package shellcheck)"; fi
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 		else echo "not run: cargo-deny (cargo install cargo-deny)"; fi

@@ -3,11 +3,12 @@
 #
 #   scripts/setup.sh demo    what `make demo` needs
 #   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins,
-#                          other WireGuard implementations
+#                            other implementations of WireGuard, QEMU and a kernel with WireGuard to run in it
 #
 # Packages are installed only when the command that they bring is missing, and sudo is used only then.
 # etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
 # ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/kube-1.20.2; no service is installed or started for them.
+# The kernel goes there too and is not installed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -50,6 +51,7 @@ main() {
     if [ "$1" = test ]; then
         "$here/kube-assets.sh" >/dev/null
         "$here/wireguards.sh" test >/dev/null
+        "$here/kernel-vm/assets.sh" >/dev/null
     fi
     say "ready for $1"
 }

@@ -74,6 +74,23 @@ fn node_rows(status: &Status) -> Vec<Row<'_>> {
             drops,
         ),
         gauge("generation", "Generation of this node's keys.", status.generation),
+        gauge(
+            "oldest_key_age_seconds",
+            "Seconds since the older of this node's keys was made.",
+            status.rotation.keys.iter().map(|key| key.age_seconds).max().unwrap_or_default(),
+        ),
+        gauge(
+            "rotation_busy",
+            "Whether keys are being replaced or are about to be.",
+            u64::from(status.rotation.busy),
+        ),
+        gauge(
+            "rotation_blocking_peers",
+            "Peers that are alive and made the last rotation be given up.",
+            status.rotation.blocked_by.len() as u64,
+        ),
+        counter("rotations", "Rotations that went through.", status.rotation.finished),
+        counter("rotations_rolled_back", "Rotations that were given up.", status.rotation.rolled_back),
         gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
         gauge("pending_nodes", "Nodes that have not published anything yet.", status.pending.len() as u64),
         gauge("kept_nodes", "Nodes no longer listed that are kept for now.", status.kept.len() as u64),
@@ -117,7 +134,23 @@ fn peer_rows(status: &Status) -> Vec<Row<'_>> {
             })
             .collect()
     };
+    let of_peers = |value: fn(&crate::status::PeerStatus) -> Option<u64>| -> Vec<_> {
+        let peers = status.peers.iter();
+        peers.filter_map(|peer| Some((vec![("peer", peer.node.as_str())], value(peer)?))).collect()
+    };
     vec![
+        (
+            "peer_round_trip_microseconds",
+            "From a question inside the tunnel to its answer; absent while there is none.",
+            MetricType::Gauge,
+            of_peers(|peer| peer.round_trip_microseconds),
+        ),
+        (
+            "peer_full_size_lost",
+            "Whether packets of the size of the MTU are lost on the way while smaller ones arrive.",
+            MetricType::Gauge,
+            of_peers(|peer| peer.full_size_passes.map(|passes| u64::from(!passes))),
+        ),
         (
             "peer_handshake_age_seconds",
             "Seconds since the last completed handshake; absent before the first one.",

@@ -48,6 +48,7 @@ mod lab;
 pub mod mesh;
 mod mounts;
 pub mod needle;
+pub mod netlink;
 mod node;
 mod nodeapi;
 mod packet_socket;

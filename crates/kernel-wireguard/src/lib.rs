@@ -19,6 +19,8 @@ mod error;
 mod interface;
 mod reading;
 mod request;
+#[cfg(test)]
+mod tests;
 
 pub use change::{PeerChange, PeerSettings, PresharedKeyChange};
 pub use error::{KernelError, ReadingError};

@@ -1,8 +1,10 @@
 //! From a change to messages, each below the size limit; pure, so that it is tested without a kernel.
 
+use std::fmt::Debug;
+
 use ipnetwork::IpNetwork;
 use keyring::{PrivateKey, PublicKey};
-use netlink_packet_core::NLM_F_REQUEST;
+use netlink_packet_core::{Emitable, NLM_F_REQUEST};
 use netlink_packet_generic::{GenlFamily, GenlMessage};
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
@@ -49,20 +51,17 @@ impl Drop for Message {
 }
 
 /// A request of a family as bytes, and the request back.
-pub(crate) fn encode<T>(
+pub(crate) fn encode<T: GenlFamily + Emitable + Debug>(
     mut request: GenlMessage<T>,
     family: u16,
     flags: u16,
     sequence: u32,
-) -> (Zeroizing<Vec<u8>>, T)
-where
-    T: GenlFamily + netlink_packet_core::Emitable + std::fmt::Debug,
-{
+) -> (Zeroizing<Vec<u8>>, T) {
     if family != 0 {
         request.set_resolved_family_id(family);
     }
     request.finalize();
-    let body = netlink_packet_core::Emitable::buffer_len(&request);
+    let body = Emitable::buffer_len(&request);
     let kind = request.family_id();
     let length = HEADER + body;
     let mut bytes = Zeroizing::new(vec![0; length]);
@@ -75,7 +74,7 @@ where
     // The sender's port: the kernel puts in its own.
     fields.extend(0_u32.to_ne_bytes());
     header.copy_from_slice(&fields);
-    netlink_packet_core::Emitable::emit(&request, rest);
+    Emitable::emit(&request, rest);
     (bytes, request.into_parts().1)
 }
 

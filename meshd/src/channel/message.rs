@@ -1,4 +1,4 @@
-//! Control messages: one byte of version, then the message, then zeros if it is to be longer.
+//! Control messages: one byte of version, then the message; a probe is filled up with zeros.
 
 use keyring::Slot;
 use keyring::audit::Head;
@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 const VERSION: u8 = 1;
 /// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP (1280 - 40 - 8).
 pub(crate) const LONGEST: usize = 1232;
+/// Longest probe in bytes: what fits the MTU of the largest usual frames.
+pub(crate) const LONGEST_PROBE: usize = 9000;
 
 /// What nodes say to each other.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,20 +28,38 @@ pub(crate) enum Message {
         /// The slot that this node sends to the asker on.
         tx: Slot,
     },
+    /// "Did this arrive?" The only message that is as long as somebody wants it.
+    Probe {
+        /// Number of the probe.
+        nonce: u64,
+        /// Length of the whole message in bytes, if it is longer than it has to be.
+        len: u16,
+    },
+    /// "It did."
+    Echo {
+        /// Number of the probe.
+        nonce: u64,
+    },
     /// "My audit trail ends here; remember it."
     Head(Head),
+    /// Something about the preshared keys of the two, in that protocol's own bytes.
+    Pair(Vec<u8>),
 }
 
 impl Message {
     /// Writes a message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         // Numbers, a hash and an enumeration always serialize.
-        postcard::to_extend(self, vec![VERSION]).unwrap_or_default()
+        let mut bytes = postcard::to_extend(self, vec![VERSION]).unwrap_or_default();
+        if let Self::Probe { len, .. } = self {
+            bytes.resize(bytes.len().max(usize::from(*len).min(LONGEST_PROBE)), 0);
+        }
+        bytes
     }
 
     /// Reads a message. Nothing that is not one exactly is taken for one.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        if bytes.len() > LONGEST {
+        if bytes.len() > LONGEST_PROBE {
             return Err(MessageError::Length { found: bytes.len() });
         }
         let (version, rest) = bytes.split_first().ok_or(MessageError::Length { found: 0 })?;
@@ -47,6 +67,12 @@ impl Message {
             return Err(MessageError::Version { found: *version });
         }
         match postcard::take_from_bytes(rest) {
+            Ok((Self::Probe { nonce, len }, rest)) => {
+                let whole = rest.is_empty() || bytes.len() == usize::from(len);
+                let padded = rest.iter().all(|byte| *byte == 0);
+                if whole && padded { Ok(Self::Probe { nonce, len }) } else { Err(MessageError::Content) }
+            }
+            Ok(_) if bytes.len() > LONGEST => Err(MessageError::Length { found: bytes.len() }),
             Ok((message, [])) => Ok(message),
             _ => Err(MessageError::Content),
         }
@@ -57,7 +83,7 @@ impl Message {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     /// Empty, or longer than any message.
-    #[error("control message of {found} bytes: expected 1 to {LONGEST}")]
+    #[error("control message of {found} bytes: expected 1 to {LONGEST}, a probe at most {LONGEST_PROBE}")]
     Length {
         /// Its length.
         found: usize,
@@ -77,11 +103,14 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 3] {
+    fn messages() -> [Message; 6] {
         [
+            Message::Probe { nonce: 7, len: 0 },
+            Message::Echo { nonce: u64::MAX },
             Message::Ask { nonce: u64::MAX },
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
+            Message::Pair(vec![1; keyring::pq::LONGEST_MESSAGE]),
         ]
     }
 
@@ -107,6 +136,22 @@ mod tests {
             newer[0] = 2;
             assert_eq!(Message::decode(&newer), Err(MessageError::Version { found: 2 }));
         }
-        assert_eq!(Message::decode(&[1; 1233]), Err(MessageError::Length { found: 1233 }));
+        assert_eq!(Message::decode(&[1; 9001]), Err(MessageError::Length { found: 9001 }));
+        let long = [Message::Ask { nonce: 1 }.encode().as_slice(), &[0; 1300]].concat();
+        assert_eq!(Message::decode(&long), Err(MessageError::Length { found: long.len() }));
+    }
+
+    #[test]
+    fn a_probe_is_as_long_as_it_says_and_padded_with_zeros() {
+        for len in [100, 1392, 9000] {
+            let probe = Message::Probe { nonce: 7, len };
+            let bytes = probe.encode();
+            assert_eq!(bytes.len(), usize::from(len));
+            assert_eq!(Message::decode(&bytes), Ok(probe));
+            assert_eq!(Message::decode(&bytes[..bytes.len() - 1]), Err(MessageError::Content));
+            let mut filled = bytes;
+            *filled.last_mut().unwrap() = 1;
+            assert_eq!(Message::decode(&filled), Err(MessageError::Content));
+        }
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::message::LONGEST;
+use super::message::LONGEST_PROBE;
 use super::{Heard, Message, Place, hops};
 
 /// Messages that one sender may send in a second. A rotation needs a few; a node that has gone mad is not followed.
@@ -80,7 +80,7 @@ fn bound(place: &Place, port: u16) -> io::Result<UdpSocket> {
 
 /// Reads until the socket's owner or the reader of messages is gone.
 async fn read(udp: Arc<UdpSocket>, slot: Slot, heard: mpsc::Sender<Heard>) {
-    let mut buffer = [0; LONGEST + 1];
+    let mut buffer = vec![0; LONGEST_PROBE + 1];
     let mut allowance = Allowance::default();
     loop {
         let (len, from) = match udp.recv_from(&mut buffer).await {

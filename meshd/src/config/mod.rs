@@ -7,6 +7,7 @@ mod value;
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::PerSlot;
@@ -73,8 +74,12 @@ pub struct Config {
     pub rule_priority: u32,
     /// UDP port of the control channel inside the tunnel.
     pub control_port: u16,
+    /// How often the way to each peer is measured; zero never.
+    pub probe_interval: Duration,
     /// When and how this node's keys are replaced.
     pub rotation: Policy,
+    /// Whether and how preshared keys are agreed on with peers.
+    pub pq: keyring::pq::Terms,
     /// Folder of the key file.
     pub key_dir: PathBuf,
     /// What keeps the key file from whoever gets hold of the disk.

@@ -9,15 +9,18 @@ use linux::guard;
 use plan::admission::Admission;
 use plan::desired::{MAIN_TABLE, Underlay, peer_mtu, pod_mtu};
 use plan::network::{Network, Via};
+use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 
 use super::cluster::Cluster;
 use super::cni_files::{self, CniFilesError};
 use super::devices::Devices;
 use super::keys::Keys;
+use super::pq::Pairs;
 use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::Chosen;
+use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
     ApiStatus, ControlStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
@@ -85,6 +88,9 @@ impl Outcome {
                 active: active_slot(desired, &member.pod_cidrs),
                 mtu: Some(peer_mtu(member, underlay)),
                 generation: member.state.generation,
+                round_trip_microseconds: None,
+                full_size_passes: None,
+                pq: PairStatus::default(),
                 slots: PerSlot::from_fn(|slot| {
                     Some(PeerSlotStatus {
                         key: member.state.slots.get(slot).key,
@@ -93,10 +99,16 @@ impl Outcome {
                         received: 0,
                         sent: 0,
                         endpoint_drifts: 0,
+                        pq: PqSlotStatus::default(),
                     })
                 }),
             })
             .collect();
+    }
+
+    /// The UID of a peer by its node's name.
+    pub(super) fn uid(&self, node: &str) -> Option<&NodeUid> {
+        self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
     }
 
     /// One line in the log for each refusal that was not there before.
@@ -232,14 +244,20 @@ impl Outcome {
         &self,
         config: &Config,
         keys: &Keys,
+        pairs: &Pairs,
         cluster: &Cluster,
         devices: &mut Devices,
     ) -> Status {
         let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
         let mut peers = self.peers.clone();
-        for peer in &mut peers {
+        for (peer, member) in peers.iter_mut().zip(self.admission.world.peers.values()) {
+            let preshared = pairs.status(&PeerId::new(member.uid.as_str()));
+            peer.pq = preshared.as_ref().map_or_else(PairStatus::default, |(pair, _)| *pair);
             for slot in Slot::ALL {
                 let Some(found) = peer.slots.get_mut(slot) else { continue };
+                if let Some((_, slots)) = &preshared {
+                    found.pq = *slots.get(slot);
+                }
                 let Some((_, state)) = states.get(slot) else { continue };
                 if let Some(live) = state.peers.get(&found.key) {
                     found.endpoint = live.endpoint;

@@ -69,7 +69,8 @@ fn peers(peers: &[PeerStatus]) -> Table {
         "HANDSHAKE",
         "RECEIVED",
         "SENT",
-        "MTU",
+        "MTU, RTT",
+        "PQ",
     ]);
     for peer in peers {
         for (slot, state) in peer.slots.iter() {
@@ -85,11 +86,24 @@ fn peers(peers: &[PeerStatus]) -> Table {
                 handshake(state),
                 bytes(state.received),
                 bytes(state.sent),
-                peer.mtu.filter(|_| first).map(|mtu| mtu.to_string()).unwrap_or_default(),
+                if first { mtu(peer) } else { round_trip(peer) },
+                state.pq.word().to_owned(),
             ]);
         }
     }
     table
+}
+
+/// The MTU of the routes, marked if packets of that size do not arrive.
+fn mtu(peer: &PeerStatus) -> String {
+    let mark = if peer.full_size_passes == Some(false) { " LOST" } else { "" };
+    peer.mtu.map(|mtu| format!("{mtu}{mark}")).unwrap_or_default()
+}
+
+fn round_trip(peer: &PeerStatus) -> String {
+    peer.round_trip_microseconds
+        .map(|took| format!("{}.{} ms", took / 1000, took % 1000 / 100))
+        .unwrap_or_default()
 }
 
 fn handshake(state: &PeerSlotStatus) -> String {
@@ -125,6 +139,22 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     if !status.kept.is_empty() {
         writeln!(text, "\nno longer listed, kept for now: {}", status.kept.join(", "))?;
+    }
+    for peer in status.peers.iter().filter(|peer| peer.full_size_passes == Some(false)) {
+        let mtu = peer.mtu.unwrap_or_default();
+        writeln!(
+            text,
+            "\n{}: packets of {mtu} bytes do not arrive there, smaller ones do: set --mtu lower, or let ICMP errors pass",
+            peer.node
+        )?;
+    }
+    for peer in status.peers.iter().filter(|peer| peer.pq.barred) {
+        writeln!(
+            text,
+            "\n{}: no pod traffic: a preshared key is required, and {}",
+            peer.node,
+            peer.pq.reason()
+        )?;
     }
     for rejected in &status.rejected {
         let effect = if rejected.stays { "refused in part" } else { "rejected" };

@@ -271,6 +271,19 @@ impl ApiServer {
             .collect()
     }
 
+    /// All Events that were created through the core group, as daemons do: the stand-in keeps the groups apart, a real
+    /// server shows each Event in both.
+    pub fn core_events(&self) -> Result<Vec<Value>, ApiError> {
+        use k8s_openapi::api::core::v1::Event;
+        let request = |source| ApiError::Request { action: "list", subject: "core events".into(), source };
+        let list = |client| async move { Api::<Event>::all(client).list(&ListParams::default()).await };
+        let events = self.run(ADMIN, list)?.map_err(request)?.items;
+        events
+            .into_iter()
+            .map(|event| convert("an event", serde_json::to_value(event).unwrap_or_default()))
+            .collect()
+    }
+
     /// Requests of each kind since the start, by Kubernetes' verb and the resource: `patch nodes`, `create events`,
     /// `list nodes`. Only the stand-in counts them.
     pub fn requests(&self) -> Option<BTreeMap<String, u64>> {

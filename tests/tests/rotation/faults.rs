@@ -3,7 +3,8 @@
 use std::thread;
 use std::time::Duration;
 
-use lab::{IpVersion, Signal, Stream};
+use lab::mesh::Mesh;
+use lab::{IpVersion, Lab, Signal, Stream};
 
 use super::{QUICK, WITHIN, keys, must_pass, quick, rotate, wait_whole};
 
@@ -111,7 +112,12 @@ fn an_emergency_replaces_both_keys_at_once() {
 /// What pods send to the control port of any node is not heard.
 #[test]
 fn pods_can_not_speak_on_the_control_channel() {
-    let mesh = quick(2);
+    // Without preshared keys nodes say nothing to each other by themselves.
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &[&QUICK[..], &["--pq", "off"]].concat()).unwrap();
+    }
+    mesh.wait_formed();
     let pods = mesh.pods(&["a"]).unwrap();
     let strangers = |node: &str| mesh.status(node).unwrap()["control"]["strangers"].as_u64().unwrap();
     let heard = |node: &str| mesh.status(node).unwrap()["control"]["heard"].as_u64().unwrap();

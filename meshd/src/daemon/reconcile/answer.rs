@@ -38,7 +38,15 @@ impl Reconciler {
 
     /// The status as of now.
     pub(in crate::daemon) fn status(&mut self) -> Status {
-        let status = self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices);
-        Status { control: self.talk.counts(), ..status }
+        let status =
+            self.outcome.status(&self.config, &self.keys, &self.pairs, &self.cluster, &mut self.devices);
+        let mut status = Status { control: self.talk.counts(), ..status };
+        for peer in &mut status.peers {
+            let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.talk.way(uid)) else { continue };
+            peer.round_trip_microseconds =
+                way.round_trip.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            peer.full_size_passes = way.full_size;
+        }
+        status
     }
 }

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# Runs the tests that need WireGuard in the kernel, which are marked as ignored, in a virtual machine whose kernel has it.
+#
+#   scripts/test-kernel.sh [FILTER]   those whose name contains FILTER
+#
+# Their verdicts are the lines of any other test. A test of which no verdict is seen has failed, and so has the whole if
+# the machine does not come to its end in time. The lines also go to target/test/kernel.log, for the report.
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+out=$target/test
+filter=${1:-}
+# Emulated in software, on slow cores that others use too, the whole takes half of it.
+seconds=1200
+
+# Prints the test programs with tests for the virtual machine, as lines "SOURCE PROGRAM".
+programs() {
+    cargo test --locked --quiet --package lab --test device --test kernel --no-run --message-format json |
+        grep '"kind":\["test"\].*"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
+}
+
+list() { "$1" --ignored --list --format terse ${filter:+"$filter"} | sed -n 's/: test$//p'; }
+
+main() {
+    cargo build --locked --quiet --package meshd --package cni --bins
+    mkdir -p "$out"
+    scratch=$(mktemp -d)
+    trap 'rm -rf "$scratch"' EXIT
+    local source program found code=0
+    found=$(programs)
+    while read -r source program; do
+        list "$program" >>"$scratch/expected"
+        printf 'echo "     Running %s (%s)"\n' "${source#"$PWD"/}" "${program#"$PWD"/}"
+        printf '%q --ignored --test-threads 1 --color never %q || failed=1\n' "$program" "$filter"
+    done <<<"$found" >"$scratch/job"
+    # shellcheck disable=SC2016 # the job's own
+    echo 'exit ${failed:-0}' >>"$scratch/job"
+    [ -s "$scratch/expected" ] || { echo "test-kernel: no test has a name with \"$filter\" in it" >&2; exit 1; }
+    scripts/kernel-vm/boot.sh "$scratch/job" $seconds | tee "$out/kernel.log" || code=$?
+    verify "$scratch/expected" || code=1
+    return $code
+}
+
+# Every test of the list has to have passed, by a line of its own.
+verify() {
+    local name missing=0
+    while read -r name; do
+        grep -qaxF "test $name ... ok" "$out/kernel.log" && continue
+        missing=$((missing + 1))
+        grep -qa "^test $name \.\.\. " "$out/kernel.log" || echo "test $name ... FAILED" | tee -a "$out/kernel.log"
+    done <"$1"
+    printf 'test-kernel: %d of %d tests passed in the virtual machine\n' \
+        $(($(wc -l <"$1") - missing)) "$(wc -l <"$1")" >&2
+    [ $missing = 0 ]
+}
+
+main

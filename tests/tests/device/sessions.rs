@@ -1,0 +1,164 @@
+//! What two devices do with each other's packets.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use keyring::PresharedKey;
+use lab::{Flow, IpVersion, Protocol, Seen, Stream};
+use meshd::device::PeerState;
+use plan::op::PeerChange;
+
+use crate::subject::{Pair, link};
+
+/// Time for a handshake and whatever is retried for it, on a machine that is emulated.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What device `index` has of the other.
+fn seen(pair: &mut Pair, index: usize) -> PeerState {
+    let other = pair.public(1 - index);
+    pair.devices[index].state().unwrap().peers[&other].clone()
+}
+
+fn wait(pair: &mut Pair, what: &str, wanted: impl Fn(&mut Pair) -> bool) {
+    let since = Instant::now();
+    while !wanted(pair) {
+        assert!(
+            since.elapsed() < PATIENCE,
+            "{what}: not within {PATIENCE:?}: {:?}",
+            [seen(pair, 0), seen(pair, 1)]
+        );
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn passes(pair: &Pair) -> bool {
+    let flow = Flow::new(&pair.end(0), &pair.end(1), IpVersion::V4, Protocol::Udp);
+    flow.patience(PATIENCE).probe().unwrap().answered
+}
+
+fn is_silent(pair: &Pair) -> bool {
+    let flow = Flow::new(&pair.end(0), &pair.end(1), IpVersion::V4, Protocol::Udp);
+    flow.patience(Duration::from_secs(2)).probe().unwrap() == Seen { source: None, answered: false }
+}
+
+pub(crate) fn a_handshake_is_made_on_request_and_both_sides_see_it(mut pair: Pair) {
+    for index in [0, 1] {
+        assert_eq!(seen(&mut pair, index).since_handshake, None);
+    }
+    let other = pair.public(1);
+    pair.devices[0].initiate_handshake(other).unwrap();
+    // The side that is asked counts a handshake when the first packet under it arrives, which the other sends at once.
+    wait(&mut pair, "a handshake on both sides", |pair| {
+        [0, 1].into_iter().all(|index| seen(pair, index).since_handshake.is_some())
+    });
+    for index in [0, 1] {
+        let peer = seen(&mut pair, index);
+        assert!(peer.since_handshake.unwrap() < PATIENCE, "{peer:?}");
+        assert!(peer.received > 0 && peer.sent > 0, "{peer:?}");
+    }
+}
+
+pub(crate) fn a_handshake_leaves_the_interval_as_it_is(mut pair: Pair) {
+    let other = pair.public(1);
+    for interval in [None, Some(30), None] {
+        let change = PeerChange { keepalive: Some(interval), ..PeerChange::default() };
+        pair.devices[0].update_peer(other, &change).unwrap();
+        pair.devices[0].initiate_handshake(other).unwrap();
+        assert_eq!(seen(&mut pair, 0).keepalive, interval);
+    }
+    let stranger = keyring::PrivateKey::generate().unwrap().public();
+    let _refused_or_not = pair.devices[0].initiate_handshake(stranger);
+    assert_eq!(pair.devices[0].state().unwrap().peers.len(), 1);
+}
+
+/// Every kind of change, many times, under a stream in both directions.
+pub(crate) fn changes_lose_no_packet_of_a_stream(mut pair: Pair) {
+    assert!(passes(&pair));
+    let streams = [(0, 1), (1, 0)]
+        .map(|(from, to)| Stream::start(&pair.end(from), &pair.end(to), IpVersion::V4, 250).unwrap());
+    let prefix = |text: &str| [text.parse().unwrap()].into();
+    let endpoint = pair.peer(1).endpoint;
+    let other = pair.public(1);
+    let stranger = keyring::PrivateKey::generate().unwrap().public();
+    for _ in 0..20 {
+        let changes = [
+            PeerChange { allow: prefix("10.1.0.0/16"), ..PeerChange::default() },
+            PeerChange { disallow: prefix("10.1.0.0/16"), ..PeerChange::default() },
+            PeerChange { keepalive: Some(Some(9)), ..PeerChange::default() },
+            PeerChange { keepalive: Some(None), ..PeerChange::default() },
+            PeerChange { endpoint, ..PeerChange::default() },
+        ];
+        for change in changes {
+            pair.devices[0].update_peer(other, &change).unwrap();
+            thread::sleep(Duration::from_millis(5));
+        }
+        let peer = pair.peer(1);
+        pair.devices[0]
+            .add_peer(stranger, &plan::network::Peer { allowed_ips: prefix("10.2.0.0/16"), ..peer })
+            .unwrap();
+        pair.devices[0].remove_peer(stranger).unwrap();
+    }
+    thread::sleep(Duration::from_millis(200));
+    for stream in streams {
+        let report = stream.stop();
+        assert!(report.received > 100, "{report:?}");
+        assert_eq!(report.lost, 0, "{report:?}");
+    }
+}
+
+pub(crate) fn a_removed_peer_hears_nothing_more(mut pair: Pair) {
+    assert!(passes(&pair));
+    let other = pair.public(1);
+    pair.devices[0].remove_peer(other).unwrap();
+    assert!(is_silent(&pair));
+    let peer = pair.peer(1);
+    pair.devices[0].add_peer(other, &peer).unwrap();
+    assert!(passes(&pair));
+}
+
+pub(crate) fn sessions_need_the_same_preshared_key_on_both_sides(mut pair: Pair) {
+    let keys = [1, 2].map(|byte| PresharedKey::from_bytes(&[byte; 32]).unwrap());
+    let set = |pair: &mut Pair, index: usize, key: Option<&PresharedKey>| {
+        let other = pair.public(1 - index);
+        pair.devices[index].set_preshared_key(other, key).unwrap();
+    };
+    set(&mut pair, 0, Some(&keys[0]));
+    set(&mut pair, 1, Some(&keys[1]));
+    assert!(is_silent(&pair));
+    set(&mut pair, 1, Some(&keys[0]));
+    assert!(passes(&pair));
+    // From here on every session needs a handshake of its own: the one that stands would hide the rest.
+    for key in [Some(&keys[1]), None] {
+        for index in [0, 1] {
+            let other = pair.public(1 - index);
+            pair.devices[index].remove_peer(other).unwrap();
+        }
+        pair.introduce();
+        set(&mut pair, 0, key);
+        set(&mut pair, 1, key);
+        assert!(passes(&pair));
+    }
+}
+
+pub(crate) fn another_preshared_key_ends_the_session_only_where_it_is_said(mut pair: Pair) {
+    assert!(passes(&pair));
+    let key = PresharedKey::from_bytes(&[7; 32]).unwrap();
+    let other = pair.public(1);
+    pair.devices[0].set_preshared_key(other, Some(&key)).unwrap();
+    // The other side does not know the key, so no new session can be made: what passes passes by the old one.
+    let still = !is_silent(&pair);
+    assert_eq!(still, pair.devices[0].psk_in_place());
+}
+
+pub(crate) fn a_device_that_is_gone_says_so(mut pair: Pair) {
+    pair.devices[0].state().unwrap();
+    pair.lab.nodes()[0].ip(&format!("link del {}\n", link())).unwrap();
+    let since = Instant::now();
+    loop {
+        match pair.devices[0].state() {
+            Err(error) if error.is_gone() => break,
+            other => assert!(since.elapsed() < PATIENCE, "{other:?}"),
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}

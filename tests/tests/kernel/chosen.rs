@@ -1,0 +1,89 @@
+//! Which backend carries the packets, and how one follows the other.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use lab::Signal;
+use lab::mesh::Mesh;
+use serde_json::Value;
+
+use super::{KERNEL, QUICK, USERSPACE, WITHIN, formed, mesh, none_lost, pods, shell, streams};
+
+fn backends(status: &Value) -> Vec<&str> {
+    ["a", "b"].iter().filter_map(|slot| status["slots"][slot]["backend"].as_str()).collect()
+}
+
+fn kinds(mesh: &Mesh, node: &str) -> String {
+    let script = "for link in mesh-a mesh-b meshd-probe; do ip -d link show $link 2>/dev/null | grep -oE 'wireguard|tun ' | head -1; done";
+    shell(mesh.node(node).unwrap(), script).split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The metrics page of the daemon where this is called.
+fn metrics() -> String {
+    let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: make test-kernel"]
+fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
+    let mesh = mesh(&[&[], &USERSPACE]);
+    let told = [("n1", "kernel", "the kernel has WireGuard"), ("n2", "userspace", "option backend")];
+    for ((node, backend, reason), kind) in told.into_iter().zip(["wireguard wireguard", "tun tun"]) {
+        let status = mesh.status(node).unwrap();
+        assert_eq!((&status["backend"], &status["backend_reason"]), (&backend.into(), &reason.into()));
+        assert_eq!(backends(&status), [backend; 2]);
+        assert_eq!(kinds(&mesh, node), kind);
+        let page = mesh.node(node).unwrap().net().run(metrics).unwrap();
+        assert!(page.contains(&format!("meshd_backend{{slot=\"a\",backend=\"{backend}\"}} 1")), "{page}");
+        let message = format!("WireGuard by {backend}: {reason}");
+        let event = || {
+            let events = mesh.api().core_events().unwrap();
+            events.iter().any(|event| {
+                event["reason"] == "BackendChosen"
+                    && event["message"] == message.as_str()
+                    && event["involvedObject"]["name"] == node
+            })
+        };
+        let since = std::time::Instant::now();
+        while !event() {
+            assert!(since.elapsed() < WITHIN, "{:?}", mesh.api().core_events());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// From the kernel's to an engine, as when somebody sets the option, without a gap: the kernel's devices carry on until
+/// their slots have new keys.
+#[test]
+#[ignore = "needs WireGuard in the kernel: make test-kernel"]
+fn a_node_goes_from_the_kernel_to_an_engine_without_loss() {
+    let mut mesh = mesh(&[&KERNEL, &KERNEL]);
+    let ends = pods(&mesh);
+    let capture = mesh.capture().unwrap();
+    let streams = streams(&ends, 100);
+    mesh.stop("n1", Signal::TERM).unwrap();
+    mesh.start_with("n1", &[QUICK.as_slice(), &USERSPACE].concat()).unwrap();
+    let both = |backend| {
+        move |status: &Value| backends(status) == [backend; 2] && status["rotation"]["step"] == "steady"
+    };
+    mesh.wait("n1", "both slots have engines", WITHIN, both("userspace"));
+    formed(&mesh);
+    assert_eq!(kinds(&mesh, "n1"), "tun tun");
+    none_lost(streams);
+
+    // And back, which a daemon that ends with its engines can't do without a gap.
+    mesh.stop("n1", Signal::TERM).unwrap();
+    mesh.start_with("n1", &QUICK).unwrap();
+    mesh.wait("n1", "both slots are the kernel's", WITHIN, both("kernel"));
+    formed(&mesh);
+    assert_eq!(kinds(&mesh, "n1"), "wireguard wireguard");
+    let streams = super::streams(&ends, 100);
+    std::thread::sleep(Duration::from_secs(3));
+    none_lost(streams);
+    capture.report().assert_sealed();
+}

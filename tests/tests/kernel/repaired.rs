@@ -1,0 +1,103 @@
+//! What somebody removes or changes by hand is put back, and what is not the mesh's is left alone.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::{IpVersion, Signal, Stream};
+
+use super::{KERNEL, mesh, pods, said, shell, wait_said};
+
+/// The time that a repair may take.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(2);
+
+/// What is done, and questions whose answers have to be again what they were before: the first one within the time, the
+/// others as soon as somebody has looked. Each is one program, since it takes a while where it is emulated.
+const INJURIES: [(&str, &[&str]); 9] = [
+    (
+        "ip link del mesh-a",
+        &[
+            "ip route show proto 84",
+            "wg show mesh-a allowed-ips",
+            "ip -6 route show proto 84",
+            "ip -br addr show mesh-a",
+        ],
+    ),
+    (
+        "wg set mesh-a peer $(wg show mesh-a peers) remove",
+        &["wg show mesh-a allowed-ips", "wg show mesh-a endpoints"],
+    ),
+    ("wg set mesh-a peer $(wg show mesh-a peers) allowed-ips 10.9.9.0/24", &["wg show mesh-a allowed-ips"]),
+    ("wg set mesh-b peer $(wg show mesh-b peers) endpoint 192.0.2.9:1", &["wg show mesh-b endpoints"]),
+    ("wg set mesh-b listen-port 5555", &["wg show mesh-b listen-port"]),
+    ("ip route del 10.244.2.0/24", &["ip route show proto 84"]),
+    ("ip rule del from 10.244.1.0/24 table 5184", &["ip rule show"]),
+    ("nft delete table inet meshd", &["nft list tables"]),
+    ("ip link set mesh-a down", &["ip -br link show mesh-a", "ip route show proto 84"]),
+];
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: make test-kernel"]
+fn whatever_is_removed_by_hand_is_back_within_two_seconds_and_nothing_was_in_clear() {
+    let mesh = mesh(&[&KERNEL, &KERNEL]);
+    let node = mesh.node("n1").unwrap();
+    let ends = pods(&mesh);
+    let capture = mesh.capture().unwrap();
+    let stream = Stream::start(&ends[0], &ends[1], IpVersion::V4, 20).unwrap();
+    // Order within an answer, and flags that follow the link, say nothing.
+    let canonical = |text: &str| {
+        let mut lines: Vec<String> =
+            text.lines().map(|line| line.replace(" linkdown", "").trim_end().to_owned()).collect();
+        lines.sort();
+        lines
+    };
+    for (injury, questions) in INJURIES {
+        let whole: Vec<_> = questions.iter().map(|question| canonical(&said(node, question))).collect();
+        assert!(whole.iter().all(|answer| !answer.is_empty()), "{whole:?}");
+        shell(node, injury);
+        let mut took = Vec::new();
+        for (question, whole) in questions.iter().zip(&whole) {
+            took.push(wait_said(node, question, |answer| canonical(answer) == *whole));
+        }
+        assert!(took[0] < REPAIRED_WITHIN, "{injury}: took {took:?}");
+        stream
+            .wait_arrival(Instant::now(), super::WITHIN)
+            .unwrap_or_else(|error| panic!("{injury}: {error}"));
+        println!("{injury}: {took:?}");
+    }
+    let status = mesh.status("n1").unwrap();
+    assert_eq!(status["peers"][0]["slots"]["b"]["endpoint_drifts"], 1, "{status:#}");
+    stream.stop();
+    capture.report().assert_sealed();
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: make test-kernel"]
+fn a_wireguard_interface_of_somebody_else_is_never_touched() {
+    let mut mesh = mesh(&[&KERNEL, &KERNEL]);
+    let node = mesh.node("n1").unwrap();
+    let make = "
+        wg genkey >/tmp/foreign.key
+        ip link add wg0 type wireguard
+        wg set wg0 listen-port 51820 private-key /tmp/foreign.key peer $(wg genkey | wg pubkey) \
+            endpoint 198.18.0.2:51820 allowed-ips 10.7.0.0/24 persistent-keepalive 25
+        ip addr add 10.7.0.1/24 dev wg0
+        ip link set wg0 up
+    ";
+    shell(node, make);
+    let ask = "wg showconf wg0; ip -br addr show wg0; ip -br link show wg0; ip route show dev wg0";
+    let before = shell(node, ask);
+    assert!(before.contains("51820") && before.contains("10.7.0.0/24"), "{before}");
+    for injury in ["ip link del mesh-a", "nft delete table inet meshd", "ip link del mesh-b"] {
+        shell(node, injury);
+        wait_said(node, "wg show mesh-a peers", |answer| answer.lines().count() == 1);
+        wait_said(node, "wg show mesh-b peers", |answer| answer.lines().count() == 1);
+        thread::sleep(Duration::from_secs(1));
+        assert_eq!(shell(node, ask), before, "{injury}");
+    }
+    mesh.stop("n1", Signal::TERM).unwrap();
+    let node = mesh.node("n1").unwrap();
+    let uninstall = node.command(lab::bin("meshd").unwrap()).arg("uninstall").args(mesh.arguments("n1", &[]));
+    uninstall.run().unwrap();
+    assert_eq!(said(node, "wg show interfaces").trim(), "wg0");
+    assert_eq!(shell(node, ask), before, "uninstall");
+}

@@ -1,0 +1,178 @@
+//! Preshared keys between whole nodes: agreed on by themselves, kept over rotations, and demanded where they are required.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::Duration;
+
+use lab::mesh::Mesh;
+use lab::ping::{PingOutcome, ping};
+use lab::{Flow, IpVersion, Lab, Protocol, Seen, Signal, Stream};
+use serde_json::Value;
+
+/// Short steps, so that a rotation takes seconds. What they wait for is the same.
+const QUICK: [&str; 4] = ["--rotation-drain", "500ms", "--rotation-timeout", "10s"];
+/// How long pairs may take until all is proven.
+const WITHIN: Duration = Duration::from_mins(1);
+
+/// A mesh in which each node has the mode that stands at its place.
+fn mesh(modes: &[&str]) -> Mesh {
+    let nodes = u8::try_from(modes.len()).unwrap();
+    let mut mesh = Mesh::idle(Lab::builder().nodes(nodes).build().unwrap());
+    for (node, mode) in mesh.node_names().iter().zip(modes) {
+        mesh.start_with(node, &[&QUICK[..], &["--pq", mode]].concat()).unwrap();
+    }
+    mesh.wait_formed();
+    mesh
+}
+
+/// Whether a status says that every peer's key is proven on both slots.
+fn is_proven(status: &Value) -> bool {
+    let peers = status["peers"].as_array().unwrap();
+    peers.iter().all(|peer| ["a", "b"].iter().all(|slot| peer["slots"][slot]["pq"]["protection"] == "proven"))
+}
+
+fn wait_proven(mesh: &Mesh) {
+    for node in mesh.node_names() {
+        mesh.wait(&node, "every preshared key is proven", WITHIN, |status| {
+            is_proven(status) && status["rotation"]["step"] == "steady" && status["rotation"]["busy"] == false
+        });
+    }
+}
+
+/// What `wg` shows on one slot: each peer's public key with the preshared key.
+fn shown(mesh: &Mesh, node: &str, slot: &str) -> Vec<(String, String)> {
+    let link = format!("mesh-{slot}");
+    let text = mesh.node(node).unwrap().command("wg").args(["show", &link, "preshared-keys"]).run().unwrap();
+    let parse =
+        |line: &str| line.split_once('\t').map(|(key, psk)| (key.to_owned(), psk.to_owned())).unwrap();
+    text.lines().map(parse).collect()
+}
+
+/// The preshared key that each of two nodes has with the other on a slot: one and the same.
+fn shared(mesh: &Mesh, one: &str, other: &str, slot: &str) -> String {
+    let public = |node: &str| mesh.status(node).unwrap()["slots"][slot]["key"].as_str().unwrap().to_owned();
+    let with = |node: &str, peer: &str| {
+        let key = public(peer);
+        let found = shown(mesh, node, slot).into_iter().find(|(shown, _)| *shown == key);
+        found.unwrap_or_else(|| panic!("{node} has no {peer} on slot {slot}")).1
+    };
+    let key = with(one, other);
+    assert_eq!(key, with(other, one), "{one} and {other} on slot {slot}");
+    key
+}
+
+/// All preshared keys of three nodes; no two are the same.
+fn all_keys(mesh: &Mesh) -> BTreeSet<String> {
+    let pairs = [("n1", "n2"), ("n1", "n3"), ("n2", "n3")];
+    let keys: BTreeSet<String> =
+        pairs.iter().flat_map(|(one, other)| ["a", "b"].map(|slot| shared(mesh, one, other, slot))).collect();
+    assert_eq!(keys.len(), 6, "pairs or slots share a key");
+    assert!(!keys.contains("(none)"));
+    keys
+}
+
+fn streams(mesh: &Mesh) -> Vec<Stream> {
+    let pods = mesh.pods(&["a"]).unwrap();
+    let mut streams = Vec::new();
+    for from in &pods {
+        for to in pods.iter().filter(|to| to.node().name() != from.node().name()) {
+            streams.push(Stream::start(&from.end(), &to.end(), IpVersion::V4, 100).unwrap());
+        }
+    }
+    streams
+}
+
+fn assert_nothing_lost(streams: Vec<Stream>) {
+    thread::sleep(Duration::from_millis(500));
+    for stream in streams {
+        let report = stream.stop();
+        assert!(report.sent > 300 && report.lost == report.overflowed, "{report:?}");
+    }
+}
+
+#[test]
+fn all_pairs_agree_by_themselves_and_again_at_a_rotation_and_lose_nothing() {
+    let mesh = mesh(&["prefer", "prefer", "prefer"]);
+    // From before the first key: the slots change under traffic.
+    let first = streams(&mesh);
+    wait_proven(&mesh);
+    assert_nothing_lost(first);
+    let before = all_keys(&mesh);
+
+    let second = streams(&mesh);
+    let command = mesh.node("n2").unwrap().command(lab::bin("meshd").unwrap());
+    let output = command.args(["rotate", "-o", "json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    wait_proven(&mesh);
+    assert_nothing_lost(second);
+    let after = all_keys(&mesh);
+    // Both keys of n2 with each of the others are new, those of n1 with n3 are not.
+    assert_eq!(before.intersection(&after).count(), 2, "{before:?} {after:?}");
+}
+
+#[test]
+fn with_require_a_peer_without_gets_no_packet_of_pods_and_its_node_still_answers() {
+    let mesh = mesh(&["require", "off", "require"]);
+    for (node, peer) in [("n1", "n3"), ("n3", "n1")] {
+        mesh.wait(node, &format!("proven with {peer}"), WITHIN, |status| {
+            let found = status["peers"].as_array().unwrap().iter().find(|found| found["node"] == peer);
+            found.is_some_and(|found| found["pq"]["barred"] == false)
+        });
+    }
+    mesh.wait("n1", "says why", WITHIN, |status| {
+        let found = status["peers"].as_array().unwrap().iter().find(|found| found["node"] == "n2");
+        found.is_some_and(|found| found["pq"]["barred"] == true && found["pq"]["willing"] == false)
+    });
+    let text = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["status"]).run().unwrap();
+    assert!(text.contains("n2: no pod traffic: a preshared key is required, and its pq is off"), "{text}");
+
+    let capture = mesh.capture().unwrap();
+    let pods = mesh.pods(&["a"]).unwrap();
+    let [one, off, three] = [0, 1, 2].map(|at| pods[at].end());
+    for (from, to) in [(&one, &three), (&three, &one)] {
+        Flow::new(from, to, IpVersion::V4, Protocol::Udp).must_pass();
+    }
+    for (from, to) in [(&one, &off), (&off, &one), (&three, &off), (&off, &three)] {
+        let patience = Duration::from_millis(700);
+        let flow = Flow::new(from, to, IpVersion::V4, Protocol::Udp).patience(patience);
+        assert_eq!(flow.probe().unwrap(), Seen { source: None, answered: false }, "{flow}");
+    }
+    capture.report().assert_sealed();
+    // The nodes themselves still speak, by both devices.
+    let node = mesh.node("n1").unwrap().end();
+    for link in ["mesh-a", "mesh-b"] {
+        let routes =
+            mesh.node("n1").unwrap().command("ip").args(["route", "show", "dev", link]).run().unwrap();
+        assert!(routes.contains("10.244.2.1 ") && !routes.contains("10.244.2.0/24"), "{routes}");
+    }
+    let outcome = ping(&node, "10.244.2.1".parse().unwrap(), 56, false, Duration::from_secs(3)).unwrap();
+    assert_eq!(outcome, PingOutcome::Answered);
+}
+
+#[test]
+fn keys_are_renewed_while_traffic_flows_and_survive_a_restart() {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &[&QUICK[..], &["--pq", "require", "--pq-interval", "10s"]].concat()).unwrap();
+    }
+    mesh.wait_formed();
+    wait_proven(&mesh);
+    let epoch = |status: &Value| status["peers"][0]["slots"]["a"]["pq"]["epoch"].as_u64().unwrap_or_default();
+    let first = epoch(&mesh.status("n1").unwrap());
+    let streams = streams(&mesh);
+    mesh.wait("n1", "renewed twice", WITHIN, |status| epoch(status) > first + 2);
+    wait_proven(&mesh);
+    assert_nothing_lost(streams);
+
+    let kept = shared(&mesh, "n1", "n2", "a");
+    mesh.stop("n1", Signal::KILL).unwrap();
+    mesh.start_with("n1", &[&QUICK[..], &["--pq", "require", "--pq-interval", "0"]].concat()).unwrap();
+    mesh.wait("n1", "proven again", WITHIN, is_proven);
+    // Unless it was renewed in between it is the same; in either case both have one.
+    let now = shared(&mesh, "n1", "n2", "a");
+    assert!(!now.contains("none") && !kept.contains("none"));
+    let pods = mesh.pods(&["a"]).unwrap();
+    Flow::new(&pods[0].end(), &pods[1].end(), IpVersion::V4, Protocol::Udp).must_pass();
+}
