@@ -9,16 +9,19 @@ set -euo pipefail
 # crate | the crates of ours that it may import | what it must not pull in, as patterns
 rules="
 keyring |                             | tokio kube* *netlink* hyper* boringtun defguard*
-plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard*
-tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper* defguard*
-linux   | keyring plan                | kube* boringtun hyper* defguard*
-kernel-wireguard | keyring            | kube* rtnetlink boringtun hyper*
-cni     | keyring plan linux          | kube* boringtun hyper* defguard*
+plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
+tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper* defguard* aws-lc*
+linux   | keyring plan                | kube* boringtun hyper* defguard* aws-lc*
+kernel-wireguard | keyring            | kube* rtnetlink boringtun hyper* aws-lc*
+cni     | keyring plan linux          | kube* boringtun hyper* defguard* aws-lc*
 meshd   | keyring plan linux kernel-wireguard cni tunnel |
 lab     | keyring plan linux kernel-wireguard cni tunnel meshd |
 "
-# What nothing at all may pull in: a second TLS library.
-nowhere="openssl openssl-sys native-tls* aws-lc*"
+# AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
+# started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.
+# What nothing at all may pull in: a second TLS library. A second boringtun, defguard's, comes with defguard_wireguard_rs
+# whatever its features are; it is for kernel-wireguard alone, which calls nothing of it (it panics when a peer is changed).
+nowhere="openssl openssl-sys native-tls*"
 # The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
 locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
@@ -114,7 +117,7 @@ breach() { printf 'layering: %s\n' "$1" >&2; }
 # A workspace with our crates and empty stand-ins for foreign ones, all without any code.
 fixture() {
     local folder=$1 crate
-    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun defguard_wireguard_rs hyper openssl-sys"
+    local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun defguard_wireguard_rs hyper openssl-sys aws-lc-rs"
     { echo '[workspace]'; echo 'resolver = "3"'; echo 'members = ["crates/*"]'; echo 'exclude = ["foreign"]'; } \
         >"$folder/Cargo.toml"
     for crate in $ours; do
@@ -181,6 +184,7 @@ self_test() {
     expect "plan must not pull in kube-client" breaks plan kube-client & checks+=($!)
     expect "plan must not pull in rtnetlink" breaks plan rtnetlink & checks+=($!)
     expect "cni must not pull in hyper" breaks cni hyper & checks+=($!)
+    expect "cni must not pull in aws-lc-rs" breaks cni aws-lc-rs & checks+=($!)
     expect "cni must not import tunnel" breaks cni tunnel & checks+=($!)
     expect "tunnel must not pull in netlink-packet-route" breaks tunnel netlink-packet-route & checks+=($!)
     expect "tunnel must not import plan" breaks tunnel plan & checks+=($!)

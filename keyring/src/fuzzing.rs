@@ -1,8 +1,9 @@
-//! Body of the fuzz target for trails, so that its corpus also runs as an ordinary test.
+//! Bodies of the fuzz targets, so that their corpora also run as ordinary tests.
 
 use std::path::PathBuf;
 
 use crate::audit::{Format, Line, export, report, verify};
+use crate::pq::Message;
 
 /// Reads bytes as a trail, and does with it all that an auditor does. A trail without a finding has whole lines and
 /// nothing else.
@@ -21,5 +22,16 @@ pub fn trail(bytes: &[u8]) {
     if verdict.findings.is_empty() {
         assert_eq!(verdict.lines.len(), text.split_terminator('\n').count());
         assert!(!text.contains('\r'));
+    }
+}
+
+/// Reads bytes as a message about preshared keys. What is read must be written the same.
+///
+/// # Panics
+///
+/// If that does not hold: that is what a fuzzer looks for.
+pub fn pq_message(bytes: &[u8]) {
+    if let Ok(message) = Message::decode(bytes) {
+        assert_eq!(message.encode(), bytes);
     }
 }

@@ -104,6 +104,11 @@ impl PresharedKey {
         Self::from_bytes(&*decode(text)?)
     }
 
+    /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64.encode(self.0.as_slice()))
+    }
+
     /// The raw secret, for the engine that computes with it.
     pub fn expose(&self) -> &[u8; LEN] {
         &self.0

@@ -8,6 +8,7 @@
 //!                        │
 //!   rotation::Journal ──▶ NodeKeys ──▶ store         one file, 0600 in a 0700 folder, atomic
 //!   rotation::Rotation                               which key comes when; no clock, no I/O
+//!   pq::Pairing ──▶ PresharedKey                     a second secret with each peer, agreed with ML-KEM-768
 //! ```
 //!
 //! A private or preshared key has no `Debug` that shows it, no `Display`, no `Serialize` and no `Clone`.
@@ -17,11 +18,14 @@ pub mod audit;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
+pub mod pq;
+mod preshared;
 mod ring;
 pub mod rotation;
 mod slot;
 pub mod store;
 
 pub use key::{Fingerprint, KeyError, PresharedKey, PrivateKey, PublicKey};
+pub use preshared::PresharedId;
 pub use ring::NodeKeys;
 pub use slot::{PerSlot, Slot, SlotError};

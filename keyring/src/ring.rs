@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use crate::rotation::Journal;
-use crate::{KeyError, PerSlot, PrivateKey, PublicKey};
+use crate::pq::Kept;
+use crate::rotation::{Journal, PeerId};
+use crate::{KeyError, PerSlot, PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
 
 /// Everything secret that a node keeps.
 #[derive(Debug)]
@@ -11,6 +12,9 @@ pub struct NodeKeys {
     /// What the keys are for.
     pub journal: Journal,
     private: BTreeMap<PublicKey, PrivateKey>,
+    preshared: BTreeMap<PeerId, PerSlot<Kept>>,
+    /// Where each preshared key stands, by its name.
+    names: BTreeMap<PresharedId, (PeerId, Slot)>,
 }
 
 impl NodeKeys {
@@ -23,14 +27,18 @@ impl NodeKeys {
             private.insert(public, key);
             Ok(public)
         })?;
-        Ok(Self { journal: Journal::cold(generation, public, unix), private })
+        Ok(Self::new(Journal::cold(generation, public, unix), private))
     }
 
     /// A journal with its keys. None if one of them is missing.
     pub fn assemble(journal: Journal, keys: impl IntoIterator<Item = PrivateKey>) -> Option<Self> {
         let private: BTreeMap<_, _> = keys.into_iter().map(|key| (key.public(), key)).collect();
         let whole = journal.keys().all(|key| private.contains_key(&key));
-        whole.then_some(Self { journal, private })
+        whole.then(|| Self::new(journal, private))
+    }
+
+    const fn new(journal: Journal, private: BTreeMap<PublicKey, PrivateKey>) -> Self {
+        Self { journal, private, preshared: BTreeMap::new(), names: BTreeMap::new() }
     }
 
     /// The private half of a public key, if it is here.
@@ -52,6 +60,51 @@ impl NodeKeys {
         }
         self.private.remove(public);
         true
+    }
+
+    /// The preshared key of that name, if it is here.
+    pub fn preshared(&self, id: &PresharedId) -> Option<&PresharedKey> {
+        let (peer, slot) = self.names.get(id)?;
+        let kept = self.preshared.get(peer)?.get(*slot);
+        kept.key.as_ref().map(|(key, _)| key)
+    }
+
+    /// Takes what is to be kept of a peer's preshared keys, and gives back what was: dropping that wipes it.
+    pub fn keep_preshared(&mut self, peer: PeerId, kept: PerSlot<Kept>) -> PerSlot<Kept> {
+        self.names.retain(|_, (known, _)| *known != peer);
+        let keys = kept.iter().filter_map(|(slot, kept)| Some((slot, &kept.key.as_ref()?.0)));
+        self.names.extend(keys.map(|(slot, key)| (key.id(), (peer.clone(), slot))));
+        self.preshared.insert(peer, kept).unwrap_or_default()
+    }
+
+    /// A second copy of a peer's preshared keys, for the machine that uses them.
+    pub fn preshared_of(&self, peer: &PeerId) -> PerSlot<Kept> {
+        let copy = |kept: &Kept| Kept {
+            epoch: kept.epoch,
+            key: kept.key.as_ref().map(|(key, statics)| (key.duplicate(), *statics)),
+        };
+        let kept = self.preshared.get(peer);
+        kept.map_or_else(PerSlot::default, |kept| PerSlot::from_fn(|slot| copy(kept.get(slot))))
+    }
+
+    /// The peers with whom there are preshared keys, or have been.
+    pub fn preshared_peers(&self) -> impl Iterator<Item = &PeerId> {
+        self.preshared.keys()
+    }
+
+    /// Wipes the preshared keys of a peer that is gone.
+    pub fn forget_preshared(&mut self, peer: &PeerId) {
+        self.preshared.remove(peer);
+        self.names.retain(|_, (known, _)| known != peer);
+    }
+
+    /// Every slot of every peer of which there is something to keep.
+    pub(crate) fn preshared_kept(&self) -> Vec<(&PeerId, Slot, &Kept)> {
+        let all = self
+            .preshared
+            .iter()
+            .flat_map(|(peer, kept)| kept.iter().map(move |(slot, kept)| (peer, slot, kept)));
+        all.filter(|(_, _, kept)| kept.epoch > 0).collect()
     }
 
     /// The keys that the journal names, in its order.

@@ -1,4 +1,4 @@
-//! From the kernel's answer to the state of an interface, without copying a secret out of it.
+//! From the kernel's answer to the state of an interface, without a secret that stays.
 //!
 //! Numbers of attributes are those of `include/uapi/linux/wireguard.h`.
 
@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use ipnetwork::IpNetwork;
-use keyring::PublicKey;
+use keyring::{PresharedId, PresharedKey, PublicKey};
 
 use crate::error::ReadingError;
 
@@ -33,8 +33,8 @@ pub struct PeerStatus {
     pub allowed_ips: BTreeSet<IpNetwork>,
     /// Seconds between persistent keepalives, zero for none.
     pub keepalive: u16,
-    /// Whether a preshared key is set.
-    pub has_preshared_key: bool,
+    /// Name of the preshared key, if one is set.
+    pub preshared: Option<PresharedId>,
     /// When the last handshake was completed, by the wall clock; the kernel has no other time for it.
     pub last_handshake: Option<SystemTime>,
     /// Bytes of UDP payload received from this peer.
@@ -78,7 +78,12 @@ impl InterfaceState {
         for attribute in Attributes::new(attributes) {
             let (kind, value) = attribute?;
             match kind {
-                2 => peer.has_preshared_key = exact::<32>(kind, value)? != [0; 32],
+                // All zeros are no key.
+                2 => {
+                    let bytes =
+                        value.try_into().map_err(|_| ReadingError::Length { kind, found: value.len() })?;
+                    peer.preshared = PresharedKey::from_bytes(bytes).ok().map(|key| key.id());
+                }
                 4 => peer.endpoint = Some(endpoint(kind, value)?),
                 5 => peer.keepalive = number(kind, value)?,
                 6 => peer.last_handshake = moment(kind, value)?,

@@ -80,7 +80,10 @@ fn granted(network: &Network, world: &World, found: &mut Vec<Violation>) {
             let member = members.get(key);
             let is_granted = |net: &IpNetwork| {
                 member.is_some_and(|member| {
+                    let is_mesh_address =
+                        |pod_cidr: &IpNetwork| prefix::host(prefix::first_usable(*pod_cidr)) == *net;
                     member.pod_cidrs.contains(net)
+                        || member.pod_cidrs.iter().any(is_mesh_address)
                         || member.addresses.iter().any(|address| prefix::host(*address) == *net)
                 })
             };
@@ -98,7 +101,11 @@ fn routed(network: &Network, found: &mut Vec<Violation>) {
         let Via::Link { link, .. } = &route.via else { continue };
         let device = network.devices.values().find(|device| device.link == *link);
         let taken = device.is_some_and(|device| {
-            device.peers.values().any(|peer| peer.allowed_ips.contains(&route.destination))
+            // The whole of it: one prefix of a peer's that holds it.
+            device
+                .peers
+                .values()
+                .any(|peer| peer.allowed_ips.iter().any(|net| prefix::contains(*net, route.destination)))
         });
         if !taken {
             found.push(Violation::RouteToNobody(route.destination));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use keyring::{PerSlot, PublicKey, Slot};
+use keyring::{PerSlot, PresharedId, PublicKey, Slot};
 
 use crate::admission::{Member, Own, World};
 use crate::network::{Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
@@ -52,6 +52,11 @@ pub struct Setup {
     pub nat: bool,
     /// Slot to send to, for peers whose own preference is not to be followed.
     pub steer: BTreeMap<NodeUid, Slot>,
+    /// The preshared keys that there are.
+    pub preshared: BTreeMap<(NodeUid, Slot), PresharedId>,
+    /// Slots of peers that must not carry pods' packets, because a preshared key is required and not proven there: only
+    /// the nodes themselves speak to each other over them.
+    pub barred: BTreeSet<(NodeUid, Slot)>,
 }
 
 /// What the node's own network offers.
@@ -90,7 +95,22 @@ impl Setup {
             Some(drained) if drained == member.state.prefer => drained.other(),
             _ => member.state.prefer,
         };
-        self.steer.get(&member.uid).copied().unwrap_or_else(follow)
+        let wish = self.steer.get(&member.uid).copied().unwrap_or_else(follow);
+        if self.is_barred(member, wish) && !self.is_barred(member, wish.other()) {
+            wish.other()
+        } else {
+            wish
+        }
+    }
+
+    /// Whether pods' packets must not take this slot to or from a peer.
+    pub fn is_barred(&self, member: &Member, slot: Slot) -> bool {
+        self.barred.contains(&(member.uid.clone(), slot))
+    }
+
+    /// The slot that pods' packets to a peer take; none if they take none.
+    pub fn carrying_slot(&self, member: &Member) -> Option<Slot> {
+        Some(self.active_slot(member)).filter(|slot| !self.is_barred(member, *slot))
     }
 }
 
@@ -148,12 +168,17 @@ fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Devi
     let peer = |member: &Member| Peer {
         endpoint: member.socket(slot),
         roaming: member.nat,
-        allowed_ips: allowed_ips(member),
+        allowed_ips: if setup.is_barred(member, slot) {
+            peer_mesh_addresses(member).collect()
+        } else {
+            allowed_ips(member)
+        },
         keepalive: match member.keepalive {
             Some(0) => None,
             Some(seconds) => Some(seconds),
             None => (own_nat || member.nat).then_some(NAT_KEEPALIVE),
         },
+        preshared: setup.preshared.get(&(member.uid.clone(), slot)).copied(),
     };
     let mtus = world.peers.values().map(|member| peer_mtu(member, underlay));
     Device {
@@ -174,6 +199,11 @@ fn allowed_ips(member: &Member) -> BTreeSet<IpNetwork> {
     member.pod_cidrs.iter().copied().chain(addresses).collect()
 }
 
+/// A peer's addresses in the mesh, one for each podCIDR.
+fn peer_mesh_addresses(member: &Member) -> impl Iterator<Item = IpNetwork> {
+    member.pod_cidrs.iter().map(|pod_cidr| prefix::host(prefix::first_usable(*pod_cidr)))
+}
+
 /// The node's own addresses in the mesh, one for each podCIDR.
 fn mesh_addresses(own: &Own) -> impl Iterator<Item = IpNetwork> {
     own.pod_cidrs.iter().map(|pod_cidr| prefix::host(prefix::first_usable(*pod_cidr)))
@@ -191,23 +221,7 @@ fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
 fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> {
     let mut routes = BTreeSet::new();
     for member in world.peers.values() {
-        let active = setup.active_slot(member);
-        let link = setup.links.get(active);
-        let mtu = Some(peer_mtu(member, underlay));
-        for (pod_cidr, slot) in
-            member.pod_cidrs.iter().flat_map(|pod_cidr| [(pod_cidr, active), (pod_cidr, active.other())])
-        {
-            let source = world.own.as_ref().and_then(|own| source(own, pod_cidr.is_ipv4()));
-            let via = Via::Link { link: setup.links.get(slot).clone(), source, mtu };
-            let metric = if slot == active { PEER_METRIC } else { RESERVE_METRIC };
-            routes.insert(Route { table: MAIN_TABLE, destination: *pod_cidr, metric, via });
-        }
-        for address in &member.addresses {
-            // No source: these routes are for pods, which have their own.
-            let via = Via::Link { link: link.clone(), source: None, mtu };
-            let destination = prefix::host(*address);
-            routes.insert(Route { table: setup.table, destination, metric: PEER_METRIC, via });
-        }
+        peer_routes(&mut routes, world, member, setup, Some(peer_mtu(member, underlay)));
     }
     for cluster in &setup.cluster_cidrs {
         let unreachable = Route {
@@ -219,6 +233,36 @@ fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> 
         routes.insert(unreachable);
     }
     routes
+}
+
+/// The routes to one peer, by either slot. Where a slot is barred they are to the peer's mesh addresses alone, and then by
+/// the other slot as well, or the more specific ones would win there; what pods send finds no route but the one that
+/// ends it.
+fn peer_routes(
+    routes: &mut BTreeSet<Route>,
+    world: &World,
+    member: &Member,
+    setup: &Setup,
+    mtu: Option<u32>,
+) {
+    let active = setup.active_slot(member);
+    let barred = Slot::ALL.into_iter().any(|slot| setup.is_barred(member, slot));
+    for slot in [active, active.other()] {
+        let metric = if slot == active { PEER_METRIC } else { RESERVE_METRIC };
+        let pods = member.pod_cidrs.iter().copied().filter(|_| !setup.is_barred(member, slot));
+        for destination in pods.chain(peer_mesh_addresses(member).filter(|_| barred)) {
+            let source = world.own.as_ref().and_then(|own| source(own, destination.is_ipv4()));
+            let via = Via::Link { link: setup.links.get(slot).clone(), source, mtu };
+            routes.insert(Route { table: MAIN_TABLE, destination, metric, via });
+        }
+    }
+    let Some(carrying) = setup.carrying_slot(member) else { return };
+    for address in &member.addresses {
+        // No source: these routes are for pods, which have their own.
+        let via = Via::Link { link: setup.links.get(carrying).clone(), source: None, mtu };
+        let destination = prefix::host(*address);
+        routes.insert(Route { table: setup.table, destination, metric: PEER_METRIC, via });
+    }
 }
 
 /// Only pods look the mesh's table up: the node's own traffic to other nodes, the tunnel's datagrams and the

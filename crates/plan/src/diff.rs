@@ -110,14 +110,22 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
 /// Removals first: a prefix that moves from one peer to another is free before it is given away, so that no
 /// packet for its new owner is sealed for the old one.
 fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: &Device) {
-    for key in found.peers.keys().filter(|key| !wanted.peers.contains_key(key)) {
-        ops.push(Op::RemovePeer { slot, key: *key });
+    for (key, former) in &found.peers {
+        // A session that was made with another preshared key, or with none, must not outlive it.
+        if wanted.peers.get(key).is_none_or(|peer| peer.preshared != former.preshared) {
+            ops.push(Op::RemovePeer { slot, key: *key });
+        }
     }
     let mut changes: Vec<(PublicKey, PeerChange)> = Vec::new();
     let mut additions = Vec::new();
     for (key, peer) in &wanted.peers {
         match found.peers.get(key) {
             None => additions.push(Op::AddPeer { slot, key: *key, peer: peer.clone() }),
+            Some(former) if former.preshared != peer.preshared => {
+                let endpoint = if follows(peer, former) { former.endpoint } else { peer.endpoint };
+                let peer = Peer { endpoint, ..peer.clone() };
+                additions.push(Op::AddPeer { slot, key: *key, peer });
+            }
             Some(former) => {
                 let change = change(peer, former);
                 if change != PeerChange::default() {
@@ -132,9 +140,13 @@ fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: &Device) {
     ops.extend(additions);
 }
 
+/// Whether a peer's endpoint is where it was last heard: one that roams, and one that has published none.
+const fn follows(wanted: &Peer, found: &Peer) -> bool {
+    found.endpoint.is_some() && (wanted.roaming || wanted.endpoint.is_none())
+}
+
 fn change(wanted: &Peer, found: &Peer) -> PeerChange {
-    // A peer that roams is where it was last heard; one that has published no endpoint is where it is.
-    let follow = wanted.roaming && found.endpoint.is_some();
+    let follow = follows(wanted, found);
     PeerChange {
         endpoint: wanted.endpoint.filter(|endpoint| !follow && found.endpoint != Some(*endpoint)),
         keepalive: (wanted.keepalive != found.keepalive).then_some(wanted.keepalive),

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnetwork::IpNetwork;
-use keyring::{PublicKey, Slot};
+use keyring::{PresharedId, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 /// Routing protocol number on every route that the daemon owns, so that nobody else's is touched
@@ -62,6 +62,8 @@ pub struct Peer {
     pub allowed_ips: BTreeSet<IpNetwork>,
     /// Seconds between keepalives; none sends none.
     pub keepalive: Option<u16>,
+    /// Name of the preshared key with it; none while there is none.
+    pub preshared: Option<PresharedId>,
 }
 
 /// One route of the daemon's.

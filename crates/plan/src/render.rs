@@ -36,7 +36,8 @@ impl fmt::Display for Op {
                 if peer.roaming {
                     f.write_str(", roaming")?;
                 }
-                peer.keepalive.map_or(Ok(()), |seconds| write!(f, ", keepalive {seconds} s"))
+                peer.keepalive.map_or(Ok(()), |seconds| write!(f, ", keepalive {seconds} s"))?;
+                peer.preshared.map_or(Ok(()), |id| write!(f, ", preshared key {id}"))
             }
             Self::UpdatePeer { slot, key, change } => {
                 write!(f, "* peer     {slot}: {}{}", key.fingerprint(), change)

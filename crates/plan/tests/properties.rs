@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use keyring::{PerSlot, PublicKey, Slot};
+use keyring::{PerSlot, PresharedId, PublicKey, Slot};
 use plan::admission::{Admission, Ledger, Policy, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
 use plan::network::{Device, Network, Peer, Route, Via};
 use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::op::Op;
 use plan::{desired, diff, prefix};
 use proptest::prelude::*;
 
@@ -115,7 +116,26 @@ fn setup() -> Setup {
         rule_priority: 5184,
         nat: false,
         steer: BTreeMap::new(),
+        preshared: BTreeMap::new(),
+        barred: BTreeSet::new(),
     }
+}
+
+/// Some slots of some peers have a preshared key, some are barred, by a number drawn for each.
+fn protected(admission: &Admission, draws: &[u8]) -> Setup {
+    let mut setup = setup();
+    for (member, draw) in admission.world.peers.values().zip(draws.iter().cycle()) {
+        for (slot, bit) in [(Slot::A, 1), (Slot::B, 2)] {
+            let place = (member.uid.clone(), slot);
+            if draw & bit != 0 {
+                setup.preshared.insert(place.clone(), PresharedId::from_bytes([draw / 16; 8]));
+            }
+            if draw & (bit << 2) != 0 {
+                setup.barred.insert(place);
+            }
+        }
+    }
+    setup
 }
 
 fn hear(records: &[NodeRecord], ledger: &Ledger) -> Admission {
@@ -123,7 +143,11 @@ fn hear(records: &[NodeRecord], ledger: &Ledger) -> Admission {
 }
 
 fn wanted(admission: &Admission) -> Network {
-    desired(&admission.world, &setup(), &Underlay { mtu: 1500, mtu_to: BTreeMap::new() })
+    wanted_with(admission, &setup())
+}
+
+fn wanted_with(admission: &Admission, setup: &Setup) -> Network {
+    desired(&admission.world, setup, &Underlay { mtu: 1500, mtu_to: BTreeMap::new() })
 }
 
 /// A network that somebody has meddled with.
@@ -215,10 +239,14 @@ proptest! {
         now in prop::collection::vec(draft(), 1..60),
         before in prop::collection::vec(draft(), 1..60),
         how in prop::collection::vec(any::<u8>(), 0..6),
+        draws in prop::collection::vec(any::<u8>(), 2..9),
     ) {
-        let target = wanted(&hear(&world(&now), &Ledger::default()));
+        let heard = hear(&world(&now), &Ledger::default());
+        let target = wanted_with(&heard, &protected(&heard, &draws));
         let other = wanted(&hear(&world(&before), &Ledger::default()));
-        for observed in [Network::default(), other.clone(), disturbed(target.clone(), &how), disturbed(other, &how)] {
+        let changed = wanted_with(&heard, &protected(&heard, &draws[1..]));
+        let from = [Network::default(), other.clone(), disturbed(target.clone(), &how), disturbed(other, &how), changed];
+        for observed in from {
             let mut network = observed;
             for op in diff(&target, &network) {
                 prop_assert_eq!(network.apply(&op), Ok(()), "{}", op);
@@ -227,6 +255,66 @@ proptest! {
             prop_assert_eq!(diff(&target, &network), vec![]);
         }
         prop_assert_eq!(diff(&target, &target), vec![]);
+    }
+
+    /// A preshared key that changes ends the session that was made without it, and nothing else does.
+    #[test]
+    fn a_peer_is_made_anew_exactly_when_its_preshared_key_changes(
+        drafts in prop::collection::vec(draft(), 1..40),
+        draws in prop::collection::vec(any::<u8>(), 1..9),
+    ) {
+        let heard = hear(&world(&drafts), &Ledger::default());
+        let (before, after) = (wanted(&heard), wanted_with(&heard, &protected(&heard, &draws)));
+        let remade: BTreeSet<(Slot, PublicKey)> = diff(&after, &before).into_iter().filter_map(|op| match op {
+            Op::RemovePeer { slot, key } => Some((slot, key)),
+            _ => None,
+        }).collect();
+        let changed = after.devices.iter().flat_map(|(slot, device)| {
+            let peers = device.peers.iter().filter(|(_, peer)| peer.preshared.is_some());
+            peers.map(|(key, _)| (*slot, *key))
+        });
+        prop_assert_eq!(remade, changed.collect::<BTreeSet<_>>());
+    }
+
+    /// A barred slot carries the nodes' own words and nothing of pods', in either direction.
+    #[test]
+    fn nothing_of_pods_takes_a_barred_slot(
+        drafts in prop::collection::vec(draft(), 1..60),
+        draws in prop::collection::vec(any::<u8>(), 1..9),
+    ) {
+        let heard = hear(&world(&drafts), &Ledger::default());
+        let setup = protected(&heard, &draws);
+        let network = wanted_with(&heard, &setup);
+        prop_assert_eq!(check(&network, &heard.world), vec![]);
+        for member in heard.world.peers.values() {
+            let mesh: BTreeSet<IpNetwork> =
+                member.pod_cidrs.iter().map(|net| prefix::host(prefix::first_usable(*net))).collect();
+            for slot in Slot::ALL {
+                let peer = &network.devices[&slot].peers[&member.state.slots.get(slot).key];
+                prop_assert_eq!(setup.is_barred(member, slot), peer.allowed_ips == mesh);
+            }
+            let open: Vec<Slot> = Slot::ALL.into_iter().filter(|slot| !setup.is_barred(member, *slot)).collect();
+            // Where a pod's packet goes: the longest prefix, then the lowest metric.
+            for pod_cidr in &member.pod_cidrs {
+                let pod = pod_cidr.iter().nth(9).unwrap();
+                let way = network.routes.iter().filter(|route| route.table == 254 && route.destination.contains(pod));
+                let way = way.max_by_key(|route| (route.destination.prefix(), std::cmp::Reverse(route.metric))).unwrap();
+                match &way.via {
+                    Via::Unreachable => prop_assert!(open.is_empty()),
+                    Via::Link { link, .. } => prop_assert!(open.iter().any(|slot| setup.links.get(*slot) == link)),
+                }
+                // The nodes themselves are reached over either device.
+                for slot in Slot::ALL {
+                    let node = prefix::first_usable(*pod_cidr);
+                    let by = |route: &&Route| matches!(&route.via, Via::Link { link, .. } if link == setup.links.get(slot));
+                    prop_assert!(network.routes.iter().filter(by).any(|route| route.destination.contains(node)));
+                }
+            }
+            for address in &member.addresses {
+                let there = network.routes.iter().any(|route| route.table == 5184 && route.destination.contains(*address));
+                prop_assert_eq!(there, !open.is_empty());
+            }
+        }
     }
 
     /// The order in which Nodes come does not matter, with and without a past.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use ipnetwork::IpNetwork;
-use keyring::PublicKey;
+use keyring::{PresharedId, PublicKey};
 
 use crate::counters::Counters;
 
@@ -37,8 +37,8 @@ pub struct PeerStatus {
     pub keepalive: u16,
     /// Whether the endpoint follows the peer.
     pub roaming: bool,
-    /// Whether a preshared key is set.
-    pub has_preshared_key: bool,
+    /// Name of the preshared key, if one is set.
+    pub preshared: Option<PresharedId>,
     /// When the last handshake was completed, by the wall clock.
     pub last_handshake: Option<SystemTime>,
     /// How long ago the last handshake was completed, by the monotonic clock.

@@ -28,6 +28,6 @@ mod steps;
 pub use event::{Ask, Cause, Effect, Input, Note, Now};
 pub use journal::{Half, Journal, KeyRecord, Step};
 pub use machine::Rotation;
-pub use pair::{PeerId, Stance, slot_for};
+pub use pair::{PeerId, Stance, drained_between, slot_for};
 pub use peers::PeerProgress;
 pub use policy::{Policy, PolicyError, Terms};

@@ -58,16 +58,21 @@ impl Stance {
     }
 }
 
+/// The slot that must not carry traffic between two, because one of them is about to replace its key or just has.
+pub fn drained_between(own: &Stance, peer: &Stance) -> Option<Slot> {
+    if own.conflicts(peer) {
+        let first = if own.goes_before(peer) { own } else { peer };
+        return first.drain;
+    }
+    own.drain.or(peer.drain)
+}
+
 /// The slot for packets from `own` to `peer`. `answers` says on which slots the peer has answered with the
 /// present keys.
 ///
 /// A drained slot is never used. Else the peer's wish is followed, unless only the other slot is known to work.
 pub fn slot_for(own: &Stance, peer: &Stance, answers: PerSlot<bool>) -> Slot {
-    if own.conflicts(peer) {
-        let first = if own.goes_before(peer) { own } else { peer };
-        return first.drain.map_or(peer.prefer, Slot::other);
-    }
-    if let Some(drained) = own.drain.or(peer.drain) {
+    if let Some(drained) = drained_between(own, peer) {
         return drained.other();
     }
     let wish = peer.prefer;

@@ -1,14 +1,19 @@
 //! The key file's text: one JSON object with a checksum, so that a cut-off or edited file shows.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::rotation::Journal;
-use crate::{KeyError, NodeKeys, PrivateKey};
+use crate::pq::{Kept, Statics};
+use crate::rotation::{Journal, PeerId};
+use crate::{KeyError, NodeKeys, PerSlot, PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
 
-/// The version of the format that this code writes and reads.
-const VERSION: u32 = 2;
+/// The version of the format that this code writes.
+const VERSION: u32 = 3;
+/// The one before it, which had no preshared keys. It is read as well: nobody should lose a node's keys over an upgrade.
+const WITHOUT_PRESHARED: u32 = 2;
 
 /// The file as it is written. The secrets are borrowed from a buffer that is wiped.
 #[derive(Serialize, Deserialize)]
@@ -18,8 +23,30 @@ struct Document<'a> {
     /// The private keys that the journal names, in its order.
     #[serde(borrow)]
     keys: Vec<&'a str>,
+    /// What is known of each preshared key but the key.
+    #[serde(default)]
+    preshared: Vec<Preshared>,
+    /// The preshared keys of those that are bound to something, in their order.
+    #[serde(default, borrow)]
+    preshared_keys: Vec<&'a str>,
     #[serde(borrow)]
     checksum: &'a str,
+}
+
+/// One slot of one peer.
+#[derive(Serialize, Deserialize)]
+struct Preshared {
+    peer: PeerId,
+    slot: Slot,
+    epoch: u64,
+    bound: Option<Bound>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Bound {
+    own: PublicKey,
+    peer: PublicKey,
+    id: PresharedId,
 }
 
 /// What is read first: a newer file may have other fields.
@@ -30,14 +57,22 @@ struct Versioned {
 
 pub(super) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
     let texts: Vec<_> = keys.named().map(PrivateKey::to_base64).collect();
-    let checksum = checksum(&keys.journal);
+    let kept = keys.preshared_kept();
+    let held = kept.iter().filter_map(|(_, _, kept)| kept.key.as_ref());
+    let preshared_texts: Vec<_> = held.map(|(key, _)| key.to_base64()).collect();
+    let preshared: Vec<Preshared> = kept.iter().map(|(peer, slot, kept)| public(peer, *slot, kept)).collect();
+    let checksum = checksum(&keys.journal, Some(&preshared));
     let document = Document {
         v: VERSION,
         journal: keys.journal.clone(),
         keys: texts.iter().map(|text| text.as_str()).collect(),
+        preshared,
+        preshared_keys: preshared_texts.iter().map(|text| text.as_str()).collect(),
         checksum: &checksum,
     };
-    let mut text = Zeroizing::new(Vec::with_capacity(4096));
+    // One allocation of more than the full size: a growing buffer would leave unwiped copies behind.
+    let room = 4096 + 512 * document.preshared.len();
+    let mut text = Zeroizing::new(Vec::with_capacity(room));
     // Writing into memory can't fail, and a document of numbers and strings always serializes.
     let written = serde_json::to_writer(&mut *text, &document);
     debug_assert!(written.is_ok());
@@ -47,11 +82,12 @@ pub(super) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
 
 pub(super) fn parse(text: &[u8]) -> Result<NodeKeys, FormatError> {
     let Versioned { v } = serde_json::from_slice(text).map_err(|_| FormatError::NotAKeyFile)?;
-    if v != VERSION {
+    if v != VERSION && v != WITHOUT_PRESHARED {
         return Err(FormatError::Version { found: v, expected: VERSION });
     }
     let document: Document<'_> = serde_json::from_slice(text).map_err(|_| FormatError::NotAKeyFile)?;
-    if checksum(&document.journal) != document.checksum {
+    let preshared = (v == VERSION).then_some(document.preshared.as_slice());
+    if checksum(&document.journal, preshared) != document.checksum {
         return Err(FormatError::Checksum);
     }
     let keys: Vec<PrivateKey> = document
@@ -59,14 +95,46 @@ pub(super) fn parse(text: &[u8]) -> Result<NodeKeys, FormatError> {
         .iter()
         .map(|text| PrivateKey::from_base64(text).map_err(|source| FormatError::Key { source }))
         .collect::<Result<_, _>>()?;
-    NodeKeys::assemble(document.journal, keys).ok_or(FormatError::Incomplete)
+    let mut ring = NodeKeys::assemble(document.journal, keys).ok_or(FormatError::Incomplete)?;
+    let mut texts = document.preshared_keys.iter();
+    let mut all: BTreeMap<PeerId, PerSlot<Kept>> = BTreeMap::new();
+    for Preshared { peer, slot, epoch, bound } in document.preshared {
+        let key = bound.map(|bound| bound_key(&bound, texts.next())).transpose()?;
+        *all.entry(peer).or_default().get_mut(slot) = Kept { epoch, key };
+    }
+    for (peer, kept) in all {
+        ring.keep_preshared(peer, kept);
+    }
+    if texts.next().is_some() {
+        return Err(FormatError::Incomplete);
+    }
+    Ok(ring)
 }
 
-/// A digest over the journal, which has every public key in it; the private keys are checked by those. Against
-/// accidents, not against attackers: whoever can write the file can compute it as well.
-fn checksum(journal: &Journal) -> String {
-    let text = serde_json::to_vec(journal).unwrap_or_default();
-    format!("{:x}", Sha256::digest(text))
+fn bound_key(bound: &Bound, text: Option<&&str>) -> Result<(PresharedKey, Statics), FormatError> {
+    let text = text.ok_or(FormatError::Incomplete)?;
+    let key = PresharedKey::from_base64(text).map_err(|source| FormatError::Key { source })?;
+    if key.id() != bound.id {
+        return Err(FormatError::Incomplete);
+    }
+    Ok((key, Statics { own: bound.own, peer: bound.peer }))
+}
+
+fn public(peer: &PeerId, slot: Slot, kept: &Kept) -> Preshared {
+    let bound =
+        kept.key.as_ref().map(|(key, statics)| Bound { own: statics.own, peer: statics.peer, id: key.id() });
+    Preshared { peer: peer.clone(), slot, epoch: kept.epoch, bound }
+}
+
+/// A digest over all that is public: the journal, which has every public key in it, and the names of the preshared
+/// keys. The secrets are checked by those. Against accidents, not against attackers: whoever can write the file can
+/// compute it as well.
+fn checksum(journal: &Journal, preshared: Option<&[Preshared]>) -> String {
+    let mut digest = Sha256::new().chain_update(serde_json::to_vec(journal).unwrap_or_default());
+    if let Some(preshared) = preshared {
+        digest.update(serde_json::to_vec(preshared).unwrap_or_default());
+    }
+    format!("{:x}", digest.finalize())
 }
 
 /// What is wrong with a key file. The JSON parser's own message is left out: it may quote the file.
@@ -84,13 +152,13 @@ pub enum FormatError {
         expected: u32,
     },
     /// A key is no key.
-    #[error("one of the private keys")]
+    #[error("one of the keys")]
     Key {
         /// What is wrong with the key.
         source: KeyError,
     },
-    /// A key that the journal names is not there.
-    #[error("a private key is missing or belongs to another public key")]
+    /// A key that the file names is not there.
+    #[error("a key is missing or is not the one that the file names")]
     Incomplete,
     /// The checksum does not fit.
     #[error("checksum does not match: a value was changed")]

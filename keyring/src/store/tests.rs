@@ -1,7 +1,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
-use crate::PrivateKey;
+use crate::{PerSlot, PrivateKey};
 
 fn store() -> (tempfile::TempDir, FileStore) {
     let folder = tempfile::tempdir().unwrap();
@@ -101,10 +101,10 @@ fn a_newer_version_is_named() {
     let (_folder, store) = store();
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let text = std::fs::read_to_string(store.path()).unwrap();
-    std::fs::write(store.path(), text.replace("{\"v\":2", "{\"v\":3")).unwrap();
+    std::fs::write(store.path(), text.replace("{\"v\":3", "{\"v\":4")).unwrap();
     let error = store.load().unwrap_err();
     assert!(
-        matches!(error, StoreError::Format { source: FormatError::Version { found: 3, .. }, .. }),
+        matches!(error, StoreError::Format { source: FormatError::Version { found: 4, .. }, .. }),
         "{error:?}"
     );
 }
@@ -261,4 +261,75 @@ fn a_sealing_key_is_32_bytes_that_nobody_else_may_read() {
     }
     assert!(matches!(write(&raw, 0o440), Err(SealError::Mode { found: 0o440, .. })));
     assert!(matches!(SealingKey::read(&folder.path().join("none")), Err(SealError::Read { .. })));
+}
+
+/// A ring with one preshared key on one slot, and the memory of one on the other.
+fn ring_with_preshared() -> (NodeKeys, crate::PresharedId) {
+    let mut keys = NodeKeys::cold(1, 0).unwrap();
+    let preshared = crate::PresharedKey::from_bytes(&[0x33; 32]).unwrap();
+    let id = preshared.id();
+    let peer = PrivateKey::generate().unwrap().public();
+    let statics = crate::pq::Statics { own: keys.journal.slots.a.key, peer };
+    let a = crate::pq::Kept { epoch: 7, key: Some((preshared, statics)) };
+    let b = crate::pq::Kept { epoch: 8, key: None };
+    keys.keep_preshared(crate::rotation::PeerId::new("u2"), PerSlot { a, b });
+    (keys, id)
+}
+
+#[test]
+fn preshared_keys_are_kept_with_what_they_are_bound_to() {
+    let (_folder, store) = store();
+    let (keys, id) = ring_with_preshared();
+    store.save(&keys).unwrap();
+    let mut loaded = store.load().unwrap().unwrap();
+    assert_eq!(loaded.preshared(&id).unwrap().expose(), &[0x33; 32]);
+    let peer = crate::rotation::PeerId::new("u2");
+    let (was, is) = (keys.preshared_of(&peer), loaded.preshared_of(&peer));
+    assert_eq!((is.a.epoch, is.b.epoch), (7, 8));
+    assert_eq!(
+        is.a.key.as_ref().map(|(_, statics)| *statics),
+        was.a.key.as_ref().map(|(_, statics)| *statics)
+    );
+    assert!(is.b.key.is_none());
+    loaded.forget_preshared(&peer);
+    assert!(loaded.preshared(&id).is_none());
+    store.save(&loaded).unwrap();
+    let text = std::fs::read_to_string(store.path()).unwrap();
+    assert!(!text.contains("MzMzMz") && !text.contains(&id.to_string()), "{text}");
+}
+
+#[test]
+fn a_preshared_key_that_is_missing_or_another_one_is_found() {
+    let (_folder, store) = store();
+    store.save(&ring_with_preshared().0).unwrap();
+    let text = std::fs::read_to_string(store.path()).unwrap();
+    let base64 = crate::PresharedKey::from_bytes(&[0x33; 32]).unwrap().to_base64();
+    let other = crate::PresharedKey::from_bytes(&[0x34; 32]).unwrap().to_base64();
+    for (damaged, expected) in [
+        (text.replace(base64.as_str(), &other), FormatError::Incomplete),
+        (text.replace(&format!("\"{}\"", base64.as_str()), ""), FormatError::Incomplete),
+        (text.replace("\"epoch\":7", "\"epoch\":6"), FormatError::Checksum),
+    ] {
+        assert_ne!(damaged, text);
+        std::fs::write(store.path(), damaged).unwrap();
+        let error = store.load().unwrap_err();
+        assert!(matches!(&error, StoreError::Format { source, .. } if *source == expected), "{error:?}");
+    }
+}
+
+#[test]
+fn a_file_of_the_version_before_is_read_and_has_no_preshared_keys() {
+    use sha2::{Digest as _, Sha256};
+    let (_folder, store) = store();
+    let keys = NodeKeys::cold(5, 0).unwrap();
+    let journal = serde_json::to_string(&keys.journal).unwrap();
+    let texts: Vec<String> = keys.named().map(|key| key.to_base64().to_string()).collect();
+    let (keys_text, checksum) = (serde_json::to_string(&texts).unwrap(), Sha256::digest(&journal));
+    let text =
+        format!("{{\"v\":2,\"journal\":{journal},\"keys\":{keys_text},\"checksum\":\"{checksum:x}\"}}\n");
+    std::fs::write(store.path(), text).unwrap();
+    std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+    let loaded = store.load().unwrap().unwrap();
+    assert_eq!(loaded.journal, keys.journal);
+    assert!(loaded.preshared_kept().is_empty());
 }

@@ -42,6 +42,8 @@ pub(crate) enum Message {
     },
     /// "My audit trail ends here; remember it."
     Head(Head),
+    /// Something about the preshared keys of the two, in that protocol's own bytes.
+    Pair(Vec<u8>),
 }
 
 impl Message {
@@ -101,13 +103,14 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 5] {
+    fn messages() -> [Message; 6] {
         [
             Message::Probe { nonce: 7, len: 0 },
             Message::Echo { nonce: u64::MAX },
             Message::Ask { nonce: u64::MAX },
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
+            Message::Pair(vec![1; keyring::pq::LONGEST_MESSAGE]),
         ]
     }
 

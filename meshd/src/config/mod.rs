@@ -78,6 +78,8 @@ pub struct Config {
     pub probe_interval: Duration,
     /// When and how this node's keys are replaced.
     pub rotation: Policy,
+    /// Whether and how preshared keys are agreed on with peers.
+    pub pq: keyring::pq::Terms,
     /// Folder of the key file.
     pub key_dir: PathBuf,
     /// What keeps the key file from whoever gets hold of the disk.

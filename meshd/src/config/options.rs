@@ -145,6 +145,18 @@ pub static OPTIONS: &[OptionSpec] = &[
         Some("60s"),
         "How long a peer may take to acknowledge a step of a rotation.",
     ),
+    OptionSpec::new(
+        "pq",
+        "off|prefer|require",
+        Some("prefer"),
+        "Preshared keys from ML-KEM-768 with each peer, against whoever records traffic for a quantum computer: none, with every peer that has them too, or no pod's packet without.",
+    ),
+    OptionSpec::new(
+        "pq-interval",
+        "TIME",
+        Some("1h"),
+        "Age at which a preshared key is replaced; 0 replaces it only when a private key is.",
+    ),
     OptionSpec::new("key-dir", "FOLDER", Some("/run/meshd/keys"), "Folder of the private keys, mode 0700."),
     OptionSpec::new(
         "key-storage",

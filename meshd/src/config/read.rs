@@ -122,6 +122,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         None => BTreeMap::new(),
     };
     let values = Values { sources, file };
+    let rotation = rotation(&values)?;
     let config = Config {
         node_name: values.one("node-name", value::node_name)?,
         kubeconfig: values.maybe("kubeconfig", value::file)?,
@@ -142,7 +143,8 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         rule_priority: values.one("rule-priority", value::priority)?,
         control_port: values.one("control-port", value::port)?,
         probe_interval: values.one("probe-interval", value::time)?,
-        rotation: rotation(&values)?,
+        pq: pq(&values, &rotation)?,
+        rotation,
         key_dir: values.one("key-dir", value::folder)?,
         key_storage: key_storage(&values)?,
         state_dir: values.one("state-dir", value::folder)?,
@@ -168,6 +170,17 @@ fn rotation(values: &Values<'_>) -> Result<Policy, ConfigError> {
         timeout: values.one("rotation-timeout", value::time)?,
     };
     Policy::new(terms).map_err(|source| ConfigError::Rotation { source })
+}
+
+fn pq(values: &Values<'_>, rotation: &Policy) -> Result<keyring::pq::Terms, ConfigError> {
+    let usual = keyring::pq::Terms::default();
+    Ok(keyring::pq::Terms {
+        mode: values.one("pq", value::pq_mode)?,
+        interval: values.one("pq-interval", value::pq_interval)?,
+        // A rotation that waited to its own end would be given up.
+        patience: usual.patience.min(rotation.timeout() / 2),
+        ..usual
+    })
 }
 
 fn key_storage(values: &Values<'_>) -> Result<KeyStorage, ConfigError> {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use keyring::pq::Mode;
 use plan::network::LinkName;
 
 use crate::device::{Backend, Wish};
@@ -83,6 +84,23 @@ pub(crate) fn time(text: &str) -> Result<Duration, Expected> {
         _ => return Err(EXPECTED),
     };
     Ok(Duration::from_millis(u64::from(number) * milliseconds))
+}
+
+pub(super) fn pq_mode(text: &str) -> Result<Mode, Expected> {
+    match text {
+        "off" => Ok(Mode::Off),
+        "prefer" => Ok(Mode::Prefer),
+        "require" => Ok(Mode::Require),
+        _ => Err("off, prefer or require"),
+    }
+}
+
+pub(super) fn pq_interval(text: &str) -> Result<Duration, Expected> {
+    match time(text) {
+        // One takes a few seconds on each slot.
+        Ok(interval) if interval.is_zero() || interval >= Duration::from_secs(10) => Ok(interval),
+        _ => Err("0, or a time from 10s up"),
+    }
 }
 
 pub(super) fn percent(text: &str) -> Result<u32, Expected> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use keyring::{PerSlot, PrivateKey, PublicKey, Slot};
+use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use plan::network::{LinkName, Peer};
 use plan::op::PeerChange;
 use tracing::{debug, error, info, warn};
@@ -139,9 +139,19 @@ impl Devices {
         self.change(slot, |device| device.set_mtu(mtu))
     }
 
-    /// Adds a peer.
-    pub(super) fn add_peer(&mut self, slot: Slot, key: PublicKey, peer: &Peer) -> Result<(), SlotError> {
-        self.change(slot, |device| device.add_peer(key, peer))
+    /// Adds a peer, with the preshared key that the plan names.
+    pub(super) fn add_peer(
+        &mut self,
+        slot: Slot,
+        key: PublicKey,
+        peer: &Peer,
+        preshared: Option<&PresharedKey>,
+    ) -> Result<(), SlotError> {
+        // Without it the peer would be less protected than the plan says.
+        if peer.preshared != preshared.map(PresharedKey::id) {
+            return Err(SlotError::ForeignPreshared { slot, key });
+        }
+        self.change(slot, |device| device.add_peer(key, peer, preshared))
     }
 
     /// Changes what differs at a peer.
@@ -204,6 +214,14 @@ pub(super) enum SlotError {
     Missing {
         /// The slot.
         slot: Slot,
+    },
+    /// The plan asks for a preshared key that is not kept.
+    #[error("slot {slot}: the preshared key with {key} is not in the key ring")]
+    ForeignPreshared {
+        /// The slot.
+        slot: Slot,
+        /// The peer's public key.
+        key: PublicKey,
     },
     /// The plan asks for a key that is not ours.
     #[error("slot {slot}: the private key for {key} is not in the key ring")]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
+use keyring::pq::Kept;
 use keyring::rotation::{Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance};
 use keyring::store::{FileStore, Protection, SealError, SealingKey, StoreError};
 use keyring::{KeyError, NodeKeys, PerSlot, PrivateKey, PublicKey};
@@ -179,6 +180,36 @@ impl Keys {
             self.tell(Input::Rotate(Cause::Emergency));
         }
         self.tell(Input::RenewBefore(Some(wish.before)));
+    }
+
+    /// Puts what is to be kept of preshared keys on disk, in one write. If that fails what was kept before stands.
+    pub(super) fn keep_preshared(&mut self, all: Vec<(PeerId, PerSlot<Kept>)>) -> bool {
+        let keep = |ring: &mut NodeKeys, (peer, kept): (PeerId, PerSlot<Kept>)| {
+            let former = ring.keep_preshared(peer.clone(), kept);
+            (peer, former)
+        };
+        let former: Vec<_> = all.into_iter().map(|one| keep(&mut self.ring, one)).collect();
+        let saved = self.store.save(&self.ring);
+        if let Err(error) = &saved {
+            error!(cause = %Chain(error), "preshared keys can't be kept; those that were stay");
+            for one in former {
+                drop(keep(&mut self.ring, one));
+            }
+        }
+        saved.is_ok()
+    }
+
+    /// Wipes the preshared keys with a node that is gone.
+    pub(super) fn forget_preshared(&mut self, peer: &PeerId) {
+        self.ring.forget_preshared(peer);
+        if let Err(error) = self.store.save(&self.ring) {
+            warn!(cause = %Chain(&error), "preshared keys of a node that is gone are still on disk");
+        }
+    }
+
+    /// The private keys and the preshared keys.
+    pub(super) const fn ring(&self) -> &NodeKeys {
+        &self.ring
     }
 
     /// The public key of each slot.

@@ -14,6 +14,7 @@ mod keys;
 mod observe;
 mod outcome;
 mod perform;
+mod pq;
 mod probes;
 mod publication;
 mod reconcile;
@@ -137,7 +138,7 @@ impl Loop {
         let mut due: Option<Instant> = Some(Instant::now());
         loop {
             let soon = Instant::now() + SETTLE;
-            if self.reconciler.keys.take_turn() {
+            if self.reconciler.take_turn() {
                 due = Some(earlier(due, soon));
             }
             let wait = async {
@@ -146,7 +147,7 @@ impl Loop {
                     None => std::future::pending().await,
                 }
             };
-            let rotation = self.reconciler.keys.due();
+            let rotation = self.reconciler.due();
             let rotation_due = async {
                 match rotation {
                     Some(at) => tokio::time::sleep_until(at).await,

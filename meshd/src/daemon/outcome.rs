@@ -16,9 +16,11 @@ use super::cluster::Cluster;
 use super::cni_files::{self, CniFilesError};
 use super::devices::Devices;
 use super::keys::Keys;
+use super::pq::Pairs;
 use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::Chosen;
+use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
     ApiStatus, ControlStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
@@ -88,6 +90,7 @@ impl Outcome {
                 generation: member.state.generation,
                 round_trip_microseconds: None,
                 full_size_passes: None,
+                pq: PairStatus::default(),
                 slots: PerSlot::from_fn(|slot| {
                     Some(PeerSlotStatus {
                         key: member.state.slots.get(slot).key,
@@ -96,6 +99,7 @@ impl Outcome {
                         received: 0,
                         sent: 0,
                         endpoint_drifts: 0,
+                        pq: PqSlotStatus::default(),
                     })
                 }),
             })
@@ -240,14 +244,20 @@ impl Outcome {
         &self,
         config: &Config,
         keys: &Keys,
+        pairs: &Pairs,
         cluster: &Cluster,
         devices: &mut Devices,
     ) -> Status {
         let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
         let mut peers = self.peers.clone();
-        for peer in &mut peers {
+        for (peer, member) in peers.iter_mut().zip(self.admission.world.peers.values()) {
+            let preshared = pairs.status(&PeerId::new(member.uid.as_str()));
+            peer.pq = preshared.as_ref().map_or_else(PairStatus::default, |(pair, _)| *pair);
             for slot in Slot::ALL {
                 let Some(found) = peer.slots.get_mut(slot) else { continue };
+                if let Some((_, slots)) = &preshared {
+                    found.pq = *slots.get(slot);
+                }
                 let Some((_, state)) = states.get(slot) else { continue };
                 if let Some(live) = state.peers.get(&found.key) {
                     found.endpoint = live.endpoint;

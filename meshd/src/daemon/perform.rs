@@ -67,7 +67,10 @@ pub(super) async fn perform(
         Op::AddAddress { link, address } => host.add_address(link, *address).await?,
         Op::RemoveAddress { link, address } => host.remove_address(link, *address).await?,
         Op::SetUp { link } => host.set_up(link).await?,
-        Op::AddPeer { slot, key, peer } => devices.add_peer(*slot, *key, peer)?,
+        Op::AddPeer { slot, key, peer } => {
+            let preshared = peer.preshared.and_then(|id| keys.ring().preshared(&id));
+            devices.add_peer(*slot, *key, peer, preshared)?;
+        }
         Op::UpdatePeer { slot, key, change } => devices.update_peer(*slot, *key, change)?,
         Op::RemovePeer { slot, key } => devices.remove_peer(*slot, *key)?,
         Op::SetRoute(route) => host.set_route(route).await?,

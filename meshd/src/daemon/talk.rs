@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use keyring::Slot;
 use keyring::audit::Head;
+use keyring::pq;
 use keyring::rotation::{Ask, Input, PeerId};
 use linux::{Handle, HostError};
 use plan::admission::{Admission, Member};
@@ -14,6 +15,7 @@ use plan::node::NodeUid;
 use plan::prefix;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::probes::{Probe, Probes, Way};
 use crate::channel::{Channel, Heard, Message, Place};
@@ -38,6 +40,8 @@ pub(super) enum Said {
     OfKeys(Input),
     /// Where a peer's audit trail ends.
     OfTrail(PeerId, Head),
+    /// Something about the preshared keys with a peer, over a slot.
+    Preshared(PeerId, Slot, pq::Message),
 }
 
 /// The channel, and who is who on it.
@@ -152,6 +156,20 @@ impl Talk {
         self.probes.way(&PeerId::new(uid.as_str()))
     }
 
+    /// Says something about preshared keys.
+    pub(super) fn pair(&self, messages: Vec<(PeerId, Slot, pq::Message)>) {
+        for (peer, over, message) in messages {
+            if let Some(address) = self.addresses.get(&peer) {
+                self.channel.send(over, *address, &Message::Pair(message.encode()));
+            }
+        }
+    }
+
+    /// The slot that packets to a peer take since the last turn that went through.
+    pub(super) fn tx(&self, peer: &PeerId) -> Option<Slot> {
+        self.heeded.get(peer).map(|heed| heed.tx)
+    }
+
     /// Tells every peer where this node's audit trail ends.
     pub(super) fn tell_head(&self, head: &Head) {
         for (peer, address) in &self.addresses {
@@ -168,27 +186,35 @@ impl Talk {
             return None;
         };
         self.counts.heard += 1;
-        match heard.message {
+        match &heard.message {
             Message::Ask { nonce } => {
                 if let Some(Heed { generation, tx, .. }) = self.heeded.get(peer) {
-                    let answer = Message::Answer { nonce, seen: *generation, tx: *tx };
+                    let answer = Message::Answer { nonce: *nonce, seen: *generation, tx: *tx };
                     self.channel.send(heard.over, heard.from, &answer);
                 }
                 Some(Said::OfKeys(Input::Heard(peer.clone())))
             }
             Message::Answer { nonce, seen, tx } => {
                 let (peer, over) = (peer.clone(), heard.over);
+                let (nonce, seen, tx) = (*nonce, *seen, *tx);
                 Some(Said::OfKeys(Input::Answer { peer, nonce, seen, tx, over, protected: true }))
             }
             Message::Probe { nonce, .. } => {
-                self.channel.send(heard.over, heard.from, &Message::Echo { nonce });
+                self.channel.send(heard.over, heard.from, &Message::Echo { nonce: *nonce });
                 None
             }
             Message::Echo { nonce } => {
-                self.probes.hear(self.started.elapsed(), peer, nonce);
+                self.probes.hear(self.started.elapsed(), peer, *nonce);
                 None
             }
-            Message::Head(end) => Some(Said::OfTrail(peer.clone(), end)),
+            Message::Head(end) => Some(Said::OfTrail(peer.clone(), *end)),
+            Message::Pair(bytes) => match pq::Message::decode(bytes) {
+                Ok(message) => Some(Said::Preshared(peer.clone(), heard.over, message)),
+                Err(error) => {
+                    debug!(%peer, cause = %error, "message refused");
+                    None
+                }
+            },
         }
     }
 }

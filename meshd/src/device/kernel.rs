@@ -67,7 +67,7 @@ impl Device for Kernel {
             roaming: None,
             allowed_ips: status.allowed_ips,
             keepalive: Some(status.keepalive).filter(|interval| *interval > 0),
-            has_preshared_key: status.has_preshared_key,
+            preshared: status.preshared,
             // A clock that was set back makes the handshake as new as can be.
             since_handshake: status.last_handshake.map(|at| now.duration_since(at).unwrap_or_default()),
             received: status.rx_bytes,
@@ -94,11 +94,17 @@ impl Device for Kernel {
         Ok(())
     }
 
-    fn add_peer(&mut self, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+    fn add_peer(
+        &mut self,
+        key: PublicKey,
+        peer: &Peer,
+        preshared: Option<&PresharedKey>,
+    ) -> Result<(), DeviceError> {
         let settings = PeerSettings {
             endpoint: peer.endpoint,
             keepalive: Some(peer.keepalive.unwrap_or(0)),
             allow: peer.allowed_ips.iter().copied().collect(),
+            preshared_key: Some(change_to(preshared)),
             ..PeerSettings::default()
         };
         self.interface.apply(&kernel_wireguard::PeerChange::Add { peer: key, settings })?;
@@ -134,9 +140,7 @@ impl Device for Kernel {
         peer: PublicKey,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        let change =
-            preshared.map_or(PresharedKeyChange::Clear, |key| PresharedKeyChange::Set(key.duplicate()));
-        let settings = PeerSettings { preshared_key: Some(change), ..PeerSettings::default() };
+        let settings = PeerSettings { preshared_key: Some(change_to(preshared)), ..PeerSettings::default() };
         Ok(self.interface.apply(&kernel_wireguard::PeerChange::Update { peer, settings })?)
     }
 
@@ -162,4 +166,8 @@ impl Device for Kernel {
     fn remove(self: Box<Self>) -> Result<(), DeviceError> {
         Ok(())
     }
+}
+
+fn change_to(preshared: Option<&PresharedKey>) -> PresharedKeyChange {
+    preshared.map_or(PresharedKeyChange::Clear, |key| PresharedKeyChange::Set(key.duplicate()))
 }

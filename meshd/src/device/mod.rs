@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use kernel_wireguard::KernelError;
-use keyring::{PresharedKey, PrivateKey, PublicKey};
+use keyring::{PresharedId, PresharedKey, PrivateKey, PublicKey};
 use plan::network::{LinkName, Peer};
 use plan::op::PeerChange;
 use tunnel::TunnelError;
@@ -82,8 +82,14 @@ pub trait Device: fmt::Debug + Send {
     fn set_mtu(&mut self, mtu: u32) -> Result<(), DeviceError>;
 
     /// Adds a peer. Prefixes that another peer has move to it. One with the device's own key is refused or ignored,
-    /// and is in no case there afterwards.
-    fn add_peer(&mut self, key: PublicKey, peer: &Peer) -> Result<(), DeviceError>;
+    /// and is in no case there afterwards. `preshared` is the key that the plan names, or none if it names none: there is
+    /// no moment at which the peer is there without it.
+    fn add_peer(
+        &mut self,
+        key: PublicKey,
+        peer: &Peer,
+        preshared: Option<&PresharedKey>,
+    ) -> Result<(), DeviceError>;
 
     /// Changes what differs at a peer; its session goes on. Prefixes that another peer has move to it; of those that
     /// are taken away, only those that it has. A peer that is not there is not made.
@@ -133,8 +139,8 @@ pub struct PeerState {
     pub allowed_ips: BTreeSet<IpNetwork>,
     /// Seconds between keepalives; none sends none.
     pub keepalive: Option<u16>,
-    /// Whether a preshared key is set.
-    pub has_preshared_key: bool,
+    /// Name of the preshared key, if one is set.
+    pub preshared: Option<PresharedId>,
     /// How long ago the last handshake was completed.
     pub since_handshake: Option<Duration>,
     /// Bytes of UDP payload received from it.
@@ -154,6 +160,7 @@ impl PeerState {
             roaming: self.roaming.unwrap_or_else(|| wanted.is_some_and(|wanted| wanted.roaming)),
             allowed_ips: self.allowed_ips.clone(),
             keepalive: self.keepalive,
+            preshared: self.preshared,
         }
     }
 }

@@ -69,7 +69,7 @@ impl Device for Userspace {
             roaming: Some(status.roaming),
             allowed_ips: status.allowed_ips,
             keepalive: Some(status.keepalive).filter(|interval| *interval > 0),
-            has_preshared_key: status.has_preshared_key,
+            preshared: status.preshared,
             since_handshake: status.since_handshake,
             received: status.rx_bytes,
             sent: status.tx_bytes,
@@ -95,11 +95,17 @@ impl Device for Userspace {
         self.interface.set_mtu(engine_mtu(mtu)).map_err(|source| self.failed("set the MTU of", source))
     }
 
-    fn add_peer(&mut self, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+    fn add_peer(
+        &mut self,
+        key: PublicKey,
+        peer: &Peer,
+        preshared: Option<&PresharedKey>,
+    ) -> Result<(), DeviceError> {
         let settings = PeerSettings {
             endpoint: peer.endpoint,
             keepalive: Some(peer.keepalive.unwrap_or(0)),
             allow: peer.allowed_ips.iter().copied().collect(),
+            preshared_key: Some(change_to(preshared)),
             roaming: Some(peer.roaming),
             ..PeerSettings::default()
         };
@@ -128,9 +134,7 @@ impl Device for Userspace {
         peer: PublicKey,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        let change =
-            preshared.map_or(PresharedKeyChange::Clear, |key| PresharedKeyChange::Set(key.duplicate()));
-        let settings = PeerSettings { preshared_key: Some(change), ..PeerSettings::default() };
+        let settings = PeerSettings { preshared_key: Some(change_to(preshared)), ..PeerSettings::default() };
         self.change("set the preshared key of a peer of", peer, false, settings)
     }
 
@@ -151,6 +155,10 @@ impl Device for Userspace {
         let removed = self.interface.remove();
         removed.map_err(|source| DeviceError::Engine { operation: "remove", link, source })
     }
+}
+
+fn change_to(preshared: Option<&PresharedKey>) -> PresharedKeyChange {
+    preshared.map_or(PresharedKeyChange::Clear, |key| PresharedKeyChange::Set(key.duplicate()))
 }
 
 /// IP packets have at most 65,535 bytes, so a wider MTU says no more.

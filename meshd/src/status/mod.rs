@@ -1,5 +1,6 @@
 //! What the daemon knows, as one value: status, metrics and readiness are views of it.
 
+pub mod pq;
 pub mod rotation;
 pub mod table;
 
@@ -11,6 +12,7 @@ use keyring::{PerSlot, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::api::fence::Fence;
+use pq::{PairStatus, PqSlotStatus};
 use rotation::RotationStatus;
 
 /// The mesh as one node's daemon sees it.
@@ -127,6 +129,9 @@ pub struct PeerStatus {
     pub round_trip_microseconds: Option<u64>,
     /// Whether packets of the size of the MTU arrive; none while that is not known.
     pub full_size_passes: Option<bool>,
+    /// How it stands about preshared keys.
+    #[serde(default)]
+    pub pq: PairStatus,
     /// Both slots.
     pub slots: PerSlot<Option<PeerSlotStatus>>,
 }
@@ -146,6 +151,9 @@ pub struct PeerSlotStatus {
     pub sent: u64,
     /// Authenticated packets that came from another address than the published endpoint.
     pub endpoint_drifts: u64,
+    /// The preshared key.
+    #[serde(default)]
+    pub pq: PqSlotStatus,
 }
 
 /// Something that was refused.

@@ -70,6 +70,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
         "RECEIVED",
         "SENT",
         "MTU, RTT",
+        "PQ",
     ]);
     for peer in peers {
         for (slot, state) in peer.slots.iter() {
@@ -86,6 +87,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
                 bytes(state.received),
                 bytes(state.sent),
                 if first { mtu(peer) } else { round_trip(peer) },
+                state.pq.word().to_owned(),
             ]);
         }
     }
@@ -144,6 +146,14 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
             text,
             "\n{}: packets of {mtu} bytes do not arrive there, smaller ones do: set --mtu lower, or let ICMP errors pass",
             peer.node
+        )?;
+    }
+    for peer in status.peers.iter().filter(|peer| peer.pq.barred) {
+        writeln!(
+            text,
+            "\n{}: no pod traffic: a preshared key is required, and {}",
+            peer.node,
+            peer.pq.reason()
         )?;
     }
     for rejected in &status.rejected {

@@ -15,7 +15,6 @@ use crate::subject::Subject;
 #[derive(Debug)]
 struct Fake {
     network: Network,
-    preshared: BTreeSet<PublicKey>,
     taken: Arc<Mutex<BTreeSet<u16>>>,
 }
 
@@ -27,7 +26,7 @@ pub(crate) fn subject() -> Subject {
     let mut network = Network::default();
     let link = "mesh-a".parse().unwrap();
     network.apply(&Op::CreateDevice { slot: SLOT, link, mtu: 1420 }).unwrap();
-    let device = Fake { network, preshared: BTreeSet::new(), taken: Arc::clone(&taken) };
+    let device = Fake { network, taken: Arc::clone(&taken) };
     let occupy = move |port| {
         taken.lock().unwrap().insert(port);
     };
@@ -52,16 +51,15 @@ impl Device for Fake {
 
     fn state(&mut self) -> Result<DeviceState, DeviceError> {
         let device = &self.network.devices[&SLOT];
-        let peer = |key: &PublicKey, peer: &Peer| PeerState {
+        let peer = |peer: &Peer| PeerState {
             endpoint: peer.endpoint,
             roaming: Some(peer.roaming),
             allowed_ips: peer.allowed_ips.clone(),
             keepalive: peer.keepalive,
-            has_preshared_key: self.preshared.contains(key),
+            preshared: peer.preshared,
             ..PeerState::default()
         };
-        let peers: BTreeMap<_, _> =
-            device.peers.iter().map(|(key, found)| (*key, peer(key, found))).collect();
+        let peers: BTreeMap<_, _> = device.peers.iter().map(|(key, found)| (*key, peer(found))).collect();
         Ok(DeviceState { key: device.key, port: device.port, peers })
     }
 
@@ -81,7 +79,12 @@ impl Device for Fake {
         self.perform(&Op::SetMtu { link, mtu })
     }
 
-    fn add_peer(&mut self, key: PublicKey, peer: &Peer) -> Result<(), DeviceError> {
+    fn add_peer(
+        &mut self,
+        key: PublicKey,
+        peer: &Peer,
+        _preshared: Option<&PresharedKey>,
+    ) -> Result<(), DeviceError> {
         self.perform(&Op::AddPeer { slot: SLOT, key, peer: peer.clone() })
     }
 
@@ -90,7 +93,6 @@ impl Device for Fake {
     }
 
     fn remove_peer(&mut self, key: PublicKey) -> Result<(), DeviceError> {
-        self.preshared.remove(&key);
         self.perform(&Op::RemovePeer { slot: SLOT, key })
     }
 
@@ -99,10 +101,10 @@ impl Device for Fake {
         peer: PublicKey,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        match preshared {
-            Some(_) => self.preshared.insert(peer),
-            None => self.preshared.remove(&peer),
-        };
+        let device = self.network.devices.get_mut(&SLOT).unwrap();
+        if let Some(found) = device.peers.get_mut(&peer) {
+            found.preshared = preshared.map(PresharedKey::id);
+        }
         Ok(())
     }
 

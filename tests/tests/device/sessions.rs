@@ -94,7 +94,7 @@ pub(crate) fn changes_lose_no_packet_of_a_stream(mut pair: Pair) {
         }
         let peer = pair.peer(1);
         pair.devices[0]
-            .add_peer(stranger, &plan::network::Peer { allowed_ips: prefix("10.2.0.0/16"), ..peer })
+            .add_peer(stranger, &plan::network::Peer { allowed_ips: prefix("10.2.0.0/16"), ..peer }, None)
             .unwrap();
         pair.devices[0].remove_peer(stranger).unwrap();
     }
@@ -112,7 +112,7 @@ pub(crate) fn a_removed_peer_hears_nothing_more(mut pair: Pair) {
     pair.devices[0].remove_peer(other).unwrap();
     assert!(is_silent(&pair));
     let peer = pair.peer(1);
-    pair.devices[0].add_peer(other, &peer).unwrap();
+    pair.devices[0].add_peer(other, &peer, None).unwrap();
     assert!(passes(&pair));
 }
 

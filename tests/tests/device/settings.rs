@@ -50,7 +50,7 @@ pub(crate) fn another_key_keeps_the_peers(mut subject: Subject) {
     let device = subject.device.as_mut();
     device.set_key(&PrivateKey::generate().unwrap()).unwrap();
     let other = key();
-    device.add_peer(other, &peer(["10.0.0.0/24"])).unwrap();
+    device.add_peer(other, &peer(["10.0.0.0/24"]), None).unwrap();
     let before = found(device, other);
     device.set_key(&PrivateKey::generate().unwrap()).unwrap();
     assert!(before.is_some());
@@ -74,12 +74,13 @@ pub(crate) fn a_peer_reads_back_as_it_was_added(mut subject: Subject) {
         roaming: false,
         allowed_ips: prefixes(["10.0.0.0/24", "fd00::/64", "192.0.2.1/32", "2001:db8::1/128"]),
         keepalive: Some(25),
+        preshared: None,
     };
     let bare = Peer::default();
     let far = Peer { endpoint: Some("[2001:db8::7]:1".parse().unwrap()), ..peer(["0.0.0.0/0", "::/0"]) };
     let keys = [key(), key(), key()];
     for (key, peer) in keys.iter().zip([&whole, &bare, &far]) {
-        device.add_peer(*key, peer).unwrap();
+        device.add_peer(*key, peer, None).unwrap();
         assert_eq!(found(device, *key).as_ref(), Some(peer));
     }
     assert_eq!(device.state().unwrap().peers.len(), 3);
@@ -89,9 +90,9 @@ pub(crate) fn a_peer_reads_back_as_it_was_added(mut subject: Subject) {
 pub(crate) fn a_prefix_belongs_to_whoever_got_it_last(mut subject: Subject) {
     let device = subject.device.as_mut();
     let [first, second, third] = [key(), key(), key()];
-    device.add_peer(first, &peer(["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24"])).unwrap();
-    device.add_peer(second, &peer(["10.0.1.0/24"])).unwrap();
-    device.add_peer(third, &peer([])).unwrap();
+    device.add_peer(first, &peer(["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24"]), None).unwrap();
+    device.add_peer(second, &peer(["10.0.1.0/24"]), None).unwrap();
+    device.add_peer(third, &peer([]), None).unwrap();
     let change = PeerChange { allow: prefixes(["10.0.2.0/24"]), ..PeerChange::default() };
     device.update_peer(third, &change).unwrap();
     assert_eq!(allowed_ips(device, first), prefixes(["10.0.0.0/24"]));
@@ -107,8 +108,8 @@ pub(crate) fn an_update_changes_what_it_names_and_nothing_else(mut subject: Subj
         keepalive: Some(25),
         ..peer(["10.0.0.0/24", "10.0.1.0/24"])
     };
-    device.add_peer(one, &wanted).unwrap();
-    device.add_peer(other, &peer(["10.0.9.0/24"])).unwrap();
+    device.add_peer(one, &wanted, None).unwrap();
+    device.add_peer(other, &peer(["10.0.9.0/24"]), None).unwrap();
     let bystander = found(device, other);
     let changes = [
         PeerChange { endpoint: Some("198.18.0.8:1".parse().unwrap()), ..PeerChange::default() },
@@ -138,8 +139,8 @@ pub(crate) fn an_update_changes_what_it_names_and_nothing_else(mut subject: Subj
 pub(crate) fn prefixes_are_taken_only_from_the_peer_that_is_named(mut subject: Subject) {
     let device = subject.device.as_mut();
     let (one, other) = (key(), key());
-    device.add_peer(one, &peer(["10.0.0.0/24"])).unwrap();
-    device.add_peer(other, &peer(["10.0.1.0/24"])).unwrap();
+    device.add_peer(one, &peer(["10.0.0.0/24"]), None).unwrap();
+    device.add_peer(other, &peer(["10.0.1.0/24"]), None).unwrap();
     let change = PeerChange { disallow: prefixes(["10.0.1.0/24", "10.0.7.0/24"]), ..PeerChange::default() };
     device.update_peer(one, &change).unwrap();
     assert_eq!(allowed_ips(device, one), prefixes(["10.0.0.0/24"]));
@@ -150,8 +151,8 @@ pub(crate) fn two_peers_can_swap_their_prefixes(mut subject: Subject) {
     let device = subject.device.as_mut();
     let (one, other) = (key(), key());
     let (x, y) = ("10.0.0.0/24", "10.0.1.0/24");
-    device.add_peer(one, &peer([x])).unwrap();
-    device.add_peer(other, &peer([y])).unwrap();
+    device.add_peer(one, &peer([x]), None).unwrap();
+    device.add_peer(other, &peer([y]), None).unwrap();
     let swap = |take, give| PeerChange {
         allow: prefixes([take]),
         disallow: prefixes([give]),
@@ -167,7 +168,7 @@ pub(crate) fn two_peers_can_swap_their_prefixes(mut subject: Subject) {
 pub(crate) fn an_update_makes_no_peer(mut subject: Subject) {
     let device = subject.device.as_mut();
     let present = key();
-    device.add_peer(present, &peer(["10.0.0.0/24"])).unwrap();
+    device.add_peer(present, &peer(["10.0.0.0/24"]), None).unwrap();
     let change = PeerChange {
         endpoint: Some("198.18.0.7:51840".parse().unwrap()),
         allow: prefixes(["10.0.0.0/24", "10.0.1.0/24"]),
@@ -182,9 +183,9 @@ pub(crate) fn nobody_is_a_peer_of_himself(mut subject: Subject) {
     let device = subject.device.as_mut();
     let (first, second) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     device.set_key(&first).unwrap();
-    let _refused_or_not = device.add_peer(first.public(), &peer(["10.0.0.0/24"]));
+    let _refused_or_not = device.add_peer(first.public(), &peer(["10.0.0.0/24"]), None);
     assert_eq!(device.state().unwrap().peers.len(), 0);
-    device.add_peer(second.public(), &peer(["10.0.0.0/24"])).unwrap();
+    device.add_peer(second.public(), &peer(["10.0.0.0/24"]), None).unwrap();
     assert_eq!(device.state().unwrap().peers.len(), 1);
     device.set_key(&second).unwrap();
     assert_eq!(device.state().unwrap().peers.len(), 0);
@@ -193,14 +194,14 @@ pub(crate) fn nobody_is_a_peer_of_himself(mut subject: Subject) {
 pub(crate) fn a_removed_peer_is_gone_and_removing_it_again_is_no_error(mut subject: Subject) {
     let device = subject.device.as_mut();
     let (one, other) = (key(), key());
-    device.add_peer(one, &peer(["10.0.0.0/24"])).unwrap();
-    device.add_peer(other, &peer(["10.0.1.0/24"])).unwrap();
+    device.add_peer(one, &peer(["10.0.0.0/24"]), None).unwrap();
+    device.add_peer(other, &peer(["10.0.1.0/24"]), None).unwrap();
     for _ in 0..2 {
         device.remove_peer(one).unwrap();
         assert_eq!(found(device, one), None);
     }
     assert_eq!(allowed_ips(device, other), prefixes(["10.0.1.0/24"]));
-    device.add_peer(one, &peer([])).unwrap();
+    device.add_peer(one, &peer([]), None).unwrap();
     assert_eq!(allowed_ips(device, one), BTreeSet::new());
 }
 
@@ -211,7 +212,7 @@ pub(crate) fn thousands_of_prefixes_of_one_peer_read_back(mut subject: Subject) 
     let v4 = (0..2000_u32).map(|n| format!("10.{}.{}.0/24", n / 250, n % 250));
     let v6 = (0..1000_u32).map(|n| format!("fd00:{n:x}::/64"));
     let all: Vec<String> = v4.chain(v6).collect();
-    device.add_peer(one, &peer(all.iter().map(String::as_str))).unwrap();
+    device.add_peer(one, &peer(all.iter().map(String::as_str)), None).unwrap();
     assert_eq!(allowed_ips(device, one), prefixes(all.iter().map(String::as_str)));
     let (gone, kept): (Vec<_>, Vec<_>) =
         all.iter().map(String::as_str).enumerate().partition(|(n, _)| n % 2 == 0);
@@ -232,7 +233,7 @@ pub(crate) fn hundreds_of_peers_read_back(mut subject: Subject) {
         })
         .collect();
     for (key, peer) in &peers {
-        device.add_peer(*key, peer).unwrap();
+        device.add_peer(*key, peer, None).unwrap();
     }
     let state = device.state().unwrap();
     assert_eq!(state.peers.len(), peers.len());
@@ -244,19 +245,24 @@ pub(crate) fn hundreds_of_peers_read_back(mut subject: Subject) {
 pub(crate) fn a_preshared_key_is_set_and_removed(mut subject: Subject) {
     let device = subject.device.as_mut();
     let (one, other) = (key(), key());
-    let added = peer(["10.0.0.0/24"]);
-    device.add_peer(one, &added).unwrap();
-    device.add_peer(other, &peer([])).unwrap();
+    let keys = [1, 2, 3].map(|byte| PresharedKey::from_bytes(&[byte; 32]).unwrap());
+    let added = Peer { preshared: Some(keys[0].id()), ..peer(["10.0.0.0/24"]) };
+    device.add_peer(one, &added, Some(&keys[0])).unwrap();
+    device.add_peer(other, &peer([]), None).unwrap();
     let has = |device: &mut dyn Device| {
-        let state = device.state().unwrap();
-        assert_eq!(state.peers[&one].as_planned(None), added);
-        (state.peers[&one].has_preshared_key, state.peers[&other].has_preshared_key)
+        let [one, other] = [one, other].map(|key| found(device, key).unwrap());
+        assert_eq!(Peer { preshared: added.preshared, ..one.clone() }, added);
+        assert_eq!(other.preshared, None);
+        one.preshared
     };
-    assert_eq!(has(device), (false, false));
-    for byte in [1, 2] {
-        device.set_preshared_key(one, Some(&PresharedKey::from_bytes(&[byte; 32]).unwrap())).unwrap();
-        assert_eq!(has(device), (true, false));
+    assert_eq!(has(device), Some(keys[0].id()));
+    for key in &keys[1..] {
+        device.set_preshared_key(one, Some(key)).unwrap();
+        assert_eq!(has(device), Some(key.id()));
     }
+    let change = PeerChange { keepalive: Some(None), ..PeerChange::default() };
+    device.update_peer(one, &change).unwrap();
+    assert_eq!(has(device), Some(keys[2].id()));
     device.set_preshared_key(one, None).unwrap();
-    assert_eq!(has(device), (false, false));
+    assert_eq!(has(device), None);
 }

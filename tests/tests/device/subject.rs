@@ -119,7 +119,7 @@ impl Pair {
     pub(crate) fn introduce(&mut self) {
         for index in [0, 1] {
             let (key, peer) = (self.public(1 - index), self.peer(1 - index));
-            self.devices[index].add_peer(key, &peer).unwrap();
+            self.devices[index].add_peer(key, &peer, None).unwrap();
         }
     }
 

@@ -23,7 +23,7 @@ fn change_among(peers: u32) -> (Duration, usize, usize) {
             allowed_ips: [format!("10.{}.{}.0/24", n / 250, n % 250).parse().unwrap()].into(),
             ..Peer::default()
         };
-        device.add_peer(*key, &peer).unwrap();
+        device.add_peer(*key, &peer, None).unwrap();
     }
     assert_eq!(device.state().unwrap().peers.len(), keys.len());
     let witness = Witness::start(node).unwrap();

@@ -175,7 +175,7 @@ impl Config {
                     allowed_ips: BTreeSet::new(),
                     keepalive: state.keepalive,
                     roaming: location.roaming,
-                    has_preshared_key: state.preshared_key.is_some(),
+                    preshared: state.preshared_key.as_ref().map(PresharedKey::id),
                     last_handshake: state.completed.map(|at| at.wall),
                     since_handshake: state
                         .completed

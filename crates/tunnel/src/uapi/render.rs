@@ -82,7 +82,7 @@ mod tests {
             allowed_ips: ["10.0.0.0/8", "fd00::/64"].map(|text| text.parse().unwrap()).into(),
             keepalive: 25,
             roaming: true,
-            has_preshared_key: true,
+            preshared: Some(keyring::PresharedId::from_bytes([1; 8])),
             last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5)),
             since_handshake: Some(Duration::from_secs(3)),
             rx_bytes: 7,

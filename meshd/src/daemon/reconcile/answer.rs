@@ -38,7 +38,8 @@ impl Reconciler {
 
     /// The status as of now.
     pub(in crate::daemon) fn status(&mut self) -> Status {
-        let status = self.outcome.status(&self.config, &self.keys, &self.cluster, &mut self.devices);
+        let status =
+            self.outcome.status(&self.config, &self.keys, &self.pairs, &self.cluster, &mut self.devices);
         let mut status = Status { control: self.talk.counts(), ..status };
         for peer in &mut status.peers {
             let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.talk.way(uid)) else { continue };

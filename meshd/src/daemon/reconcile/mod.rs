@@ -4,10 +4,11 @@ mod answer;
 mod api_server;
 mod rotation;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use keyring::Slot;
 use keyring::rotation::{Input, PeerId};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
@@ -27,6 +28,7 @@ use super::devices::Devices;
 use super::keys::Keys;
 use super::observe::ObserveError;
 use super::outcome::Outcome;
+use super::pq::{self, Pairs};
 use super::talk::{Heed, Talk, heed};
 use super::{observe, perform};
 use crate::api::events::Telling;
@@ -50,6 +52,7 @@ const USUAL_MTU: u32 = 1500;
 pub(super) struct Reconciler {
     pub(super) config: Config,
     pub(super) keys: Keys,
+    pairs: Pairs,
     host: Handle,
     devices: Devices,
     talk: Talk,
@@ -87,6 +90,8 @@ struct Turn {
     violations: Vec<Violation>,
     /// What the node does about each peer when the plan has been performed.
     heeded: BTreeMap<PeerId, Heed>,
+    /// The slot that pods' packets to each peer then take.
+    carried: BTreeMap<PeerId, Option<Slot>>,
     /// The own generation that the plan is for.
     generation: u64,
 }
@@ -135,6 +140,7 @@ impl Reconciler {
         Self {
             devices: Devices::adopt(chosen.backend, config.wireguard_dir.clone(), &config.links),
             talk: Talk::new(&config, keys.chance(), heard),
+            pairs: Pairs::new(config.pq),
             audit,
             tellings,
             cluster: Cluster::remembered(own, ledger, uid),
@@ -193,6 +199,7 @@ impl Reconciler {
         let remembered = self.remember(&turn.admission);
         if self.outcome.failures.is_empty() && remembered {
             self.talk.heed(turn.heeded.clone());
+            self.pairs.settle(&turn.carried, &mut self.keys);
             self.keys.tell(Input::Applied(turn.generation));
         }
         self.publish().await;
@@ -220,13 +227,14 @@ impl Reconciler {
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        let (heeded, generation) = (heed(&admission, &setup, &underlay), self.keys.journal().generation);
-        Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, generation })
+        let (heeded, carried) = (heed(&admission, &setup, &underlay), pq::carried(&admission, &setup));
+        let generation = self.keys.journal().generation;
+        Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, carried, generation })
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {
         let steer = self.steer(admission);
-        Setup {
+        let mut setup = Setup {
             cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
             service_cidrs: self.config.service_cidrs.iter().copied().collect(),
             keys: self.keys.public(),
@@ -236,7 +244,11 @@ impl Reconciler {
             rule_priority: self.config.rule_priority,
             nat: self.config.nat,
             steer,
-        }
+            preshared: BTreeMap::new(),
+            barred: BTreeSet::new(),
+        };
+        self.pairs.protect(admission, &mut setup);
+        setup
     }
 
     /// The MTU of the way to each endpoint, by the route that its datagrams really take.

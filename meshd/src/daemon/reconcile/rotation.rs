@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use keyring::audit::NodeRef;
+use keyring::pq::Entry;
 use keyring::rotation::{Cause, Input, PeerId, slot_for};
-use keyring::{PerSlot, Slot};
+use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::network::Network;
 use plan::node::NodeUid;
@@ -15,8 +16,9 @@ use super::{ASK, Reconciler};
 use crate::api::events::Telling;
 use crate::chain::Chain;
 use crate::channel::Heard;
-use crate::daemon::publication;
 use crate::daemon::talk::Said;
+use crate::daemon::{pq, publication};
+use crate::device::DeviceState;
 
 impl Reconciler {
     /// Tells the rotation and the control channel who is there and what they announce.
@@ -26,6 +28,7 @@ impl Reconciler {
         }
         self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.talk.learn(admission);
+        self.pairs.meet(admission, self.keys.stance(), &mut self.keys);
         self.keys.see(admission.world.peers.values().map(publication::stance));
         // Without a trail nothing is done that would have to stand in it.
         let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
@@ -36,6 +39,7 @@ impl Reconciler {
     pub(super) fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
         let Some(own) = self.keys.stance() else { return BTreeMap::new() };
         let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
+        self.show(admission, &states);
         let members = admission.world.peers.values();
         let slot = |member: &Member| {
             let answers = PerSlot::from_fn(|slot| {
@@ -43,9 +47,21 @@ impl Reconciler {
                 let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
                 peer.is_some_and(|peer| peer.since_handshake.is_some())
             });
-            (member.uid.clone(), slot_for(&own, &publication::stance(member), answers))
+            let wanted = slot_for(&own, &publication::stance(member), answers);
+            (member.uid.clone(), self.pairs.steer(&PeerId::new(member.uid.as_str()), wanted))
         };
         members.map(slot).collect()
+    }
+
+    /// Shows the machines of preshared keys what the devices have.
+    fn show(&mut self, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
+        let shown = |slot: Slot, own: &PublicKey, peer: &PublicKey| {
+            let state = states.get(slot).as_ref().filter(|state| state.key == Some(*own))?;
+            let peer = state.peers.get(peer)?;
+            Some(Entry { preshared: peer.preshared, handshake: peer.since_handshake.is_some() })
+        };
+        let entries = pq::entries(admission, &self.keys.public(), shown);
+        self.pairs.observe(&entries, &mut self.keys);
     }
 
     /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
@@ -54,8 +70,7 @@ impl Reconciler {
             Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
             Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
         }
-        self.keys.tell(Input::Tick);
-        self.talk.ask(self.keys.take_asks());
+        self.tick();
         self.talk.probe();
     }
 
@@ -63,12 +78,29 @@ impl Reconciler {
     pub(in crate::daemon) fn hear(&mut self, heard: &Heard) {
         match self.talk.hear(heard) {
             Some(Said::OfKeys(input)) => {
+                let input = self.weigh(input);
                 self.keys.tell(input);
                 self.talk.ask(self.keys.take_asks());
+            }
+            Some(Said::Preshared(peer, over, message)) => {
+                self.pairs.hear(&peer, over, message, &mut self.keys);
+                self.talk.pair(self.pairs.take_messages());
             }
             Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
             None => {}
         }
+    }
+
+    /// An answer to the rotation says that a peer has left a slot, or answers over it. It counts only when this node has
+    /// left the slot as well, and when the slot is as protected as it is meant to be.
+    fn weigh(&self, input: Input) -> Input {
+        let Input::Answer { peer, nonce, seen, tx, over, .. } = input else { return input };
+        let drained = self.keys.journal().drain();
+        if drained.is_some() && self.talk.tx(&peer) == drained {
+            return Input::Heard(peer);
+        }
+        let protected = self.pairs.protects(&peer, over);
+        Input::Answer { peer, nonce, seen, tx, over, protected }
     }
 
     /// Says once who carries the packets. Devices of another backend are replaced as keys are: slot by slot, and never
@@ -117,5 +149,18 @@ impl Reconciler {
     pub(in crate::daemon) fn tick(&mut self) {
         self.keys.tell(Input::Tick);
         self.talk.ask(self.keys.take_asks());
+        self.pairs.tick(&mut self.keys);
+        self.talk.pair(self.pairs.take_messages());
+    }
+
+    /// When the machines want to be told that time has passed.
+    pub(in crate::daemon) fn due(&self) -> Option<Instant> {
+        self.keys.due().into_iter().chain(self.pairs.due()).min()
+    }
+
+    /// Whether the loop should turn now; asked once.
+    pub(in crate::daemon) const fn take_turn(&mut self) -> bool {
+        let (keys, pairs) = (self.keys.take_turn(), self.pairs.take_turn());
+        keys || pairs
     }
 }

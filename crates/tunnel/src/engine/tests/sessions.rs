@@ -153,7 +153,8 @@ fn another_preshared_key_leaves_the_session_and_holds_from_the_next_handshake_on
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 1));
     net.send(1, &packet("10.0.2.6", "10.0.1.5", 1));
     assert_eq!((net.nodes[1].delivered.len(), net.nodes[0].delivered.len(), net.seen(1)), (2, 1, 1));
-    assert!(net.nodes[0].status(&net.nodes[1]).has_preshared_key);
+    let id = PresharedKey::from_bytes(&[1; 32]).unwrap().id();
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, Some(id));
 
     net.handshake(0, 1);
     assert_eq!(net.nodes[0].dropped(DropReason::InvalidHandshake), 1, "only one side has it");
@@ -168,7 +169,7 @@ fn another_preshared_key_leaves_the_session_and_holds_from_the_next_handshake_on
     assert!(net.nodes[1].status(&net.nodes[0]).last_handshake > before, "now both have it");
     let clear = PeerSettings { preshared_key: Some(PresharedKeyChange::Clear), ..Default::default() };
     net.nodes[0].change(&net.nodes[1], clear);
-    assert!(!net.nodes[0].status(&net.nodes[1]).has_preshared_key);
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, None);
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 3));
     assert_eq!(net.nodes[1].delivered.len(), 4);
     net.handshake(1, 0);

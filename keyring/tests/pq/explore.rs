@@ -1,0 +1,81 @@
+//! Runs of chance, as many as the claim says.
+
+use std::time::Duration;
+
+use keyring::Slot;
+use keyring::pq::Terms;
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
+
+use super::world::{Action, World};
+
+/// An action from three bytes drawn by chance: most are what happens all the time, a few are faults.
+const fn action([kind, one, two]: [u8; 3]) -> Action {
+    let (end, slot) = (one % 2 == 0, if two % 2 == 0 { Slot::A } else { Slot::B });
+    match kind {
+        0..=59 => Action::Wait(50 + (one as u16) * 8),
+        60..=63 => Action::Wait(5000 + (one as u16) * 150),
+        64..=124 => Action::Turn(end),
+        125..=204 => Action::Deliver(one),
+        205..=212 => Action::Repeat(one),
+        213..=220 => Action::Lose(one),
+        221..=228 => Action::Replay(one),
+        229..=231 => Action::DiskFull(end),
+        232..=236 => Action::Wish(end, slot),
+        237..=239 => Action::Drain(if one % 3 == 0 { None } else { Some(slot) }),
+        240..=242 => Action::Crash(end),
+        243..=250 => Action::Start(end),
+        251 => Action::Forget(end),
+        252..=255 => Action::Block(slot, one % 3 == 0),
+    }
+}
+
+/// Fewer for a quick look: `PQ_CASES=1000`.
+fn cases(usual: u32) -> u32 {
+    std::env::var("PQ_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+fn explore(cases: u32, faults: bool) {
+    let config = ProptestConfig {
+        cases,
+        max_shrink_iters: 5000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    // The same runs each time, so that a failure is a change's fault; `PQ_SEED=random` looks for new ones.
+    let mut runner = match std::env::var("PQ_SEED").as_deref() {
+        Ok("random") => TestRunner::new(config),
+        _ => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    };
+    let totals = std::cell::Cell::new((0, 0));
+    let outcome = runner.run(&proptest::collection::vec(any::<[u8; 3]>(), 20..200), |actions| {
+        // Short enough that renewals happen within a run.
+        let terms = Terms { interval: Duration::from_secs(40), ..Terms::default() };
+        let mut world = World::new([terms; 2]);
+        for mut bytes in actions {
+            if !faults && bytes[0] >= 240 {
+                bytes[0] = 0;
+            }
+            world.act(action(bytes));
+        }
+        world.calm(Duration::from_mins(4));
+        assert!(world.is_proven_soon(), "never proven again: {world:?}");
+        let (keys, packets) = totals.get();
+        totals.set((keys + world.seen.len(), packets + world.passed));
+        Ok(())
+    });
+    outcome.unwrap();
+    let (keys, packets) = totals.get();
+    println!("{cases} runs: {keys} keys agreed on, {packets} packets passed, none lost");
+    assert!(keys > 4 * usize::try_from(cases).unwrap(), "runs in which nothing happens prove nothing");
+}
+
+#[test]
+fn no_packet_is_lost_whatever_the_network_does_to_messages() {
+    explore(cases(6000), false);
+}
+
+#[test]
+fn crashes_lost_keys_and_blocked_ports_end_in_proven_keys_on_both_slots() {
+    explore(cases(6000), true);
+}
