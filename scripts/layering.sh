@@ -19,7 +19,8 @@ lab     | keyring plan linux kernel-wireguard cni tunnel meshd |
 "
 # AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
 # started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.
-# What nothing at all may pull in: a second TLS library.
+# What nothing at all may pull in: a second TLS library. A second boringtun, defguard's, comes with defguard_wireguard_rs
+# whatever its features are; it is for kernel-wireguard alone, which calls nothing of it (it panics when a peer is changed).
 nowhere="openssl openssl-sys native-tls*"
 # The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
 locked=(--locked)
