@@ -165,6 +165,12 @@ fn peer_rows(status: &Status) -> Vec<Row<'_>> {
         ),
         ("peer_sent_bytes", "Bytes sent to the peer.", MetricType::Counter, samples(|slot| Some(slot.sent))),
         (
+            "peer_preshared_key_proven",
+            "Whether a handshake with the slot's preshared key has been seen.",
+            MetricType::Gauge,
+            samples(|slot| Some(u64::from(slot.pq.protection == keyring::pq::Protection::Proven))),
+        ),
+        (
             "peer_endpoint_drifts",
             "Authenticated packets that came from another address than the published endpoint.",
             MetricType::Counter,

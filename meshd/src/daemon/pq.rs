@@ -19,6 +19,9 @@ use crate::status::pq::{PairStatus, PqSlotStatus};
 /// How long the keys with a node that is gone are kept: it may only be missing.
 const GONE: Duration = Duration::from_mins(10);
 
+/// How often the machines are looked at, at most.
+const PACE: Duration = Duration::from_millis(10);
+
 /// What the devices show of one peer, on each slot.
 pub(super) type Entries = PerSlot<Option<Entry>>;
 
@@ -36,6 +39,7 @@ pub(super) struct Pairs {
     /// Machines that wait for the disk.
     unwritten: BTreeSet<PeerId>,
     turn: bool,
+    ticked: Option<Instant>,
 }
 
 impl Pairs {
@@ -51,6 +55,7 @@ impl Pairs {
             messages: Vec::new(),
             unwritten: BTreeSet::new(),
             turn: false,
+            ticked: None,
         }
     }
 
@@ -143,6 +148,7 @@ impl Pairs {
 
     /// Lets those machines know that time has passed that wait for it.
     pub(super) fn tick(&mut self, keys: &mut Keys) {
+        self.ticked = Some(Instant::now());
         let now = self.now();
         let due =
             self.machines.iter().filter(|(_, pair)| pair.poll_timeout(now).is_some_and(|due| due <= now));
@@ -157,7 +163,9 @@ impl Pairs {
     pub(super) fn due(&self) -> Option<Instant> {
         let now = self.now();
         let due = self.machines.values().filter_map(|pair| pair.poll_timeout(now)).min()?;
-        self.started.checked_add(due)
+        // However many peers there are, their machines share the loop with everything else.
+        let soonest = self.ticked.map(|ticked| ticked + PACE);
+        self.started.checked_add(due).max(soonest)
     }
 
     /// Whether the loop should turn now; asked once.
