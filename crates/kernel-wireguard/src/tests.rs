@@ -98,9 +98,9 @@ fn preshared_keys_are_set_and_cleared() {
     let one = key();
     let with = |change| PeerSettings { preshared_key: Some(change), ..PeerSettings::default() };
     let set = with(PresharedKeyChange::Set(PresharedKey::from_bytes(&[9; 32]).unwrap()));
-    assert!(taken(request::peer("mesh-a", &one, true, &set)).peers[&one].has_preshared_key);
+    assert!(taken(request::peer("mesh-a", &one, true, &set)).peers[&one].preshared.is_some());
     let clear = with(PresharedKeyChange::Clear);
-    assert!(!taken(request::peer("mesh-a", &one, true, &clear)).peers[&one].has_preshared_key);
+    assert_eq!(taken(request::peer("mesh-a", &one, true, &clear)).peers[&one].preshared, None);
     assert_eq!(
         request::peer("mesh-a", &one, true, &clear).into_iter().map(peer_attributes).next(),
         Some(vec![1, 3, 2])
