@@ -103,8 +103,9 @@ impl Pairing {
         held.into_iter().find(|held| held.id == *id).map(|held| &held.key)
     }
 
-    /// The slot that pods' packets to the peer must not take: its key is about to change, or the other slot works and is
-    /// better protected. Names a slot whose other one is being drained only if it does not work at all.
+    /// The slot that pods' packets to the peer must not take: its key is about to change, or the other slot is better
+    /// protected and works, or may work while nothing shows that this one does. Names a slot whose other one is being
+    /// drained only if it does not work at all.
     pub fn avoid(&self, now: Duration) -> Option<Slot> {
         if let Some(exchange) = &self.exchange {
             return Some(exchange.slot);
@@ -112,7 +113,10 @@ impl Pairing {
         let quality = self.qualities(now);
         let worse = |slot: Slot| {
             let must_do = self.drained == Some(slot.other()) && *quality.get(slot) > Quality::Differs;
-            !must_do && quality.get(slot) < quality.get(slot.other()) && self.answers(now, slot.other())
+            // If a slot with an unproven key worked, the questions over it would have proven the key: where the other one
+            // is only slow to answer, nothing is gained here.
+            let no_loss = *quality.get(slot) <= Quality::Unproven || self.answers(now, slot.other());
+            !must_do && quality.get(slot) < quality.get(slot.other()) && no_loss
         };
         Slot::ALL.into_iter().find(|slot| worse(*slot))
     }
