@@ -7,12 +7,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
+use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -33,6 +34,9 @@ use crate::sysctl;
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The same for IPv6.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+
+/// How long the two ends may take to notice each other.
+const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -91,6 +95,23 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
     for address in pair.addresses {
         host.perform("set a neighbour of", &subject, neighbour(index, *address, pair.pod_mac), SET)?;
         host.perform("set a route of", &subject, route_to_pod(index, *address), SET)?;
+    }
+    wait_until_it_sends(&mut host, pair.host_link, &subject)
+}
+
+/// Waits until the node's end takes packets. It was set up while the pod's end was down; the kernel notices that this
+/// has changed in a worker of its own (`linkwatch_do_dev` in `net/core/link_watch.c`) and drops what is sent until then,
+/// without a word. On a busy node that takes longer than all the rest. An end that stays silent is no error: the pod can
+/// do without its first packets.
+fn wait_until_it_sends(host: &mut Exchange, host_link: &str, subject: &Subject) -> Result<(), HostError> {
+    let give_up = Instant::now() + CARRIER_PATIENCE;
+    while Instant::now() < give_up {
+        let found = find_link(host, host_link, subject)?;
+        let is_up = |message: &LinkMessage| message.attributes.contains(&LinkAttribute::OperState(State::Up));
+        if found.is_none_or(|message| is_up(&message)) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
     Ok(())
 }
