@@ -22,6 +22,8 @@ use crate::{bin, flow};
 
 /// How long a mesh may take until all nodes see each other. Far more than it takes on an idle machine.
 pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
+/// How long nodes may take to agree on preshared keys.
+pub const PROVEN_WITHIN: Duration = Duration::from_mins(1);
 
 /// A lab with a daemon on each node.
 #[derive(Debug)]
@@ -188,6 +190,19 @@ impl Mesh {
         }
     }
 
+    /// Waits until every node with a daemon has proven its preshared keys with all others on both slots. Until then
+    /// peers are taken out of devices and put back, and the slot that carries the packets changes.
+    #[track_caller]
+    pub fn wait_proven(&self) {
+        for node in self.daemons.keys() {
+            self.wait(node, "every preshared key is proven", PROVEN_WITHIN, |status| {
+                is_proven(status)
+                    && status["rotation"]["step"] == "steady"
+                    && status["rotation"]["busy"] == false
+            });
+        }
+    }
+
     /// Names of all nodes, in the order of their numbers.
     pub fn node_names(&self) -> Vec<String> {
         self.lab.nodes().iter().map(|node| node.name().to_owned()).collect()
@@ -234,6 +249,13 @@ impl DerefMut for Mesh {
     fn deref_mut(&mut self) -> &mut Lab {
         &mut self.lab
     }
+}
+
+/// Whether a status says that every peer's preshared key is proven on both slots.
+pub fn is_proven(status: &Value) -> bool {
+    let proven =
+        |peer: &Value| ["a", "b"].iter().all(|slot| peer["slots"][slot]["pq"]["protection"] == "proven");
+    status["peers"].as_array().is_some_and(|peers| peers.iter().all(proven))
 }
 
 /// Whether a status says that the node is ready, published, and has so many peers with an endpoint.

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use lab::mesh::Mesh;
+use lab::mesh::{Mesh, is_proven};
 use lab::ping::{PingOutcome, ping};
 use lab::{Flow, IpVersion, Lab, Protocol, Seen, Signal, Stream};
 use serde_json::Value;
@@ -25,20 +25,6 @@ fn mesh(modes: &[&str]) -> Mesh {
     }
     mesh.wait_formed();
     mesh
-}
-
-/// Whether a status says that every peer's key is proven on both slots.
-fn is_proven(status: &Value) -> bool {
-    let peers = status["peers"].as_array().unwrap();
-    peers.iter().all(|peer| ["a", "b"].iter().all(|slot| peer["slots"][slot]["pq"]["protection"] == "proven"))
-}
-
-fn wait_proven(mesh: &Mesh) {
-    for node in mesh.node_names() {
-        mesh.wait(&node, "every preshared key is proven", WITHIN, |status| {
-            is_proven(status) && status["rotation"]["step"] == "steady" && status["rotation"]["busy"] == false
-        });
-    }
 }
 
 /// What `wg` shows on one slot: each peer's public key with the preshared key.
@@ -97,7 +83,7 @@ fn all_pairs_agree_by_themselves_and_again_at_a_rotation_and_lose_nothing() {
     let mesh = mesh(&["prefer", "prefer", "prefer"]);
     // From before the first key: the slots change under traffic.
     let first = streams(&mesh);
-    wait_proven(&mesh);
+    mesh.wait_proven();
     assert_nothing_lost(first);
     let before = all_keys(&mesh);
 
@@ -105,7 +91,7 @@ fn all_pairs_agree_by_themselves_and_again_at_a_rotation_and_lose_nothing() {
     let command = mesh.node("n2").unwrap().command(lab::bin("meshd").unwrap());
     let output = command.args(["rotate", "-o", "json"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    wait_proven(&mesh);
+    mesh.wait_proven();
     assert_nothing_lost(second);
     let after = all_keys(&mesh);
     // Both keys of n2 with each of the others are new, those of n1 with n3 are not.
@@ -158,12 +144,12 @@ fn keys_are_renewed_while_traffic_flows_and_survive_a_restart() {
         mesh.start_with(&node, &[&QUICK[..], &["--pq", "require", "--pq-interval", "10s"]].concat()).unwrap();
     }
     mesh.wait_formed();
-    wait_proven(&mesh);
+    mesh.wait_proven();
     let epoch = |status: &Value| status["peers"][0]["slots"]["a"]["pq"]["epoch"].as_u64().unwrap_or_default();
     let first = epoch(&mesh.status("n1").unwrap());
     let streams = streams(&mesh);
     mesh.wait("n1", "renewed twice", WITHIN, |status| epoch(status) > first + 2);
-    wait_proven(&mesh);
+    mesh.wait_proven();
     assert_nothing_lost(streams);
 
     let kept = shared(&mesh, "n1", "n2", "a");

@@ -46,6 +46,7 @@ fn settled(node: &Node) -> String {
 #[test]
 fn whatever_is_removed_by_hand_is_back_within_two_seconds() {
     let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::Dual).build().unwrap()).unwrap();
+    mesh.wait_proven();
     let node = mesh.node("n1").unwrap();
     let whole = settled(node);
     for part in ["10.244.2.0/24 dev mesh-a", "unreachable", "lookup 5184", "chain egress", "mesh-b"] {
@@ -92,6 +93,7 @@ fn a_turn_without_a_difference_writes_nothing_and_loses_nothing() {
     let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).api(ApiKind::StandIn).build().unwrap())
         .unwrap();
     let (a, b) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
+    mesh.wait_proven();
     let node = mesh.node("n1").unwrap();
     settled(node);
     let files = "find /run/meshd /var/lib/meshd /etc/cni /opt/cni -type f -printf '%p %C@ %i\\n' | sort";

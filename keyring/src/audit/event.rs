@@ -233,6 +233,18 @@ impl Event {
         )
     }
 
+    /// Whether the event says something of where the writing node's own keys are.
+    pub const fn is_of_own_keys(&self) -> bool {
+        matches!(
+            self,
+            Self::Started { .. }
+                | Self::Staged { .. }
+                | Self::Published { .. }
+                | Self::Destroyed { .. }
+                | Self::RolledBack { .. }
+        )
+    }
+
     /// Whether the event speaks of this key.
     pub fn mentions(&self, key: &str) -> bool {
         match self {

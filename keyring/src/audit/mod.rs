@@ -21,6 +21,6 @@ mod verify;
 pub use event::{Event, NodeRef};
 pub use export::{Format, export};
 pub use line::{Head, Line, LineError};
-pub use report::{KeyLife, NodeReport, Report, report};
+pub use report::{KeyLife, NodeReport, Report, not_destroyed, report};
 pub use trail::{Trail, TrailError, files, read};
 pub use verify::{Finding, Verdict, WitnessFinding, against_witness, verify};

@@ -106,6 +106,17 @@ pub fn report(trails: &[&[Line]], now: u64, max_age: u64) -> Report {
     report
 }
 
+/// The keys of a node of which its own trail does not say that they were destroyed, in the order of its trail. Lines of
+/// others are passed over.
+pub fn not_destroyed<'a>(trail: impl IntoIterator<Item = &'a Line>, node: &PeerId) -> Vec<KeyLife> {
+    let mut own_keys = NodeReport::default();
+    for line in trail.into_iter().filter(|line| line.node.uid == *node) {
+        own(&mut own_keys, line, &PeerId::to_string);
+    }
+    own_keys.keys.retain(|key| key.destroyed.is_none());
+    own_keys.keys
+}
+
 impl NodeReport {
     fn key(&mut self, slot: Slot, key: Fingerprint, since: u64) -> Option<&mut KeyLife> {
         let text = key.to_string();

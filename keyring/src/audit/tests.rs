@@ -245,6 +245,32 @@ fn the_report_tells_each_key_s_life_and_what_is_not_proven() {
 }
 
 #[test]
+fn keys_that_a_trail_does_not_let_go_of_are_found_for_the_node_itself_alone() {
+    let (_folder, text, old, new) = trail("n1");
+    let lines = check(&text).lines;
+    let found = |lines: &[Line], node| -> Vec<String> {
+        let mut keys: Vec<String> =
+            not_destroyed(lines, &PeerId::new(node)).into_iter().map(|life| life.key).collect();
+        keys.sort();
+        keys
+    };
+    let text = |keys: &[PublicKey]| {
+        let mut keys: Vec<String> = keys.iter().map(|key| key.fingerprint().to_string()).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(found(&lines, "uid-n1"), text(&[new.a, new.b]));
+    assert_eq!(found(&lines, "uid-n2"), [] as [String; 0]);
+    // A crash came between the last step and the destruction of one.
+    let crashed: Vec<Line> = lines
+        .into_iter()
+        .filter(|line| line.event.is_of_own_keys())
+        .filter(|line| !matches!(line.event, Event::Destroyed { slot: Slot::A, .. }))
+        .collect();
+    assert_eq!(found(&crashed, "uid-n1"), text(&[new.a, new.b, old.a]));
+}
+
+#[test]
 fn a_rotation_can_be_read_from_a_peer_s_trail_alone() {
     let (old, new) = (PerSlot::from_fn(|_| key()), PerSlot::from_fn(|_| key()));
     let folder = tempfile::tempdir().unwrap();

@@ -99,7 +99,8 @@ async fn ask_and_follow(matches: &ArgMatches) -> Result<(), CommandError> {
     if matches.get_flag("dry-run") {
         return if json { output::json(&asked) } else { output::print(&table(&asked)) };
     }
-    let renewal = Renewal { before: unix(), at_once: matches.get_flag("emergency") };
+    // Nodes know in which second a key was made: those of this second are meant too, and get a new one in the next.
+    let renewal = Renewal { before: unix() + 1, at_once: matches.get_flag("emergency") };
     for node in &asked {
         let annotations = BTreeMap::from([(names::CONFIG_RENEWAL.to_owned(), Some(renewal.to_string()))]);
         let publication = Publication { node: NodeName::new(&node.node), uid: node.uid.clone(), annotations };

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use keyring::audit::{Event, Head, NodeRef, Trail, TrailError};
+use keyring::audit::{Event, Head, Line, NodeRef, Trail, TrailError, files, not_destroyed, read};
 use keyring::rotation::{Note, PeerId};
 use plan::admission::Admission;
 use plan::node::NodeName;
@@ -20,8 +20,9 @@ const FILE_BYTES: u64 = 8 << 20;
 const FILES: usize = 16;
 /// Events that wait while the disk refuses them. Beyond that a rotation has long stopped.
 const WAITING: usize = 10_000;
-/// When peers are told again where the trail ends: a datagram may be lost.
-const TELL: [Duration; 3] = [Duration::ZERO, Duration::from_secs(5), Duration::from_mins(1)];
+/// How long until peers are told again where the trail ended after a rotation: a datagram may be lost, and a peer that was
+/// away is to know too. The last one goes on.
+const TELL: [Duration; 3] = [Duration::from_secs(5), Duration::from_mins(1), Duration::from_hours(1)];
 
 /// The trail and what it has yet to tell.
 #[derive(Debug)]
@@ -35,16 +36,35 @@ pub(super) struct Audit {
     refused: BTreeSet<(String, String)>,
     /// The last head of each peer that was written down.
     heads: BTreeMap<PeerId, u64>,
-    /// When peers are to be told where the trail ends, next first.
-    tell: VecDeque<Instant>,
+    /// Where the trail ended at the start or after the last rotation, for peers to remember.
+    tell: Option<Tell>,
     /// The end of the trail to put into a Kubernetes Event.
     anchor: Option<Head>,
+    /// What the trail said of this machine's keys when the daemon started, until that has been gone through.
+    former: Vec<Line>,
+}
+
+/// Peers are told the same each time, so that who has written it down need not do so again.
+#[derive(Debug)]
+struct Tell {
+    /// None until the lines are on disk.
+    head: Option<Head>,
+    due: Instant,
+    pauses: std::slice::Iter<'static, Duration>,
+}
+
+impl Tell {
+    fn new() -> Self {
+        Self { head: None, due: Instant::now(), pauses: TELL.iter() }
+    }
 }
 
 impl Audit {
     /// Opens the trail in a folder below the state folder, and writes down which keys were found.
     pub(super) fn open(state_dir: &Path, keys: &Keys) -> Result<Self, TrailError> {
-        let (trail, torn) = Trail::open(&state_dir.join("audit"), FILE_BYTES, FILES)?;
+        let folder = state_dir.join("audit");
+        let (trail, torn) = Trail::open(&folder, FILE_BYTES, FILES)?;
+        let former = lives(&folder)?;
         let journal = keys.journal();
         let mut waiting = VecDeque::new();
         if torn > 0 {
@@ -65,8 +85,10 @@ impl Audit {
             peers: BTreeMap::new(),
             refused: BTreeSet::new(),
             heads: BTreeMap::new(),
-            tell: VecDeque::new(),
+            // Whoever cuts the trail while the daemon is down should be found out.
+            tell: Some(Tell::new()),
             anchor: None,
+            former,
         })
     }
 
@@ -79,11 +101,29 @@ impl Audit {
     pub(super) fn own(&mut self, notes: &[Note], generation: u64) {
         for note in notes {
             if matches!(note, Note::Finished(_) | Note::RolledBack(..)) {
-                let now = Instant::now();
-                self.tell = TELL.iter().map(|later| now + *later).collect();
+                self.tell = Some(Tell::new());
                 self.anchor = Some(Head::default());
             }
             self.push(Event::of(note, generation));
+        }
+    }
+
+    /// Accounts for keys that were lost and not destroyed in due order, because the daemon died between the two or the
+    /// node went down with a key store that does not outlive it. Called when devices are as the journal says: from then
+    /// on what the journal does not name is in no file, no device and no memory of this node.
+    pub(super) fn account(&mut self, node: &PeerId, keys: &Keys) {
+        if !keys.announced() || self.former.is_empty() {
+            return;
+        }
+        let journal = keys.journal();
+        let named: BTreeSet<String> = journal.keys().map(|key| key.fingerprint().to_string()).collect();
+        let now = unix_millis();
+        for life in not_destroyed(&std::mem::take(&mut self.former), node) {
+            let gone = Some(&life.key).filter(|key| !named.contains(*key));
+            if let Some(key) = gone.and_then(|key| key.parse().ok()) {
+                let age = now.saturating_sub(life.since) / 1000;
+                self.push(Event::Destroyed { slot: life.slot, key, age });
+            }
         }
     }
 
@@ -152,14 +192,13 @@ impl Audit {
         }
     }
 
-    /// Where the trail ends, if peers are to be told now.
+    /// Where the trail ended, if peers are to be told now.
     pub(super) fn take_tell(&mut self) -> Option<Head> {
-        let due = self.tell.front().is_some_and(|at| *at <= Instant::now());
-        if !due || !self.waiting.is_empty() {
-            return None;
-        }
-        self.tell.pop_front();
-        Some(self.trail.head())
+        let now = Instant::now();
+        let tell = self.tell.as_mut().filter(|tell| tell.due <= now && self.waiting.is_empty())?;
+        let [.., last] = &TELL;
+        tell.due = now + *tell.pauses.next().unwrap_or(last);
+        Some(*tell.head.get_or_insert_with(|| self.trail.head()))
     }
 
     /// Where the trail ends, if that is to be put into a Kubernetes Event now.
@@ -174,6 +213,19 @@ impl Audit {
             self.waiting.push_back(event);
         }
     }
+}
+
+/// The lines of a trail that speak of the node's own keys. File by file: all of a trail may be more than a daemon should
+/// hold.
+fn lives(folder: &Path) -> Result<Vec<Line>, TrailError> {
+    let mut lines = Vec::new();
+    for file in files(folder)? {
+        for (_, text) in read(&file)? {
+            let parsed = text.lines().filter_map(|line| Line::parse(line).ok());
+            lines.extend(parsed.filter(|line| line.event.is_of_own_keys()));
+        }
+    }
+    Ok(lines)
 }
 
 /// Which start of the machine this is (proc(5)); empty where the kernel does not say.

@@ -23,9 +23,7 @@ fn lines(mesh: &Mesh, node: &str) -> Vec<Value> {
 
 /// `meshd audit …` on n1, with the trails of other nodes put where it finds them.
 fn audit(mesh: &Mesh, arguments: &[&str]) -> (bool, String) {
-    let command = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap());
-    let output = command.arg("audit").args(arguments).output().unwrap();
-    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+    super::audit(mesh, "n1", arguments)
 }
 
 fn verify(mesh: &Mesh, trail: &str) -> (bool, String) {
@@ -70,10 +68,14 @@ fn the_node_told_it_all(mesh: &Mesh) {
 fn the_peers_were_told(mesh: &Mesh) {
     let node = mesh.node("n1").unwrap();
     let since = Instant::now();
+    let own = lines(mesh, "n1");
+    let finished = own.iter().find(|line| line["event"] == "finished").unwrap();
+    let uid = &finished["node"]["uid"];
     for witness in ["n2", "n3"] {
         loop {
             let found = lines(mesh, witness);
-            if found.iter().any(|line| line["event"] == "peer-head") {
+            let after = |line: &Value| line["line"].as_u64() >= finished["seq"].as_u64();
+            if found.iter().any(|line| line["event"] == "peer-head" && line["peer"] == *uid && after(line)) {
                 break;
             }
             assert!(since.elapsed() < WITHIN, "{witness} was not told: {found:#?}");

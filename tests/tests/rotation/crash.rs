@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use lab::mesh::Mesh;
 use lab::{IpVersion, Lab, Signal, Stream};
 
-use super::{QUICK, WITHIN, keys, must_pass, wait_whole};
+use super::{QUICK, WITHIN, keys, must_pass, wait_accounted, wait_whole};
 
 /// Kinds of places at which the daemon can die, before or after something that lasts.
 const PLACES: [&str; 6] =
@@ -66,6 +66,7 @@ fn a_crash_at_any_boundary_of_a_rotation_leaves_a_mesh_that_works() {
             let kept = after.iter().filter(|key| before.contains(key)).count();
             assert!(kept == 0 || kept == 2, "{at}: {before:?} {after:?}");
             assert_eq!(left(&mesh), clean, "{at}");
+            wait_accounted(&mesh, "n1");
             deaths.push((at, since.elapsed()));
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use lab::mesh::Mesh;
 use lab::{IpVersion, Lab, Signal, Stream};
 
-use super::{QUICK, WITHIN, keys, must_pass, quick, rotate, wait_whole};
+use super::{QUICK, WITHIN, keys, must_pass, quick, rotate, wait_accounted, wait_whole};
 
 /// A peer that is alive on the old slot and not on the new one stops the rotation, and nothing is lost.
 #[test]
@@ -91,6 +91,7 @@ fn a_node_that_lost_its_keys_comes_back_with_others() {
     must_pass(&mesh);
     assert!(since.elapsed() < Duration::from_secs(10), "{:?}", since.elapsed());
     assert!(keys(&mesh, "n2").iter().all(|key| !before.contains(key)));
+    wait_accounted(&mesh, "n2");
 }
 
 /// A key that others may know is replaced at once, without asking anybody.

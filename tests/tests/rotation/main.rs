@@ -12,7 +12,7 @@ mod hitless;
 mod replayed;
 mod told;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::mesh::Mesh;
 use lab::{Flow, IpVersion, Lab, Node, Protocol};
@@ -47,6 +47,27 @@ fn rotate(mesh: &Mesh, node: &str, flags: &[&str]) -> (bool, Value) {
         panic!("{node}: {error}: {}", String::from_utf8_lossy(&output.stderr));
     });
     (output.status.success(), report)
+}
+
+/// `meshd audit …` on a node: whether it succeeded, and what it printed.
+fn audit(mesh: &Mesh, node: &str, arguments: &[&str]) -> (bool, String) {
+    let command = mesh.node(node).unwrap().command(lab::bin("meshd").unwrap());
+    let output = command.arg("audit").args(arguments).output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Waits until a node's own trail accounts for every key that it no longer has.
+fn wait_accounted(mesh: &Mesh, node: &str) {
+    let end = Instant::now() + WITHIN;
+    loop {
+        let (_, report) = audit(mesh, node, &["report", "-o", "json"]);
+        let report: Value = serde_json::from_str(&report).unwrap();
+        if report["not_proven_destroyed"] == serde_json::json!([]) {
+            return;
+        }
+        assert!(Instant::now() < end, "{report:#}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Waits until no rotation is on its way and every node knows the present keys of every other.

@@ -128,7 +128,9 @@ impl Reconciler {
         self.audit.witness(admission);
         let Some(own) = self.cluster.own_record() else { return };
         let (uid, name) = (own.uid.clone(), own.name.to_string());
-        self.audit.write(&NodeRef { uid: PeerId::new(uid.as_str()), name });
+        let node = NodeRef { uid: PeerId::new(uid.as_str()), name };
+        self.audit.account(&node.uid, &self.keys);
+        self.audit.write(&node);
         if let Some(head) = self.audit.take_tell() {
             self.talk.tell_head(&head);
         }
