@@ -162,3 +162,26 @@ fn keys_are_renewed_while_traffic_flows_and_survive_a_restart() {
     let pods = mesh.pods(&["a"]).unwrap();
     Flow::new(&pods[0].end(), &pods[1].end(), IpVersion::V4, Protocol::Udp).must_pass();
 }
+
+/// What a node remembers is enough: nobody has to tell it who it is before it may use the keys that it has.
+#[test]
+fn a_node_that_starts_while_the_api_server_is_away_has_its_keys() {
+    let flags = [&QUICK[..], &["--pq", "require", "--pq-interval", "0"]].concat();
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &flags).unwrap();
+    }
+    mesh.wait_formed();
+    mesh.wait_proven();
+    let kept = ["a", "b"].map(|slot| shared(&mesh, "n1", "n2", slot));
+    let pods = mesh.pods(&["a"]).unwrap();
+    let [one, two] = [pods[0].end(), pods[1].end()];
+    mesh.api().stop().unwrap();
+    mesh.stop("n1", Signal::KILL).unwrap();
+    mesh.start_with("n1", &flags).unwrap();
+    mesh.wait("n1", "proven from memory", WITHIN, is_proven);
+    assert_eq!(["a", "b"].map(|slot| shared(&mesh, "n1", "n2", slot)), kept);
+    for (from, to) in [(&one, &two), (&two, &one)] {
+        Flow::new(from, to, IpVersion::V4, Protocol::Udp).must_pass();
+    }
+}

@@ -11,6 +11,8 @@ use plan::node::{NodeName, NodeRecord, NodeUid};
 #[derive(Debug)]
 pub(super) struct Cluster {
     own: NodeName,
+    /// UID of our own Node as it was before the daemon started.
+    former_uid: Option<NodeUid>,
     /// None until the first complete list: until then the ledger alone speaks.
     listed: Option<BTreeMap<NodeName, NodeRecord>>,
     /// Nodes that a list no longer has but that stay for now, as they were last seen.
@@ -26,6 +28,7 @@ impl Cluster {
     pub(super) fn remembered(own: NodeName, ledger: Ledger, own_uid: Option<NodeUid>) -> Self {
         Self {
             own,
+            former_uid: own_uid.clone(),
             listed: None,
             kept: BTreeMap::new(),
             release_at: None,
@@ -43,6 +46,12 @@ impl Cluster {
     /// This node's own Node, if it is listed.
     pub(super) fn own_record(&self) -> Option<&NodeRecord> {
         self.listed.as_ref()?.get(&self.own)
+    }
+
+    /// UID of this node's own Node: as listed, or as remembered until there is a list. Keys, sessions and routes stand on
+    /// it; without it a daemon that starts while the API server is away would take them for nobody's.
+    pub(super) fn own_uid(&self) -> Option<&NodeUid> {
+        if self.is_listed() { self.own_record().map(|record| &record.uid) } else { self.former_uid.as_ref() }
     }
 
     /// Some other listed Node.

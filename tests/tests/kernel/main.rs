@@ -36,6 +36,8 @@ fn mesh(flags: &[&[&str]]) -> Mesh {
         mesh.start_with(node, &[&QUICK, *flags].concat()).unwrap();
     }
     formed(&mesh);
+    // Until then devices change by themselves.
+    mesh.wait_proven();
     mesh
 }
 

@@ -299,7 +299,7 @@ impl Reconciler {
         self.cluster.ledger = admission.ledger.clone();
         let memory = Memory {
             node: NodeName::new(self.config.node_name.clone()),
-            uid: self.cluster.own_record().map(|record| record.uid.clone()),
+            uid: self.cluster.own_uid().cloned(),
             ledger: admission.ledger.clone(),
         };
         // Before the first list the memory is what the file says.

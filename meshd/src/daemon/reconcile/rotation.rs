@@ -23,8 +23,8 @@ use crate::device::DeviceState;
 impl Reconciler {
     /// Tells the rotation and the control channel who is there and what they announce.
     pub(super) fn meet(&mut self, admission: &Admission) {
-        if let Some(own) = self.cluster.own_record() {
-            self.keys.speak_for(&own.uid);
+        if let Some(uid) = self.cluster.own_uid() {
+            self.keys.speak_for(uid);
         }
         self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.talk.learn(admission);
