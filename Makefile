@@ -23,6 +23,10 @@ test-kernel: ## the tests that need WireGuard in the kernel, in a virtual machin
 	scripts/kernel-vm/assets.sh >/dev/null
 	scripts/test-kernel.sh $(FILTER)
 
+.PHONY: sanitize
+sanitize: ## the engine's tests under AddressSanitizer
+	scripts/sanitize.sh
+
 .PHONY: lint
 lint: ## format, lints, import rules, documentation; licences and shell scripts if their tools are installed
 	cargo fmt --all --check

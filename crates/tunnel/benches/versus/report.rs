@@ -111,7 +111,7 @@ pub(crate) fn rows(
             name: "engine alone, share of the AEAD's own speed",
             ours: median(alone.to_vec()),
             theirs: 1.0,
-            peer: "ChaCha20-Poly1305 of ring".to_owned(),
+            peer: "ring's cipher".to_owned(),
             ratio: median(alone.to_vec()),
             at_least: 0.8,
             better: Better::Higher,
