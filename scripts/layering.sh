@@ -10,12 +10,13 @@ set -euo pipefail
 rules="
 keyring |                             | tokio kube* *netlink* hyper* boringtun defguard*
 plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
-tunnel  | keyring                     | kube* rtnetlink netlink-packet-route hyper* defguard* aws-lc*
+wireguard | keyring                   | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
+tunnel  | keyring wireguard           | kube* rtnetlink netlink-packet-route hyper* defguard* aws-lc*
 linux   | keyring plan                | kube* boringtun hyper* defguard* aws-lc*
-kernel-wireguard | keyring            | kube* rtnetlink boringtun hyper* aws-lc*
+kernel-wireguard | keyring wireguard  | kube* rtnetlink boringtun hyper* aws-lc*
 cni     | keyring plan linux          | kube* boringtun hyper* defguard* aws-lc*
-meshd   | keyring plan linux kernel-wireguard cni tunnel |
-lab     | keyring plan linux kernel-wireguard cni tunnel meshd |
+meshd   | keyring plan linux wireguard kernel-wireguard cni tunnel |
+lab     | keyring plan linux wireguard kernel-wireguard cni tunnel meshd |
 "
 # AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
 # started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.

@@ -1,4 +1,4 @@
-//! Curve25519 keys as WireGuard uses them: three types, so that one can't stand where another belongs.
+//! Curve25519 keys as WireGuard uses them: a private one and a public one, which can't stand for each other.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,18 +8,13 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 use x25519_dalek::StaticSecret;
-use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
+use zeroize::Zeroizing;
 
-/// Length of every key in bytes.
-const LEN: usize = 32;
-/// Length of a key in base64, padding included.
-const BASE64_LEN: usize = 44;
+use crate::digest::ShortDigest;
+use crate::secret::{LEN, Secret, decode};
 
 /// A node's static private key. Wiped on drop; it can't be printed, copied by accident or serialized.
-///
-/// It stands on the heap: a value that is moved leaves its bytes behind where it was, a pointer leaves only a pointer.
-#[derive(ZeroizeOnDrop)]
-pub struct PrivateKey(Box<[u8; LEN]>);
+pub struct PrivateKey(Secret);
 
 impl PrivateKey {
     /// Makes a new key from the operating system's random source. Fails if that source fails.
@@ -38,14 +33,11 @@ impl PrivateKey {
     ///
     /// Refuses all zeros: that is an empty file or a cleared buffer, never a key.
     pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Err(KeyError::Zero);
-        }
-        let mut key = Self(Box::new([0; LEN]));
-        key.0.copy_from_slice(bytes);
-        key.0[0] &= 0b1111_1000;
-        key.0[31] = (key.0[31] & 0b0111_1111) | 0b0100_0000;
-        Ok(key)
+        let mut secret = Secret::take(bytes)?;
+        let bytes = secret.expose_mut();
+        bytes[0] &= 0b1111_1000;
+        bytes[31] = (bytes[31] & 0b0111_1111) | 0b0100_0000;
+        Ok(Self(secret))
     }
 
     /// Parses canonical base64, the form that `wg genkey` prints.
@@ -55,77 +47,29 @@ impl PrivateKey {
 
     /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
     pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(BASE64.encode(self.0.as_slice()))
+        self.0.to_base64()
     }
 
     /// The raw secret, for the engine that computes with it.
     pub fn expose(&self) -> &[u8; LEN] {
-        &self.0
+        self.0.expose()
     }
 
     /// The public key that belongs to this private key.
     pub fn public(&self) -> PublicKey {
-        PublicKey(*x25519_dalek::PublicKey::from(&StaticSecret::from(*self.0)).as_bytes())
+        PublicKey(*x25519_dalek::PublicKey::from(&StaticSecret::from(*self.expose())).as_bytes())
     }
 
     /// A second copy of the secret, for a second owner that needs one. Spelled out so that it shows in review.
     #[must_use]
     pub fn duplicate(&self) -> Self {
-        let mut copy = Self(Box::new([0; LEN]));
-        copy.0.copy_from_slice(self.0.as_slice());
-        copy
+        Self(self.0.duplicate())
     }
 }
 
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("PrivateKey(..)")
-    }
-}
-
-/// A symmetric key that two peers share on top of their static keys. Wiped on drop; it can't be printed. On the heap, as
-/// a private key is.
-#[derive(ZeroizeOnDrop)]
-pub struct PresharedKey(Box<[u8; LEN]>);
-
-impl PresharedKey {
-    /// Takes 32 bytes as a key. All zeros is refused: WireGuard reads them as "no preshared key".
-    pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
-        if bytes.iter().all(|byte| *byte == 0) {
-            return Err(KeyError::Zero);
-        }
-        let mut key = Self(Box::new([0; LEN]));
-        key.0.copy_from_slice(bytes);
-        Ok(key)
-    }
-
-    /// Parses canonical base64, the form that `wg genpsk` prints.
-    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
-        Self::from_bytes(&*decode(text)?)
-    }
-
-    /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
-    pub fn to_base64(&self) -> Zeroizing<String> {
-        Zeroizing::new(BASE64.encode(self.0.as_slice()))
-    }
-
-    /// The raw secret, for the engine that computes with it.
-    pub fn expose(&self) -> &[u8; LEN] {
-        &self.0
-    }
-
-    /// A second copy of the secret, for a second owner that needs one.
-    #[must_use]
-    pub fn duplicate(&self) -> Self {
-        let mut copy = Self(Box::new([0; LEN]));
-        copy.0.copy_from_slice(self.0.as_slice());
-        copy
-    }
-}
-
-impl fmt::Debug for PresharedKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("PresharedKey(..)")
     }
 }
 
@@ -166,10 +110,7 @@ impl PublicKey {
 
     /// A short name for logs and tables.
     pub fn fingerprint(&self) -> Fingerprint {
-        let digest = Sha256::digest(self.0);
-        let mut short = [0; 8];
-        short.copy_from_slice(&digest[..8]);
-        Fingerprint(short)
+        Fingerprint(ShortDigest::of(&Sha256::digest(self.0).into()))
     }
 }
 
@@ -207,12 +148,13 @@ impl<'de> Deserialize<'de> for PublicKey {
 }
 
 /// The first eight bytes of a public key's SHA-256, as 16 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Fingerprint([u8; 8]);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Fingerprint(ShortDigest);
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0.fmt(f)
     }
 }
 
@@ -220,26 +162,7 @@ impl FromStr for Fingerprint {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() != 16 || !text.bytes().all(lower) {
-            return Err(KeyError::Fingerprint);
-        }
-        u64::from_str_radix(text, 16)
-            .map(|number| Self(number.to_be_bytes()))
-            .map_err(|_| KeyError::Fingerprint)
-    }
-}
-
-impl Serialize for Fingerprint {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Fingerprint {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        text.parse().map(Self)
     }
 }
 
@@ -247,22 +170,6 @@ impl fmt::Debug for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Fingerprint({self})")
     }
-}
-
-fn decode(text: &str) -> Result<Zeroizing<[u8; LEN]>, KeyError> {
-    if text.len() != BASE64_LEN {
-        return Err(KeyError::Length { got: text.len() });
-    }
-    // One spare byte per three characters: the decoder wants room for the padded length.
-    let mut buffer = Zeroizing::new([0; LEN + 1]);
-    let written = BASE64.decode_slice(text, buffer.as_mut_slice()).map_err(|_| KeyError::Base64)?;
-    if written != LEN {
-        return Err(KeyError::Base64);
-    }
-    let mut key = Zeroizing::new([0; LEN]);
-    key.copy_from_slice(&buffer[..LEN]);
-    buffer.zeroize();
-    Ok(key)
 }
 
 /// Why bytes or text are not a key. Never carries the text: it may be a secret.
@@ -294,6 +201,7 @@ pub enum KeyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::PresharedKey;
 
     #[test]
     fn public_key_is_that_of_rfc_7748_section_5_2() {

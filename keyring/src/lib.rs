@@ -15,6 +15,7 @@
 //! It is wiped from memory when it is dropped.
 
 pub mod audit;
+mod digest;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
@@ -22,10 +23,11 @@ pub mod pq;
 mod preshared;
 mod ring;
 pub mod rotation;
+mod secret;
 mod slot;
 pub mod store;
 
-pub use key::{Fingerprint, KeyError, PresharedKey, PrivateKey, PublicKey};
-pub use preshared::PresharedId;
+pub use key::{Fingerprint, KeyError, PrivateKey, PublicKey};
+pub use preshared::{PresharedId, PresharedKey};
 pub use ring::NodeKeys;
 pub use slot::{PerSlot, Slot, SlotError};

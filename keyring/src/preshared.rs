@@ -1,49 +1,86 @@
-//! The name of a preshared key, for plans, tables and logs that must speak of it without the secret.
+//! Preshared keys, and the names that plans, tables and logs have for them.
 
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use zeroize::Zeroize as _;
+use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{KeyError, PresharedKey};
+use crate::KeyError;
+use crate::digest::ShortDigest;
+use crate::secret::{LEN, Secret, decode};
 
 /// Sets these digests apart from every other use of SHA-256 on the same bytes.
 const LABEL: &[u8] = b"meshd preshared key id v1";
 
+/// A symmetric key that two peers share on top of their static keys. Wiped on drop; it can't be printed.
+pub struct PresharedKey(Secret);
+
+impl PresharedKey {
+    /// Takes 32 bytes as a key. All zeros is refused: WireGuard reads them as "no preshared key".
+    pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
+        Secret::take(bytes).map(Self)
+    }
+
+    /// Parses canonical base64, the form that `wg genpsk` prints.
+    pub fn from_base64(text: &str) -> Result<Self, KeyError> {
+        Self::from_bytes(&*decode(text)?)
+    }
+
+    /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
+    pub fn to_base64(&self) -> Zeroizing<String> {
+        self.0.to_base64()
+    }
+
+    /// The raw secret, for the engine that computes with it.
+    pub fn expose(&self) -> &[u8; LEN] {
+        self.0.expose()
+    }
+
+    /// A second copy of the secret, for a second owner that needs one.
+    #[must_use]
+    pub fn duplicate(&self) -> Self {
+        Self(self.0.duplicate())
+    }
+
+    /// The key's name.
+    pub fn id(&self) -> PresharedId {
+        let mut digest = Sha256::new().chain_update(LABEL).chain_update(self.expose()).finalize().into();
+        let name = PresharedId(ShortDigest::of(&digest));
+        digest.zeroize();
+        name
+    }
+}
+
+impl fmt::Debug for PresharedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PresharedKey(..)")
+    }
+}
+
 /// The first eight bytes of a labelled SHA-256 of a preshared key, as 16 hexadecimal digits.
 ///
 /// Safe to show: the key has 256 bits that nobody can guess, so its digest tells nothing about it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PresharedId([u8; 8]);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct PresharedId(ShortDigest);
 
 impl PresharedId {
     /// The name as bytes.
     pub const fn as_bytes(&self) -> &[u8; 8] {
-        &self.0
+        &self.0.0
     }
 
     /// Takes a name as bytes.
     pub const fn from_bytes(bytes: [u8; 8]) -> Self {
-        Self(bytes)
-    }
-}
-
-impl PresharedKey {
-    /// The key's name.
-    pub fn id(&self) -> PresharedId {
-        let mut digest = Sha256::new().chain_update(LABEL).chain_update(self.expose()).finalize();
-        let mut short = [0; 8];
-        short.copy_from_slice(&digest[..8]);
-        digest.as_mut_slice().zeroize();
-        PresharedId(short)
+        Self(ShortDigest(bytes))
     }
 }
 
 impl fmt::Display for PresharedId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0.fmt(f)
     }
 }
 
@@ -57,26 +94,7 @@ impl FromStr for PresharedId {
     type Err = KeyError;
 
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let lower = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
-        if text.len() != 16 || !text.bytes().all(lower) {
-            return Err(KeyError::Fingerprint);
-        }
-        u64::from_str_radix(text, 16)
-            .map(|number| Self(number.to_be_bytes()))
-            .map_err(|_| KeyError::Fingerprint)
-    }
-}
-
-impl Serialize for PresharedId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PresharedId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
+        text.parse().map(Self)
     }
 }
 

@@ -6,11 +6,11 @@ use defguard_wireguard_rs::{Kernel, WGApi, WireguardInterfaceApi as _};
 use ipnetwork::IpNetwork;
 use keyring::{PrivateKey, PublicKey};
 
-use crate::change::{PeerChange, PeerSettings};
 use crate::channel::{Channel, Fault};
 use crate::error::KernelError;
 use crate::reading::InterfaceState;
 use crate::request::{self, Message};
+use wireguard::{PeerChange, PeerSettings};
 
 /// How often a list is read before one that changed under way is taken as it is.
 const ATTEMPTS: u32 = 5;

@@ -13,7 +13,6 @@
 //!
 //! What is opened here belongs to the network namespace of the thread that opens it.
 
-mod change;
 mod channel;
 mod error;
 mod interface;
@@ -22,7 +21,7 @@ mod request;
 #[cfg(test)]
 mod tests;
 
-pub use change::{PeerChange, PeerSettings, PresharedKeyChange};
 pub use error::{KernelError, ReadingError};
 pub use interface::Interface;
 pub use reading::{InterfaceState, PeerStatus};
+pub use wireguard::{PeerChange, PeerSettings, PresharedKeyChange};

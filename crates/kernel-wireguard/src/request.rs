@@ -12,7 +12,7 @@ use netlink_packet_wireguard::{
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::change::{PeerSettings, PresharedKeyChange};
+use wireguard::{PeerSettings, PresharedKeyChange};
 
 /// Allowed IPs in one message. Each takes at most 44 bytes (nest 4, family 8, address 20, length 8, rounding), and a
 /// nested attribute has 16 bits for its length; 500 of them are 22 kB, well below.

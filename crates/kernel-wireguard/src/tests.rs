@@ -4,10 +4,10 @@ use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use proptest::prelude::*;
 
-use crate::change::{PeerSettings, PresharedKeyChange};
 use crate::error::ReadingError;
 use crate::reading::{Attributes, InterfaceState};
 use crate::request::{self, HEADER, Message, PREFIXES};
+use wireguard::{PeerSettings, PresharedKeyChange};
 
 const FAMILY: u16 = 31;
 /// Netlink header and generic netlink header.

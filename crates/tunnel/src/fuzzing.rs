@@ -8,9 +8,9 @@ use boringtun::x25519;
 use keyring::PrivateKey;
 
 use crate::batch::{Datagrams, Packets};
-use crate::change::{PeerChange, PeerSettings};
 use crate::engine::{Engine, EngineOptions, Moment};
 use crate::offload::{Coalescer, VNET_HEADER, VnetHeader, split};
+use wireguard::{PeerChange, PeerSettings};
 
 /// Reads `bytes` as a configuration request.
 pub fn uapi(bytes: &[u8]) {

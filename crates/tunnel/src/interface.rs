@@ -16,10 +16,10 @@ use nix::errno::Errno;
 
 use self::core::Core;
 use self::threads::Threads;
-use crate::change::PeerChange;
 use crate::error::TunnelError;
 use crate::status::InterfaceState;
 use crate::uapi;
+use wireguard::PeerChange;
 
 pub(crate) use self::core::Core as Device;
 

@@ -20,7 +20,6 @@
 
 pub mod bare;
 mod batch;
-mod change;
 mod counters;
 mod engine;
 mod error;
@@ -33,9 +32,9 @@ mod status;
 mod uapi;
 
 pub use batch::{Datagrams, Packets};
-pub use change::{PeerChange, PeerSettings, PresharedKeyChange};
 pub use counters::{Counters, DropReason};
 pub use engine::{Engine, EngineOptions, Moment};
 pub use error::{ChangeError, TunnelError};
 pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
 pub use status::{InterfaceState, PeerStatus};
+pub use wireguard::{PeerChange, PeerSettings, PresharedKeyChange};

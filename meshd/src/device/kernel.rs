@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
-use kernel_wireguard::{Interface, PeerSettings, PresharedKeyChange};
+use kernel_wireguard::Interface;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use plan::network::{LinkName, Peer};
 use plan::op::PeerChange;
 
-use super::{Backend, Device, DeviceError, DeviceState, PeerState};
+use super::{Backend, Device, DeviceError, DeviceState, PeerState, settings};
 
 /// A WireGuard link of the kernel's.
 #[derive(Debug)]
@@ -100,37 +100,25 @@ impl Device for Kernel {
         peer: &Peer,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        let settings = PeerSettings {
-            endpoint: peer.endpoint,
-            keepalive: Some(peer.keepalive.unwrap_or(0)),
-            allow: peer.allowed_ips.iter().copied().collect(),
-            preshared_key: Some(change_to(preshared)),
-            ..PeerSettings::default()
-        };
-        self.interface.apply(&kernel_wireguard::PeerChange::Add { peer: key, settings })?;
+        let settings = settings::of_new(peer, preshared);
+        self.interface.apply(&wireguard::PeerChange::Add { peer: key, settings })?;
         let keepalive = Some(peer.keepalive.unwrap_or(0));
         self.set.insert(key, Set { endpoint: peer.endpoint, drifts: 0, keepalive });
         Ok(())
     }
 
     fn update_peer(&mut self, key: PublicKey, change: &PeerChange) -> Result<(), DeviceError> {
-        let settings = PeerSettings {
-            endpoint: change.endpoint,
-            keepalive: change.keepalive.map(|interval| interval.unwrap_or(0)),
-            allow: change.allow.iter().copied().collect(),
-            disallow: change.disallow.iter().copied().collect(),
-            preshared_key: None,
-        };
         // Roaming alone is nothing that the kernel could be told.
         if (PeerChange { roaming: None, ..change.clone() }) != PeerChange::default() {
-            self.interface.apply(&kernel_wireguard::PeerChange::Update { peer: key, settings })?;
+            let settings = settings::of_change(change);
+            self.interface.apply(&wireguard::PeerChange::Update { peer: key, settings })?;
         }
         self.note(key, change);
         Ok(())
     }
 
     fn remove_peer(&mut self, key: PublicKey) -> Result<(), DeviceError> {
-        self.interface.apply(&kernel_wireguard::PeerChange::Remove { peer: key })?;
+        self.interface.apply(&wireguard::PeerChange::Remove { peer: key })?;
         self.set.remove(&key);
         Ok(())
     }
@@ -140,12 +128,8 @@ impl Device for Kernel {
         peer: PublicKey,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        let settings = PeerSettings { preshared_key: Some(change_to(preshared)), ..PeerSettings::default() };
-        Ok(self.interface.apply(&kernel_wireguard::PeerChange::Update { peer, settings })?)
-    }
-
-    fn psk_in_place(&self) -> bool {
-        true
+        let settings = settings::of_preshared(preshared);
+        Ok(self.interface.apply(&wireguard::PeerChange::Update { peer, settings })?)
     }
 
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError> {
@@ -166,8 +150,4 @@ impl Device for Kernel {
     fn remove(self: Box<Self>) -> Result<(), DeviceError> {
         Ok(())
     }
-}
-
-fn change_to(preshared: Option<&PresharedKey>) -> PresharedKeyChange {
-    preshared.map_or(PresharedKeyChange::Clear, |key| PresharedKeyChange::Set(key.duplicate()))
 }

@@ -10,6 +10,7 @@
 
 mod choice;
 mod kernel;
+mod settings;
 mod userspace;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,15 +105,12 @@ pub trait Device: fmt::Debug + Send {
     fn remove_peer(&mut self, key: PublicKey) -> Result<(), DeviceError>;
 
     /// Sets the preshared key with a peer, or removes it. It counts from the next handshake on; the session that
-    /// there is goes on only where [`Device::psk_in_place`] says so.
+    /// there is goes on.
     fn set_preshared_key(
         &mut self,
         peer: PublicKey,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError>;
-
-    /// Whether another preshared key leaves the session as it is.
-    fn psk_in_place(&self) -> bool;
 
     /// Starts a handshake with a peer that has no session, unless one is on its way. With a session it may be no more
     /// than a keepalive.

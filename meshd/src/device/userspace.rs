@@ -5,9 +5,10 @@ use std::path::Path;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use plan::network::{LinkName, Peer};
 use plan::op::PeerChange;
-use tunnel::{Health, Interface, InterfaceConfig, PeerSettings, PresharedKeyChange, TunnelError};
+use tunnel::{Health, Interface, InterfaceConfig, TunnelError};
+use wireguard::PeerSettings;
 
-use super::{Backend, Device, DeviceError, DeviceState, PeerState};
+use super::{Backend, Device, DeviceError, DeviceState, PeerState, settings};
 
 /// An engine on a TUN device.
 #[derive(Debug)]
@@ -42,9 +43,9 @@ impl Userspace {
         settings: PeerSettings,
     ) -> Result<(), DeviceError> {
         let change = if add {
-            tunnel::PeerChange::Add { peer, settings }
+            wireguard::PeerChange::Add { peer, settings }
         } else {
-            tunnel::PeerChange::Update { peer, settings }
+            wireguard::PeerChange::Update { peer, settings }
         };
         self.interface.apply(vec![change]).map_err(|source| self.failed(operation, source))
     }
@@ -101,31 +102,15 @@ impl Device for Userspace {
         peer: &Peer,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        let settings = PeerSettings {
-            endpoint: peer.endpoint,
-            keepalive: Some(peer.keepalive.unwrap_or(0)),
-            allow: peer.allowed_ips.iter().copied().collect(),
-            preshared_key: Some(change_to(preshared)),
-            roaming: Some(peer.roaming),
-            ..PeerSettings::default()
-        };
-        self.change("add a peer to", key, true, settings)
+        self.change("add a peer to", key, true, settings::of_new(peer, preshared))
     }
 
     fn update_peer(&mut self, key: PublicKey, change: &PeerChange) -> Result<(), DeviceError> {
-        let settings = PeerSettings {
-            endpoint: change.endpoint,
-            keepalive: change.keepalive.map(|interval| interval.unwrap_or(0)),
-            allow: change.allow.iter().copied().collect(),
-            disallow: change.disallow.iter().copied().collect(),
-            roaming: change.roaming,
-            ..PeerSettings::default()
-        };
-        self.change("change a peer of", key, false, settings)
+        self.change("change a peer of", key, false, settings::of_change(change))
     }
 
     fn remove_peer(&mut self, key: PublicKey) -> Result<(), DeviceError> {
-        let removed = self.interface.apply(vec![tunnel::PeerChange::Remove { peer: key }]);
+        let removed = self.interface.apply(vec![wireguard::PeerChange::Remove { peer: key }]);
         removed.map_err(|source| self.failed("remove a peer from", source))
     }
 
@@ -134,12 +119,8 @@ impl Device for Userspace {
         peer: PublicKey,
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
-        let settings = PeerSettings { preshared_key: Some(change_to(preshared)), ..PeerSettings::default() };
+        let settings = settings::of_preshared(preshared);
         self.change("set the preshared key of a peer of", peer, false, settings)
-    }
-
-    fn psk_in_place(&self) -> bool {
-        true
     }
 
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError> {
@@ -155,10 +136,6 @@ impl Device for Userspace {
         let removed = self.interface.remove();
         removed.map_err(|source| DeviceError::Engine { operation: "remove", link, source })
     }
-}
-
-fn change_to(preshared: Option<&PresharedKey>) -> PresharedKeyChange {
-    preshared.map_or(PresharedKeyChange::Clear, |key| PresharedKeyChange::Set(key.duplicate()))
 }
 
 /// IP packets have at most 65,535 bytes, so a wider MTU says no more.

@@ -112,10 +112,6 @@ impl Device for Fake {
         Ok(())
     }
 
-    fn psk_in_place(&self) -> bool {
-        true
-    }
-
     fn initiate_handshake(&mut self, _peer: PublicKey) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -80,7 +80,7 @@ macro_rules! sessions {
                 changes_lose_no_packet_of_a_stream,
                 a_removed_peer_hears_nothing_more,
                 sessions_need_the_same_preshared_key_on_both_sides,
-                another_preshared_key_ends_the_session_only_where_it_is_said,
+                another_preshared_key_leaves_the_session_as_it_is,
                 a_device_that_is_gone_says_so,
             ]
         );

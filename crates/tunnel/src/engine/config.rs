@@ -10,9 +10,9 @@ use super::allowed_ips::AllowedIps;
 use super::identity::Identity;
 use super::peer::Peer;
 use super::{Engine, Moment, Snapshot};
-use crate::change::PeerChange;
 use crate::error::ChangeError;
 use crate::status::PeerStatus;
+use wireguard::PeerChange;
 
 /// The configuration that snapshots are made from.
 #[derive(Default)]

@@ -17,8 +17,8 @@ use super::handshake::Handshake;
 use super::identity::Identity;
 use super::session::{MessageLimits, Session, Sessions};
 use crate::batch::Datagrams;
-use crate::change::{PeerSettings, PresharedKeyChange};
 use crate::counters::DropReason;
+use wireguard::{PeerSettings, PresharedKeyChange};
 
 /// Timers (WireGuard paper, section 6.1).
 pub(crate) const REKEY_AFTER: Duration = Duration::from_mins(2);

@@ -14,11 +14,11 @@ use super::tun::Tun;
 use super::udp::Sockets;
 use super::{Failure, Health, InterfaceConfig};
 use crate::batch::Datagrams;
-use crate::change::PeerChange;
 use crate::counters::DropReason;
 use crate::engine::{Config, Engine, EngineOptions, Moment};
 use crate::error::TunnelError;
 use crate::status::InterfaceState;
+use wireguard::PeerChange;
 
 /// Work for the control thread, which never leaves the namespace of the interface.
 pub(super) type Job = Box<dyn FnOnce(&Core) + Send>;

@@ -6,10 +6,10 @@ use zeroize::Zeroizing;
 
 use super::parse::{DeviceSettings, PeerBlock, PrivateKeyChange, Request, parse};
 use super::{Refusal, render};
-use crate::change::{PeerChange, PeerSettings};
 use crate::engine::Config;
 use crate::error::{ChangeError, TunnelError};
 use crate::interface::Device;
+use wireguard::{PeerChange, PeerSettings};
 
 /// Carries out `request` and returns the whole reply, its empty line included.
 pub(super) fn answer(device: &Device, request: &[u8]) -> Zeroizing<String> {

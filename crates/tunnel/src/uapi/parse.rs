@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use zeroize::Zeroizing;
 
 use super::{LONGEST_LINE, LONGEST_REQUEST, Refusal};
-use crate::change::PresharedKeyChange;
+use wireguard::PresharedKeyChange;
 
 const INVALID: Refusal = Refusal(Errno::EINVAL);
 

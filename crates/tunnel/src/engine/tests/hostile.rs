@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use super::net::{Net, Node, Rogue, packet, prefix};
 use crate::batch::{Datagrams, Packets};
-use crate::change::PeerSettings;
 use crate::counters::DropReason;
 use crate::engine::{EngineOptions, Moment};
+use wireguard::PeerSettings;
 
 /// A node with a peer that does what it likes; its prefix is `10.66.0.0/16`.
 fn with_rogue(options: EngineOptions) -> (Node, Rogue) {
@@ -17,7 +17,7 @@ fn with_rogue(options: EngineOptions) -> (Node, Rogue) {
     let allow = vec![prefix("10.66.0.0/16"), prefix("fd66::/64")];
     let peer = rogue.key;
     let settings = PeerSettings { allow, ..Default::default() };
-    node.engine.apply(vec![crate::change::PeerChange::Add { peer, settings }]).unwrap();
+    node.engine.apply(vec![wireguard::PeerChange::Add { peer, settings }]).unwrap();
     (node, rogue)
 }
 

@@ -9,10 +9,10 @@ use ipnetwork::IpNetwork;
 use keyring::{PrivateKey, PublicKey};
 
 use crate::batch::{Datagrams, Packets};
-use crate::change::{PeerChange, PeerSettings};
 use crate::counters::DropReason;
 use crate::engine::{Engine, EngineOptions, Moment};
 use crate::status::PeerStatus;
+use wireguard::{PeerChange, PeerSettings};
 
 /// What every test packet carries, so that an eavesdropper can look for it.
 pub(super) const SECRET: &[u8] = b"this must never be seen in clear";

@@ -7,10 +7,10 @@ use keyring::PublicKey;
 
 use super::net::{Net, Node, Rogue, packet, prefix};
 use crate::batch::{Datagrams, Packets};
-use crate::change::{PeerChange, PeerSettings};
 use crate::counters::DropReason;
 use crate::engine::{EngineOptions, Moment};
 use crate::error::ChangeError;
+use wireguard::{PeerChange, PeerSettings};
 
 /// Node 0 gives `10.0.0.0/8` to node 1 and the smaller `10.5.0.0/16` inside to node 2.
 fn nested() -> Net {

@@ -6,10 +6,10 @@ use std::time::Duration;
 use keyring::{PresharedKey, PrivateKey};
 
 use super::net::{Net, SECRET, packet, prefix};
-use crate::change::{PeerSettings, PresharedKeyChange};
 use crate::counters::DropReason;
 use crate::engine::EngineOptions;
 use crate::engine::session::MessageLimits;
+use wireguard::{PeerSettings, PresharedKeyChange};
 
 #[test]
 fn packets_arrive_and_the_eavesdropper_sees_one_handshake_and_no_plaintext() {

@@ -1,4 +1,6 @@
-//! Changes to peers as data: differences only.
+//! How peers are changed, said the same way to the engine and to the kernel.
+//!
+//! Differences only, so that nothing that stays is ever taken away in between.
 
 use std::net::SocketAddr;
 
@@ -31,26 +33,32 @@ pub enum PeerChange {
 }
 
 /// What to change about one peer; the default changes nothing.
+///
+/// A new peer has no endpoint, no allowed IPs, no keepalive and no preshared key, and it may roam.
 #[derive(Debug, Default)]
 pub struct PeerSettings {
-    /// The endpoint. `None` leaves it as it is. The kernel lets it follow the peer; that can't be turned off.
+    /// The configured endpoint. `None` leaves it as it is.
     pub endpoint: Option<SocketAddr>,
     /// Seconds between persistent keepalives, zero for none. `None` leaves it as it is.
     pub keepalive: Option<u16>,
-    /// Prefixes to give to this peer. A prefix that another peer has moves here.
+    /// Prefixes to give to this peer. A prefix that another peer has moves here. Host bits are cleared.
     pub allow: Vec<IpNetwork>,
     /// Prefixes to take from this peer, before [`PeerSettings::allow`] is applied. Prefixes of others stay.
     pub disallow: Vec<IpNetwork>,
-    /// The preshared key, for the next handshake: the session goes on. `None` leaves it as it is.
+    /// Whether an authenticated packet from another address moves the endpoint there. With `false` the
+    /// configured endpoint stands and such packets are accepted and counted. `None` leaves it as it is. The kernel
+    /// always lets it move.
+    pub roaming: Option<bool>,
+    /// The preshared key. `None` leaves it as it is; another key holds from the next handshake on.
     pub preshared_key: Option<PresharedKeyChange>,
 }
 
 /// What becomes of a peer's preshared key.
 #[derive(Debug)]
 pub enum PresharedKeyChange {
-    /// From the next handshake on this key.
+    /// From now on this key.
     Set(PresharedKey),
-    /// From the next handshake on none.
+    /// From now on none.
     Clear,
 }
 
