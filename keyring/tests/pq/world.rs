@@ -2,59 +2,21 @@
 
 use std::time::Duration;
 
-use keyring::pq::{
-    Begun, Effect, Entry, Input, Kept, Message, Note, Pairing, ProviderError, PskProvider, SharedSecret,
-    Statics, Terms,
-};
+use keyring::pq::{Effect, Entry, Input, Kept, Message, Note, Pairing, Statics, Terms};
 use keyring::rotation::PeerId;
 use keyring::{PerSlot, PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
-use sha2::{Digest as _, Sha256};
+
+mod network;
+mod provider;
+
+use network::{Datagram, short};
+use provider::Stand;
 
 /// How long a packet is under way at most: shorter than what a slot must have been without traffic.
 const UNDER_WAY: Duration = Duration::from_millis(800);
 
 /// How long a message may be under way before it arrives after all, if it is not lost.
 const SOMEWHERE: Duration = Duration::from_secs(5);
-
-/// Stands in for ML-KEM: the secret is a digest of both messages and of a seed that only the beginner's offer names.
-#[derive(Debug)]
-pub(crate) struct Stand(std::cell::Cell<u64>);
-
-#[derive(Debug)]
-struct Seed(Vec<u8>);
-
-impl Stand {
-    fn next(&self) -> Vec<u8> {
-        self.0.set(self.0.get() + 1);
-        self.0.get().to_be_bytes().to_vec()
-    }
-}
-
-fn secret(offer: &[u8], answer: &[u8]) -> SharedSecret {
-    SharedSecret::take(&mut Sha256::new().chain_update(offer).chain_update(answer).finalize().into())
-}
-
-impl PskProvider for Stand {
-    fn begin(&self) -> Result<Box<dyn Begun>, ProviderError> {
-        Ok(Box::new(Seed(self.next())))
-    }
-
-    fn answer(&self, material: &[u8]) -> Result<(Vec<u8>, SharedSecret), ProviderError> {
-        let answer = self.next();
-        let secret = secret(material, &answer);
-        Ok((answer, secret))
-    }
-}
-
-impl Begun for Seed {
-    fn material(&self) -> &[u8] {
-        &self.0
-    }
-
-    fn finish(&self, answer: &[u8]) -> Result<SharedSecret, ProviderError> {
-        Ok(secret(&self.0, answer))
-    }
-}
 
 /// What happens next.
 #[derive(Clone, Copy, Debug)]
@@ -113,17 +75,6 @@ struct Life {
     turn: bool,
 }
 
-#[derive(Clone, Debug)]
-struct Datagram {
-    to: usize,
-    over: Slot,
-    /// None is a pod's packet.
-    message: Option<Vec<u8>>,
-    sent: Duration,
-    /// The entries of both ends that it was sealed between.
-    sealed: [u32; 2],
-}
-
 pub(crate) struct World {
     ends: [End; 2],
     pub(crate) now: Duration,
@@ -145,11 +96,6 @@ pub(crate) struct World {
     log: Vec<String>,
 }
 
-/// A message without what is long in it.
-fn short(message: &Message) -> String {
-    format!("{message:?}").chars().take(190).collect()
-}
-
 impl World {
     pub(crate) fn new(terms: [Terms; 2]) -> Self {
         let key = |byte| PrivateKey::from_bytes(&[byte; 32]).unwrap().public();
@@ -168,7 +114,7 @@ impl World {
             blocked: PerSlot::default(),
             wish: [Slot::A, Slot::B],
             drained: None,
-            provider: Stand(std::cell::Cell::new(0)),
+            provider: Stand::default(),
             terms,
             lives: 0,
             excused: false,
@@ -347,103 +293,6 @@ impl World {
         self.tell(end, Input::Tx(Some(tx)));
         let entry = |entry: Peer| Some(Entry { preshared: entry.preshared, handshake: entry.handshake });
         self.tell(end, Input::Engine(engine.map(entry)));
-    }
-
-    fn send(&mut self, end: usize, over: Slot, message: Option<Vec<u8>>) {
-        let sealed = self.session(over);
-        match sealed {
-            Some(sealed) => self.queue.push(Datagram { to: 1 - end, over, message, sent: self.now, sealed }),
-            None if message.is_none() => {
-                self.tell_log(format_args!("a packet of {end} over {over} finds no session"));
-                self.lose_packet();
-            }
-            None => {}
-        }
-    }
-
-    /// The session of a slot; a handshake makes it where both ends hold the same.
-    fn session(&mut self, slot: Slot) -> Option<[u32; 2]> {
-        if !self.usable(slot) {
-            return None;
-        }
-        let mut sealed = [0; 2];
-        for (end, sealed) in self.ends.iter_mut().zip(&mut sealed) {
-            let entry = end.life.as_mut()?.engine.get_mut(slot);
-            entry.handshake = true;
-            *sealed = entry.life;
-        }
-        Some(sealed)
-    }
-
-    fn lose_packet(&mut self) {
-        if !self.excused {
-            self.lost += 1;
-        }
-    }
-
-    fn deliver(&mut self, at: u8, again: bool) {
-        if self.queue.is_empty() {
-            return;
-        }
-        let at = usize::from(at) % self.queue.len();
-        let datagram = if again && self.queue[at].message.is_some() {
-            self.queue[at].clone()
-        } else {
-            self.queue.remove(at)
-        };
-        self.arrive(datagram);
-    }
-
-    fn arrive(&mut self, datagram: Datagram) {
-        let Datagram { to, over, message, sealed, .. } = datagram;
-        let opens = self.ends[to].life.as_ref().is_some_and(|life| life.engine.get(over).life == sealed[to]);
-        match message {
-            _ if *self.blocked.get(over) => {}
-            Some(bytes) if opens => {
-                let message = Message::decode(&bytes).unwrap();
-                self.tell_log(format_args!("{to} hears over {over}: {}", short(&message)));
-                self.tell(to, Input::Heard { over, message });
-            }
-            Some(_) => {}
-            None if opens => self.passed += 1,
-            None => {
-                self.tell_log(format_args!("a packet to {to} over {over} does not open"));
-                self.lose_packet();
-            }
-        }
-    }
-
-    /// The network loses messages, not pods' packets: those are what is counted.
-    fn lose(&mut self, at: u8) {
-        if !self.queue.is_empty() {
-            let at = usize::from(at) % self.queue.len();
-            if self.queue[at].message.is_some() {
-                self.queue.remove(at);
-            }
-        }
-    }
-
-    fn replay(&mut self, at: u8) {
-        if self.history.is_empty() {
-            return;
-        }
-        let (to, over, bytes) = self.history[usize::from(at) * 7919 % self.history.len()].clone();
-        if let Some(sealed) = self.session(over) {
-            self.queue.push(Datagram { to, over, message: Some(bytes), sent: self.now, sealed });
-        }
-    }
-
-    /// Something of an end's making arrives at the other.
-    pub(crate) fn forge(&mut self, to: usize, over: Slot, message: Message) {
-        self.tell(to, Input::Heard { over, message });
-    }
-
-    /// Takes the first message out of the queue that `wanted` says yes to.
-    pub(crate) fn intercept(&mut self, wanted: impl Fn(&Message) -> bool) -> Option<Message> {
-        let message = |datagram: &Datagram| Message::decode(datagram.message.as_ref()?).ok();
-        let at =
-            self.queue.iter().position(|datagram| message(datagram).is_some_and(|found| wanted(&found)))?;
-        message(&self.queue.remove(at))
     }
 
     /// Lets an undisturbed world go on until a message of a kind is under way, and takes it.

@@ -74,15 +74,15 @@ thread_local! {
 
 #[test]
 fn two_nodes_always_share_a_working_slot() {
-    explore(2, cases(40_000));
+    explore(2, cases(10_000));
 }
 
 #[test]
 fn three_nodes_always_share_a_working_slot() {
-    explore(3, cases(40_000));
+    explore(3, cases(60_000));
 }
 
 #[test]
 fn four_nodes_always_share_a_working_slot() {
-    explore(4, cases(25_000));
+    explore(4, cases(40_000));
 }

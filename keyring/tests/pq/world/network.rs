@@ -1,0 +1,123 @@
+//! What lies between the two ends: datagrams under way, and whoever loses, repeats, replays or forges them.
+
+use std::time::Duration;
+
+use keyring::Slot;
+use keyring::pq::{Input, Message};
+
+use super::World;
+
+#[derive(Clone, Debug)]
+pub(super) struct Datagram {
+    pub(super) to: usize,
+    pub(super) over: Slot,
+    /// None is a pod's packet.
+    pub(super) message: Option<Vec<u8>>,
+    pub(super) sent: Duration,
+    /// The entries of both ends that it was sealed between.
+    pub(super) sealed: [u32; 2],
+}
+
+/// A message without what is long in it.
+pub(super) fn short(message: &Message) -> String {
+    format!("{message:?}").chars().take(190).collect()
+}
+
+impl World {
+    pub(super) fn send(&mut self, end: usize, over: Slot, message: Option<Vec<u8>>) {
+        let sealed = self.session(over);
+        match sealed {
+            Some(sealed) => self.queue.push(Datagram { to: 1 - end, over, message, sent: self.now, sealed }),
+            None if message.is_none() => {
+                self.tell_log(format_args!("a packet of {end} over {over} finds no session"));
+                self.lose_packet();
+            }
+            None => {}
+        }
+    }
+
+    /// The session of a slot; a handshake makes it where both ends hold the same.
+    pub(super) fn session(&mut self, slot: Slot) -> Option<[u32; 2]> {
+        if !self.usable(slot) {
+            return None;
+        }
+        let mut sealed = [0; 2];
+        for (end, sealed) in self.ends.iter_mut().zip(&mut sealed) {
+            let entry = end.life.as_mut()?.engine.get_mut(slot);
+            entry.handshake = true;
+            *sealed = entry.life;
+        }
+        Some(sealed)
+    }
+
+    fn lose_packet(&mut self) {
+        if !self.excused {
+            self.lost += 1;
+        }
+    }
+
+    pub(super) fn deliver(&mut self, at: u8, again: bool) {
+        if self.queue.is_empty() {
+            return;
+        }
+        let at = usize::from(at) % self.queue.len();
+        let datagram = if again && self.queue[at].message.is_some() {
+            self.queue[at].clone()
+        } else {
+            self.queue.remove(at)
+        };
+        self.arrive(datagram);
+    }
+
+    pub(super) fn arrive(&mut self, datagram: Datagram) {
+        let Datagram { to, over, message, sealed, .. } = datagram;
+        let opens = self.ends[to].life.as_ref().is_some_and(|life| life.engine.get(over).life == sealed[to]);
+        match message {
+            _ if *self.blocked.get(over) => {}
+            Some(bytes) if opens => {
+                let message = Message::decode(&bytes).unwrap();
+                self.tell_log(format_args!("{to} hears over {over}: {}", short(&message)));
+                self.tell(to, Input::Heard { over, message });
+            }
+            Some(_) => {}
+            None if opens => self.passed += 1,
+            None => {
+                self.tell_log(format_args!("a packet to {to} over {over} does not open"));
+                self.lose_packet();
+            }
+        }
+    }
+
+    /// The network loses messages, not pods' packets: those are what is counted.
+    pub(super) fn lose(&mut self, at: u8) {
+        if !self.queue.is_empty() {
+            let at = usize::from(at) % self.queue.len();
+            if self.queue[at].message.is_some() {
+                self.queue.remove(at);
+            }
+        }
+    }
+
+    pub(super) fn replay(&mut self, at: u8) {
+        if self.history.is_empty() {
+            return;
+        }
+        let (to, over, bytes) = self.history[usize::from(at) * 7919 % self.history.len()].clone();
+        if let Some(sealed) = self.session(over) {
+            self.queue.push(Datagram { to, over, message: Some(bytes), sent: self.now, sealed });
+        }
+    }
+
+    /// Something of an end's making arrives at the other.
+    pub(crate) fn forge(&mut self, to: usize, over: Slot, message: Message) {
+        self.tell(to, Input::Heard { over, message });
+    }
+
+    /// Takes the first message out of the queue that `wanted` says yes to.
+    pub(crate) fn intercept(&mut self, wanted: impl Fn(&Message) -> bool) -> Option<Message> {
+        let message = |datagram: &Datagram| Message::decode(datagram.message.as_ref()?).ok();
+        let at =
+            self.queue.iter().position(|datagram| message(datagram).is_some_and(|found| wanted(&found)))?;
+        message(&self.queue.remove(at))
+    }
+}
