@@ -1,172 +1,20 @@
 //! The stand-in may not lie: the same requests, one by one, to it and to a real kube-apiserver, must come out the same.
 #![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
+mod essence;
+mod walk;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use futures::{AsyncBufReadExt, TryStreamExt};
-use kube::Client;
-use kube::client::Body;
 use lab::require::{self, Need};
 use lab::{ApiKind, ApiServer, Family, Lab};
 use serde_json::{Value, json};
 
+use essence::{essence, event_essence};
+use walk::{Walk, collect, get, http_request};
+
 const MERGE: &str = "application/merge-patch+json";
-
-/// One server, and what came of each step so far.
-struct Walk<'a> {
-    api: &'a ApiServer,
-    trail: Vec<(String, Value)>,
-}
-
-/// A request: method, path with query, media type, body.
-type Ask<'a> = (&'a str, &'a str, &'a str, Value);
-
-impl Walk<'_> {
-    /// Makes a request as a user and notes what came back: code, reason, and what of the body is not the server's
-    /// private matter. Returns the whole body.
-    fn step(&mut self, user: &str, (method, path, media, body): Ask<'_>) -> Value {
-        let body = match body {
-            Value::Null => String::new(),
-            Value::String(raw) => raw,
-            other => other.to_string(),
-        };
-        let shown: String = body.chars().take(80).collect();
-        let config = match user {
-            "nobody" => self.api.kubeconfig_with("nobody", ""),
-            "stranger" => self.api.kubeconfig_with("stranger", "no-such-token"),
-            known => self.api.kubeconfig(known).unwrap(),
-        };
-        let request = http_request(method, path, media, body);
-        let (code, answer) = self
-            .api
-            .run_with(&config, user, |client| async move {
-                let response = client.send(request).await.unwrap();
-                let code = response.status().as_u16();
-                let bytes = response.into_body().collect_bytes().await.unwrap();
-                (code, serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null))
-            })
-            .unwrap();
-        self.note(
-            &format!("{user}: {method} {path} {shown}"),
-            json!({"code": code, "body": essence(&answer)}),
-        );
-        answer
-    }
-
-    fn note(&mut self, what: &str, outcome: Value) {
-        self.trail.push((what.to_owned(), outcome));
-    }
-
-    fn revision(&self) -> String {
-        let list =
-            self.api.run("admin", |client| async move { get(&client, "/api/v1/nodes").await }).unwrap();
-        list["metadata"]["resourceVersion"].as_str().unwrap().to_owned()
-    }
-
-    /// Watches with a query until the server ends it; returns the events.
-    fn watch(&self, user: &str, query: &str) -> Vec<Value> {
-        let path = format!("/api/v1/nodes?watch=true&{query}");
-        self.api.run(user, |client| async move { collect(&client, &path).await }).unwrap()
-    }
-}
-
-fn http_request(method: &str, path: &str, media: &str, body: String) -> axum::http::Request<Body> {
-    let request = axum::http::Request::builder().method(method).uri(path).header("content-type", media);
-    request.body(Body::from(body.into_bytes())).unwrap()
-}
-
-async fn get(client: &Client, path: &str) -> Value {
-    let text = client.request_text(axum::http::Request::get(path).body(Vec::new()).unwrap()).await.unwrap();
-    serde_json::from_str(&text).unwrap()
-}
-
-async fn collect(client: &Client, path: &str) -> Vec<Value> {
-    let request = axum::http::Request::get(path).body(Vec::new()).unwrap();
-    let lines = client.request_stream(request).await.unwrap().lines();
-    let lines: Vec<String> = lines.try_collect().await.unwrap();
-    lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// What both servers have to agree on in a body: of errors the reason and the text, of Nodes what meshd and the lab use.
-fn essence(body: &Value) -> Value {
-    match body["kind"].as_str() {
-        Some("Status") => json!({
-            "status": body["status"], "reason": body["reason"],
-            "message": if judged_by_code(body) { Value::Null } else { body["message"].clone() },
-            "name": body["details"]["name"],
-        }),
-        Some("NodeList") => {
-            let items = body["items"].as_array().unwrap();
-            json!({
-                // Out of the real server's cache they come in no particular order.
-                "names": items.iter().map(|item| item["metadata"]["name"].as_str()).collect::<BTreeSet<_>>(),
-                "kinds": items.iter().map(|item| item["kind"].clone()).collect::<Vec<_>>(),
-                "continues": body["metadata"]["continue"].is_string(),
-                "remaining": body["metadata"]["remainingItemCount"],
-            })
-        }
-        Some("Node") => node_essence(body),
-        Some("Endpoints") => {
-            json!({"name": body["metadata"]["name"], "addresses": body["subsets"][0]["addresses"]})
-        }
-        Some("Event") => {
-            let mut body = body.clone();
-            if body["regarding"]["namespace"].is_null() {
-                body["regarding"].as_object_mut().map(|about| about.remove("namespace"));
-            }
-            let fields = [
-                "apiVersion",
-                "reason",
-                "note",
-                "message",
-                "type",
-                "action",
-                "regarding",
-                "involvedObject",
-                "reportingController",
-            ];
-            fields.iter().map(|field| ((*field).to_owned(), body[*field].clone())).collect()
-        }
-        None if !body.is_null() => json!("not a kind"),
-        Some("EventList") => json!(body["items"].as_array().unwrap().len()),
-        _ => Value::Null,
-    }
-}
-
-/// Refusals of malformed input: each server words them in its own way, the code and the reason are what counts.
-fn judged_by_code(status: &Value) -> bool {
-    matches!(
-        status["reason"].as_str(),
-        Some("Invalid" | "BadRequest" | "UnsupportedMediaType" | "Timeout" | "Expired")
-    ) || status["message"].as_str().is_some_and(|message| message.contains("UID in record"))
-}
-
-fn node_essence(node: &Value) -> Value {
-    json!({
-        "name": node["metadata"]["name"],
-        "labels": node["metadata"]["labels"],
-        "annotations": node["metadata"]["annotations"],
-        "uid": node["metadata"]["uid"].is_string(),
-        "created": node["metadata"]["creationTimestamp"].as_str().map(str::len),
-        "generation": node["metadata"]["generation"],
-        "podCIDR": node["spec"]["podCIDR"],
-        "podCIDRs": node["spec"]["podCIDRs"],
-        "unschedulable": node["spec"]["unschedulable"],
-        "addresses": node["status"]["addresses"],
-    })
-}
-
-fn event_essence(event: &Value) -> Value {
-    let object = match event["type"].as_str() {
-        Some("BOOKMARK") => {
-            json!({"kind": event["object"]["kind"], "name": event["object"]["metadata"]["name"]})
-        }
-        Some("ERROR") => json!({"code": event["object"]["code"], "reason": event["object"]["reason"]}),
-        _ => node_essence(&event["object"]),
-    };
-    json!({"type": event["type"], "object": object})
-}
 
 fn revision_of(object: &Value) -> u64 {
     object["metadata"]["resourceVersion"].as_str().unwrap_or("0").parse().unwrap()
