@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::agreement::Statics;
 use super::message::{Message, Refusal};
 use super::provider::ProviderError;
+use crate::rotation::PeerId;
 use crate::{PerSlot, PresharedId, Slot};
 
 /// Whether preshared keys are wanted.
@@ -68,6 +69,13 @@ pub struct Entry {
 pub enum Input {
     /// Nothing but that time has passed.
     Tick,
+    /// What both ends are called: other than before if a Node was made anew for a node that lives.
+    Names {
+        /// This node.
+        own: PeerId,
+        /// The peer.
+        peer: PeerId,
+    },
     /// The static keys of both ends on each slot; none while one of them is not known or not in its device.
     Statics(PerSlot<Option<Statics>>),
     /// What the engines show; none where the peer is in no device.

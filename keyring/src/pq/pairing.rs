@@ -126,9 +126,11 @@ impl Pairing {
         self.slots.get(slot).proven.is_some()
     }
 
-    /// Whether pods' packets may pass on a slot at all.
+    /// Whether pods' packets may pass on a slot at all. With a key they may before this end has seen that it is proven:
+    /// a peer is put into the device together with its key, so no session is made there without it, and the other end
+    /// may have seen it first.
     pub fn carries(&self, slot: Slot) -> bool {
-        self.terms.mode != Mode::Require || self.proven(slot)
+        self.terms.mode != Mode::Require || self.slots.get(slot).held.is_some()
     }
 
     /// Whether a rotation may count on a slot: it is as protected as it will be.
@@ -186,6 +188,7 @@ impl Pairing {
         let mut out = Vec::new();
         match input {
             Input::Tick => {}
+            Input::Names { own, peer } => self.take_names(now, own, peer, &mut out),
             Input::Statics(statics) => self.take_statics(now, statics, &mut out),
             Input::Engine(entries) => self.take_engine(now, entries, &mut out),
             Input::Tx(tx) => self.take_tx(now, tx),
@@ -231,6 +234,22 @@ impl Pairing {
     pub(super) fn answers(&self, now: Duration, slot: Slot) -> bool {
         let hello = &self.slots.get(slot).hello;
         hello.answered.is_some() && !hello.is_silent(now)
+    }
+
+    /// Keys are bound to static keys and stay; an exchange under way is bound to the names.
+    fn take_names(&mut self, now: Duration, own: PeerId, peer: PeerId, out: &mut Vec<Effect>) {
+        if (&self.own, &self.peer) != (&own, &peer) {
+            self.cancel(now, out);
+            (self.own, self.peer) = (own, peer);
+        }
+    }
+
+    /// Whether a key that is held is bound to these static keys.
+    pub fn is_bound_to(&self, statics: &PerSlot<Option<Statics>>) -> bool {
+        Slot::ALL.into_iter().any(|slot| {
+            let held = self.slots.get(slot).held.as_ref();
+            held.is_some_and(|held| *statics.get(slot) == Some(held.statics))
+        })
     }
 
     fn take_statics(&mut self, now: Duration, statics: PerSlot<Option<Statics>>, out: &mut Vec<Effect>) {

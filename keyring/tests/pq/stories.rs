@@ -91,7 +91,7 @@ fn a_rotation_waits_for_a_peer_that_does_not_come_to_a_key_only_for_so_long() {
 }
 
 #[test]
-fn with_require_nothing_counts_or_passes_before_it_is_proven() {
+fn with_require_nothing_passes_without_a_key_and_nothing_counts_before_it_is_proven() {
     let mut world = world(Mode::Require, Mode::Prefer);
     for slot in Slot::ALL {
         assert!(!world.machine(0).carries(slot) && world.machine(1).carries(slot));
@@ -99,6 +99,21 @@ fn with_require_nothing_counts_or_passes_before_it_is_proven() {
     }
     world.run(Duration::from_secs(10));
     assert!(Slot::ALL.into_iter().all(|slot| world.machine(0).carries(slot)));
+}
+
+#[test]
+fn nodes_that_get_other_names_keep_their_keys_and_agree_anew_under_them() {
+    let mut world = world(Mode::Prefer, Mode::Prefer);
+    world.run(Duration::from_secs(20));
+    assert!(world.is_proven());
+    let before = Slot::ALL.map(|slot| world.engine(0, slot));
+    let agreed = world.seen.len();
+    world.act(Action::Rename(true));
+    world.act(Action::Rename(false));
+    world.run(Duration::from_secs(2));
+    assert_eq!(Slot::ALL.map(|slot| world.engine(0, slot)), before);
+    world.run(Terms::default().interval * 2);
+    assert!(world.seen.len() > agreed + 1 && world.is_proven_soon());
 }
 
 #[test]

@@ -47,6 +47,8 @@ pub(crate) enum Action {
     Wish(bool, Slot),
     /// A rotation drains a slot, or none.
     Drain(Option<Slot>),
+    /// An end's Node is made anew under another name; each end hears of it when it turns.
+    Rename(bool),
 }
 
 /// One end's peer entry in the device of a slot.
@@ -169,6 +171,12 @@ impl World {
                 self.excused = true;
             }
             Action::Wish(end, slot) => self.wish[usize::from(end)] = slot,
+            Action::Rename(end) => {
+                self.lives += 1;
+                // Now the lower of both, now the higher.
+                let first = if self.lives.is_multiple_of(2) { 'a' } else { 'z' };
+                self.ends[usize::from(end)].id = PeerId::new(format!("{first}{}", self.lives));
+            }
             Action::Drain(drained) => {
                 self.drained = drained;
                 for end in 0..2 {
@@ -268,6 +276,8 @@ impl World {
     /// What a loop does in one turn.
     pub(crate) fn turn(&mut self, end: usize) {
         let wish = self.drained.map_or(self.wish[1 - end], Slot::other);
+        let [own, peer] = [end, 1 - end].map(|end| self.ends[end].id.clone());
+        self.tell(end, Input::Names { own, peer });
         let (now, mut lives) = (self.now, self.lives);
         let Some(life) = &mut self.ends[end].life else { return };
         life.turn = false;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use keyring::pq::{Effect, Entry, Input, Message, MlKem768, Mode, Note, Pairing, Statics, Terms};
 use keyring::rotation::{PeerId, Stance, drained_between};
 use keyring::{KeyError, PerSlot, PublicKey, Slot};
-use plan::admission::Admission;
+use plan::admission::{Admission, Member};
 use plan::desired::Setup;
 use plan::node::NodeUid;
 use tokio::time::Instant;
@@ -31,7 +31,6 @@ pub(super) struct Pairs {
     terms: Terms,
     provider: MlKem768,
     started: Instant,
-    own: Option<PeerId>,
     machines: BTreeMap<PeerId, Pairing>,
     /// Since when nodes are gone with which there are keys.
     gone: BTreeMap<PeerId, Duration>,
@@ -49,7 +48,6 @@ impl Pairs {
             terms,
             provider: MlKem768,
             started: Instant::now(),
-            own: None,
             machines: BTreeMap::new(),
             gone: BTreeMap::new(),
             messages: Vec::new(),
@@ -62,36 +60,49 @@ impl Pairs {
     /// Takes who is there, with which static keys and which slot is being drained.
     pub(super) fn meet(&mut self, admission: &Admission, own: Option<Stance>, keys: &mut Keys) {
         let Some(own) = own else { return };
-        self.speak_as(&own.id, keys);
         let members: BTreeMap<PeerId, _> =
             admission.world.peers.values().map(|member| (PeerId::new(member.uid.as_str()), member)).collect();
+        let public = keys.public();
+        let statics = |member: &Member| {
+            let of = |slot| Statics { own: *public.get(slot), peer: member.state.slots.get(slot).key };
+            PerSlot::from_fn(|slot| Some(of(slot)))
+        };
+        for (peer, member) in &members {
+            self.recognize(peer, &statics(member), |known| members.contains_key(known), keys);
+        }
         self.machines.retain(|peer, _| members.contains_key(peer));
         self.forget_the_gone(|peer| members.contains_key(peer), keys);
-        let public = keys.public();
         for (peer, member) in &members {
             self.begin(&own.id, peer, keys);
-            let statics = PerSlot::from_fn(|slot| {
-                Some(Statics { own: *public.get(slot), peer: member.state.slots.get(slot).key })
-            });
-            self.tell(peer, Input::Statics(statics));
+            self.tell(peer, Input::Names { own: own.id.clone(), peer: peer.clone() });
+            self.tell(peer, Input::Statics(statics(member)));
             self.tell(peer, Input::Drained(drained_between(&own, &publication::stance(member))));
         }
         self.write(keys);
     }
 
-    /// What keys are bound to has the node's name in it: they end with it.
-    fn speak_as(&mut self, own: &PeerId, keys: &mut Keys) {
-        if self.own.as_ref() == Some(own) {
+    /// A Node that was made anew for a node that lives has another UID and the same static keys: what was agreed on with
+    /// it stands, or every packet would be lost until both ends had agreed anew.
+    fn recognize(
+        &mut self,
+        peer: &PeerId,
+        statics: &PerSlot<Option<Statics>>,
+        is_there: impl Fn(&PeerId) -> bool,
+        keys: &mut Keys,
+    ) {
+        if self.machines.contains_key(peer) {
             return;
         }
-        if self.own.is_some() {
-            let peers: Vec<PeerId> = keys.ring().preshared_peers().cloned().collect();
-            for peer in &peers {
-                keys.forget_preshared(peer);
-            }
+        let former = self.machines.iter().find(|(known, pair)| !is_there(known) && pair.is_bound_to(statics));
+        let Some(former) = former.map(|(known, _)| known.clone()) else { return };
+        if let Some(pair) = self.machines.remove(&former) {
+            info!(%peer, %former, "a Node was made anew; the preshared keys with its node stand");
+            self.machines.insert(peer.clone(), pair);
+            self.unwritten.remove(&former);
+            self.unwritten.insert(peer.clone());
+            self.write(keys);
+            keys.forget_preshared(&former);
         }
-        self.machines.clear();
-        self.own = Some(own.clone());
     }
 
     fn begin(&mut self, own: &PeerId, peer: &PeerId, keys: &Keys) {
