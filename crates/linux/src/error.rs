@@ -105,6 +105,16 @@ pub enum HostError {
         /// The cause.
         source: io::Error,
     },
+    /// The kernel's threads for a link could not be asked for.
+    #[error("{operation} {}: expected Linux 5.12 or newer and the node's /sys, writable", path.display())]
+    Threads {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
     /// A name that is no kernel setting.
     #[error("kernel setting {name:?}: expected a path below /proc/sys/net without dots")]
     SysctlName {

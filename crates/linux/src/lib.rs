@@ -11,6 +11,7 @@ pub mod guard;
 mod handle;
 mod link;
 mod monitor;
+pub mod napi;
 pub mod netns;
 mod route;
 mod rule;

@@ -66,6 +66,8 @@ pub struct Config {
     pub ports: PerSlot<u16>,
     /// Who carries the packets.
     pub backend: Wish,
+    /// Whether the kernel's devices are to receive in threads of their own.
+    pub threaded_napi: bool,
     /// MTU of the mesh; none computes it from the route to each endpoint.
     pub mtu: Option<u32>,
     /// Number of the routing table for peers' node addresses.

@@ -91,6 +91,12 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Which WireGuard carries the packets: the kernel's, or an engine in the daemon. auto takes the kernel's where a WireGuard link can be made and read. Devices that are there keep theirs until their key is replaced.",
     ),
     OptionSpec::new(
+        "threaded-napi",
+        "true|false",
+        Some("false"),
+        "Has the kernel's WireGuard receive in a thread for each peer, which can spread over the CPUs, where few peers send much. Needs the node's /sys, writable.",
+    ),
+    OptionSpec::new(
         "mtu",
         "BYTES",
         None,

@@ -138,6 +138,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         },
         ports: PerSlot { a: values.one("port-a", value::port)?, b: values.one("port-b", value::port)? },
         backend: values.one("backend", value::backend)?,
+        threaded_napi: values.one("threaded-napi", value::boolean)?,
         mtu: values.maybe("mtu", value::mtu)?,
         table: values.one("table", value::table)?,
         rule_priority: values.one("rule-priority", value::priority)?,

@@ -53,6 +53,7 @@ fn every_refusal_names_the_option_and_what_was_expected() {
         ("nat", "yes", "true or false"),
         ("mtu", "100", "1280"),
         ("backend", "hardware", "auto, kernel or userspace"),
+        ("threaded-napi", "2", "true or false"),
         ("table", "254", "other than"),
         ("key-dir", "keys", "absolute"),
         ("key-storage", "disk", "tmpfs, sealed or plain-on-disk"),

@@ -16,6 +16,7 @@ use crate::device::{self, Backend, Device, DeviceError, DeviceState};
 pub(super) struct Devices {
     uapi_dir: PathBuf,
     backend: Backend,
+    threaded: bool,
     running: PerSlot<Option<Running>>,
     restarts: u64,
 }
@@ -28,14 +29,20 @@ struct Running {
 
 impl Devices {
     /// The devices that an earlier process left running on `links`; others are made for `backend`. Control sockets of
-    /// engines will be in `uapi_dir`.
-    pub(super) fn adopt(backend: Backend, uapi_dir: PathBuf, links: &PerSlot<LinkName>) -> Self {
+    /// engines will be in `uapi_dir`. With `threaded` the kernel's receive in threads of their own.
+    pub(super) fn adopt(
+        backend: Backend,
+        threaded: bool,
+        uapi_dir: PathBuf,
+        links: &PerSlot<LinkName>,
+    ) -> Self {
         let adopted = |slot| {
             let link: &LinkName = links.get(slot);
             match device::adopt(link) {
                 Ok(found) => {
                     let device = found?;
                     info!(%slot, %link, backend = %device.backend(), "took over a device that was there");
+                    thread(threaded, device.backend(), link);
                     Some(Running { link: link.clone(), device })
                 }
                 Err(error) => {
@@ -44,7 +51,7 @@ impl Devices {
                 }
             }
         };
-        Self { uapi_dir, backend, running: PerSlot::from_fn(adopted), restarts: 0 }
+        Self { uapi_dir, backend, threaded, running: PerSlot::from_fn(adopted), restarts: 0 }
     }
 
     /// The state of a slot's device. One that is gone is put away, so that it is seen as missing and made anew; the
@@ -109,6 +116,7 @@ impl Devices {
             Backend::Kernel => device::Kernel::create(link).map(|device| Box::new(device) as _),
         };
         let device = made.map_err(|source| SlotError::Device { slot, source })?;
+        thread(self.threaded, self.backend, link);
         *self.running.get_mut(slot) = Some(Running { link: link.clone(), device });
         Ok(())
     }
@@ -196,6 +204,17 @@ pub(super) fn peers(
 ) -> BTreeMap<PublicKey, Peer> {
     let wanted = |key| wanted.and_then(|device| device.peers.get(key));
     state.peers.iter().map(|(key, peer)| (*key, peer.as_planned(wanted(key)))).collect()
+}
+
+/// Asks for the kernel's threads where they are wanted. Packets pass without them too.
+fn thread(wanted: bool, backend: Backend, link: &LinkName) {
+    if wanted && backend == Backend::Kernel {
+        match linux::napi::set_threaded(link) {
+            Ok(true) => info!(%link, "the kernel receives in a thread for each peer"),
+            Ok(false) => {}
+            Err(error) => warn!(%link, cause = %Chain(&error), "option threaded-napi has no effect"),
+        }
+    }
 }
 
 /// Why the device of a slot could not be changed.

@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use lab::Signal;
 use lab::mesh::Mesh;
+use lab::{Flow, IpVersion, Lab, Protocol, Signal};
 use serde_json::Value;
 
 use super::{KERNEL, QUICK, USERSPACE, WITHIN, formed, mesh, none_lost, pods, shell, streams};
@@ -55,6 +55,24 @@ fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+#[test]
+#[ignore = "needs WireGuard in the kernel: make test-kernel"]
+fn the_kernel_receives_in_threads_where_they_are_wanted_and_reachable() {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    // On n1 /sys is that of the node, on n2 that of another network namespace.
+    let node = mesh.node("n1").unwrap();
+    shell(node, "mount -t sysfs none /sys");
+    for node in ["n1", "n2"] {
+        let flags = [QUICK.as_slice(), &KERNEL, &["--threaded-napi", "true"]].concat();
+        mesh.start_with(node, &flags).unwrap();
+    }
+    formed(&mesh);
+    let node = mesh.node("n1").unwrap();
+    assert_eq!(shell(node, "cat /sys/class/net/mesh-a/threaded /sys/class/net/mesh-b/threaded"), "1\n1\n");
+    let [one, two] = pods(&mesh).try_into().unwrap();
+    Flow::new(&one, &two, IpVersion::V4, Protocol::Udp).must_pass();
 }
 
 /// From the kernel's to an engine, as when somebody sets the option, without a gap: the kernel's devices carry on until

@@ -138,7 +138,12 @@ impl Reconciler {
             ipv6: true,
         };
         Self {
-            devices: Devices::adopt(chosen.backend, config.wireguard_dir.clone(), &config.links),
+            devices: Devices::adopt(
+                chosen.backend,
+                config.threaded_napi,
+                config.wireguard_dir.clone(),
+                &config.links,
+            ),
             talk: Talk::new(&config, keys.chance(), heard),
             pairs: Pairs::new(config.pq),
             audit,
