@@ -10,7 +10,7 @@ use crate::error::HostError;
 /// on whichever CPU an interrupt came to (`Documentation/networking/napi.rst`, "Threaded NAPI"). For WireGuard that is a
 /// thread for each peer. Says whether it was otherwise before.
 ///
-/// Fails where `/sys` can't be written, is not that of the thread's network namespace, or belongs to a kernel before 5.12.
+/// Fails before the link has a peer, and where `/sys` can't be written, is not that of the thread's network namespace, or belongs to a kernel before 5.12.
 pub fn set_threaded(link: &LinkName) -> Result<bool, HostError> {
     let path = PathBuf::from(format!("/sys/class/net/{link}/threaded"));
     let failed = |operation, source| HostError::Threads { operation, path: path.clone(), source };

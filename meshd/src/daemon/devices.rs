@@ -25,6 +25,8 @@ pub(super) struct Devices {
 struct Running {
     link: LinkName,
     device: Box<dyn Device>,
+    /// Whether the kernel has yet to be asked for threads.
+    unthreaded: bool,
 }
 
 impl Devices {
@@ -42,8 +44,7 @@ impl Devices {
                 Ok(found) => {
                     let device = found?;
                     info!(%slot, %link, backend = %device.backend(), "took over a device that was there");
-                    thread(threaded, device.backend(), link);
-                    Some(Running { link: link.clone(), device })
+                    Some(Running::new(link, device, threaded))
                 }
                 Err(error) => {
                     warn!(%slot, %link, cause = %Chain(&error), "what is there can't be taken over");
@@ -58,9 +59,15 @@ impl Devices {
     /// link of an engine stays, and drops what is sent into it.
     pub(super) fn observe(&mut self, slot: Slot) -> Result<Option<(&LinkName, DeviceState)>, DeviceError> {
         let running = self.running.get_mut(slot);
-        let Some(Running { link, device }) = running else { return Ok(None) };
+        let Some(Running { link, device, unthreaded }) = running else { return Ok(None) };
         match device.state() {
             Ok(state) => {
+                // A thread serves a peer: without one there is nothing to ask for (`modify_napi_threaded` in
+                // `net/core/net-sysfs.c`).
+                if *unthreaded && !state.peers.is_empty() {
+                    *unthreaded = false;
+                    thread(link);
+                }
                 let link = self.running.get(slot).as_ref().map(|running| &running.link);
                 Ok(link.map(|link| (link, state)))
             }
@@ -116,8 +123,7 @@ impl Devices {
             Backend::Kernel => device::Kernel::create(link).map(|device| Box::new(device) as _),
         };
         let device = made.map_err(|source| SlotError::Device { slot, source })?;
-        thread(self.threaded, self.backend, link);
-        *self.running.get_mut(slot) = Some(Running { link: link.clone(), device });
+        *self.running.get_mut(slot) = Some(Running::new(link, device, self.threaded));
         Ok(())
     }
 
@@ -206,14 +212,19 @@ pub(super) fn peers(
     state.peers.iter().map(|(key, peer)| (*key, peer.as_planned(wanted(key)))).collect()
 }
 
-/// Asks for the kernel's threads where they are wanted. Packets pass without them too.
-fn thread(wanted: bool, backend: Backend, link: &LinkName) {
-    if wanted && backend == Backend::Kernel {
-        match linux::napi::set_threaded(link) {
-            Ok(true) => info!(%link, "the kernel receives in a thread for each peer"),
-            Ok(false) => {}
-            Err(error) => warn!(%link, cause = %Chain(&error), "option threaded-napi has no effect"),
-        }
+impl Running {
+    fn new(link: &LinkName, device: Box<dyn Device>, threaded: bool) -> Self {
+        let unthreaded = threaded && device.backend() == Backend::Kernel;
+        Self { link: link.clone(), device, unthreaded }
+    }
+}
+
+/// Asks for the kernel's threads. Packets pass without them too.
+fn thread(link: &LinkName) {
+    match linux::napi::set_threaded(link) {
+        Ok(true) => info!(%link, "the kernel receives in a thread for each peer"),
+        Ok(false) => {}
+        Err(error) => warn!(%link, cause = %Chain(&error), "option threaded-napi has no effect"),
     }
 }
 
