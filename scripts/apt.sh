@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the set-up scripts: progress lines and the installation of missing Debian packages.
+# Sourced by the set-up scripts: progress lines, the installation of missing Debian packages, the download of single ones.
 
 say() { printf '==> %s\n' "$*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
@@ -25,6 +25,14 @@ patient_apt() {
         sleep 10
     done
     return 1
+}
+
+# Downloads the newest version of a package into the current folder.
+download() {
+    local sandbox=(-o APT::Sandbox::User="$(id -un)")
+    apt-get -qq "${sandbox[@]}" download "$1" >&2 ||
+        { patient_apt update && apt-get -qq "${sandbox[@]}" download "$1" >&2; } ||
+        fail "could not download $1"
 }
 
 # $1: lines of "command-or-file package". Installs the packages of those that are missing.

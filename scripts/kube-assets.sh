@@ -88,14 +88,6 @@ build_apiserver() {
     mv "$assets/.kube-apiserver.new" "$assets/kube-apiserver"
 }
 
-# Downloads the newest version of a package into the current folder.
-download() {
-    local sandbox=(-o APT::Sandbox::User="$(id -un)")
-    apt-get -qq "${sandbox[@]}" download "$1" >&2 ||
-        { patient_apt update && apt-get -qq "${sandbox[@]}" download "$1" >&2; } ||
-        fail "could not download $1"
-}
-
 unpack_etcd() {
     say "unpacking etcd from its Debian package"
     download etcd-server

@@ -37,14 +37,6 @@ kernel_package() {
     return 1
 }
 
-# Downloads the newest version of a package into the current folder.
-download() {
-    local sandbox=(-o APT::Sandbox::User="$(id -un)")
-    apt-get -qq "${sandbox[@]}" download "$1" >&2 ||
-        { patient_apt update && apt-get -qq "${sandbox[@]}" download "$1" >&2; } ||
-        fail "could not download $1"
-}
-
 # $1: the folder of the kernel's files. Writes its initramfs.
 pack_initramfs() {
     local root=$PWD/initramfs version line module name

@@ -54,8 +54,8 @@ pub struct Setup {
     pub steer: BTreeMap<NodeUid, Slot>,
     /// The preshared keys that there are.
     pub preshared: BTreeMap<(NodeUid, Slot), PresharedId>,
-    /// Slots of peers that must not carry pods' packets, because a preshared key is required and not proven there: only
-    /// the nodes themselves speak to each other over them.
+    /// Slots of peers that must not carry pods' packets, because a preshared key is required and there is none: only the
+    /// nodes themselves speak to each other over them.
     pub barred: BTreeSet<(NodeUid, Slot)>,
 }
 

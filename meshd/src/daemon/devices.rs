@@ -29,6 +29,13 @@ struct Running {
     unthreaded: bool,
 }
 
+impl Running {
+    fn new(link: &LinkName, device: Box<dyn Device>, threaded: bool) -> Self {
+        let unthreaded = threaded && device.backend() == Backend::Kernel;
+        Self { link: link.clone(), device, unthreaded }
+    }
+}
+
 impl Devices {
     /// The devices that an earlier process left running on `links`; others are made for `backend`. Control sockets of
     /// engines will be in `uapi_dir`. With `threaded` the kernel's receive in threads of their own.
@@ -210,13 +217,6 @@ pub(super) fn peers(
 ) -> BTreeMap<PublicKey, Peer> {
     let wanted = |key| wanted.and_then(|device| device.peers.get(key));
     state.peers.iter().map(|(key, peer)| (*key, peer.as_planned(wanted(key)))).collect()
-}
-
-impl Running {
-    fn new(link: &LinkName, device: Box<dyn Device>, threaded: bool) -> Self {
-        let unthreaded = threaded && device.backend() == Backend::Kernel;
-        Self { link: link.clone(), device, unthreaded }
-    }
 }
 
 /// Asks for the kernel's threads. Packets pass without them too.
