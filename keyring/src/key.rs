@@ -11,6 +11,7 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use crate::digest::ShortDigest;
+use crate::low_order::is_low_order;
 use crate::secret::{LEN, Secret, decode};
 
 /// A node's static private key. Wiped on drop; it can't be printed, copied by accident or serialized.
@@ -84,13 +85,7 @@ impl PublicKey {
         if bytes.iter().all(|byte| *byte == 0) {
             return Err(KeyError::Zero);
         }
-        // A clamped scalar is a multiple of the cofactor 8, so exactly the low-order points map to zero.
-        let probe = StaticSecret::from([1; LEN]);
-        if probe.diffie_hellman(&x25519_dalek::PublicKey::from(*bytes)).was_contributory() {
-            Ok(Self(*bytes))
-        } else {
-            Err(KeyError::LowOrder)
-        }
+        if is_low_order(bytes) { Err(KeyError::LowOrder) } else { Ok(Self(*bytes)) }
     }
 
     /// Parses canonical base64: exactly 44 characters, no spaces, no unused bits set.

@@ -19,6 +19,7 @@ mod digest;
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;
+mod low_order;
 pub mod pq;
 mod preshared;
 mod ring;
