@@ -9,12 +9,12 @@ set -euo pipefail
 # crate | the crates of ours that it may import | what it must not pull in, as patterns
 rules="
 keyring |                             | tokio kube* *netlink* hyper* boringtun defguard*
-plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
+plan    | keyring wireguard           | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
 wireguard | keyring                   | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
 tunnel  | keyring wireguard           | kube* rtnetlink netlink-packet-route hyper* defguard* aws-lc*
-linux   | keyring plan                | kube* boringtun hyper* defguard* aws-lc*
+linux   | keyring plan wireguard      | kube* boringtun hyper* defguard* aws-lc*
 kernel-wireguard | keyring wireguard  | kube* rtnetlink boringtun hyper* aws-lc*
-cni     | keyring plan linux          | kube* boringtun hyper* defguard* aws-lc*
+cni     | keyring plan linux wireguard | kube* boringtun hyper* defguard* aws-lc*
 meshd   | keyring plan linux wireguard kernel-wireguard cni tunnel |
 lab     | keyring plan linux wireguard kernel-wireguard cni tunnel meshd |
 "

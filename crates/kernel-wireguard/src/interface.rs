@@ -10,7 +10,7 @@ use crate::channel::{Channel, Fault};
 use crate::error::KernelError;
 use crate::reading::InterfaceState;
 use crate::request::{self, Message};
-use wireguard::{PeerChange, PeerSettings};
+use wireguard::{PeerOp, PeerSettings};
 
 /// How often a list is read before one that changed under way is taken as it is.
 const ATTEMPTS: u32 = 5;
@@ -87,12 +87,12 @@ impl Interface {
 
     /// Applies one change to a peer: one message, or several where it has more prefixes than fit. If one fails those
     /// before it stand, so read the state and try the difference.
-    pub fn apply(&mut self, change: &PeerChange) -> Result<(), KernelError> {
+    pub fn apply(&mut self, change: &PeerOp) -> Result<(), KernelError> {
         let peer = *change.peer();
         match change {
-            PeerChange::Remove { .. } => self.set_peer("remove", &peer, request::remove(&self.link, &peer)),
-            PeerChange::Add { settings, .. } => self.settle("add", &peer, false, settings),
-            PeerChange::Update { settings, .. } => self.settle("change", &peer, true, settings),
+            PeerOp::Remove { .. } => self.set_peer("remove", &peer, request::remove(&self.link, &peer)),
+            PeerOp::Add { settings, .. } => self.settle("add", &peer, false, settings),
+            PeerOp::Update { settings, .. } => self.settle("change", &peer, true, settings),
         }
     }
 

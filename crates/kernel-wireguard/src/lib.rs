@@ -1,7 +1,7 @@
 //! The kernel's WireGuard: what an interface is like now, and the messages that change only what differs.
 //!
 //! ```text
-//!  PeerChange ──request──▶ messages, each below the size limit ──channel──▶ kernel
+//!  PeerOp ──request──▶ messages, each below the size limit ──channel──▶ kernel
 //!  InterfaceState ◀──reading── answers, read again if they changed under way ◀──┘
 //! ```
 //!
@@ -24,4 +24,4 @@ mod tests;
 pub use error::{KernelError, ReadingError};
 pub use interface::Interface;
 pub use reading::{InterfaceState, PeerStatus};
-pub use wireguard::{PeerChange, PeerSettings, PresharedKeyChange};
+pub use wireguard::{PeerOp, PeerSettings, PresharedKeyChange};

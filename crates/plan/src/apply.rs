@@ -113,8 +113,8 @@ impl Network {
                     peer.endpoint = change.endpoint.or(peer.endpoint);
                     peer.keepalive = change.keepalive.unwrap_or(peer.keepalive);
                     peer.roaming = change.roaming.unwrap_or(peer.roaming);
-                    peer.allowed_ips.extend(&change.allow);
                     peer.allowed_ips.retain(|prefix| !change.disallow.contains(prefix));
+                    peer.allowed_ips.extend(&change.allow);
                 }
             }
             Op::RemovePeer { slot, key } => drop(self.device(*slot)?.peers.remove(key)),

@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyring::{PublicKey, Slot};
+use wireguard::PeerChange;
 
 use crate::network::{Device, LinkName, Network, Peer, Route};
-use crate::op::{Op, PeerChange};
+use crate::op::Op;
 
 /// The steps from `observed` to `desired`; none if they agree.
 pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {

@@ -1,13 +1,13 @@
 //! What the mesh makes of one node's network, as a value: the same type says what should be and what is.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::str::FromStr;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use keyring::{PresharedId, PublicKey, Slot};
+use keyring::{PublicKey, Slot};
 use serde::{Deserialize, Serialize};
+
+pub use wireguard::{LinkName, LinkNameError, Peer};
 
 /// Routing protocol number on every route that the daemon owns, so that nobody else's is touched
 /// (`rtm_protocol`, values from 16 up are free for daemons: `include/uapi/linux/rtnetlink.h`).
@@ -48,22 +48,6 @@ pub struct Device {
     pub port: u16,
     /// Its peers by public key.
     pub peers: BTreeMap<PublicKey, Peer>,
-}
-
-/// One peer of a device.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Peer {
-    /// Where datagrams for the peer go; none while it has not been heard of.
-    pub endpoint: Option<SocketAddr>,
-    /// Whether the endpoint follows the address that the peer really sends from. Set for peers behind NAT
-    /// only; for all others the published endpoint stands.
-    pub roaming: bool,
-    /// Prefixes that are sent to this peer and accepted from it.
-    pub allowed_ips: BTreeSet<IpNetwork>,
-    /// Seconds between keepalives; none sends none.
-    pub keepalive: Option<u16>,
-    /// Name of the preshared key with it; none while there is none.
-    pub preshared: Option<PresharedId>,
 }
 
 /// One route of the daemon's.
@@ -121,55 +105,3 @@ pub struct Guard {
     /// service ranges and the addresses of the mesh's nodes.
     pub no_masquerade: BTreeSet<IpNetwork>,
 }
-
-/// Name of a network interface: 1 to 15 bytes, no slash, no white space, not `.` or `..`
-/// (`dev_valid_name` in `net/core/dev.c`).
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct LinkName(String);
-
-impl LinkName {
-    /// The name as text.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for LinkName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for LinkName {
-    type Err = LinkNameError;
-
-    fn from_str(text: &str) -> Result<Self, LinkNameError> {
-        let fits = (1..=15).contains(&text.len()) && text != "." && text != "..";
-        let clean = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
-        if fits && clean {
-            Ok(Self(text.to_owned()))
-        } else {
-            Err(LinkNameError(text.chars().take(32).collect()))
-        }
-    }
-}
-
-impl TryFrom<String> for LinkName {
-    type Error = LinkNameError;
-
-    fn try_from(text: String) -> Result<Self, LinkNameError> {
-        text.parse()
-    }
-}
-
-impl From<LinkName> for String {
-    fn from(name: LinkName) -> Self {
-        name.0
-    }
-}
-
-/// Text that the kernel would not take as an interface's name.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("interface name {0:?}: expected 1 to 15 printable characters without '/' and ':'")]
-pub struct LinkNameError(String);

@@ -1,11 +1,9 @@
 //! The steps of a plan: each is one change that leaves nothing to decide to whoever performs it.
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
-
 use ipnetwork::IpNetwork;
 use keyring::{PublicKey, Slot};
 use serde::Serialize;
+use wireguard::PeerChange;
 
 use crate::network::{Guard, LinkName, Peer, Route, Rule};
 
@@ -111,24 +109,4 @@ pub enum Op {
     AddRule(Rule),
     /// Removes a policy rule.
     RemoveRule(Rule),
-}
-
-/// The difference between two states of one peer.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct PeerChange {
-    /// New endpoint, if it changes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub endpoint: Option<SocketAddr>,
-    /// New keepalive interval, if it changes; `Some(None)` turns it off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub keepalive: Option<Option<u16>>,
-    /// New answer to whether the endpoint roams, if it changes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub roaming: Option<bool>,
-    /// Prefixes to add to the allowed IPs.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub allow: BTreeSet<IpNetwork>,
-    /// Prefixes to take from the allowed IPs.
-    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
-    pub disallow: BTreeSet<IpNetwork>,
 }

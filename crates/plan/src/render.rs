@@ -5,7 +5,7 @@ use std::fmt;
 use ipnetwork::IpNetwork;
 
 use crate::network::{Route, Rule, Via};
-use crate::op::{Op, PeerChange};
+use crate::op::Op;
 
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -48,26 +48,6 @@ impl fmt::Display for Op {
             Self::AddRule(rule) => write!(f, "+ rule     {rule}"),
             Self::RemoveRule(rule) => write!(f, "- rule     {rule}"),
         }
-    }
-}
-
-impl fmt::Display for PeerChange {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(endpoint) = self.endpoint {
-            write!(f, " endpoint {endpoint}")?;
-        }
-        match self.keepalive {
-            None => {}
-            Some(None) => f.write_str(" no keepalive")?,
-            Some(Some(seconds)) => write!(f, " keepalive {seconds} s")?,
-        }
-        match self.roaming {
-            None => {}
-            Some(true) => f.write_str(" roaming")?,
-            Some(false) => f.write_str(" not roaming")?,
-        }
-        self.disallow.iter().try_for_each(|prefix| write!(f, " -{prefix}"))?;
-        self.allow.iter().try_for_each(|prefix| write!(f, " +{prefix}"))
     }
 }
 

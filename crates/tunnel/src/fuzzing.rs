@@ -10,7 +10,7 @@ use keyring::PrivateKey;
 use crate::batch::{Datagrams, Packets};
 use crate::engine::{Engine, EngineOptions, Moment};
 use crate::offload::{Coalescer, VNET_HEADER, VnetHeader, split};
-use wireguard::{PeerChange, PeerSettings};
+use wireguard::{PeerOp, PeerSettings};
 
 /// Reads `bytes` as a configuration request.
 pub fn uapi(bytes: &[u8]) {
@@ -95,7 +95,7 @@ impl Bench {
             ..Default::default()
         };
         engine.set_private_key(Some(ours));
-        let added = engine.apply(vec![PeerChange::Add { peer: theirs.public(), settings }]);
+        let added = engine.apply(vec![PeerOp::Add { peer: theirs.public(), settings }]);
         assert_eq!(added, Ok(()));
         let mut bench = Self { engine, peer, address: SocketAddr::from(([192, 0, 2, 1], 1)), delivered: 0 };
         bench.connect();

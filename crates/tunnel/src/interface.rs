@@ -19,7 +19,7 @@ use self::threads::Threads;
 use crate::error::TunnelError;
 use crate::status::InterfaceState;
 use crate::uapi;
-use wireguard::PeerChange;
+use wireguard::PeerOp;
 
 pub(crate) use self::core::Core as Device;
 
@@ -163,7 +163,7 @@ impl Interface {
     }
 
     /// Applies `changes` in their order, all or none.
-    pub fn apply(&self, changes: Vec<PeerChange>) -> Result<(), TunnelError> {
+    pub fn apply(&self, changes: Vec<PeerOp>) -> Result<(), TunnelError> {
         self.core.apply(changes)
     }
 

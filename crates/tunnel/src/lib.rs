@@ -37,4 +37,4 @@ pub use engine::{Engine, EngineOptions, Moment};
 pub use error::{ChangeError, TunnelError};
 pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
 pub use status::{InterfaceState, PeerStatus};
-pub use wireguard::{PeerChange, PeerSettings, PresharedKeyChange};
+pub use wireguard::{PeerOp, PeerSettings, PresharedKeyChange};

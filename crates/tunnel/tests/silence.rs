@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use keyring::PrivateKey;
 use mock_instant::MockClock;
-use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets, PeerChange, PeerSettings};
+use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets, PeerOp, PeerSettings};
 
 /// Both clocks of a test: that of boringtun, which is one per thread, and the one that the engine is told.
 struct Clock {
@@ -68,8 +68,8 @@ impl Pair {
             allow: vec![format!("10.0.0.{number}/32").parse().unwrap()],
             ..Default::default()
         };
-        a.apply(vec![PeerChange::Add { peer: publics[1], settings: settings(2, keepalive) }]).unwrap();
-        b.apply(vec![PeerChange::Add { peer: publics[0], settings: settings(1, 0) }]).unwrap();
+        a.apply(vec![PeerOp::Add { peer: publics[1], settings: settings(2, keepalive) }]).unwrap();
+        b.apply(vec![PeerOp::Add { peer: publics[0], settings: settings(1, 0) }]).unwrap();
         Self { a, b, clock: Clock::new(), connected: true, sent: Vec::new(), delivered: 0 }
     }
 

@@ -2,15 +2,21 @@
 //!
 //! Differences only, so that nothing that stays is ever taken away in between.
 
+mod link;
+mod peer;
+
 use std::net::SocketAddr;
 
 use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PublicKey};
 
+pub use link::{LinkName, LinkNameError};
+pub use peer::{Peer, PeerChange};
+
 /// One change to the set of peers.
 #[derive(Debug)]
-pub enum PeerChange {
-    /// Makes the peer if it isn't there, then applies the settings as [`PeerChange::Update`] does.
+pub enum PeerOp {
+    /// Makes the peer if it isn't there, then applies the settings as [`PeerOp::Update`] does.
     Add {
         /// The peer's public key.
         peer: PublicKey,
@@ -62,7 +68,7 @@ pub enum PresharedKeyChange {
     Clear,
 }
 
-impl PeerChange {
+impl PeerOp {
     /// The peer that changes.
     pub const fn peer(&self) -> &PublicKey {
         match self {

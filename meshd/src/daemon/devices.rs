@@ -5,8 +5,8 @@ use std::path::PathBuf;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use plan::network::{LinkName, Peer};
-use plan::op::PeerChange;
 use tracing::{debug, error, info, warn};
+use wireguard::PeerChange;
 
 use crate::chain::Chain;
 use crate::device::{self, Backend, Device, DeviceError, DeviceState};

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use kernel_wireguard::Interface;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use plan::network::{LinkName, Peer};
-use plan::op::PeerChange;
+use wireguard::PeerChange;
 
 use super::{Backend, Device, DeviceError, DeviceState, PeerState, settings};
 
@@ -101,7 +101,7 @@ impl Device for Kernel {
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
         let settings = settings::of_new(peer, preshared);
-        self.interface.apply(&wireguard::PeerChange::Add { peer: key, settings })?;
+        self.interface.apply(&wireguard::PeerOp::Add { peer: key, settings })?;
         let keepalive = Some(peer.keepalive.unwrap_or(0));
         self.set.insert(key, Set { endpoint: peer.endpoint, drifts: 0, keepalive });
         Ok(())
@@ -111,14 +111,14 @@ impl Device for Kernel {
         // Roaming alone is nothing that the kernel could be told.
         if (PeerChange { roaming: None, ..change.clone() }) != PeerChange::default() {
             let settings = settings::of_change(change);
-            self.interface.apply(&wireguard::PeerChange::Update { peer: key, settings })?;
+            self.interface.apply(&wireguard::PeerOp::Update { peer: key, settings })?;
         }
         self.note(key, change);
         Ok(())
     }
 
     fn remove_peer(&mut self, key: PublicKey) -> Result<(), DeviceError> {
-        self.interface.apply(&wireguard::PeerChange::Remove { peer: key })?;
+        self.interface.apply(&wireguard::PeerOp::Remove { peer: key })?;
         self.set.remove(&key);
         Ok(())
     }
@@ -129,7 +129,7 @@ impl Device for Kernel {
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError> {
         let settings = settings::of_preshared(preshared);
-        Ok(self.interface.apply(&wireguard::PeerChange::Update { peer, settings })?)
+        Ok(self.interface.apply(&wireguard::PeerOp::Update { peer, settings })?)
     }
 
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError> {

@@ -22,8 +22,8 @@ use ipnetwork::IpNetwork;
 use kernel_wireguard::KernelError;
 use keyring::{PresharedId, PresharedKey, PrivateKey, PublicKey};
 use plan::network::{LinkName, Peer};
-use plan::op::PeerChange;
 use tunnel::TunnelError;
+use wireguard::PeerChange;
 
 pub use choice::{Chosen, NoKernel, ProbeError, Wish, choose};
 pub use kernel::Kernel;

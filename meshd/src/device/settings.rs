@@ -2,7 +2,7 @@
 
 use keyring::PresharedKey;
 use plan::network::Peer;
-use plan::op::PeerChange;
+use wireguard::PeerChange;
 use wireguard::{PeerSettings, PresharedKeyChange};
 
 /// All of a peer that is to be made.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use plan::network::{LinkName, Peer};
-use plan::op::PeerChange;
 use tunnel::{Health, Interface, InterfaceConfig, TunnelError};
+use wireguard::PeerChange;
 use wireguard::PeerSettings;
 
 use super::{Backend, Device, DeviceError, DeviceState, PeerState, settings};
@@ -43,9 +43,9 @@ impl Userspace {
         settings: PeerSettings,
     ) -> Result<(), DeviceError> {
         let change = if add {
-            wireguard::PeerChange::Add { peer, settings }
+            wireguard::PeerOp::Add { peer, settings }
         } else {
-            wireguard::PeerChange::Update { peer, settings }
+            wireguard::PeerOp::Update { peer, settings }
         };
         self.interface.apply(vec![change]).map_err(|source| self.failed(operation, source))
     }
@@ -110,7 +110,7 @@ impl Device for Userspace {
     }
 
     fn remove_peer(&mut self, key: PublicKey) -> Result<(), DeviceError> {
-        let removed = self.interface.apply(vec![wireguard::PeerChange::Remove { peer: key }]);
+        let removed = self.interface.apply(vec![wireguard::PeerOp::Remove { peer: key }]);
         removed.map_err(|source| self.failed("remove a peer from", source))
     }
 

@@ -7,7 +7,8 @@ use kernel_wireguard::KernelError;
 use keyring::{PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
 use meshd::device::{Backend, Device, DeviceError, DeviceState, PeerState};
 use plan::network::{Network, Peer};
-use plan::op::{Op, PeerChange};
+use plan::op::Op;
+use wireguard::PeerChange;
 
 use crate::subject::Subject;
 

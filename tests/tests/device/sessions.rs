@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use keyring::PresharedKey;
 use lab::{Flow, IpVersion, Protocol, Seen, Stream};
 use meshd::device::PeerState;
-use plan::op::PeerChange;
+use wireguard::PeerChange;
 
 use crate::subject::{Pair, link};
 

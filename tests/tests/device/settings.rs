@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use meshd::device::Device;
 use plan::network::Peer;
-use plan::op::PeerChange;
+use wireguard::PeerChange;
 
 use crate::subject::Subject;
 

@@ -8,7 +8,7 @@ use lab::require::{self, Need};
 use lab::{ApiKind, Lab};
 use meshd::device::{Device as _, Kernel};
 use plan::network::Peer;
-use plan::op::PeerChange;
+use wireguard::PeerChange;
 
 /// Median time of a change among so many peers, and the messages that one change takes.
 fn change_among(peers: u32) -> (Duration, usize, usize) {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use keyring::PrivateKey;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets, PeerChange, PeerSettings};
+use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets, PeerOp, PeerSettings};
 
 /// Bytes of one packet.
 const LENGTH: usize = 1420;
@@ -101,7 +101,7 @@ impl Pair {
                 allow: vec![format!("10.0.0.{}/32", 2 - own).parse().unwrap()],
                 ..Default::default()
             };
-            ends[own].0.apply(vec![PeerChange::Add { peer, settings }]).unwrap();
+            ends[own].0.apply(vec![PeerOp::Add { peer, settings }]).unwrap();
         }
         let mut packet = vec![0; LENGTH];
         packet[..4].copy_from_slice(&[0x45, 0, (LENGTH >> 8).to_le_bytes()[0], LENGTH.to_le_bytes()[0]]);

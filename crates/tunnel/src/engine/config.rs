@@ -12,7 +12,7 @@ use super::peer::Peer;
 use super::{Engine, Moment, Snapshot};
 use crate::error::ChangeError;
 use crate::status::PeerStatus;
-use wireguard::PeerChange;
+use wireguard::PeerOp;
 
 /// The configuration that snapshots are made from.
 #[derive(Default)]
@@ -44,20 +44,20 @@ impl Engine {
 
     /// Applies `changes` in their order, all or none: the data path sees them at once. An error names the first
     /// change that is refused, and then nothing has changed.
-    pub fn apply(&self, changes: Vec<PeerChange>) -> Result<(), ChangeError> {
+    pub fn apply(&self, changes: Vec<PeerOp>) -> Result<(), ChangeError> {
         self.configure(|_| changes)
     }
 
     /// Applies the changes that `plan` derives from the configuration as it is, which nobody changes meanwhile.
-    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerChange>) -> Result<(), ChangeError> {
+    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerOp>) -> Result<(), ChangeError> {
         let mut config = self.config.lock();
         let changes = plan(&config);
         let mut indices = config.check(&changes)?.into_iter();
         let mut removed = Vec::new();
         for change in changes {
             match change {
-                PeerChange::Remove { peer } => removed.extend(config.remove(&peer)),
-                PeerChange::Add { peer, settings } | PeerChange::Update { peer, settings } => {
+                PeerOp::Remove { peer } => removed.extend(config.remove(&peer)),
+                PeerOp::Add { peer, settings } | PeerOp::Update { peer, settings } => {
                     let identity = config.identity.clone();
                     let entry = config.peers.entry(peer).or_insert_with(|| {
                         // `check` has chosen one index for each peer that is made here.
@@ -118,24 +118,24 @@ impl Config {
     }
 
     /// Refuses what can't be applied, and chooses a session index for every peer that `changes` makes.
-    fn check(&self, changes: &[PeerChange]) -> Result<Vec<u32>, ChangeError> {
+    fn check(&self, changes: &[PeerOp]) -> Result<Vec<u32>, ChangeError> {
         let own = self.own_key();
         let mut present: BTreeSet<PublicKey> = self.peers.keys().copied().collect();
         let mut taken: BTreeSet<u32> = self.peers.values().map(|peer| peer.index).collect();
         let mut indices = Vec::new();
         for change in changes {
             match change {
-                PeerChange::Remove { peer } => {
+                PeerOp::Remove { peer } => {
                     present.remove(peer);
                 }
-                PeerChange::Update { peer, .. } if !present.contains(peer) => {
+                PeerOp::Update { peer, .. } if !present.contains(peer) => {
                     return Err(ChangeError::UnknownPeer { peer: *peer });
                 }
-                PeerChange::Update { .. } => {}
-                PeerChange::Add { peer, .. } if own == Some(*peer) => {
+                PeerOp::Update { .. } => {}
+                PeerOp::Add { peer, .. } if own == Some(*peer) => {
                     return Err(ChangeError::OwnKey { peer: *peer });
                 }
-                PeerChange::Add { peer, .. } => {
+                PeerOp::Add { peer, .. } => {
                     if present.insert(*peer) {
                         indices.push(
                             unused_index(&mut taken)

@@ -18,7 +18,7 @@ use crate::counters::DropReason;
 use crate::engine::{Config, Engine, EngineOptions, Moment};
 use crate::error::TunnelError;
 use crate::status::InterfaceState;
-use wireguard::PeerChange;
+use wireguard::PeerOp;
 
 /// Work for the control thread, which never leaves the namespace of the interface.
 pub(super) type Job = Box<dyn FnOnce(&Core) + Send>;
@@ -83,12 +83,12 @@ impl Core {
         self.wake_control();
     }
 
-    pub(super) fn apply(&self, changes: Vec<PeerChange>) -> Result<(), TunnelError> {
+    pub(super) fn apply(&self, changes: Vec<PeerOp>) -> Result<(), TunnelError> {
         self.configure(|_| changes)
     }
 
     /// Applies the changes that `plan` derives from the configuration as it is.
-    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerChange>) -> Result<(), TunnelError> {
+    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerOp>) -> Result<(), TunnelError> {
         self.engine.configure(plan).map_err(TunnelError::Change)?;
         // A new keepalive is due at once.
         self.wake_control();

@@ -9,7 +9,7 @@ use super::{Refusal, render};
 use crate::engine::Config;
 use crate::error::{ChangeError, TunnelError};
 use crate::interface::Device;
-use wireguard::{PeerChange, PeerSettings};
+use wireguard::{PeerOp, PeerSettings};
 
 /// Carries out `request` and returns the whole reply, its empty line included.
 pub(super) fn answer(device: &Device, request: &[u8]) -> Zeroizing<String> {
@@ -54,42 +54,40 @@ fn set(device: &Device, settings: DeviceSettings) -> Result<(), TunnelError> {
 
 /// The changes that make `blocks` true for `config`. Silently left out, as the protocol has it: a peer with our
 /// own key, and an update of a peer that isn't there.
-fn changes(config: &Config, replace: bool, blocks: Vec<PeerBlock>) -> Vec<PeerChange> {
-    let mut changes: Vec<PeerChange> = Vec::new();
+fn changes(config: &Config, replace: bool, blocks: Vec<PeerBlock>) -> Vec<PeerOp> {
+    let mut changes: Vec<PeerOp> = Vec::new();
     if replace {
-        changes.extend(config.keys().map(|peer| PeerChange::Remove { peer }));
+        changes.extend(config.keys().map(|peer| PeerOp::Remove { peer }));
     }
     for block in blocks {
         let peer = block.key;
         if block.remove {
-            changes.push(PeerChange::Remove { peer });
+            changes.push(PeerOp::Remove { peer });
             continue;
         }
         if config.own_key() == Some(peer) || (block.update_only && !present(config, &changes, &peer)) {
             continue;
         }
-        changes.push(PeerChange::Add { peer, settings: block.into_settings(config, &changes) });
+        changes.push(PeerOp::Add { peer, settings: block.into_settings(config, &changes) });
     }
     changes
 }
 
 /// Whether `peer` is there once `changes` are made.
-fn present(config: &Config, changes: &[PeerChange], peer: &PublicKey) -> bool {
+fn present(config: &Config, changes: &[PeerOp], peer: &PublicKey) -> bool {
     match changes.iter().rfind(|change| change.peer() == peer) {
-        Some(change) => !matches!(change, PeerChange::Remove { .. }),
+        Some(change) => !matches!(change, PeerOp::Remove { .. }),
         None => config.keys().any(|key| key == *peer),
     }
 }
 
 impl PeerBlock {
-    fn into_settings(mut self, config: &Config, earlier: &[PeerChange]) -> PeerSettings {
+    fn into_settings(mut self, config: &Config, earlier: &[PeerOp]) -> PeerSettings {
         if self.replace_allowed_ips {
             let given =
                 earlier.iter().filter(|change| *change.peer() == self.key).flat_map(|change| match change {
-                    PeerChange::Add { settings, .. } | PeerChange::Update { settings, .. } => {
-                        &settings.allow[..]
-                    }
-                    PeerChange::Remove { .. } => &[],
+                    PeerOp::Add { settings, .. } | PeerOp::Update { settings, .. } => &settings.allow[..],
+                    PeerOp::Remove { .. } => &[],
                 });
             self.disallow = config.allowed_ips(&self.key).chain(given.copied()).collect();
         }

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tunnel::{DropReason, Health, Interface, PeerChange, PeerSettings};
+use tunnel::{DropReason, Health, Interface, PeerOp, PeerSettings};
 
 use super::lab::{Family, Lab};
 
@@ -52,7 +52,7 @@ fn genuine(lab: &Lab, (a, b): (&Interface, &Interface), wire: &UdpSocket) -> Vec
     let their_key = b.state().public_key.unwrap();
     let point_to = |endpoint: SocketAddr| {
         let settings = PeerSettings { endpoint: Some(endpoint), ..Default::default() };
-        a.apply(vec![PeerChange::Update { peer: their_key, settings }]).unwrap();
+        a.apply(vec![PeerOp::Update { peer: their_key, settings }]).unwrap();
     };
     point_to(wire.local_addr().unwrap());
     wire.set_read_timeout(Some(Duration::from_millis(200))).unwrap();

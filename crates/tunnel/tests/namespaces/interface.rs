@@ -4,9 +4,7 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use keyring::PrivateKey;
-use tunnel::{
-    DropReason, Failure, Health, Interface, InterfaceConfig, PeerChange, PeerSettings, TunnelError,
-};
+use tunnel::{DropReason, Failure, Health, Interface, InterfaceConfig, PeerOp, PeerSettings, TunnelError};
 
 use super::lab::{Family, Lab, eventually, peer, unique};
 
@@ -93,8 +91,8 @@ fn changes_to_other_peers_lose_no_packet() {
             let other = PrivateKey::generate().unwrap().public();
             let allow = vec!["10.77.0.0/16".parse().unwrap()];
             let settings = PeerSettings { allow, ..Default::default() };
-            a.apply(vec![PeerChange::Add { peer: other, settings }]).unwrap();
-            a.apply(vec![PeerChange::Remove { peer: other }]).unwrap();
+            a.apply(vec![PeerOp::Add { peer: other, settings }]).unwrap();
+            a.apply(vec![PeerOp::Remove { peer: other }]).unwrap();
         }
         assert_eq!(pings.join().unwrap(), 200);
     });
@@ -166,7 +164,7 @@ fn a_keepalive_connects_as_soon_as_it_is_set() {
     let (a, b) = lab.tunnel(Family::V4);
     let b_key = b.state().public_key.unwrap();
     let settings = PeerSettings { keepalive: Some(3600), ..Default::default() };
-    a.apply(vec![PeerChange::Update { peer: b_key, settings }]).unwrap();
+    a.apply(vec![PeerOp::Update { peer: b_key, settings }]).unwrap();
     eventually("there is a handshake", || a.state().peers[&b_key].last_handshake);
 }
 

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use keyring::{PresharedKey, PrivateKey};
-use tunnel::{Interface, InterfaceConfig, PeerChange, PeerSettings, PresharedKeyChange};
+use tunnel::{Interface, InterfaceConfig, PeerOp, PeerSettings, PresharedKeyChange};
 
 use super::lab::{Family, Host, Lab, Process, eventually, key_file, unique};
 
@@ -113,7 +113,7 @@ fn pair_with(other: Other, first: First, outer: Family, config: InterfaceConfig)
         preshared_key: Some(PresharedKeyChange::Set(PresharedKey::from_bytes(&PSK).unwrap())),
         ..Default::default()
     };
-    ours.apply(vec![PeerChange::Add { peer: their_key, settings }]).unwrap();
+    ours.apply(vec![PeerOp::Add { peer: their_key, settings }]).unwrap();
     lab.a.configure(ours.name());
     lab.b.configure(&device);
     Pair { lab, ours, _theirs: theirs, device }
@@ -241,7 +241,7 @@ fn another_preshared_key_on_both_sides_holds_from_the_next_handshake_on() {
         let key = PresharedKey::from_bytes(&[byte; 32]).unwrap();
         let settings =
             PeerSettings { preshared_key: Some(PresharedKeyChange::Set(key)), ..Default::default() };
-        pair.ours.apply(vec![PeerChange::Update { peer: their_key, settings }]).unwrap();
+        pair.ours.apply(vec![PeerOp::Update { peer: their_key, settings }]).unwrap();
     };
     let before = pair.ours.state().peers[&their_key].last_handshake;
     change(0x77);

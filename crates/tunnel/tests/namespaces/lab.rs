@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use keyring::{PrivateKey, PublicKey};
-use tunnel::{Interface, InterfaceConfig, PeerChange, PeerSettings};
+use tunnel::{Interface, InterfaceConfig, PeerOp, PeerSettings};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// The example was looked for, and built if it was missing.
@@ -175,7 +175,7 @@ pub(crate) fn peer(interface: &Interface, other: &Interface, host: &Host, family
     let endpoint = host.endpoint(family, other.listen_port).parse().unwrap();
     let allow = [Family::V4, Family::V6].map(|family| host.inner(family).parse().unwrap());
     let settings = PeerSettings { endpoint: Some(endpoint), allow: allow.into(), ..Default::default() };
-    interface.apply(vec![PeerChange::Add { peer: other.public_key.unwrap(), settings }]).unwrap();
+    interface.apply(vec![PeerOp::Add { peer: other.public_key.unwrap(), settings }]).unwrap();
 }
 
 /// A process that ends with its value.

@@ -17,7 +17,7 @@ fn with_rogue(options: EngineOptions) -> (Node, Rogue) {
     let allow = vec![prefix("10.66.0.0/16"), prefix("fd66::/64")];
     let peer = rogue.key;
     let settings = PeerSettings { allow, ..Default::default() };
-    node.engine.apply(vec![wireguard::PeerChange::Add { peer, settings }]).unwrap();
+    node.engine.apply(vec![wireguard::PeerOp::Add { peer, settings }]).unwrap();
     (node, rogue)
 }
 

@@ -12,7 +12,7 @@ use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{Engine, EngineOptions, Moment};
 use crate::status::PeerStatus;
-use wireguard::{PeerChange, PeerSettings};
+use wireguard::{PeerOp, PeerSettings};
 
 /// What every test packet carries, so that an eavesdropper can look for it.
 pub(super) const SECRET: &[u8] = b"this must never be seen in clear";
@@ -37,7 +37,7 @@ impl Node {
     }
 
     pub(super) fn change(&self, peer: &Self, settings: PeerSettings) {
-        self.engine.apply(vec![PeerChange::Add { peer: peer.key, settings }]).unwrap();
+        self.engine.apply(vec![PeerOp::Add { peer: peer.key, settings }]).unwrap();
     }
 
     pub(super) fn status(&self, peer: &Self) -> PeerStatus {

@@ -10,7 +10,7 @@ use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{EngineOptions, Moment};
 use crate::error::ChangeError;
-use wireguard::{PeerChange, PeerSettings};
+use wireguard::{PeerOp, PeerSettings};
 
 /// Node 0 gives `10.0.0.0/8` to node 1 and the smaller `10.5.0.0/16` inside to node 2.
 fn nested() -> Net {
@@ -153,7 +153,7 @@ fn a_removed_peer_is_cut_off_at_once() {
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
     let late = net.nodes[0].seal(&packet("10.0.1.5", "10.0.2.6", 1)).remove(0).1;
     let (from, peer) = (net.nodes[0].address, net.nodes[0].key);
-    net.nodes[1].engine.apply(vec![PeerChange::Remove { peer }]).unwrap();
+    net.nodes[1].engine.apply(vec![PeerOp::Remove { peer }]).unwrap();
     net.nodes[1].open(from, &late);
     assert_eq!(net.nodes[1].delivered.len(), 1);
     assert_eq!(net.nodes[1].dropped(DropReason::UnknownIndex), 1);
@@ -165,15 +165,15 @@ fn a_set_of_changes_is_applied_as_a_whole_or_not_at_all() {
     let net = Net::mesh(2);
     let (node, stranger) = (&net.nodes[0], PublicKey::from_bytes(&[9; 32]).unwrap());
     let before = node.engine.peers(Moment::now());
-    let remove = || PeerChange::Remove { peer: net.nodes[1].key };
-    let update = PeerChange::Update { peer: stranger, settings: PeerSettings::default() };
+    let remove = || PeerOp::Remove { peer: net.nodes[1].key };
+    let update = PeerOp::Update { peer: stranger, settings: PeerSettings::default() };
     let refused = node.engine.apply(vec![remove(), update]);
     assert_eq!(refused, Err(ChangeError::UnknownPeer { peer: stranger }));
-    let own = PeerChange::Add { peer: node.key, settings: PeerSettings::default() };
+    let own = PeerOp::Add { peer: node.key, settings: PeerSettings::default() };
     assert_eq!(node.engine.apply(vec![remove(), own]), Err(ChangeError::OwnKey { peer: node.key }));
     assert_eq!(node.engine.peers(Moment::now()), before);
-    let add = PeerChange::Add { peer: stranger, settings: PeerSettings::default() };
-    let update = PeerChange::Update { peer: stranger, settings: PeerSettings::default() };
+    let add = PeerOp::Add { peer: stranger, settings: PeerSettings::default() };
+    let update = PeerOp::Update { peer: stranger, settings: PeerSettings::default() };
     node.engine.apply(vec![remove(), remove(), add, update]).unwrap();
     assert_eq!(node.engine.peers(Moment::now()).into_keys().collect::<Vec<_>>(), [stranger]);
 }
