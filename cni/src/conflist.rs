@@ -1,11 +1,8 @@
 //! The network configuration that the daemon puts before the container runtime.
 
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::conf::{Conf, SpecVersion};
 
@@ -14,6 +11,36 @@ pub const NETWORK: &str = "meshd";
 /// Name of the plugin's binary.
 pub const PLUGIN: &str = "mesh-cni";
 
+/// A plugin that may follow ours in the list. It is named in the list if it is installed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChainedPlugin {
+    /// Host ports.
+    Portmap,
+    /// Pods' bandwidth annotations.
+    Bandwidth,
+}
+
+impl ChainedPlugin {
+    /// All of them, in their order in the list.
+    pub const ALL: [Self; 2] = [Self::Portmap, Self::Bandwidth];
+
+    /// Name of its binary.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portmap => "portmap",
+            Self::Bandwidth => "bandwidth",
+        }
+    }
+
+    fn conf(self) -> Value {
+        let capability = match self {
+            Self::Portmap => "portMappings",
+            Self::Bandwidth => "bandwidth",
+        };
+        json!({"type": self.name(), "capabilities": {capability: true}})
+    }
+}
+
 /// What goes into the configuration.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -21,12 +48,10 @@ pub struct Options {
     pub node_file: PathBuf,
     /// Where the plugin keeps its state.
     pub state_dir: PathBuf,
-    /// Whether the `portmap` plugin is there, for host ports.
-    pub portmap: bool,
-    /// Whether the `bandwidth` plugin is there, for pods' bandwidth annotations.
-    pub bandwidth: bool,
-    /// Whether those of them that are there speak 1.1.0 ([`speaks`] tells). Without any it does not matter.
-    pub chained_speak_1_1_0: bool,
+    /// The installed plugins that follow ours.
+    pub chained: Vec<ChainedPlugin>,
+    /// Whether each of them supports 1.1.0 ([`require_version`](crate::probe::require_version)).
+    pub chained_support_1_1_0: bool,
 }
 
 impl Default for Options {
@@ -34,30 +59,24 @@ impl Default for Options {
         Self {
             node_file: Conf::NODE_FILE.into(),
             state_dir: Conf::STATE_DIR.into(),
-            portmap: false,
-            bandwidth: false,
-            chained_speak_1_1_0: false,
+            chained: Vec::new(),
+            chained_support_1_1_0: true,
         }
     }
 }
 
-/// Writes the configuration.
+/// Renders the configuration.
 ///
-/// `cniVersion` is 1.0.0, the latest that containerd 1.6 and 1.7 and CRI-O before 1.31 read. `cniVersions`
-/// names all: runtimes that know the key (CNI 1.1) take the highest that they speak themselves, and from 1.1.0
-/// on they call GC and STATUS; the others pass over it. All plugins of a list are called with one version, so
-/// 1.1.0 is named only if all speak it.
+/// `cniVersion` is 1.0.0, the latest that containerd 1.6 and 1.7 and CRI-O before 1.31 read. `cniVersions` lists all:
+/// runtimes that know the key (CNI 1.1) take the highest that they support themselves, and from 1.1.0 on they call GC
+/// and STATUS; the others ignore it. All plugins of a list are called with one version, so 1.1.0 is listed only if
+/// all support it.
 pub fn render(options: &Options) -> String {
     let mut plugins =
         vec![json!({"type": PLUGIN, "nodeFile": options.node_file, "stateDir": options.state_dir})];
-    if options.portmap {
-        plugins.push(json!({"type": "portmap", "capabilities": {"portMappings": true}}));
-    }
-    if options.bandwidth {
-        plugins.push(json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}));
-    }
+    plugins.extend(options.chained.iter().map(|plugin| plugin.conf()));
     let mut versions = SpecVersion::ALL.to_vec();
-    if plugins.len() > 1 && !options.chained_speak_1_1_0 {
+    if !options.chained_support_1_1_0 {
         versions.retain(|version| *version < SpecVersion::V1_1_0);
     }
     let list = json!({
@@ -69,36 +88,8 @@ pub fn render(options: &Options) -> String {
     format!("{list:#}\n")
 }
 
-/// Asks a plugin which versions it speaks, and tells whether `version` is one of them. Blocks for as long as
-/// the plugin runs. Fails if it can't be started; a plugin that answers with anything else speaks none.
-pub fn speaks(plugin: &Path, version: SpecVersion) -> io::Result<bool> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Answer {
-        supported_versions: Vec<String>,
-    }
-    let mut child = Command::new(plugin)
-        .env("CNI_COMMAND", "VERSION")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()?;
-    if let Some(mut input) = child.stdin.take() {
-        // Plugins may answer without reading.
-        let _ = write!(input, "{}", json!({"cniVersion": SpecVersion::V1_0_0.as_str()}));
-    }
-    let output = child.wait_with_output()?;
-    let answer: Option<Answer> = serde_json::from_slice(&output.stdout).ok();
-    Ok(output.status.success()
-        && answer.is_some_and(|answer| answer.supported_versions.iter().any(|text| text == version.as_str())))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    use serde_json::Value;
-
     use super::*;
 
     fn list(options: &Options) -> Value {
@@ -106,12 +97,12 @@ mod tests {
     }
 
     #[test]
-    fn plugins_that_are_not_there_are_not_named() {
+    fn only_installed_plugins_are_listed() {
         let types = |list: &Value| -> Vec<String> {
             let plugins = list["plugins"].as_array().unwrap();
             plugins.iter().map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
         };
-        let all = list(&Options { portmap: true, bandwidth: true, ..Options::default() });
+        let all = list(&Options { chained: ChainedPlugin::ALL.to_vec(), ..Options::default() });
         assert_eq!(types(&all), ["mesh-cni", "portmap", "bandwidth"]);
         assert_eq!(types(&list(&Options::default())), ["mesh-cni"]);
     }
@@ -137,29 +128,16 @@ mod tests {
     }
 
     #[test]
-    fn a_version_is_named_only_if_all_plugins_speak_it() {
+    fn a_version_is_listed_only_if_all_plugins_support_it() {
         let versions = |options: &Options| list(options)["cniVersions"].clone();
-        let with = |chained_speak_1_1_0| Options { portmap: true, chained_speak_1_1_0, ..Options::default() };
+        let with = |chained_support_1_1_0| Options {
+            chained: vec![ChainedPlugin::Portmap],
+            chained_support_1_1_0,
+            ..Options::default()
+        };
         assert_eq!(versions(&Options::default()), json!(["0.4.0", "1.0.0", "1.1.0"]));
         assert_eq!(versions(&with(true)), json!(["0.4.0", "1.0.0", "1.1.0"]));
         assert_eq!(versions(&with(false)), json!(["0.4.0", "1.0.0"]));
         assert_eq!(list(&with(false))["cniVersion"], "1.0.0");
-    }
-
-    #[test]
-    fn plugins_are_asked_what_they_speak() {
-        let folder = tempfile::tempdir().unwrap();
-        let plugin = folder.path().join("plugin");
-        let speaks_new = |script: &str| {
-            std::fs::write(&plugin, format!("#!/bin/sh\n{script}\n")).unwrap();
-            std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
-            speaks(&plugin, SpecVersion::V1_1_0)
-        };
-        let old = r#"[ "$CNI_COMMAND" = VERSION ] && echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'"#;
-        assert!(!speaks_new(old).unwrap());
-        assert!(speaks_new(&old.replace("\"0.4.0\"", "\"1.1.0\"")).unwrap());
-        assert!(!speaks_new("echo nonsense").unwrap());
-        assert!(!speaks_new("exit 1").unwrap());
-        assert!(speaks(&folder.path().join("none"), SpecVersion::V1_1_0).is_err());
     }
 }

@@ -18,6 +18,7 @@ mod error;
 pub mod fuzzing;
 pub mod ipam;
 pub mod node_file;
+pub mod probe;
 pub mod result;
 mod store;
 

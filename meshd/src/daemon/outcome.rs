@@ -13,7 +13,7 @@ use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 
 use super::cluster::Cluster;
-use super::cni_files::{self, CniFilesError};
+use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::keys::Keys;
 use super::pq::Pairs;
@@ -47,6 +47,7 @@ pub(super) struct Outcome {
     peers: Vec<PeerStatus>,
     mtu: u32,
     installed: bool,
+    chained: ChainedPlugins,
 }
 
 impl Outcome {
@@ -151,8 +152,10 @@ impl Outcome {
             mtu: pod_mtu(underlay),
         };
         cni_files::write_node_file(config, &node)?;
-        if waiting.is_empty() && !(self.installed && cni_files::are_there(config)) {
-            let changed = cni_files::install(config)?;
+        let in_place =
+            self.installed && cni_files::are_there(config) && self.chained.are_current(&config.cni_bin_dir);
+        if waiting.is_empty() && !in_place {
+            let changed = cni_files::install(config, &mut self.chained)?;
             if changed || !self.installed {
                 tracing::info!("pods can be attached");
             }
