@@ -1,9 +1,9 @@
-//! An error with all its causes on one line, for log fields and status.
+//! An error with its chain of causes on one line, for log fields and status.
 
 use std::error::Error;
 use std::fmt;
 
-/// Shows an error and, after colons, each of its causes. Our errors never repeat their cause themselves.
+/// Displays an error followed by each of its causes, separated by colons. Our errors never repeat their cause.
 #[derive(Debug)]
 pub(crate) struct Chain<'a>(pub &'a dyn Error);
 

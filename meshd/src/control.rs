@@ -1,4 +1,4 @@
-//! The daemon's own socket: one request line in, one JSON document out. Only root reaches it.
+//! The daemon's control socket: one request line in, one JSON document out. Only root can connect.
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,16 +10,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tracing::debug;
 
-/// What can be asked.
+/// What a client can request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     /// The mesh as the daemon sees it.
     Status,
     /// What the daemon would change now.
     Plan,
-    /// That this node's keys be replaced without losing a packet.
+    /// Replace this node's keys without losing a packet.
     Rotate,
-    /// That this node's keys be replaced at once, whatever is lost.
+    /// Replace this node's keys at once, accepting packet loss.
     RotateNow,
 }
 
@@ -36,21 +36,27 @@ impl Request {
     }
 }
 
-/// A request with the place for its answer.
-pub(crate) type Asked = (Request, oneshot::Sender<String>);
+/// A request and where its answer goes.
+#[derive(Debug)]
+pub(crate) struct ControlRequest {
+    /// The request.
+    pub(crate) request: Request,
+    /// Receives the answer.
+    pub(crate) reply: oneshot::Sender<String>,
+}
 
-/// How long either side waits for the other.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// Longest request line.
-const LONGEST: usize = 16;
+/// How long either side waits for the other, per request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest request line in bytes.
+const MAX_REQUEST_LEN: usize = 16;
 
-/// Opens the socket for root alone. A socket that a dead daemon left is replaced.
+/// Opens the socket, accessible to root only. A stale socket of a dead daemon is replaced.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another meshd answers on this socket"));
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another meshd is listening on this socket"));
     }
-    if let Some(folder) = path.parent() {
-        std::fs::create_dir_all(folder)?;
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory)?;
     }
     crate::file::remove(path)?;
     let listener = UnixListener::bind(path)?;
@@ -58,28 +64,30 @@ pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Answers until the daemon's end of `asked` is gone.
-pub(crate) async fn serve(listener: UnixListener, asked: mpsc::Sender<Asked>) {
+/// Answers clients until the receiver of `requests` is dropped.
+pub(crate) async fn serve(listener: UnixListener, requests: mpsc::Sender<ControlRequest>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let asked = asked.clone();
+                let requests = requests.clone();
                 tokio::spawn(async move {
-                    if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, answer(stream, asked)).await {
-                        debug!(cause = %error, "a client of the control socket went away");
+                    if let Ok(Err(error)) =
+                        tokio::time::timeout(ANSWER_TIMEOUT, answer(stream, requests)).await
+                    {
+                        debug!(cause = %error, "control socket client disconnected");
                     }
                 });
             }
-            // Out of descriptors, most likely: wait instead of spinning.
+            // Most likely out of file descriptors: wait instead of spinning.
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }
     }
 }
 
-async fn answer(mut stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Result<()> {
-    let mut line = [0; LONGEST];
+async fn answer(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>) -> io::Result<()> {
+    let mut line = [0; MAX_REQUEST_LEN];
     let mut len = 0;
-    while len < LONGEST && !line[..len].contains(&b'\n') {
+    while len < MAX_REQUEST_LEN && !line[..len].contains(&b'\n') {
         match stream.read(&mut line[len..]).await? {
             0 => break,
             read => len += read,
@@ -91,7 +99,7 @@ async fn answer(mut stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Resul
             .await;
     };
     let (reply, replied) = oneshot::channel();
-    if asked.send((request, reply)).await.is_ok()
+    if requests.send(ControlRequest { request, reply }).await.is_ok()
         && let Ok(text) = replied.await
     {
         stream.write_all(text.as_bytes()).await?;
@@ -99,27 +107,27 @@ async fn answer(mut stream: UnixStream, asked: mpsc::Sender<Asked>) -> io::Resul
     Ok(())
 }
 
-/// Asks the daemon behind the socket; its answer is one JSON document.
+/// Sends a request to the daemon; its answer is one JSON document.
 pub(crate) fn ask(socket: &Path, request: Request) -> Result<String, QueryError> {
     let failed = |source| QueryError::Ask { socket: socket.to_owned(), source };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
-    stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
     stream.write_all(request.line().as_bytes()).map_err(failed)?;
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(failed)?;
     if text.is_empty() { Err(QueryError::Empty { socket: socket.to_owned() }) } else { Ok(text) }
 }
 
-/// Reads an answer.
+/// Parses an answer.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(answer: &str) -> Result<T, QueryError> {
     serde_json::from_str(answer).map_err(|source| QueryError::Answer { source })
 }
 
-/// Why the daemon could not be asked.
+/// Why a request to the daemon failed.
 #[derive(Debug, thiserror::Error)]
 pub enum QueryError {
-    /// Nobody answers at the socket.
-    #[error("ask the daemon at {}: expected a running `meshd run` on this node, and root", socket.display())]
+    /// Nothing is listening on the socket, or it is not accessible.
+    #[error("query the daemon at {}: expected a running `meshd run` on this node, and root privileges", socket.display())]
     Ask {
         /// The socket.
         socket: PathBuf,

@@ -1,4 +1,4 @@
-//! Health, readiness and metrics over HTTP, for probes and Prometheus. Nothing secret, nothing that acts.
+//! Health, readiness and metrics over HTTP, for probes and Prometheus. Read-only, without secrets.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,31 +16,31 @@ use tokio::time::Instant;
 use crate::metrics;
 use crate::status::Status;
 
-/// How long the daemon's loop may be silent before it counts as stuck.
+/// How long the control loop may go without a reconciliation before it counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_mins(1);
 
-/// What the handlers read.
+/// State shared with the handlers.
 #[derive(Clone, Debug)]
 pub(crate) struct View {
-    /// The newest status.
+    /// The current status.
     pub status: watch::Receiver<Status>,
-    /// When the daemon's loop last turned.
+    /// When the control loop last completed a reconciliation.
     pub turned: watch::Receiver<Instant>,
 }
 
-/// A socket that serves until its future is dropped.
+/// A bound HTTP server.
 #[derive(Debug)]
 pub(crate) struct Server {
     listener: TcpListener,
 }
 
 impl Server {
-    /// Takes the address.
+    /// Binds the address.
     pub(crate) async fn bind(address: SocketAddr) -> io::Result<Self> {
         Ok(Self { listener: TcpListener::bind(address).await? })
     }
 
-    /// Serves for ever.
+    /// Serves until the future is dropped.
     pub(crate) async fn serve(self, view: View) -> io::Result<()> {
         let routes = Router::new()
             .route("/healthz", get(health))
@@ -56,7 +56,7 @@ async fn health(State(view): State<View>) -> Response {
     if silent < STUCK_AFTER {
         "ok\n".into_response()
     } else {
-        let text = format!("the control loop has not turned for {} s\n", silent.as_secs());
+        let text = format!("no reconciliation for {} s\n", silent.as_secs());
         (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
     }
 }

@@ -1,4 +1,4 @@
-//! Where log lines go and how they look.
+//! Log output: format, filter and destination.
 
 use std::io::stderr;
 
@@ -6,12 +6,12 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::Config;
 
-/// Starts logging as the configuration says. A second call changes nothing.
+/// Starts logging as configured. A second call has no effect.
 pub(crate) fn start(config: &Config) {
     // The filter was parsed when the configuration was read.
     let filter = EnvFilter::try_new(&config.log_filter).unwrap_or_default();
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr);
-    // It fails only where a test has started logging before.
+    // Fails only if a test has already started logging.
     let _ = if config.log_json {
         lines.json().flatten_event(true).try_init()
     } else {
@@ -19,7 +19,7 @@ pub(crate) fn start(config: &Config) {
     };
 }
 
-/// Starts logging at level info in plain text, for commands without a configuration.
+/// Starts logging as plain text at level info, for commands without a configuration.
 pub(crate) fn plain() {
     let filter = EnvFilter::try_from_env("MESHD_LOG_LEVEL").unwrap_or_else(|_| EnvFilter::new("info"));
     let _ = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(stderr).try_init();

@@ -66,7 +66,11 @@ fn node_rows(status: &Status) -> Vec<Row<'_>> {
     vec![
         ("backend", "Which WireGuard carries a slot's packets.", MetricType::Gauge, backends.collect()),
         gauge("ready", "Whether pods can be attached and reach the mesh.", u64::from(status.ready)),
-        gauge("guard_stands", "Whether the guard's table stands unchanged.", u64::from(status.guard.stands)),
+        gauge(
+            "guard_stands",
+            "Whether the guard's table stands unchanged.",
+            u64::from(status.guard.in_place),
+        ),
         (
             "guard_dropped_packets",
             "Packets with a pod address that the guard dropped.",

@@ -55,7 +55,7 @@ fn a_damaged_memory_is_not_used() {
     mesh.start("n1").unwrap();
     mesh.daemon("n1").wait_log("start without the last known peers", WITHIN).unwrap();
     mesh.wait("n1", "guard up, nobody believed", WITHIN, |status| {
-        status["guard"]["stands"] == true
+        status["guard"]["in_place"] == true
             && status["ready"] == false
             && status["peers"].as_array().unwrap().is_empty()
     });
@@ -129,7 +129,9 @@ fn the_guard_stands_before_anything_is_known() {
     let lab = Lab::builder().nodes(1).family(Family::Dual).register(false).build().unwrap();
     let mut mesh = Mesh::idle(lab);
     mesh.start("n1").unwrap();
-    mesh.wait("n1", "closed", WITHIN, |status| status["guard"]["stands"] == true && status["ready"] == false);
+    mesh.wait("n1", "closed", WITHIN, |status| {
+        status["guard"]["in_place"] == true && status["ready"] == false
+    });
     assert!(mesh.node("n1").unwrap().pod("a").is_err(), "no pod is attached");
     mesh.register(mesh.node("n1").unwrap()).unwrap();
     mesh.wait("n1", "open", WITHIN, |status| status["ready"] == true);

@@ -104,12 +104,12 @@ fn with_require_a_peer_without_gets_no_packet_of_pods_and_its_node_still_answers
     for (node, peer) in [("n1", "n3"), ("n3", "n1")] {
         mesh.wait(node, &format!("proven with {peer}"), WITHIN, |status| {
             let found = status["peers"].as_array().unwrap().iter().find(|found| found["node"] == peer);
-            found.is_some_and(|found| found["pq"]["barred"] == false)
+            found.is_some_and(|found| found["pq"]["blocked"] == false)
         });
     }
     mesh.wait("n1", "says why", WITHIN, |status| {
         let found = status["peers"].as_array().unwrap().iter().find(|found| found["node"] == "n2");
-        found.is_some_and(|found| found["pq"]["barred"] == true && found["pq"]["willing"] == false)
+        found.is_some_and(|found| found["pq"]["blocked"] == true && found["pq"]["enabled"] == false)
     });
     let text = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["status"]).run().unwrap();
     assert!(text.contains("n2: no pod traffic: a preshared key is required, and its pq is off"), "{text}");

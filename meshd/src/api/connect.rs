@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
-/// Makes a client. Nothing is sent yet, so this works while the API server is away.
+/// Creates a client. Sends nothing yet, so this works while the API server is unreachable.
 pub async fn client(
     kubeconfig: Option<&Path>,
 ) -> Result<(kube::Client, Option<std::net::IpAddr>), ConnectError> {
@@ -25,7 +25,7 @@ pub async fn client(
     Ok((client, server))
 }
 
-/// Why there is no client.
+/// Why no client could be created.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// The kubeconfig can't be used.
@@ -36,10 +36,10 @@ pub enum ConnectError {
         /// The cause.
         source: kube::config::KubeconfigError,
     },
-    /// There is no service account here.
+    /// There is no service account.
     #[error("use the pod's service account: outside a cluster set --kubeconfig")]
     InCluster(#[from] kube::config::InClusterError),
-    /// The configuration makes no client.
+    /// The client can't be built from the configuration.
     #[error("set up the client for the API server")]
     Client {
         /// The cause.

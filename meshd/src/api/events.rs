@@ -1,4 +1,4 @@
-//! Kubernetes Events about this node's own Node: what an operator sees with `kubectl get events`.
+//! Kubernetes Events about this node's own Node, shown by `kubectl get events`.
 
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -12,36 +12,36 @@ use tracing::warn;
 use super::FIELD_MANAGER;
 use crate::chain::Chain;
 
-/// Events about objects without a namespace stand here.
+/// The namespace of Events about cluster-scoped objects.
 const NAMESPACE: &str = "default";
-/// Longest message that the API server takes (`pkg/apis/core/validation/events.go`).
-const LONGEST: usize = 1024;
+/// Longest message that the API server accepts (`pkg/apis/core/validation/events.go`).
+const MAX_MESSAGE_LEN: usize = 1024;
 
-/// Something to tell.
+/// An Event to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Telling {
+pub struct NodeEvent {
     /// The Node that it is about.
     pub uid: NodeUid,
-    /// Whether somebody should look.
+    /// Whether its type is `Warning` rather than `Normal`.
     pub warning: bool,
-    /// One word for programs, such as `RotationBlocked`.
+    /// Machine-readable reason, such as `RotationBlocked`.
     pub reason: &'static str,
-    /// One sentence for people.
+    /// Human-readable message, one sentence.
     pub message: String,
 }
 
-/// Publishes until the sender is gone. An Event that the API server refuses is only logged: nothing depends on it.
-pub async fn run(client: Client, node: NodeName, mut tellings: mpsc::Receiver<Telling>) {
+/// Publishes until the sender is dropped. A failure is only logged: nothing depends on an Event.
+pub async fn run(client: Client, node: NodeName, mut node_events: mpsc::Receiver<NodeEvent>) {
     let events = Api::<Event>::namespaced(client, NAMESPACE);
-    while let Some(telling) = tellings.recv().await {
-        let reason = telling.reason;
-        if let Err(error) = events.create(&PostParams::default(), &event(&node, &telling)).await {
-            warn!(reason, cause = %Chain(&error), "Event not published");
+    while let Some(node_event) = node_events.recv().await {
+        let reason = node_event.reason;
+        if let Err(error) = events.create(&PostParams::default(), &event(&node, &node_event)).await {
+            warn!(reason, cause = %Chain(&error), "Kubernetes Event not published");
         }
     }
 }
 
-fn event(node: &NodeName, telling: &Telling) -> Event {
+fn event(node: &NodeName, node_event: &NodeEvent) -> Event {
     let now = Time(Timestamp::now());
     Event {
         metadata: ObjectMeta {
@@ -53,12 +53,12 @@ fn event(node: &NodeName, telling: &Telling) -> Event {
             api_version: Some("v1".to_owned()),
             kind: Some("Node".to_owned()),
             name: Some(node.as_str().to_owned()),
-            uid: Some(telling.uid.as_str().to_owned()),
+            uid: Some(node_event.uid.as_str().to_owned()),
             ..ObjectReference::default()
         },
-        reason: Some(telling.reason.to_owned()),
-        message: Some(telling.message.chars().take(LONGEST).collect()),
-        type_: Some(if telling.warning { "Warning" } else { "Normal" }.to_owned()),
+        reason: Some(node_event.reason.to_owned()),
+        message: Some(node_event.message.chars().take(MAX_MESSAGE_LEN).collect()),
+        type_: Some(if node_event.warning { "Warning" } else { "Normal" }.to_owned()),
         source: Some(EventSource {
             component: Some(FIELD_MANAGER.to_owned()),
             host: Some(node.as_str().to_owned()),

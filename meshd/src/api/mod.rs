@@ -7,5 +7,5 @@ pub mod nodes;
 pub mod publish;
 pub mod servers;
 
-/// How this daemon names itself as the owner of fields and events.
+/// Field manager of patches and component of Events.
 pub const FIELD_MANAGER: &str = "meshd";

@@ -1,65 +1,65 @@
-//! Control messages: one byte of version, then the message; a probe is filled up with zeros.
+//! Control messages: a version byte, then the message. Probes are padded with zeros.
 
 use keyring::Slot;
 use keyring::audit::Head;
 use serde::{Deserialize, Serialize};
 
-/// The version that this code writes and reads.
+/// The version that this code sends and accepts.
 const VERSION: u8 = 1;
-/// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP (1280 - 40 - 8).
-pub(crate) const LONGEST: usize = 1232;
-/// Longest probe in bytes: what fits the MTU of the largest usual frames.
-pub(crate) const LONGEST_PROBE: usize = 9000;
+/// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP headers (1280 - 40 - 8).
+pub(crate) const MAX_LEN: usize = 1232;
+/// Longest probe in bytes: what fits common jumbo frames.
+pub(crate) const MAX_PROBE_LEN: usize = 9000;
 
-/// What nodes say to each other.
+/// Messages between nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Message {
-    /// "Which of my announcements do you heed?"
+    /// "Which of my generations have you applied?"
     Ask {
-        /// Number of the question.
+        /// Identifies the question.
         nonce: u64,
     },
     /// The answer.
     Answer {
-        /// Number of the question.
+        /// Identifies the question.
         nonce: u64,
-        /// The asker's generation that this node heeds: its peers, routes and memory are as it asks.
+        /// The asker's generation that this node has applied: its peers, routes and stored state match it.
         seen: u64,
-        /// The slot that this node sends to the asker on.
+        /// The slot on which this node sends to the asker.
         tx: Slot,
     },
-    /// "Did this arrive?" The only message that is as long as somebody wants it.
+    /// "Did this arrive?" The only message of variable length.
     Probe {
-        /// Number of the probe.
+        /// Identifies the probe.
         nonce: u64,
-        /// Length of the whole message in bytes, if it is longer than it has to be.
+        /// Length of the whole message in bytes, including padding.
         len: u16,
     },
     /// "It did."
     Echo {
-        /// Number of the probe.
+        /// Identifies the probe.
         nonce: u64,
     },
     /// "My audit trail ends here; remember it."
     Head(Head),
-    /// Something about the preshared keys of the two, in that protocol's own bytes.
+    /// A message of the preshared key exchange, in its own encoding.
     Pair(Vec<u8>),
 }
 
 impl Message {
-    /// Writes a message.
+    /// Encodes a message.
     pub(crate) fn encode(&self) -> Vec<u8> {
         // Numbers, a hash and an enumeration always serialize.
         let mut bytes = postcard::to_extend(self, vec![VERSION]).unwrap_or_default();
         if let Self::Probe { len, .. } = self {
-            bytes.resize(bytes.len().max(usize::from(*len).min(LONGEST_PROBE)), 0);
+            bytes.resize(bytes.len().max(usize::from(*len).min(MAX_PROBE_LEN)), 0);
         }
         bytes
     }
 
-    /// Reads a message. Nothing that is not one exactly is taken for one.
+    /// Decodes a datagram that holds exactly one message.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
-        if bytes.len() > LONGEST_PROBE {
+        if bytes.len() > MAX_PROBE_LEN {
             return Err(MessageError::Length { found: bytes.len() });
         }
         let (version, rest) = bytes.split_first().ok_or(MessageError::Length { found: 0 })?;
@@ -72,29 +72,29 @@ impl Message {
                 let padded = rest.iter().all(|byte| *byte == 0);
                 if whole && padded { Ok(Self::Probe { nonce, len }) } else { Err(MessageError::Content) }
             }
-            Ok(_) if bytes.len() > LONGEST => Err(MessageError::Length { found: bytes.len() }),
+            Ok(_) if bytes.len() > MAX_LEN => Err(MessageError::Length { found: bytes.len() }),
             Ok((message, [])) => Ok(message),
             _ => Err(MessageError::Content),
         }
     }
 }
 
-/// Why a datagram is no message.
+/// Why a datagram was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum MessageError {
     /// Empty, or longer than any message.
-    #[error("control message of {found} bytes: expected 1 to {LONGEST}, a probe at most {LONGEST_PROBE}")]
+    #[error("control message of {found} bytes: expected 1 to {MAX_LEN}, a probe at most {MAX_PROBE_LEN}")]
     Length {
         /// Its length.
         found: usize,
     },
-    /// From another version.
-    #[error("control message of version {found}: this version reads {VERSION}")]
+    /// Another version.
+    #[error("control message version {found}: expected {VERSION}")]
     Version {
         /// The version.
         found: u8,
     },
-    /// Not one message and nothing else.
+    /// Not exactly one message.
     #[error("control message: expected exactly one message")]
     Content,
 }
@@ -115,16 +115,16 @@ mod tests {
     }
 
     #[test]
-    fn what_was_written_is_read() {
+    fn decoding_returns_what_was_encoded() {
         for message in messages() {
             let bytes = message.encode();
-            assert!(bytes.len() <= LONGEST);
+            assert!(bytes.len() <= MAX_LEN);
             assert_eq!(Message::decode(&bytes), Ok(message));
         }
     }
 
     #[test]
-    fn what_is_cut_off_longer_or_of_another_version_is_refused() {
+    fn truncated_longer_and_other_versions_are_refused() {
         for message in messages() {
             let whole = message.encode();
             for len in 0..whole.len() {
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_is_as_long_as_it_says_and_padded_with_zeros() {
+    fn a_probe_has_the_stated_length_and_is_padded_with_zeros() {
         for len in [100, 1392, 9000] {
             let probe = Message::Probe { nonce: 7, len };
             let bytes = probe.encode();

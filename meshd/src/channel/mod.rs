@@ -1,9 +1,9 @@
 //! The control channel inside the tunnel: small datagrams from one node's mesh address to another's.
 //!
-//! Nobody else can speak here. A socket hears only what arrives by its slot's WireGuard device, so the sender holds
-//! a key of the mesh and its address is one that WireGuard grants it. Pods share those devices, but what they send
-//! is forwarded, and a datagram that was forwarded has lost a hop: both ends demand 255 hops (RFC 5082), the most
-//! that there is. What remains is checked by who reads the messages: the source must be a peer's own mesh address.
+//! Only peers can send here. A socket receives only what arrives over its slot's WireGuard device, so the sender holds
+//! a key of the mesh and its source address is within its allowed IPs. Pods share those devices, but their packets are
+//! forwarded, and forwarding decrements the TTL or hop limit: both ends require the maximum of 255 (RFC 5082).
+//! The receiver also checks that the source address is a peer's own mesh address.
 
 mod hops;
 mod message;
@@ -21,23 +21,23 @@ use socket::Socket;
 
 use crate::chain::Chain;
 
-/// What arrived.
+/// A message that was received.
 #[derive(Clone, Debug)]
-pub(crate) struct Heard {
-    /// The slot that it came over.
+pub(crate) struct ReceivedMessage {
+    /// The slot that it arrived on.
     pub(crate) over: Slot,
-    /// Mesh address of the sender.
+    /// The sender's mesh address.
     pub(crate) from: IpAddr,
-    /// What it says.
+    /// Its content.
     pub(crate) message: Message,
 }
 
-/// Where a slot's socket hangs: when any of this changes another socket is needed.
+/// What a slot's socket is bound to. If any of it changes, the socket must be reopened.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Binding {
     /// The device.
     pub(crate) link: LinkName,
-    /// Its number: a device that was made anew has another.
+    /// Its interface index: a recreated device has a new one.
     pub(crate) index: u32,
     /// This node's mesh address.
     pub(crate) address: IpAddr,
@@ -47,34 +47,34 @@ pub(crate) struct Place {
 #[derive(Debug)]
 pub(crate) struct Channel {
     port: u16,
-    heard: mpsc::Sender<Heard>,
+    received: mpsc::Sender<ReceivedMessage>,
     sockets: PerSlot<Option<Socket>>,
 }
 
 impl Channel {
-    /// No sockets yet; what they hear goes to `heard`, and is lost while that is full.
-    pub(crate) fn new(port: u16, heard: mpsc::Sender<Heard>) -> Self {
-        Self { port, heard, sockets: PerSlot::default() }
+    /// No sockets yet. Received messages go to `received` and are dropped while it is full.
+    pub(crate) fn new(port: u16, received: mpsc::Sender<ReceivedMessage>) -> Self {
+        Self { port, received, sockets: PerSlot::default() }
     }
 
-    /// Puts a slot's socket where it belongs, or takes it away. Does nothing if it is there.
-    pub(crate) fn place(&mut self, slot: Slot, place: Option<Place>) {
-        let standing = self.sockets.get_mut(slot);
-        if standing.as_ref().map(Socket::place) == place.as_ref() {
+    /// Opens, moves or closes a slot's socket. Does nothing if it is bound as requested.
+    pub(crate) fn bind(&mut self, slot: Slot, binding: Option<Binding>) {
+        let current = self.sockets.get_mut(slot);
+        if current.as_ref().map(Socket::binding) == binding.as_ref() {
             return;
         }
-        // First the old one goes: the new one may want its address.
-        *standing = None;
-        let Some(place) = place else { return };
-        match Socket::open(&place, self.port, slot, self.heard.clone()) {
-            Ok(socket) => *standing = Some(socket),
+        // Close the old socket first: the new one may need its address.
+        *current = None;
+        let Some(binding) = binding else { return };
+        match Socket::open(&binding, self.port, slot, self.received.clone()) {
+            Ok(socket) => *current = Some(socket),
             Err(error) => {
-                warn!(%slot, cause = %Chain(&error), "no control channel on this slot; will try again");
+                warn!(%slot, cause = %Chain(&error), "control channel not available on this slot; will retry");
             }
         }
     }
 
-    /// Sends once. A datagram that is lost is the sender's affair: it asks again.
+    /// Sends once. Retransmission is up to the caller.
     pub(crate) fn send(&self, over: Slot, to: IpAddr, message: &Message) {
         let Some(socket) = self.sockets.get(over) else { return };
         if let Err(error) = socket.send((to, self.port).into(), &message.encode()) {

@@ -14,18 +14,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::message::LONGEST_PROBE;
-use super::{Heard, Message, Place, hops};
+use super::message::MAX_PROBE_LEN;
+use super::{Binding, Message, ReceivedMessage, hops};
 
-/// Messages that one sender may send in a second. A rotation needs a few; a node that has gone mad is not followed.
-const PER_SECOND: u32 = 100;
-/// Senders that are counted at once; more than that are not nodes of one mesh.
-const SENDERS: usize = 16_384;
+/// Messages accepted from one sender per second. A rotation needs a few; this bounds what a faulty node can cause.
+const MESSAGES_PER_SECOND: u32 = 100;
+/// Senders that are counted at once: more than a mesh has nodes.
+const MAX_SENDERS: usize = 16_384;
 
 /// A socket and the task that reads it. The task ends with the socket.
 #[derive(Debug)]
 pub(super) struct Socket {
-    place: Place,
+    binding: Binding,
     udp: Arc<UdpSocket>,
     reader: JoinHandle<()>,
 }
@@ -39,66 +39,66 @@ impl Drop for Socket {
 impl Socket {
     /// Opens a socket on the device's link, at this node's mesh address.
     pub(super) fn open(
-        place: &Place,
+        binding: &Binding,
         port: u16,
         slot: Slot,
-        heard: mpsc::Sender<Heard>,
+        received: mpsc::Sender<ReceivedMessage>,
     ) -> Result<Self, SocketError> {
-        let udp = bound(place, port)
-            .map_err(|source| SocketError { address: (place.address, port).into(), source })?;
+        let udp = bind_socket(binding, port)
+            .map_err(|source| SocketError { address: (binding.address, port).into(), source })?;
         let udp = Arc::new(udp);
-        let reader = tokio::spawn(read(Arc::clone(&udp), slot, heard));
-        Ok(Self { place: place.clone(), udp, reader })
+        let reader = tokio::spawn(read(Arc::clone(&udp), slot, received));
+        Ok(Self { binding: binding.clone(), udp, reader })
     }
 
-    pub(super) const fn place(&self) -> &Place {
-        &self.place
+    pub(super) const fn binding(&self) -> &Binding {
+        &self.binding
     }
 
-    /// Sends at once or not at all.
+    /// Sends without waiting for buffer space.
     pub(super) fn send(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
         self.udp.try_send_to(datagram, to).map(drop)
     }
 }
 
-fn bound(place: &Place, port: u16) -> io::Result<UdpSocket> {
-    let ipv4 = place.address.is_ipv4();
+fn bind_socket(binding: &Binding, port: u16) -> io::Result<UdpSocket> {
+    let ipv4 = binding.address.is_ipv4();
     let domain = if ipv4 { Domain::IPV4 } else { Domain::IPV6 };
     let socket = socket2::Socket::new(domain, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     if ipv4 {
-        socket.set_ttl_v4(hops::ALL.into())?;
+        socket.set_ttl_v4(hops::MAX_HOPS.into())?;
     } else {
         socket.set_only_v6(true)?;
-        socket.set_unicast_hops_v6(hops::ALL.into())?;
+        socket.set_unicast_hops_v6(hops::MAX_HOPS.into())?;
     }
-    hops::demand_all(&socket, ipv4)?;
-    // Before the address: the same one is on both devices.
-    socket.bind_device(Some(place.link.as_str().as_bytes()))?;
-    socket.bind(&SocketAddr::new(place.address, port).into())?;
+    hops::require_max_hops(&socket, ipv4)?;
+    // Before the address is bound: both devices have the same one.
+    socket.bind_device(Some(binding.link.as_str().as_bytes()))?;
+    socket.bind(&SocketAddr::new(binding.address, port).into())?;
     UdpSocket::from_std(socket.into())
 }
 
-/// Reads until the socket's owner or the reader of messages is gone.
-async fn read(udp: Arc<UdpSocket>, slot: Slot, heard: mpsc::Sender<Heard>) {
-    let mut buffer = vec![0; LONGEST_PROBE + 1];
-    let mut allowance = Allowance::default();
+/// Reads until the socket or the receiver of messages is dropped.
+async fn read(udp: Arc<UdpSocket>, slot: Slot, received: mpsc::Sender<ReceivedMessage>) {
+    let mut buffer = vec![0; MAX_PROBE_LEN + 1];
+    let mut rate_limit = RateLimit::default();
     loop {
         let (len, from) = match udp.recv_from(&mut buffer).await {
             Ok((len, from)) => (len, from.ip()),
-            // The device went away, most likely; the loop puts another socket in place.
+            // Most likely the device is gone; the control loop will open a new socket.
             Err(error) => {
-                debug!(%slot, cause = %error, "control channel not readable");
+                debug!(%slot, cause = %error, "control channel read failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        if !allowance.takes(Instant::now(), from) {
+        if !rate_limit.allows(Instant::now(), from) {
             continue;
         }
         match Message::decode(&buffer[..len]) {
-            Ok(message) => match heard.try_send(Heard { over: slot, from, message }) {
+            Ok(message) => match received.try_send(ReceivedMessage { over: slot, from, message }) {
                 Err(mpsc::error::TrySendError::Closed(_)) => return,
-                // Full: it will be sent again.
+                // Full: the sender retransmits.
                 Err(mpsc::error::TrySendError::Full(_)) | Ok(()) => {}
             },
             Err(error) => debug!(%slot, %from, cause = %error, "control message refused"),
@@ -106,25 +106,25 @@ async fn read(udp: Arc<UdpSocket>, slot: Slot, heard: mpsc::Sender<Heard>) {
     }
 }
 
-/// Counts each sender's messages of the present second.
+/// Counts each sender's messages within the current second.
 #[derive(Debug, Default)]
-struct Allowance {
+struct RateLimit {
     since: Option<Instant>,
     counts: BTreeMap<IpAddr, u32>,
 }
 
-impl Allowance {
-    fn takes(&mut self, now: Instant, from: IpAddr) -> bool {
+impl RateLimit {
+    fn allows(&mut self, now: Instant, from: IpAddr) -> bool {
         if self.since.is_none_or(|since| now - since >= Duration::from_secs(1)) {
             self.since = Some(now);
             self.counts.clear();
         }
-        if self.counts.len() >= SENDERS && !self.counts.contains_key(&from) {
+        if self.counts.len() >= MAX_SENDERS && !self.counts.contains_key(&from) {
             return false;
         }
         let count = self.counts.entry(from).or_default();
         *count += 1;
-        *count <= PER_SECOND
+        *count <= MESSAGES_PER_SECOND
     }
 }
 
@@ -141,13 +141,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sender_that_floods_is_not_heard_and_does_not_silence_others() {
-        let mut allowance = Allowance::default();
+    fn a_flooding_sender_is_limited_and_does_not_affect_others() {
+        let mut rate_limit = RateLimit::default();
         let now = Instant::now();
         let [flood, other] = ["10.244.1.1", "10.244.2.1"].map(|text| text.parse().unwrap());
-        let taken = (0..1000).filter(|_| allowance.takes(now, flood)).count();
-        assert_eq!(taken, PER_SECOND as usize);
-        assert!(allowance.takes(now, other));
-        assert!(allowance.takes(now + Duration::from_secs(1), flood));
+        let taken = (0..1000).filter(|_| rate_limit.allows(now, flood)).count();
+        assert_eq!(taken, MESSAGES_PER_SECOND as usize);
+        assert!(rate_limit.allows(now, other));
+        assert!(rate_limit.allows(now + Duration::from_secs(1), flood));
     }
 }

@@ -1,4 +1,4 @@
-//! `meshd rotate --node` and `--all`: asks nodes through the API server to replace their keys, and follows them there.
+//! `meshd rotate --node` and `--all`: requests rotations through the API server and watches their progress there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
@@ -21,23 +21,23 @@ use crate::api::nodes::Change;
 use crate::api::publish::{Publication, patch};
 use crate::chain::Chain;
 
-/// One node that was asked.
+/// Progress of one node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Asked {
+struct NodeProgress {
     #[serde(skip)]
     uid: NodeUid,
     node: String,
-    /// Whether neither of its former keys is announced any more, and no rotation is on its way.
+    /// Whether it announces neither of its former keys and no rotation is in progress.
     done: bool,
     phase: Phase,
     generation: u64,
     former: PerSlot<Fingerprint>,
     present: PerSlot<Fingerprint>,
-    /// From the question to the announcement of the last new key.
+    /// From the request to the announcement of the last new key.
     milliseconds: Option<u64>,
 }
 
-impl Asked {
+impl NodeProgress {
     fn new(record: &NodeRecord, state: &State) -> Self {
         let keys = PerSlot::from_fn(|slot| state.slots.get(slot).key.fingerprint());
         Self {
@@ -52,8 +52,8 @@ impl Asked {
         }
     }
 
-    /// Takes what the Node says now; says whether that is news.
-    fn learn(&mut self, state: &State, since: Duration) -> bool {
+    /// Updates the progress from the Node's annotations; returns whether it changed.
+    fn update(&mut self, state: &State, since: Duration) -> bool {
         let before = (self.done, self.phase, self.generation);
         self.present = PerSlot::from_fn(|slot| state.slots.get(slot).key.fingerprint());
         self.phase = state.phase;
@@ -66,12 +66,12 @@ impl Asked {
         before != (self.done, self.phase, self.generation)
     }
 
-    fn word(&self) -> &'static str {
+    fn state_text(&self) -> &'static str {
         match (self.done, self.phase) {
             (true, _) => "done",
-            (false, Phase::Draining) => "peers leave a slot",
-            (false, Phase::Verifying) => "peers try a new key",
-            (false, Phase::Steady | Phase::Cold) => "waits for its turn",
+            (false, Phase::Draining) => "draining a slot",
+            (false, Phase::Verifying) => "verifying a new key",
+            (false, Phase::Steady | Phase::Cold) => "waiting",
         }
     }
 }
@@ -83,23 +83,23 @@ pub(super) fn is_wanted(matches: &ArgMatches) -> bool {
 
 /// `meshd rotate --node NAME …` and `meshd rotate --all`
 pub(super) fn rotate(matches: &ArgMatches) -> Result<(), CommandError> {
-    run::runtime()?.block_on(ask_and_follow(matches))
+    run::runtime()?.block_on(request_and_follow(matches))
 }
 
-async fn ask_and_follow(matches: &ArgMatches) -> Result<(), CommandError> {
+async fn request_and_follow(matches: &ArgMatches) -> Result<(), CommandError> {
     let (client, _) = api::connect::client(kubeconfig(matches).as_deref())
         .await
         .map_err(|source| CommandError::Connect(Box::new(source)))?;
     let (changes_in, mut changes) = mpsc::channel(64);
-    // No Node has an empty name: none of them is our own.
+    // No Node has an empty name, so none is treated as our own.
     let watching = tokio::spawn(api::nodes::watch(client.clone(), NodeName::new(""), changes_in));
     let records = first_list(&mut changes).await?;
-    let mut asked = chosen(matches, &records)?;
+    let mut asked = selected(matches, &records)?;
     let json = arguments::wants_json(matches);
     if matches.get_flag("dry-run") {
         return if json { output::json(&asked) } else { output::print(&table(&asked)) };
     }
-    // Nodes know in which second a key was made: those of this second are meant too, and get a new one in the next.
+    // Creation times have a resolution of one second: keys created in the current second are included.
     let renewal = Renewal { before: unix() + 1, at_once: matches.get_flag("emergency") };
     for node in &asked {
         let annotations = BTreeMap::from([(names::CONFIG_RENEWAL.to_owned(), Some(renewal.to_string()))]);
@@ -120,7 +120,7 @@ async fn ask_and_follow(matches: &ArgMatches) -> Result<(), CommandError> {
     if left.is_empty() { Ok(()) } else { Err(CommandError::NotYet { nodes: left }) }
 }
 
-/// What `--kubeconfig` says, else what kubectl would use; none inside a cluster.
+/// The file of `--kubeconfig`, else that of kubectl; none inside a cluster.
 fn kubeconfig(matches: &ArgMatches) -> Option<PathBuf> {
     let given = matches.get_one::<PathBuf>("kubeconfig").cloned();
     let listed = || std::env::split_paths(&std::env::var_os("KUBECONFIG")?).next();
@@ -134,7 +134,7 @@ async fn first_list(
     while let Some(change) = changes.recv().await {
         match change {
             Change::Listed(records) => return Ok(records),
-            // The watch would try for ever: a person can do that better.
+            // The watch would retry for ever; report the failure instead.
             Change::Failed(source) => return Err(CommandError::List(Box::new(source))),
             Change::Applied(_) | Change::Deleted(..) => {}
         }
@@ -142,14 +142,17 @@ async fn first_list(
     Ok(BTreeMap::new())
 }
 
-/// The nodes that the command line names, each with what it announces.
-fn chosen(
+/// The nodes named on the command line, each with its announced state.
+fn selected(
     matches: &ArgMatches,
     records: &BTreeMap<NodeName, NodeRecord>,
-) -> Result<Vec<Asked>, CommandError> {
+) -> Result<Vec<NodeProgress>, CommandError> {
     let state = |record: &NodeRecord| record.state.as_deref().and_then(|text| State::parse(text).ok());
     let Some(wanted) = matches.get_many::<String>("node") else {
-        return Ok(records.values().filter_map(|record| Some(Asked::new(record, &state(record)?))).collect());
+        return Ok(records
+            .values()
+            .filter_map(|record| Some(NodeProgress::new(record, &state(record)?)))
+            .collect());
     };
     let wanted: BTreeSet<&String> = wanted.collect();
     let find = |name: &String| {
@@ -157,14 +160,14 @@ fn chosen(
         let state = record.and_then(state);
         record
             .zip(state)
-            .map(|(record, state)| Asked::new(record, &state))
+            .map(|(record, state)| NodeProgress::new(record, &state))
             .ok_or_else(|| CommandError::NotInTheMesh { node: name.clone(), missing: record.is_none() })
     };
     wanted.into_iter().map(find).collect()
 }
 
-/// Tells on standard error what changes, until all are done or the time is up.
-async fn follow(asked: &mut [Asked], changes: &mut mpsc::Receiver<Change>, timeout: Duration) {
+/// Prints progress on standard error until all nodes are done or the timeout expires.
+async fn follow(asked: &mut [NodeProgress], changes: &mut mpsc::Receiver<Change>, timeout: Duration) {
     let began = Instant::now();
     while asked.iter().any(|node| !node.done) {
         let change = tokio::time::timeout_at(began + timeout, changes.recv()).await;
@@ -172,7 +175,7 @@ async fn follow(asked: &mut [Asked], changes: &mut mpsc::Receiver<Change>, timeo
             Ok(Some(Change::Applied(record))) => vec![record],
             Ok(Some(Change::Listed(records))) => records.into_values().collect(),
             Ok(Some(Change::Failed(error))) => {
-                tell(&format!("the API server is away: {}", Chain(&error)));
+                print_progress(&format!("API server unreachable: {}", Chain(&error)));
                 continue;
             }
             Ok(Some(Change::Deleted(..))) => continue,
@@ -182,20 +185,25 @@ async fn follow(asked: &mut [Asked], changes: &mut mpsc::Receiver<Change>, timeo
             let state = record.state.as_deref().and_then(|text| State::parse(text).ok());
             let node = asked.iter_mut().find(|node| node.uid == record.uid);
             if let (Some(node), Some(state)) = (node, state)
-                && node.learn(&state, began.elapsed())
+                && node.update(&state, began.elapsed())
             {
-                tell(&format!("{}: generation {}, {}", node.node, node.generation, node.word()));
+                print_progress(&format!(
+                    "{}: generation {}, {}",
+                    node.node,
+                    node.generation,
+                    node.state_text()
+                ));
             }
         }
     }
 }
 
-fn tell(text: &str) {
-    // Nobody may be reading the progress.
+fn print_progress(text: &str) {
+    // Standard error may be closed.
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-fn table(asked: &[Asked]) -> String {
+fn table(asked: &[NodeProgress]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
         "NODE",
@@ -208,7 +216,7 @@ fn table(asked: &[Asked]) -> String {
     for node in asked {
         table.add_row([
             node.node.clone(),
-            node.word().to_owned(),
+            node.state_text().to_owned(),
             node.generation.to_string(),
             node.present.a.to_string(),
             node.present.b.to_string(),

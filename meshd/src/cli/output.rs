@@ -1,10 +1,10 @@
-//! Standard output, the only place that writes to it.
+//! Writes to standard output; nothing else does.
 
 use std::io::Write as _;
 
 use super::CommandError;
 
-/// Prints text as it is. A reader that went away (`meshd status | head`) is no error.
+/// Prints text. A closed pipe (`meshd status | head`) is not an error.
 pub(super) fn print(text: &str) -> Result<(), CommandError> {
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(CommandError::Output(error)),

@@ -1,4 +1,4 @@
-//! Subcommands that ask the running daemon.
+//! Subcommands that query the running daemon.
 
 use clap::ArgMatches;
 

@@ -1,4 +1,4 @@
-//! `meshd rotate` and `meshd keys`: this node's keys by way of its daemon.
+//! `meshd rotate` and `meshd keys`, through this node's daemon.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -11,8 +11,8 @@ use crate::control::{self, Request};
 use crate::status::rotation::{RotationStatus, keys_table, line};
 use crate::status::{PeerStatus, Status};
 
-/// How often the daemon is asked how far it is.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the daemon's progress is polled.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// `meshd keys`
 pub(super) fn keys(matches: &ArgMatches) -> Result<(), CommandError> {
@@ -23,7 +23,7 @@ pub(super) fn keys(matches: &ArgMatches) -> Result<(), CommandError> {
     output::print(&keys_table(&status))
 }
 
-/// `meshd rotate` without a node's name.
+/// `meshd rotate` without node names.
 pub(super) fn rotate(matches: &ArgMatches) -> Result<(), CommandError> {
     let socket = arguments::path(matches, "socket");
     let json = arguments::wants_json(matches);
@@ -48,50 +48,50 @@ pub(super) fn rotate(matches: &ArgMatches) -> Result<(), CommandError> {
     output::print(&format!("rotated in {seconds}: generation {}\n{}", after.generation, keys_table(&after)))
 }
 
-/// Waits for the end, and tells on standard error what changes.
+/// Waits until the rotation has ended, and prints progress on standard error.
 fn follow(socket: &Path, before: &RotationStatus) -> Result<RotationStatus, CommandError> {
-    let mut told = String::new();
+    let mut printed = String::new();
     loop {
         let now = status(socket)?.rotation;
         let text = line(&now);
-        if text != told {
-            // Nobody may be reading the progress.
+        if text != printed {
+            // Standard error may be closed.
             let _ = writeln!(std::io::stderr(), "{}: {text}", now.node);
-            told = text;
+            printed = text;
         }
         let over = now.finished > before.finished || now.rolled_back > before.rolled_back;
         if over && !now.busy {
             return Ok(now);
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// What a rotation would do and wait for.
+/// What a rotation would do and what it would wait for.
 fn preview(status: &Status) -> String {
     let rotation = &status.rotation;
     let mut lines = Vec::new();
     if rotation.busy {
-        lines.push(format!("a rotation is on its way: {}", line(rotation)));
+        lines.push(format!("a rotation is in progress: {}", line(rotation)));
     }
     if !rotation.waits_for.is_empty() {
-        lines.push(format!("would wait until {} are through", rotation.waits_for.join(", ")));
+        lines.push(format!("would wait for the rotation of {}", rotation.waits_for.join(", ")));
     }
     if !status.api.published {
-        lines.push("would wait until this node's announcement is published".to_owned());
+        lines.push("would wait until this node's keys are published".to_owned());
     }
-    let never_heard = |peer: &&PeerStatus| {
+    let no_handshake = |peer: &&PeerStatus| {
         peer.slots.iter().all(|(_, slot)| slot.as_ref().is_none_or(|slot| slot.handshake_age.is_none()))
     };
-    let silent: Vec<&str> = status.peers.iter().filter(never_heard).map(|peer| peer.node.as_str()).collect();
+    let silent: Vec<&str> = status.peers.iter().filter(no_handshake).map(|peer| peer.node.as_str()).collect();
     if !silent.is_empty() {
-        lines.push(format!("never heard of, skipped if they stay silent: {}", silent.join(", ")));
+        lines.push(format!("no handshake yet, skipped if still not responding: {}", silent.join(", ")));
     }
     for key in &rotation.keys {
         let (fingerprint, slot, state, age) = (key.key.fingerprint(), key.slot, &key.state, key.age_seconds);
         lines.push(format!("would replace key {fingerprint} of slot {slot} ({state}, {age} s old)"));
     }
-    lines.push(format!("{} peers would have to acknowledge; nothing was changed", status.peers.len()));
+    lines.push(format!("{} peers would have to acknowledge; nothing changed", status.peers.len()));
     lines.join("\n") + "\n"
 }
 

@@ -8,11 +8,11 @@ use crate::config::Config;
 
 /// `meshd run`
 pub(super) fn run(matches: &ArgMatches) -> Result<(), CommandError> {
-    let shortfalls = crate::harden::process();
+    let missing = crate::harden::process();
     let config = config(matches)?;
     crate::logging::start(&config);
-    shortfalls.warn();
-    Ok(runtime()?.block_on(crate::daemon::run(config, shortfalls.words()))?)
+    missing.warn();
+    Ok(runtime()?.block_on(crate::daemon::run(config, missing.texts()))?)
 }
 
 /// `meshd uninstall`
@@ -25,13 +25,13 @@ pub(super) fn uninstall(matches: &ArgMatches) -> Result<(), CommandError> {
 
 /// `meshd tunnel`
 pub(super) fn tunnel(matches: &ArgMatches) -> Result<(), CommandError> {
-    let shortfalls = crate::harden::process();
+    let missing = crate::harden::process();
     crate::logging::plain();
-    shortfalls.warn();
+    missing.warn();
     let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
-    let folder = arguments::path(matches, "wireguard-dir");
+    let directory = arguments::path(matches, "wireguard-dir");
     let foreground = !matches.get_flag("background");
-    let options = BareOptions { foreground, uapi_dir: folder, ..BareOptions::new(name) };
+    let options = BareOptions { foreground, uapi_dir: directory, ..BareOptions::new(name) };
     Ok(tunnel::bare::run(&options)?)
 }
 
@@ -39,7 +39,7 @@ fn config(matches: &ArgMatches) -> Result<Config, CommandError> {
     Ok(arguments::config(matches, |name| std::env::var(name).ok())?)
 }
 
-/// One thread is enough for control; packets have threads of their own.
+/// One thread is enough for the control plane; packets are handled in threads of their own.
 pub(super) fn runtime() -> Result<tokio::runtime::Runtime, CommandError> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CommandError::Runtime)
 }

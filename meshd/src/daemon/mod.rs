@@ -13,12 +13,12 @@ mod devices;
 mod keys;
 mod observe;
 mod outcome;
+mod peer_channel;
 mod perform;
 mod pq;
 mod probes;
 mod publication;
 mod reconcile;
-mod talk;
 
 use std::time::Duration;
 
@@ -30,9 +30,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tracing::{info, warn};
 
 use crate::api;
-use crate::channel::Heard;
+use crate::channel::ReceivedMessage;
 use crate::config::Config;
-use crate::control::{self, Asked};
+use crate::control::{self, ControlRequest};
 use crate::device;
 use crate::http;
 use crate::status::Status;
@@ -50,9 +50,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Changes from the API server that may wait.
 const QUEUE: usize = 256;
 
-/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns. `shortfalls` are protections
-/// of this process that could not be had; they stand in the status.
-pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), DaemonError> {
+/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns. `missing_protections` are
+/// those of this process's memory that could not be set up; the status shows them.
+pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Result<(), DaemonError> {
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
@@ -76,11 +76,11 @@ pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), D
     let (status_in, status) = watch::channel(Status::default());
     let (turned_in, turned) = watch::channel(Instant::now());
     let (heard_in, heard) = mpsc::channel(QUEUE * 4);
-    let (tellings_in, tellings) = mpsc::channel(QUEUE);
+    let (node_events_in, node_events) = mpsc::channel(QUEUE);
     let name = NodeName::new(config.node_name.clone());
     let tasks = [
         tokio::spawn(api::nodes::watch(client.clone(), name.clone(), changes_in)),
-        tokio::spawn(api::events::run(client.clone(), name, tellings)),
+        tokio::spawn(api::events::run(client.clone(), name, node_events)),
         tokio::spawn(api::publish::run(client.clone(), wanted)),
         tokio::spawn(control::serve(listener, asked_in)),
         tokio::spawn(async move {
@@ -91,9 +91,9 @@ pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), D
     ];
     info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
-    let ways = Ways { wanted: wanted_in, heard: heard_in, tellings: tellings_in };
+    let ways = Ways { wanted: wanted_in, heard: heard_in, node_events: node_events_in };
     let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, ways);
-    reconciler.outcome.shortfalls = shortfalls;
+    reconciler.outcome.missing_protections = missing_protections;
     let mut run = Loop { reconciler, changes, asked, notices, heard, status: status_in, turned: turned_in };
     let ended = run.turn_until(&mut stop).await;
     for task in tasks {
@@ -124,9 +124,9 @@ impl Stop {
 struct Loop {
     reconciler: Reconciler,
     changes: mpsc::Receiver<api::nodes::Change>,
-    asked: mpsc::Receiver<Asked>,
+    asked: mpsc::Receiver<ControlRequest>,
     notices: mpsc::Receiver<Notice>,
-    heard: mpsc::Receiver<Heard>,
+    heard: mpsc::Receiver<ReceivedMessage>,
     status: watch::Sender<Status>,
     turned: watch::Sender<Instant>,
 }
@@ -171,7 +171,7 @@ impl Loop {
                     }
                 }
                 Some(_) = self.notices.recv() => due = Some(earlier(due, soon)),
-                Some((request, reply)) = self.asked.recv() => {
+                Some(ControlRequest { request, reply }) = self.asked.recv() => {
                     // The client may have gone away; that is its affair.
                     let _ = reply.send(self.reconciler.answer(request).await);
                 }

@@ -35,7 +35,7 @@ pub(super) struct Outcome {
     pub(super) fence: Fence,
     pub(super) failures: Vec<String>,
     pub(super) counters: Counters,
-    pub(super) shortfalls: Vec<String>,
+    pub(super) missing_protections: Vec<String>,
     /// Who carries the packets of new devices.
     chosen: Option<Chosen>,
     /// The same for an Event, until it is told.
@@ -296,7 +296,7 @@ impl Outcome {
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
             guard: GuardStatus {
-                stands: self.guard_stands,
+                in_place: self.guard_stands,
                 dropped_out: drops.outgoing,
                 dropped_in: drops.incoming,
                 dropped_spoofed: drops.spoofed,
@@ -323,7 +323,7 @@ impl Outcome {
                 .collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
-            shortfalls: self.shortfalls.clone(),
+            missing_protections: self.missing_protections.clone(),
             counters,
         }
     }

@@ -224,7 +224,7 @@ impl Pairs {
     pub(super) fn status(&self, peer: &PeerId) -> Option<(PairStatus, PerSlot<PqSlotStatus>)> {
         let pair = self.machines.get(peer)?;
         let barred = Slot::ALL.into_iter().all(|slot| !pair.carries(slot));
-        let status = PairStatus { willing: pair.willing(), barred };
+        let status = PairStatus { enabled: pair.willing(), blocked: barred };
         let slots = pair.report(self.now()).map(|report| PqSlotStatus {
             protection: report.protection,
             key: report.id,

@@ -1,32 +1,32 @@
-//! Probes of the way to each peer: how long it takes, and whether packets of full size pass. Pure; time is an argument.
+//! Probes of the path to each peer: round-trip time, and whether full-size packets arrive. Pure; time is an argument.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use keyring::rotation::PeerId;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(2);
-/// How many probes of full size must be lost, while small ones are answered, before it is said: one may be lost anywhere.
-const LOST: u8 = 3;
+/// Answers that take longer count as lost.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How many full-size probes must be lost, while small ones are answered, before it is reported: single losses are normal.
+const LOSSES_BEFORE_REPORT: u8 = 3;
 
-/// What is known of the way to a peer.
+/// Measurements of the path to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Way {
-    /// From a question to its answer, both daemons' share included; none if the last one got no answer.
+pub(super) struct PathStats {
+    /// From probe to answer, including both daemons' processing; none if the last probe was not answered.
     pub(super) round_trip: Option<Duration>,
-    /// Whether packets of the size of the route's MTU arrive; none while that is not known.
+    /// Whether packets of the route's MTU arrive; none while unknown.
     pub(super) full_size: Option<bool>,
 }
 
-/// A probe that is to be sent.
+/// A probe to send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Probe {
-    /// To whom.
+    /// The peer.
     pub(super) peer: PeerId,
-    /// Its number; the answer repeats it.
+    /// Identifies the probe; the answer repeats it.
     pub(super) nonce: u64,
-    /// Whether it is to be as large as the route lets it be.
+    /// Whether it has the size of the route's MTU.
     pub(super) full: bool,
 }
 
@@ -35,16 +35,16 @@ pub(super) struct Probe {
 pub(super) struct Probes {
     interval: Option<Duration>,
     next: u64,
-    peers: BTreeMap<PeerId, Watched>,
+    peers: BTreeMap<PeerId, PeerProbes>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Watched {
+struct PeerProbes {
     due: Duration,
     small: Option<Sent>,
     full: Option<Sent>,
     lost: u8,
-    way: Way,
+    stats: PathStats,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,13 +55,13 @@ struct Sent {
 }
 
 impl Probes {
-    /// Probes every peer once in `interval`, none if it is zero. `chance` is where the numbers begin.
-    pub(super) fn new(interval: Duration, chance: u64) -> Self {
+    /// Probes every peer once per `interval`, none if it is zero. Nonces start at `jitter_seed`.
+    pub(super) fn new(interval: Duration, jitter_seed: u64) -> Self {
         let interval = (!interval.is_zero()).then_some(interval);
-        Self { interval, next: chance, peers: BTreeMap::new() }
+        Self { interval, next: jitter_seed, peers: BTreeMap::new() }
     }
 
-    /// What is to be sent at `now`, to these peers.
+    /// The probes due at `now` for these peers.
     pub(super) fn due<'a>(&mut self, now: Duration, peers: impl Iterator<Item = &'a PeerId>) -> Vec<Probe> {
         let Some(interval) = self.interval else { return Vec::new() };
         let former = std::mem::take(&mut self.peers);
@@ -69,7 +69,7 @@ impl Probes {
         for peer in peers {
             let mut watched = former.get(peer).copied().unwrap_or_default();
             if watched.due <= now {
-                watched.judge();
+                watched.evaluate();
                 let mut send = |full| {
                     let nonce = self.next;
                     self.next = nonce.wrapping_add(1);
@@ -77,46 +77,46 @@ impl Probes {
                     Some(Sent { nonce, at: now, answered: false })
                 };
                 (watched.small, watched.full) = (send(false), send(true));
-                // After a loss sooner, to know whether it was one.
-                watched.due = now + if watched.lost > 0 { PATIENCE.min(interval) } else { interval };
+                // Sooner after a loss, to tell a single loss from a broken path.
+                watched.due = now + if watched.lost > 0 { PROBE_TIMEOUT.min(interval) } else { interval };
             }
             self.peers.insert(peer.clone(), watched);
         }
         probes
     }
 
-    /// Takes an answer. One that nobody waits for is passed over.
-    pub(super) fn hear(&mut self, now: Duration, peer: &PeerId, nonce: u64) {
+    /// Processes an answer. Unexpected and late ones are ignored.
+    pub(super) fn receive(&mut self, now: Duration, peer: &PeerId, nonce: u64) {
         let Some(watched) = self.peers.get_mut(peer) else { return };
-        let in_time = |sent: &&mut Sent| sent.nonce == nonce && now.saturating_sub(sent.at) <= PATIENCE;
+        let in_time = |sent: &&mut Sent| sent.nonce == nonce && now.saturating_sub(sent.at) <= PROBE_TIMEOUT;
         if let Some(sent) = watched.small.as_mut().filter(in_time) {
             sent.answered = true;
-            watched.way.round_trip = Some(now.saturating_sub(sent.at));
+            watched.stats.round_trip = Some(now.saturating_sub(sent.at));
         }
         if let Some(sent) = watched.full.as_mut().filter(in_time) {
             sent.answered = true;
             watched.lost = 0;
-            watched.way.full_size = Some(true);
+            watched.stats.full_size = Some(true);
         }
     }
 
-    /// What is known of the way to a peer.
-    pub(super) fn way(&self, peer: &PeerId) -> Way {
-        self.peers.get(peer).map(|watched| watched.way).unwrap_or_default()
+    /// Measurements of the path to a peer.
+    pub(super) fn path(&self, peer: &PeerId) -> PathStats {
+        self.peers.get(peer).map(|watched| watched.stats).unwrap_or_default()
     }
 }
 
-impl Watched {
-    /// What the last two probes say once the next two are sent.
-    fn judge(&mut self) {
+impl PeerProbes {
+    /// Evaluates the previous pair of probes before the next one is sent.
+    fn evaluate(&mut self) {
         let (Some(small), Some(full)) = (self.small, self.full) else { return };
         if !small.answered {
-            // Silence says nothing about sizes.
-            self.way.round_trip = None;
+            // Without any answer nothing is known about sizes.
+            self.stats.round_trip = None;
         } else if !full.answered {
             self.lost = self.lost.saturating_add(1);
-            if self.lost >= LOST {
-                self.way.full_size = Some(false);
+            if self.lost >= LOSSES_BEFORE_REPORT {
+                self.stats.full_size = Some(false);
             }
         }
     }
@@ -128,7 +128,7 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(30);
 
-    /// Plays `seconds`, with a way that answers what `passes` lets through after 3 ms.
+    /// Runs `seconds` on a path that answers, after 3 ms, the probes that `passes` lets through.
     fn play(probes: &mut Probes, from: u64, seconds: u64, passes: impl Fn(&Probe) -> bool) -> usize {
         let peer = PeerId::new("n2");
         let mut sent = 0;
@@ -137,7 +137,7 @@ mod tests {
             for probe in probes.due(now, [&peer].into_iter()) {
                 sent += 1;
                 if passes(&probe) {
-                    probes.hear(now + Duration::from_millis(3), &peer, probe.nonce);
+                    probes.receive(now + Duration::from_millis(3), &peer, probe.nonce);
                 }
             }
         }
@@ -145,32 +145,32 @@ mod tests {
     }
 
     #[test]
-    fn a_way_that_lets_all_pass_is_measured_now_and_then() {
+    fn a_working_path_is_measured_once_per_interval() {
         let mut probes = Probes::new(INTERVAL, u64::MAX);
         assert_eq!(play(&mut probes, 0, 300, |_| true), 20);
-        let way = Way { round_trip: Some(Duration::from_millis(3)), full_size: Some(true) };
-        assert_eq!(probes.way(&PeerId::new("n2")), way);
-        assert_eq!(probes.way(&PeerId::new("n3")), Way::default());
+        let stats = PathStats { round_trip: Some(Duration::from_millis(3)), full_size: Some(true) };
+        assert_eq!(probes.path(&PeerId::new("n2")), stats);
+        assert_eq!(probes.path(&PeerId::new("n3")), PathStats::default());
     }
 
     #[test]
-    fn a_way_that_loses_large_packets_is_known_within_a_minute_and_believed_again() {
+    fn loss_of_full_size_packets_is_detected_within_a_minute_and_cleared_again() {
         let mut probes = Probes::new(INTERVAL, 7);
         play(&mut probes, 0, 30, |_| true);
         play(&mut probes, 30, 60, |probe| !probe.full);
-        assert_eq!(probes.way(&PeerId::new("n2")).full_size, Some(false));
+        assert_eq!(probes.path(&PeerId::new("n2")).full_size, Some(false));
         play(&mut probes, 90, 30, |_| true);
-        assert_eq!(probes.way(&PeerId::new("n2")).full_size, Some(true));
+        assert_eq!(probes.path(&PeerId::new("n2")).full_size, Some(true));
     }
 
     #[test]
-    fn one_loss_and_silence_say_nothing_about_sizes() {
+    fn a_single_loss_or_no_answer_says_nothing_about_sizes() {
         let mut probes = Probes::new(INTERVAL, 7);
         play(&mut probes, 0, 30, |_| true);
         play(&mut probes, 30, 1, |probe| !probe.full);
         play(&mut probes, 31, 29, |_| true);
         play(&mut probes, 60, 600, |_| false);
-        assert_eq!(probes.way(&PeerId::new("n2")), Way { round_trip: None, full_size: Some(true) });
+        assert_eq!(probes.path(&PeerId::new("n2")), PathStats { round_trip: None, full_size: Some(true) });
     }
 
     #[test]
@@ -178,8 +178,8 @@ mod tests {
         let mut probes = Probes::new(INTERVAL, 7);
         let peer = PeerId::new("n2");
         let sent = probes.due(Duration::ZERO, [&peer].into_iter());
-        probes.hear(Duration::from_secs(3), &peer, sent[0].nonce);
-        assert_eq!(probes.way(&peer), Way::default());
+        probes.receive(Duration::from_secs(3), &peer, sent[0].nonce);
+        assert_eq!(probes.path(&peer), PathStats::default());
         assert_eq!(play(&mut Probes::new(Duration::ZERO, 7), 0, 100, |_| true), 0);
     }
 }

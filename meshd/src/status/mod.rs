@@ -1,4 +1,4 @@
-//! What the daemon knows, as one value: status, metrics and readiness are views of it.
+//! The daemon's state as one value: `meshd status`, metrics and readiness are views of it.
 
 pub mod pq;
 pub mod rotation;
@@ -22,41 +22,41 @@ pub struct Status {
     pub node: String,
     /// Version of the daemon.
     pub version: String,
-    /// Which WireGuard carries the packets: `kernel` or `userspace`.
+    /// Backend of new devices: `kernel` or `userspace`.
     pub backend: String,
-    /// Why this one.
+    /// Why it was selected.
     pub backend_reason: String,
     /// Whether pods can be attached and reach the mesh.
     pub ready: bool,
-    /// Why not, one reason each.
+    /// What is missing until then, one item each.
     pub waiting_for: Vec<String>,
     /// Generation of this node's keys.
     pub generation: u64,
-    /// How their rotation stands.
+    /// State of their rotation.
     pub rotation: RotationStatus,
     /// This node's devices.
     pub slots: PerSlot<Option<SlotStatus>>,
     /// This node's pod ranges.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// The guard.
+    /// State of the guard.
     pub guard: GuardStatus,
-    /// The API server.
+    /// Connection to the API server.
     pub api: ApiStatus,
     /// The control channel inside the tunnel.
     pub control: ControlStatus,
     /// Other nodes in the mesh.
     pub peers: Vec<PeerStatus>,
-    /// Nodes that have not published anything yet.
+    /// Nodes that have not published keys yet.
     pub pending: Vec<String>,
-    /// Nodes, or parts of what they publish, that were refused.
+    /// Nodes that were rejected, as a whole or in part.
     pub rejected: Vec<RejectedStatus>,
-    /// Nodes that the API server no longer lists but that are kept for now.
+    /// Nodes that the API server no longer lists but that are kept for now (the brake).
     pub kept: Vec<String>,
-    /// Steps that failed in the last reconciliation; they are tried again.
+    /// Steps that failed in the last reconciliation and will be retried.
     pub failures: Vec<String>,
-    /// Protections of the daemon's memory that could not be had.
-    pub shortfalls: Vec<String>,
-    /// What has been counted since the daemon started.
+    /// Protections of the daemon's memory that could not be set up.
+    pub missing_protections: Vec<String>,
+    /// Counters since the daemon started.
     pub counters: Counters,
 }
 
@@ -71,43 +71,43 @@ pub struct SlotStatus {
     pub port: u16,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Which WireGuard carries its packets: another one than new devices get until its key is replaced.
+    /// Its backend. It may differ from that of new devices until its key is replaced.
     pub backend: String,
 }
 
-/// The guard and what it dropped.
+/// The guard and its drop counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardStatus {
-    /// Whether its table stood, unchanged, when it was last looked at.
-    pub stands: bool,
-    /// Packets with a pod address that would have left this node in clear.
+    /// Whether its table was in place and unchanged when last checked.
+    pub in_place: bool,
+    /// Packets with a pod address that would have left this node unencrypted.
     pub dropped_out: u64,
-    /// Packets with a pod address that came from outside the mesh.
+    /// Packets with a pod address that arrived outside the mesh.
     pub dropped_in: u64,
-    /// Packets of this node's pods with a source address that is not theirs.
+    /// Packets from this node's pods with a spoofed source address.
     pub dropped_spoofed: u64,
 }
 
-/// How the daemon gets on with the API server.
+/// The daemon's connection to the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApiStatus {
-    /// Whether a complete list of Nodes has been seen since the daemon started.
+    /// Whether a complete list of Nodes has been received since the daemon started.
     pub listed: bool,
-    /// What the last failed watch said; none while it works.
+    /// Error of the last watch; none while it works.
     pub error: Option<String>,
-    /// Whether this node's annotations are as they should be.
+    /// Whether this node's annotations are published and up to date.
     pub published: bool,
-    /// Whether the admission policy keeps this daemon to its own Node.
+    /// Whether the admission policy restricts this daemon to its own Node.
     pub trust_policy: Fence,
 }
 
 /// The control channel inside the tunnel.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlStatus {
-    /// Messages from peers.
-    pub heard: u64,
-    /// Messages from addresses that are no peer's mesh address; they are dropped.
-    pub strangers: u64,
+    /// Messages received from peers.
+    pub received: u64,
+    /// Messages from other addresses than the peers' mesh addresses; they are dropped.
+    pub unknown_senders: u64,
 }
 
 /// Another node.
@@ -117,19 +117,19 @@ pub struct PeerStatus {
     pub node: String,
     /// Its pod ranges.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Its node addresses that pods reach through the mesh.
+    /// Its node addresses that pods reach through the tunnel.
     pub addresses: Vec<std::net::IpAddr>,
-    /// Slot that traffic to it takes.
+    /// Slot used for traffic to it.
     pub active: Option<Slot>,
     /// MTU of the routes to it, in bytes.
     pub mtu: Option<u32>,
     /// Its generation.
     pub generation: u64,
-    /// Microseconds from a question inside the tunnel to its answer; none while there is none.
+    /// Round-trip time inside the tunnel in microseconds; none if the last probe was not answered.
     pub round_trip_microseconds: Option<u64>,
-    /// Whether packets of the size of the MTU arrive; none while that is not known.
+    /// Whether packets of the MTU's size arrive; none while unknown.
     pub full_size_passes: Option<bool>,
-    /// How it stands about preshared keys.
+    /// State of the preshared key exchange with it.
     #[serde(default)]
     pub pq: PairStatus,
     /// Both slots.
@@ -141,7 +141,7 @@ pub struct PeerStatus {
 pub struct PeerSlotStatus {
     /// Its public key.
     pub key: PublicKey,
-    /// Where datagrams for it go.
+    /// Its endpoint.
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last completed handshake.
     pub handshake_age: Option<u64>,
@@ -156,42 +156,42 @@ pub struct PeerSlotStatus {
     pub pq: PqSlotStatus,
 }
 
-/// Something that was refused.
+/// A node that was rejected, as a whole or in part.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RejectedStatus {
     /// The node.
     pub node: String,
-    /// The reason for programs.
+    /// Machine-readable reason.
     pub code: String,
-    /// The reason for people.
+    /// Human-readable reason.
     pub reason: String,
-    /// Whether the node stays in the mesh with what it published before, or without the refused part.
+    /// Whether the node stays in the mesh, with its last valid state or without the rejected part.
     pub stays: bool,
 }
 
-/// Counters that only grow.
+/// Monotonic counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Reconciliations.
     pub reconciles: u64,
-    /// Steps performed.
+    /// Steps performed successfully.
     pub steps: u64,
     /// Steps that failed.
     pub failed_steps: u64,
-    /// Devices that were gone and were made anew.
+    /// Devices that disappeared and were recreated.
     pub device_restarts: u64,
-    /// Times that a mass removal of peers was braked.
+    /// How often the brake held a mass removal of peers.
     pub brakes: u64,
 }
 
-/// What `meshd plan` shows.
+/// Output of `meshd plan`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanReport {
-    /// Each step as a line for people.
+    /// Each step as text.
     pub steps: Vec<String>,
     /// Each step as data.
     pub ops: Vec<serde_json::Value>,
-    /// Why the plan would be refused as a whole.
+    /// Why the plan as a whole would be refused.
     pub violations: Vec<String>,
 }
 
@@ -205,7 +205,7 @@ impl fmt::Display for PlanReport {
         }
         match self.steps.len() {
             0 => writeln!(f, "Nothing to change."),
-            count => writeln!(f, "{count} steps; none was performed."),
+            count => writeln!(f, "{count} steps; none performed."),
         }
     }
 }

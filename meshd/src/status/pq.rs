@@ -1,37 +1,37 @@
-//! Preshared keys with peers, as the status shows them: from what devices show, not from what is configured.
+//! Preshared keys with peers, as observed on the devices rather than as configured.
 
 use keyring::PresharedId;
 use keyring::pq::Protection;
 use serde::{Deserialize, Serialize};
 
-/// How this node and a peer stand.
+/// State of the preshared key exchange with a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PairStatus {
-    /// Whether the peer agrees on preshared keys; none while it has not said so.
-    pub willing: Option<bool>,
-    /// Whether no pod's packet passes between the two, because a preshared key is required and none is proven.
-    pub barred: bool,
+    /// Whether preshared keys are enabled on the peer; none while unknown.
+    pub enabled: Option<bool>,
+    /// Whether pod traffic with the peer is blocked because a preshared key is required and none is proven.
+    pub blocked: bool,
 }
 
 /// The preshared key of one slot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PqSlotStatus {
-    /// How far it is.
+    /// Its state.
     pub protection: Protection,
-    /// Name of the key.
+    /// Identifies the key.
     pub key: Option<PresharedId>,
-    /// Its number between the two nodes.
+    /// Its sequence number between the two nodes.
     pub epoch: u64,
-    /// Seconds since a handshake with it was first seen.
+    /// Seconds since the first handshake with it.
     pub age: Option<u64>,
 }
 
 impl PqSlotStatus {
-    /// One word for a table.
-    pub(super) const fn word(&self) -> &'static str {
+    /// Its state in one word, for a table.
+    pub(super) const fn text(&self) -> &'static str {
         match self.protection {
             Protection::None => "-",
-            Protection::Offered => "agreeing",
+            Protection::Offered => "negotiating",
             Protection::Set => "set",
             Protection::Proven => "proven",
         }
@@ -39,12 +39,12 @@ impl PqSlotStatus {
 }
 
 impl PairStatus {
-    /// Why no pod's packet passes, for people.
+    /// Why pod traffic is blocked.
     pub(super) const fn reason(self) -> &'static str {
-        match self.willing {
-            Some(false) => "its pq is off",
+        match self.enabled {
+            Some(false) => "pq is off there",
             None => {
-                "it has said nothing about preshared keys: it is out of reach, or of a version that has none"
+                "it has not negotiated preshared keys: it is unreachable, or its version does not support them"
             }
             Some(true) => "none is proven yet",
         }

@@ -1,4 +1,4 @@
-//! How the rotation of this node's keys stands: for `meshd rotate`, `meshd keys` and `meshd status`.
+//! State of the rotation of this node's keys, for `meshd rotate`, `meshd keys` and `meshd status`.
 
 use std::fmt::Write as _;
 
@@ -14,25 +14,25 @@ pub struct RotationStatus {
     pub node: String,
     /// Its generation.
     pub generation: u64,
-    /// Where it is: steady, draining, verifying, restoring, between.
+    /// Its step: steady, draining, verifying, restoring, between.
     pub step: String,
-    /// The slot whose key is replaced now.
+    /// The slot whose key is being replaced.
     pub slot: Option<Slot>,
-    /// Whether a rotation is on its way or asked for.
+    /// Whether a rotation is in progress or requested.
     pub busy: bool,
-    /// Nodes whose own rotation must be over first.
+    /// Nodes whose rotation must finish first.
     pub waits_for: Vec<String>,
-    /// How far each peer is in the present step.
+    /// Each peer's progress in the current step.
     pub peers: Vec<PeerStep>,
-    /// Nodes that are alive and did not follow in the last rotation, which was given up because of them.
+    /// Nodes that were alive but did not follow, so that the last rotation was rolled back.
     pub blocked_by: Vec<String>,
-    /// Rotations that went through since the daemon started.
+    /// Rotations completed since the daemon started.
     pub finished: u64,
-    /// Rotations that were given up since then.
+    /// Rotations rolled back since the daemon started.
     pub rolled_back: u64,
-    /// Milliseconds that the last one took that went through.
+    /// Duration of the last completed rotation in milliseconds.
     pub last_milliseconds: Option<u64>,
-    /// Seconds until the next one is due; none if only on request.
+    /// Seconds until the next rotation is due; none if only on request.
     pub due_in_seconds: Option<u64>,
     /// Every key of this node.
     pub keys: Vec<KeyStatus>,
@@ -43,26 +43,26 @@ pub struct RotationStatus {
 pub struct PeerStep {
     /// Its node.
     pub node: String,
-    /// How far it is.
+    /// Its progress.
     pub progress: PeerProgress,
 }
 
-/// One key, by its public half.
+/// One of this node's keys, by its public key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyStatus {
-    /// The slot that it is in or will be in or was in.
+    /// Its slot, past, present or future.
     pub slot: Slot,
     /// The public key.
     pub key: PublicKey,
-    /// What it is: active, standby, new or former.
+    /// Its state: active, standby, new or former.
     pub state: String,
-    /// Generation of the node in which it was made.
+    /// The node's generation when it was created.
     pub generation: u64,
-    /// Seconds since it was made.
+    /// Its age in seconds.
     pub age_seconds: u64,
 }
 
-/// `meshd keys` for people.
+/// `meshd keys` as a table.
 pub fn keys_table(status: &RotationStatus) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["SLOT", "FINGERPRINT", "STATE", "GENERATION", "AGE"]);
@@ -103,7 +103,8 @@ pub fn line(status: &RotationStatus) -> String {
         if !waiting.is_empty() && waiting.len() <= 4 {
             let _ = write!(text, ", waiting for {}", waiting.join(", "));
         }
-        for (progress, word) in [(PeerProgress::Skipped, "silent"), (PeerProgress::Forced, "not waited for")]
+        for (progress, word) in
+            [(PeerProgress::Skipped, "not responding"), (PeerProgress::Forced, "not waited for")]
         {
             let names: Vec<&str> = status
                 .peers
@@ -117,7 +118,7 @@ pub fn line(status: &RotationStatus) -> String {
         }
     }
     if !status.waits_for.is_empty() && status.busy {
-        let _ = write!(text, "; first {} must be through", status.waits_for.join(", "));
+        let _ = write!(text, "; waiting for the rotation of {}", status.waits_for.join(", "));
     }
     if !status.blocked_by.is_empty() {
         let _ = write!(text, "; the last rotation was blocked by {}", status.blocked_by.join(", "));
@@ -125,7 +126,7 @@ pub fn line(status: &RotationStatus) -> String {
     text
 }
 
-/// A length of time with its largest unit.
+/// A duration in a suitable unit.
 fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_line_names_those_that_are_waited_for() {
+    fn the_line_names_the_peers_it_waits_for() {
         let peer = |node: &str, progress| PeerStep { node: node.to_owned(), progress };
         let status = RotationStatus {
             generation: 7,
@@ -154,6 +155,9 @@ mod tests {
             ],
             ..RotationStatus::default()
         };
-        assert_eq!(line(&status), "generation 7, draining slot b: 1 of 3 peers, waiting for n2, silent: n3");
+        assert_eq!(
+            line(&status),
+            "generation 7, draining slot b: 1 of 3 peers, waiting for n2, not responding: n3"
+        );
     }
 }

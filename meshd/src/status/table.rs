@@ -1,4 +1,4 @@
-//! Status for people: short lines and one table that fits a terminal.
+//! `meshd status` as text: short lines and one table that fits a terminal.
 
 use std::fmt::Write as _;
 
@@ -39,24 +39,24 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
     let guard = &status.guard;
     writeln!(
         text,
-        "guard     {}; dropped {} out, {} in, {} spoofed",
-        if guard.stands { "stands" } else { "MISSING" },
+        "guard     {}; dropped {} outgoing, {} incoming, {} spoofed",
+        if guard.in_place { "in place" } else { "MISSING" },
         guard.dropped_out,
         guard.dropped_in,
         guard.dropped_spoofed
     )?;
     let policy = match status.api.trust_policy {
-        Fence::Stands => "trust policy stands",
-        Fence::Missing => "TRUST POLICY MISSING",
-        Fence::Unknown => "trust policy not tested yet",
+        Fence::Stands => "admission policy in place",
+        Fence::Missing => "ADMISSION POLICY MISSING",
+        Fence::Unknown => "admission policy not tested yet",
     };
     let connection = match (&status.api.error, status.api.listed) {
-        (Some(error), _) => format!("away: {error}"),
+        (Some(error), _) => format!("unreachable: {error}"),
         (None, true) => "connected".to_owned(),
-        (None, false) => "not heard of yet".to_owned(),
+        (None, false) => "not connected yet".to_owned(),
     };
     let published = if status.api.published { "published" } else { "not published" };
-    writeln!(text, "API       {connection}; own keys {published}; {policy}")
+    writeln!(text, "API       {connection}; keys {published}; {policy}")
 }
 
 fn peers(peers: &[PeerStatus]) -> Table {
@@ -87,14 +87,14 @@ fn peers(peers: &[PeerStatus]) -> Table {
                 bytes(state.received),
                 bytes(state.sent),
                 if first { mtu(peer) } else { round_trip(peer) },
-                state.pq.word().to_owned(),
+                state.pq.text().to_owned(),
             ]);
         }
     }
     table
 }
 
-/// The MTU of the routes, marked if packets of that size do not arrive.
+/// The MTU of the routes, marked if packets of that size are lost.
 fn mtu(peer: &PeerStatus) -> String {
     let mark = if peer.full_size_passes == Some(false) { " LOST" } else { "" };
     peer.mtu.map(|mtu| format!("{mtu}{mark}")).unwrap_or_default()
@@ -115,7 +115,7 @@ fn handshake(state: &PeerSlotStatus) -> String {
     }
 }
 
-/// Bytes with a binary unit, three digits at most before it.
+/// A byte count in a binary unit, at most three digits before the decimal point.
 fn bytes(count: u64) -> String {
     let mut whole = count;
     let mut rest = 0;
@@ -135,36 +135,36 @@ fn bytes(count: u64) -> String {
 
 fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     if !status.pending.is_empty() {
-        writeln!(text, "\nnot joined yet: {}", status.pending.join(", "))?;
+        writeln!(text, "\nno keys published yet: {}", status.pending.join(", "))?;
     }
     if !status.kept.is_empty() {
-        writeln!(text, "\nno longer listed, kept for now: {}", status.kept.join(", "))?;
+        writeln!(text, "\nno longer listed by the API server, kept for now: {}", status.kept.join(", "))?;
     }
     for peer in status.peers.iter().filter(|peer| peer.full_size_passes == Some(false)) {
         let mtu = peer.mtu.unwrap_or_default();
         writeln!(
             text,
-            "\n{}: packets of {mtu} bytes do not arrive there, smaller ones do: set --mtu lower, or let ICMP errors pass",
+            "\n{}: packets of {mtu} bytes are lost, smaller ones arrive: lower --mtu, or allow ICMP errors on the path",
             peer.node
         )?;
     }
-    for peer in status.peers.iter().filter(|peer| peer.pq.barred) {
+    for peer in status.peers.iter().filter(|peer| peer.pq.blocked) {
         writeln!(
             text,
-            "\n{}: no pod traffic: a preshared key is required, and {}",
+            "\n{}: pod traffic blocked: a preshared key is required, and {}",
             peer.node,
             peer.pq.reason()
         )?;
     }
     for rejected in &status.rejected {
-        let effect = if rejected.stays { "refused in part" } else { "rejected" };
+        let effect = if rejected.stays { "rejected in part" } else { "rejected" };
         writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;
     }
-    for shortfall in &status.shortfalls {
-        writeln!(text, "\n{shortfall}")?;
+    for protection in &status.missing_protections {
+        writeln!(text, "\n{protection}")?;
     }
     for failure in &status.failures {
-        writeln!(text, "\nfailed, will try again: {failure}")?;
+        writeln!(text, "\nfailed, will retry: {failure}")?;
     }
     Ok(())
 }
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_have_at_most_three_digits_before_the_unit() {
+    fn byte_counts_have_at_most_three_digits_before_the_point() {
         for (count, text) in
             [(0, "0 B"), (999, "999 B"), (1000, "0.9 KiB"), (1536, "1.5 KiB"), (5 << 30, "5.0 GiB")]
         {

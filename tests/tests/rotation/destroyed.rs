@@ -60,5 +60,5 @@ fn the_daemon_s_memory_is_neither_dumped_nor_swapped() {
     let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap();
     let locked: u64 = locked.trim().trim_end_matches(" kB").parse().unwrap();
     assert!(locked > 1000, "{locked} kB are locked");
-    assert_eq!(mesh.status("n1").unwrap()["shortfalls"], serde_json::json!([]));
+    assert_eq!(mesh.status("n1").unwrap()["missing_protections"], serde_json::json!([]));
 }

@@ -120,8 +120,8 @@ fn pods_can_not_speak_on_the_control_channel() {
     }
     mesh.wait_formed();
     let pods = mesh.pods(&["a"]).unwrap();
-    let strangers = |node: &str| mesh.status(node).unwrap()["control"]["strangers"].as_u64().unwrap();
-    let heard = |node: &str| mesh.status(node).unwrap()["control"]["heard"].as_u64().unwrap();
+    let strangers = |node: &str| mesh.status(node).unwrap()["control"]["unknown_senders"].as_u64().unwrap();
+    let heard = |node: &str| mesh.status(node).unwrap()["control"]["received"].as_u64().unwrap();
     let before: Vec<_> = ["n1", "n2"].iter().map(|node| (strangers(node), heard(node))).collect();
     for pod in &pods {
         for target in ["10.244.1.1", "10.244.2.1"] {

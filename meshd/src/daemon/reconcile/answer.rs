@@ -21,7 +21,7 @@ impl Reconciler {
 
     fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
         self.keys.tell(Input::Rotate(cause));
-        self.talk.ask(self.keys.take_asks());
+        self.peer_channel.send_asks(self.keys.take_asks());
         serde_json::to_string_pretty(&self.status().rotation)
     }
 
@@ -40,9 +40,11 @@ impl Reconciler {
     pub(in crate::daemon) fn status(&mut self) -> Status {
         let status =
             self.outcome.status(&self.config, &self.keys, &self.pairs, &self.cluster, &mut self.devices);
-        let mut status = Status { control: self.talk.counts(), ..status };
+        let mut status = Status { control: self.peer_channel.counts(), ..status };
         for peer in &mut status.peers {
-            let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.talk.way(uid)) else { continue };
+            let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.peer_channel.path(uid)) else {
+                continue;
+            };
             peer.round_trip_microseconds =
                 way.round_trip.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
             peer.full_size_passes = way.full_size;

@@ -28,15 +28,15 @@ use super::devices::Devices;
 use super::keys::Keys;
 use super::observe::ObserveError;
 use super::outcome::Outcome;
+use super::peer_channel::{PeerChannel, PeerView, peer_views};
 use super::pq::{self, Pairs};
-use super::talk::{Heed, Talk, heed};
 use super::{observe, perform};
-use crate::api::events::Telling;
+use crate::api::events::NodeEvent;
 use crate::api::nodes::Change;
 use crate::api::publish::Publication;
 use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
-use crate::channel::Heard;
+use crate::channel::ReceivedMessage;
 use crate::config::Config;
 use crate::device::Chosen;
 use crate::fault;
@@ -55,9 +55,9 @@ pub(super) struct Reconciler {
     pairs: Pairs,
     host: Handle,
     devices: Devices,
-    talk: Talk,
+    peer_channel: PeerChannel,
     audit: Audit,
-    tellings: mpsc::Sender<Telling>,
+    node_events: mpsc::Sender<NodeEvent>,
     cluster: Cluster,
     cache: Cache,
     client: kube::Client,
@@ -75,9 +75,9 @@ pub(super) struct Ways {
     /// What our Node should say.
     pub(super) wanted: watch::Sender<Option<Publication>>,
     /// What the control channel hears, on its way back to the loop.
-    pub(super) heard: mpsc::Sender<Heard>,
+    pub(super) heard: mpsc::Sender<ReceivedMessage>,
     /// What becomes an Event.
-    pub(super) tellings: mpsc::Sender<Telling>,
+    pub(super) node_events: mpsc::Sender<NodeEvent>,
 }
 
 /// What one turn wants, sees and would do.
@@ -89,7 +89,7 @@ struct Turn {
     ops: Vec<Op>,
     violations: Vec<Violation>,
     /// What the node does about each peer when the plan has been performed.
-    heeded: BTreeMap<PeerId, Heed>,
+    views: BTreeMap<PeerId, PeerView>,
     /// The slot that pods' packets to each peer then take.
     carried: BTreeMap<PeerId, Option<Slot>>,
     /// The own generation that the plan is for.
@@ -117,7 +117,7 @@ impl Reconciler {
         chosen: Chosen,
         ways: Ways,
     ) -> Self {
-        let Ways { wanted, heard, tellings } = ways;
+        let Ways { wanted, heard, node_events } = ways;
         let cache = Cache::in_folder(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let memory = match cache.load() {
@@ -144,10 +144,10 @@ impl Reconciler {
                 config.wireguard_dir.clone(),
                 &config.links,
             ),
-            talk: Talk::new(&config, keys.chance(), heard),
+            peer_channel: PeerChannel::new(&config, keys.chance(), heard),
             pairs: Pairs::new(config.pq),
             audit,
-            tellings,
+            node_events,
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::new(chosen),
             started: Instant::now(),
@@ -203,7 +203,7 @@ impl Reconciler {
         };
         let remembered = self.remember(&turn.admission);
         if self.outcome.failures.is_empty() && remembered {
-            self.talk.heed(turn.heeded.clone());
+            self.peer_channel.set_views(turn.views.clone());
             self.pairs.settle(&turn.carried, &mut self.keys);
             self.keys.tell(Input::Applied(turn.generation));
         }
@@ -232,9 +232,9 @@ impl Reconciler {
         let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
         let ops = plan::diff(&desired, &observed);
         let violations = check(&desired, &admission.world);
-        let (heeded, carried) = (heed(&admission, &setup, &underlay), pq::carried(&admission, &setup));
+        let (views, carried) = (peer_views(&admission, &setup, &underlay), pq::carried(&admission, &setup));
         let generation = self.keys.journal().generation;
-        Ok(Turn { admission, underlay, desired, observed, ops, violations, heeded, carried, generation })
+        Ok(Turn { admission, underlay, desired, observed, ops, violations, views, carried, generation })
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {

@@ -13,10 +13,10 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::{ASK, Reconciler};
-use crate::api::events::Telling;
+use crate::api::events::NodeEvent;
 use crate::chain::Chain;
-use crate::channel::Heard;
-use crate::daemon::talk::Said;
+use crate::channel::ReceivedMessage;
+use crate::daemon::peer_channel::PeerMessage;
 use crate::daemon::{pq, publication};
 use crate::device::DeviceState;
 
@@ -27,7 +27,7 @@ impl Reconciler {
             self.keys.speak_for(uid);
         }
         self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
-        self.talk.learn(admission);
+        self.peer_channel.set_members(admission);
         self.pairs.meet(admission, self.keys.stance(), &mut self.keys);
         self.keys.see(admission.world.peers.values().map(publication::stance));
         // Without a trail nothing is done that would have to stand in it.
@@ -66,27 +66,27 @@ impl Reconciler {
 
     /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
     pub(super) async fn converse(&mut self, desired: &Network) {
-        match self.talk.settle(&self.host, desired).await {
+        match self.peer_channel.update_sockets(&self.host, desired).await {
             Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
             Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
         }
         self.tick();
-        self.talk.probe();
+        self.peer_channel.send_probes();
     }
 
     /// Takes a message from a peer.
-    pub(in crate::daemon) fn hear(&mut self, heard: &Heard) {
-        match self.talk.hear(heard) {
-            Some(Said::OfKeys(input)) => {
+    pub(in crate::daemon) fn hear(&mut self, heard: &ReceivedMessage) {
+        match self.peer_channel.receive(heard) {
+            Some(PeerMessage::Rotation(input)) => {
                 let input = self.weigh(input);
                 self.keys.tell(input);
-                self.talk.ask(self.keys.take_asks());
+                self.peer_channel.send_asks(self.keys.take_asks());
             }
-            Some(Said::Preshared(peer, over, message)) => {
+            Some(PeerMessage::Preshared(peer, over, message)) => {
                 self.pairs.hear(&peer, over, message, &mut self.keys);
-                self.talk.pair(self.pairs.take_messages());
+                self.peer_channel.send_preshared(self.pairs.take_messages());
             }
-            Some(Said::OfTrail(peer, end)) => self.audit.hear_head(&peer, &end),
+            Some(PeerMessage::AuditHead(peer, end)) => self.audit.hear_head(&peer, &end),
             None => {}
         }
     }
@@ -96,7 +96,7 @@ impl Reconciler {
     fn weigh(&self, input: Input) -> Input {
         let Input::Answer { peer, nonce, seen, tx, over, .. } = input else { return input };
         let drained = self.keys.journal().drain();
-        if drained.is_some() && self.talk.tx(&peer) == drained {
+        if drained.is_some() && self.peer_channel.tx(&peer) == drained {
             return Input::Heard(peer);
         }
         let protected = self.pairs.protects(&peer, over);
@@ -108,9 +108,10 @@ impl Reconciler {
     pub(super) fn settle_backend(&mut self) {
         let Some(own) = self.cluster.own_record() else { return };
         if let Some(message) = self.outcome.take_choice() {
-            let telling = Telling { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
+            let node_event =
+                NodeEvent { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
             // Full while the API server is away: an Event is not worth waiting for.
-            let _ = self.tellings.try_send(telling);
+            let _ = self.node_events.try_send(node_event);
         }
         let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
         let idle = self.keys.rotation().is_some_and(|rotation| !rotation.busy());
@@ -132,7 +133,7 @@ impl Reconciler {
         self.audit.account(&node.uid, &self.keys);
         self.audit.write(&node);
         if let Some(head) = self.audit.take_tell() {
-            self.talk.tell_head(&head);
+            self.peer_channel.send_head(&head);
         }
         if let Some(head) = self.audit.take_anchor() {
             let message = format!(
@@ -143,16 +144,16 @@ impl Reconciler {
             let blocked = self.keys.rotation().is_some_and(|rotation| rotation.blocked().is_some());
             let reason = if blocked { "RotationBlocked" } else { "KeysRotated" };
             // Full while the API server is away: an Event is not worth waiting for.
-            let _ = self.tellings.try_send(Telling { uid, warning: blocked, reason, message });
+            let _ = self.node_events.try_send(NodeEvent { uid, warning: blocked, reason, message });
         }
     }
 
     /// Lets the rotation know that time has passed.
     pub(in crate::daemon) fn tick(&mut self) {
         self.keys.tell(Input::Tick);
-        self.talk.ask(self.keys.take_asks());
+        self.peer_channel.send_asks(self.keys.take_asks());
         self.pairs.tick(&mut self.keys);
-        self.talk.pair(self.pairs.take_messages());
+        self.peer_channel.send_preshared(self.pairs.take_messages());
     }
 
     /// When the machines want to be told that time has passed.

@@ -1,0 +1,228 @@
+//! Messages between this node and its peers inside the tunnel: rotation, probes, preshared keys, audit trail.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use keyring::Slot;
+use keyring::audit::Head;
+use keyring::pq;
+use keyring::rotation::{Ask, Input, PeerId};
+use linux::{Handle, HostError};
+use plan::admission::{Admission, Member};
+use plan::desired::{Setup, Underlay, peer_mtu};
+use plan::network::{LinkName, Network};
+use plan::node::NodeUid;
+use plan::prefix;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::probes::{PathStats, Probe, Probes};
+use crate::channel::{Binding, Channel, Message, ReceivedMessage};
+use crate::config::Config;
+use crate::status::ControlStatus;
+
+/// How this node treats a peer: the content of its answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PeerView {
+    /// The peer's generation that has been applied.
+    pub(super) generation: u64,
+    /// The slot that routes to it use.
+    pub(super) tx: Slot,
+    /// The MTU of the routes to it, in bytes.
+    pub(super) mtu: u32,
+}
+
+/// A peer's message for other parts of the daemon.
+#[derive(Clone, Debug)]
+pub(super) enum PeerMessage {
+    /// For the rotation.
+    Rotation(Input),
+    /// The head of a peer's audit trail.
+    AuditHead(PeerId, Head),
+    /// For the preshared key exchange with a peer, received on a slot.
+    Preshared(PeerId, Slot, pq::Message),
+}
+
+/// The control channel and the mesh addresses of the peers on it.
+#[derive(Debug)]
+pub(super) struct PeerChannel {
+    channel: Channel,
+    own: Option<IpAddr>,
+    addresses: BTreeMap<PeerId, IpAddr>,
+    peers: BTreeMap<IpAddr, PeerId>,
+    views: BTreeMap<PeerId, PeerView>,
+    rx_packets: BTreeMap<LinkName, u64>,
+    counts: ControlStatus,
+    started: Instant,
+    probes: Probes,
+}
+
+/// How every peer is treated once `setup` is applied.
+pub(super) fn peer_views(
+    admission: &Admission,
+    setup: &Setup,
+    underlay: &Underlay,
+) -> BTreeMap<PeerId, PeerView> {
+    let view = |member: &Member| PeerView {
+        generation: member.state.generation,
+        tx: setup.active_slot(member),
+        mtu: peer_mtu(member, underlay),
+    };
+    let members = admission.world.peers.values();
+    members.map(|member| (PeerId::new(member.uid.as_str()), view(member))).collect()
+}
+
+impl PeerChannel {
+    /// Starts without peers. Received messages go to `received`.
+    pub(super) fn new(config: &Config, jitter_seed: u64, received: mpsc::Sender<ReceivedMessage>) -> Self {
+        Self {
+            channel: Channel::new(config.control_port, received),
+            started: Instant::now(),
+            probes: Probes::new(config.probe_interval, jitter_seed),
+            own: None,
+            addresses: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            views: BTreeMap::new(),
+            rx_packets: BTreeMap::new(),
+            counts: ControlStatus::default(),
+        }
+    }
+
+    /// Updates the mesh addresses of this node and its peers.
+    pub(super) fn set_members(&mut self, admission: &Admission) {
+        let own = admission.world.own.as_ref().and_then(|own| own.pod_cidrs.first());
+        self.own = own.map(|pod_cidr| prefix::first_usable(*pod_cidr));
+        let Some(own) = self.own else { return };
+        let of_family = |member: &Member| {
+            let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
+            Some((PeerId::new(member.uid.as_str()), prefix::first_usable(*pod_cidr)))
+        };
+        self.addresses = admission.world.peers.values().filter_map(of_family).collect();
+        self.peers = self.addresses.iter().map(|(id, address)| (*address, id.clone())).collect();
+    }
+
+    /// Sets what answers to peers say, once it has been applied.
+    pub(super) fn set_views(&mut self, views: BTreeMap<PeerId, PeerView>) {
+        self.views = views;
+    }
+
+    /// Counters of received messages.
+    pub(super) const fn counts(&self) -> ControlStatus {
+        self.counts
+    }
+
+    /// Binds the sockets to the devices that exist; returns the slots on which packets arrived since the last call.
+    pub(super) async fn update_sockets(
+        &mut self,
+        host: &Handle,
+        desired: &Network,
+    ) -> Result<Vec<Slot>, HostError> {
+        let mut busy = Vec::new();
+        for slot in Slot::ALL {
+            let Some(device) = desired.devices.get(&slot) else { continue };
+            let found = host.link(&device.link).await?;
+            if let Some(found) = &found
+                && self.rx_packets.insert(device.link.clone(), found.received) != Some(found.received)
+            {
+                busy.push(slot);
+            }
+            let binding = found.zip(self.own).and_then(|(found, address)| {
+                let there = found.up && found.addresses.contains(&prefix::host(address));
+                there.then(|| Binding { link: device.link.clone(), index: found.index, address })
+            });
+            self.channel.bind(slot, binding);
+        }
+        Ok(busy)
+    }
+
+    /// Sends the rotation's questions.
+    pub(super) fn send_asks(&self, asks: Vec<Ask>) {
+        for ask in asks {
+            if let Some(address) = self.addresses.get(&ask.peer) {
+                self.channel.send(ask.over, *address, &Message::Ask { nonce: ask.nonce });
+            }
+        }
+    }
+
+    /// Sends the probes that are due.
+    pub(super) fn send_probes(&mut self) {
+        let known = self.views.keys().filter(|peer| self.addresses.contains_key(peer));
+        for Probe { peer, nonce, full } in self.probes.due(self.started.elapsed(), known) {
+            let (Some(view), Some(address)) = (self.views.get(&peer), self.addresses.get(&peer)) else {
+                continue;
+            };
+            // The MTU includes the IP and UDP headers (RFC 791, RFC 8200, RFC 768).
+            let payload = view.mtu.saturating_sub(if address.is_ipv4() { 28 } else { 48 });
+            let len = if full { u16::try_from(payload).unwrap_or(u16::MAX) } else { 0 };
+            self.channel.send(view.tx, *address, &Message::Probe { nonce, len });
+        }
+    }
+
+    /// Measurements of the path to a peer.
+    pub(super) fn path(&self, uid: &NodeUid) -> PathStats {
+        self.probes.path(&PeerId::new(uid.as_str()))
+    }
+
+    /// Sends messages of the preshared key exchange.
+    pub(super) fn send_preshared(&self, messages: Vec<(PeerId, Slot, pq::Message)>) {
+        for (peer, over, message) in messages {
+            if let Some(address) = self.addresses.get(&peer) {
+                self.channel.send(over, *address, &Message::Pair(message.encode()));
+            }
+        }
+    }
+
+    /// The slot that packets to a peer take since the last successful reconciliation.
+    pub(super) fn tx(&self, peer: &PeerId) -> Option<Slot> {
+        self.views.get(peer).map(|view| view.tx)
+    }
+
+    /// Sends the head of this node's audit trail to every peer.
+    pub(super) fn send_head(&self, head: &Head) {
+        for (peer, address) in &self.addresses {
+            if let Some(view) = self.views.get(peer) {
+                self.channel.send(view.tx, *address, &Message::Head(*head));
+            }
+        }
+    }
+
+    /// Answers questions and probes at once; returns what other parts of the daemon have to process.
+    pub(super) fn receive(&mut self, received: &ReceivedMessage) -> Option<PeerMessage> {
+        let Some(peer) = self.peers.get(&received.from) else {
+            self.counts.unknown_senders += 1;
+            return None;
+        };
+        self.counts.received += 1;
+        match &received.message {
+            Message::Ask { nonce } => {
+                if let Some(PeerView { generation, tx, .. }) = self.views.get(peer) {
+                    let answer = Message::Answer { nonce: *nonce, seen: *generation, tx: *tx };
+                    self.channel.send(received.over, received.from, &answer);
+                }
+                Some(PeerMessage::Rotation(Input::Heard(peer.clone())))
+            }
+            Message::Answer { nonce, seen, tx } => {
+                let (peer, over) = (peer.clone(), received.over);
+                let (nonce, seen, tx) = (*nonce, *seen, *tx);
+                Some(PeerMessage::Rotation(Input::Answer { peer, nonce, seen, tx, over, protected: true }))
+            }
+            Message::Probe { nonce, .. } => {
+                self.channel.send(received.over, received.from, &Message::Echo { nonce: *nonce });
+                None
+            }
+            Message::Echo { nonce } => {
+                self.probes.receive(self.started.elapsed(), peer, *nonce);
+                None
+            }
+            Message::Head(end) => Some(PeerMessage::AuditHead(peer.clone(), *end)),
+            Message::Pair(bytes) => match pq::Message::decode(bytes) {
+                Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),
+                Err(error) => {
+                    debug!(%peer, cause = %error, "preshared key message refused");
+                    None
+                }
+            },
+        }
+    }
+}
