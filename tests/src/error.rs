@@ -64,13 +64,21 @@ pub enum Error {
     /// A file of the lab's could not be read or written.
     #[error("{action} {}", path.display())]
     File {
-        /// What was tried: `read`, `write`, `create`.
+        /// What was tried: `read`, `write`, `create` and so on.
         action: &'static str,
         /// The file.
         path: PathBuf,
         /// Why not.
         #[source]
         source: io::Error,
+    },
+    /// A list of a host's files would miss some of them, so it proves nothing.
+    #[error("list the files of {host}: a file planted in {} was not found", path.display())]
+    Blind {
+        /// Whose files.
+        host: String,
+        /// The directory.
+        path: PathBuf,
     },
     /// A socket of the lab's own traffic failed where that says nothing about the mesh (binding, options).
     #[error("{action} in {host}")]

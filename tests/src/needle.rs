@@ -1,12 +1,17 @@
 //! Looks for a secret wherever it could have been left: in the memory of a process, in files, in texts.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _};
+use std::io::{self, BufRead as _, BufReader};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::error::Error;
+use crate::host::Host;
+use crate::inventory;
+use crate::mounts::{OUTER_PROC, PRIVATE};
 
 /// A 32-byte secret in every form in which it could be written down.
 #[derive(Clone, Debug)]
@@ -117,28 +122,33 @@ fn in_range(memory: &File, from: u64, to: u64, secret: &Secret) -> usize {
     found
 }
 
-/// The files below some folders in which the secret stands. Folders that are missing hold nothing.
-pub fn in_files(folders: &[&Path], secret: &Secret) -> io::Result<Vec<PathBuf>> {
+/// The files of a host in which the secret is found, in the places that an [`Inventory`](crate::Inventory) covers.
+/// Plants another secret in each of these places, and fails with [`Error::Blind`] unless that is found everywhere.
+pub fn in_host(host: &Host, secret: &Secret) -> Result<Vec<PathBuf>, Error> {
+    // Any bytes will do that nothing else writes.
+    let decoy: [u8; 32] = *b"\xc3lab: planted to be found again\x9d";
+    let places = PRIVATE.map(Path::new);
+    host.run(|| {
+        let controls = inventory::plant(&places, &decoy)?;
+        let failed = |source| Error::File { action: "search", path: "/".into(), source };
+        let found = in_files(&places, &Secret::new(&decoy)).map_err(failed)?;
+        inventory::check(&controls, &found, host.name())?;
+        in_files(&places, secret).map_err(failed)
+    })?
+}
+
+/// The files below some directories in which the secret is found. Directories that are missing hold nothing.
+pub fn in_files(directories: &[&Path], secret: &Secret) -> io::Result<Vec<PathBuf>> {
+    // The outer /proc shows the whole machine; namespaces are no files that could be read.
+    let skipped = [Path::new(OUTER_PROC), Path::new("/run/netns")];
     let mut found = Vec::new();
-    let mut folders: Vec<PathBuf> = folders.iter().map(|folder| folder.to_path_buf()).collect();
-    while let Some(folder) = folders.pop() {
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            entries => entries?,
-        };
-        for entry in entries {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                let mut bytes = Vec::new();
-                File::open(entry.path())?.read_to_end(&mut bytes)?;
-                if secret.count(&bytes) > 0 {
-                    found.push(entry.path());
-                }
+    for directory in directories {
+        inventory::walk(directory, &skipped, &mut |path, metadata| {
+            if metadata.is_file() && secret.count(&std::fs::read(path)?) > 0 {
+                found.push(path.to_owned());
             }
-        }
+            Ok(())
+        })?;
     }
     Ok(found)
 }

@@ -33,10 +33,7 @@ pub enum SandboxError {
     #[error("make the mounts of the sandbox private")]
     Mounts(#[source] io::Error),
     /// Tunnel devices can't be made.
-    #[error(
-        "open /dev/net/tun; make it with `mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200`, load the module \
-         with `modprobe tun`, or in a container pass --device /dev/net/tun"
-    )]
+    #[error("open /dev/net/tun; {}", tun_advice(.0))]
     Tun(#[source] io::Error),
 }
 
@@ -82,6 +79,20 @@ pub fn enter() -> Result<Sandbox, SandboxError> {
 /// Tells whether tunnel devices can be made, as far as that shows without making one.
 pub(crate) fn check_tun() -> Result<(), SandboxError> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(SandboxError::Tun)
+}
+
+/// What to do about a device node that can't be opened.
+fn tun_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "let users open it, as udev does: `chmod 0666 /dev/net/tun`, or run as root"
+        }
+        io::ErrorKind::NotFound => {
+            "create it with `mkdir -p /dev/net && mknod -m 0666 /dev/net/tun c 10 200`, or in a container pass \
+             --device /dev/net/tun"
+        }
+        _ => "load the module with `modprobe tun`, or in a container pass --device /dev/net/tun",
+    }
 }
 
 fn write_own(file: &'static str, text: &str) -> Result<(), SandboxError> {

@@ -112,7 +112,7 @@ impl Space {
                 pid: open("pid_for_children")?,
                 children: Mutex::default(),
             };
-            mounts::own_proc()?;
+            mounts::mount_proc()?;
             Ok::<_, Error>(space)
         })?;
         // Not on the thread above: the kernel lets no thread start another whose children are to be elsewhere.

@@ -5,9 +5,15 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lab::frame::{self, Link};
+use lab::inventory::Change;
+use lab::needle::{Secret, in_host};
 use lab::ping::{PingOutcome, ping};
 use lab::require::{self, Need};
-use lab::{ApiKind, Connection, Family, Flow, IpVersion, Lab, Protocol, Signal, Sink, Stream};
+use lab::{
+    ApiKind, Connection, Family, Flow, Inventory, IpVersion, Lab, Node, Protocol, Signal, Sink, Stream,
+};
+use nix::sched::{CloneFlags, unshare};
+use rustix::mount::{MountPropagationFlags, mount_change};
 
 fn plain(nodes: u8, family: Family) -> Lab {
     require::all(&[Need::Namespaces]);
@@ -209,6 +215,93 @@ fn nodes_have_their_own_files_and_the_machine_sees_none_of_them() {
     assert_eq!(n1.command("hostname").run().unwrap().trim(), "n1");
     let links = |path: &str| n1.run(|| std::fs::read_dir(path).unwrap().count()).unwrap();
     assert_eq!(links("/sys/class/net"), 2, "lo and eth0");
+}
+
+/// `/var/lib` of a machine, in mounts that only the calling thread and its hosts see: with the given shell commands
+/// run on an empty one.
+fn with_machine(prepare: &str, check: impl FnOnce() + Send) {
+    std::thread::scope(|scope| {
+        let machine = scope.spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_FS).unwrap();
+            mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE).unwrap();
+            let script = format!(
+                "set -e; mount -t tmpfs machine /var
+                 mkdir -p /var/lib/other/deep; echo text >/var/lib/file; ln -s file /var/lib/relative
+                 mount -t tmpfs below /var/lib/other/deep; touch /var/lib/other/deep/mounted
+                 {prepare}"
+            );
+            assert!(std::process::Command::new("sh").args(["-c", &script]).status().unwrap().success());
+            check();
+        });
+        machine.join().unwrap();
+    });
+}
+
+/// What `find` finds of the planted files, outside the lab's own directory.
+fn find<'a>(node: &'a Node, path: &str) -> lab::Command<'a> {
+    node.command("find").args([path, "-path", "/run/lab", "-prune", "-o", "-name", "planted", "-print"])
+}
+
+/// The same machine in each state: what it holds is left alone, and every host sees directories of its own.
+#[test]
+fn private_directories_are_directories_whatever_the_machine_has() {
+    require::all(&[Need::Namespaces]);
+    for prepare in [
+        ":",
+        "mkdir /var/lib/cni /var/lib/meshd; touch /var/lib/cni/machine /var/lib/meshd/machine",
+        "mkdir /var/lib/cni; touch /var/lib/cni/machine",
+        "mkdir /var/lib/meshd; touch /var/lib/meshd/machine",
+        "mkdir /var/data; touch /var/data/machine; ln -s ../data /var/lib/cni; ln -s nowhere /var/lib/meshd",
+        "mv /var/lib /var/moved; ln -s moved /var/lib",
+    ] {
+        with_machine(prepare, || {
+            let before = std::process::Command::new("find").args(["/var", "-ls"]).output().unwrap().stdout;
+            let lab = Lab::builder().nodes(1).api(ApiKind::None).build().unwrap();
+            let node = lab.node("n1").unwrap();
+            for path in lab::PRIVATE {
+                node.run(|| {
+                    for part in std::path::Path::new(path).ancestors() {
+                        assert!(part.symlink_metadata().unwrap().is_dir(), "{prepare}: {}", part.display());
+                    }
+                    assert!(!std::path::Path::new(path).join("machine").exists(), "{prepare}: {path}");
+                })
+                .unwrap();
+            }
+            assert_eq!(node.read("/var/lib/relative").unwrap(), b"text\n", "{prepare}");
+            assert_eq!(node.read("/var/lib/other/deep/mounted").unwrap(), b"", "{prepare}");
+            // The positive control for every test that lists files.
+            let empty = Inventory::take(node).unwrap();
+            let planted = lab::PRIVATE.map(|path| format!("{path}/a/b/planted"));
+            for path in &planted {
+                node.write(path, "here").unwrap();
+            }
+            let mut expected = planted.map(|path| Change::Added(path.into()));
+            expected.sort();
+            assert_eq!(Inventory::take(node).unwrap().changes_since(&empty), expected, "{prepare}");
+            for path in lab::PRIVATE {
+                assert_eq!(find(node, path).run().unwrap(), format!("{path}/a/b/planted\n"), "{prepare}");
+            }
+            let after = std::process::Command::new("find").args(["/var", "-ls"]).output().unwrap().stdout;
+            assert_eq!(String::from_utf8_lossy(&after), String::from_utf8_lossy(&before), "{prepare}");
+        });
+    }
+}
+
+#[test]
+fn a_secret_is_found_in_each_private_directory() {
+    let lab = plain(1, Family::V4);
+    let node = lab.node("n1").unwrap();
+    let secret = Secret::new(&[0x5a; 32]);
+    assert_eq!(in_host(node, &secret).unwrap(), Vec::<std::path::PathBuf>::new());
+    let planted = lab::PRIVATE.map(|path| std::path::PathBuf::from(format!("{path}/deep/secret")));
+    for path in &planted {
+        node.write(path, secret.forms()[1].clone()).unwrap();
+    }
+    let mut found = in_host(node, &secret).unwrap();
+    found.sort();
+    let mut expected = planted.to_vec();
+    expected.sort();
+    assert_eq!(found, expected);
 }
 
 #[test]

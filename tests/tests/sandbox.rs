@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use lab::sandbox::{self, Sandbox};
 use lab::{ApiKind, Family, Flow, IpVersion, Lab, Protocol};
+use nix::sched::{CloneFlags, unshare};
+use rustix::fs::{CWD, FileType, Mode, chmod, makedev, mknodat};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
 
-/// What tells the program that it is the ordinary user's process, and where that may write.
-const FOLDER: &str = "LAB_SANDBOX_FOLDER";
+/// Set in the ordinary user's process: a directory that it may write to.
+const DIRECTORY: &str = "LAB_SANDBOX_DIRECTORY";
 
 /// Nobody, by the number that Debian gives it.
 const NOBODY: u32 = 65534;
@@ -26,8 +29,8 @@ fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    let outcome = match std::env::var_os(FOLDER) {
-        Some(folder) => in_sandbox(Path::new(&folder)),
+    let outcome = match std::env::var_os(DIRECTORY) {
+        Some(directory) => in_sandbox(Path::new(&directory)),
         None => as_ordinary_user(),
     };
     match outcome {
@@ -39,23 +42,38 @@ fn main() -> ExitCode {
     }
 }
 
-/// Starts this program again as nobody, from a folder that nobody can read.
+/// Starts this program again as nobody, from a directory that nobody can read.
 fn as_ordinary_user() -> Result<(), Box<dyn Error>> {
-    let folder = tempfile::tempdir()?;
-    let program = folder.path().join("sandbox");
+    let directory = tempfile::tempdir()?;
+    let program = directory.path().join("sandbox");
     fs::copy(std::env::current_exe()?, &program)?;
     let mut child = Command::new(&program);
-    child.env(FOLDER, folder.path());
-    // Whoever is not root already is the ordinary user that is wanted.
+    child.env(DIRECTORY, directory.path());
+    // A process that is not root is an ordinary user's already.
     if rustix::process::geteuid().is_root() {
-        std::os::unix::fs::chown(folder.path(), Some(NOBODY), Some(NOBODY))?;
+        bring_tun()?;
+        std::os::unix::fs::chown(directory.path(), Some(NOBODY), Some(NOBODY))?;
         child.uid(NOBODY).gid(NOBODY);
     }
     let status = child.status()?;
     if status.success() { Ok(()) } else { Err(format!("as an ordinary user: {status}").into()) }
 }
 
-fn in_sandbox(folder: &Path) -> Result<(), Box<dyn Error>> {
+/// Gives this process, and what it starts, a device node that every user may open. Whether the machine's own may be
+/// opened by others than root depends on whether udev runs there.
+fn bring_tun() -> Result<(), Box<dyn Error>> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)?;
+    mount("tmpfs", "/dev/net", "tmpfs", MountFlags::NOSUID, Some(c"mode=0755"))?;
+    let tun = Path::new("/dev/net/tun");
+    let mode = Mode::from_raw_mode(0o666);
+    mknodat(CWD, tun, FileType::CharacterDevice, mode, makedev(10, 200))?;
+    // The mode above is subject to the umask.
+    chmod(tun, mode)?;
+    Ok(())
+}
+
+fn in_sandbox(directory: &Path) -> Result<(), Box<dyn Error>> {
     if rustix::process::geteuid().is_root() {
         return Err("still root, so nothing would be shown".into());
     }
@@ -63,8 +81,12 @@ fn in_sandbox(folder: &Path) -> Result<(), Box<dyn Error>> {
     let kind = sandbox::enter()?;
     assert_eq!(kind, Sandbox::User);
     assert_ne!(outside, links()?, "the machine's network is out of sight");
-    let lab =
-        Lab::builder().nodes(2).family(Family::Dual).api(ApiKind::StandIn).dir(folder.join("lab")).build()?;
+    let lab = Lab::builder()
+        .nodes(2)
+        .family(Family::Dual)
+        .api(ApiKind::StandIn)
+        .dir(directory.join("lab"))
+        .build()?;
     lab.connect_plainly()?;
     let (a, b) = (lab.node("n1")?.plain_pod("a")?, lab.node("n2")?.plain_pod("b")?);
     let capture = lab.capture()?;
