@@ -1,15 +1,15 @@
-# `make` alone lists what there is to do.
+# `make` alone lists the targets.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help
-help: ## show this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## three nodes find each other and carry pods' traffic, here on this machine (KEEP=1 leaves them up)
+demo: ## three nodes with two pods each on this machine, their traffic and a report (KEEP=1 leaves them running)
 	scripts/setup.sh demo
 	cargo build --locked --workspace --bins
 	$(TARGET)/debug/demo
@@ -28,40 +28,48 @@ sanitize: ## the engine's tests under AddressSanitizer
 	scripts/sanitize.sh
 
 .PHONY: lint
-lint: ## format, lints, import rules, documentation; licences and shell scripts if their tools are installed
+lint: ## formatting, lints, import rules, documentation; licences and shell scripts if their tools are installed
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	scripts/layering.sh
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items
-	@if command -v shellcheck >/dev/null; then shellcheck -x --shell=bash --severity=warning scripts/*.sh scripts/kernel-vm/*.sh .ci/run; \
+	@if command -v shellcheck >/dev/null; then shellcheck -x --shell=bash --severity=warning scripts/*.sh scripts/kernel-vm/*.sh scripts/hooks/* .ci/run; \
 		else echo "not run: shellcheck (package shellcheck)"; fi
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 		else echo "not run: cargo-deny (cargo install cargo-deny)"; fi
 
 .PHONY: image
-image: ## build the container image with buildah, as an OCI archive in target/image
+image: ## build the container image as an OCI archive in target/image (IMAGE=name: another name than that in deploy/base)
 	scripts/image.sh
 
+.PHONY: kind-load
+kind-load: ## load the image that `make image` built into the nodes of a kind cluster (CLUSTER=name)
+	kind load image-archive $(TARGET)/image/meshd-*.tar $(if $(CLUSTER),--name $(CLUSTER))
+
+.PHONY: hooks
+hooks: ## have git run the fast lints before each commit in this clone
+	git config core.hooksPath scripts/hooks
+
 .PHONY: bench-cni
-bench-cni: ## time of an ADD beside that of Debian's ptp with host-local, and the ratio
+bench-cni: ## compare the time of a CNI ADD with that of Debian's ptp and host-local
 	. scripts/apt.sh && install_missing "/usr/lib/cni/ptp containernetworking-plugins"
 	cargo bench --locked --package cni --bench add
 
 .PHONY: bench-tunnel
-bench-tunnel: ## the userspace engine beside wireguard-go, gotatun and boringtun, with ratios (QUICK=1: a short look)
+bench-tunnel: ## compare the userspace engine with wireguard-go, gotatun and boringtun (QUICK=1: a short run)
 	. scripts/apt.sh && install_missing $$'iperf3 iperf3\nip iproute2\nping iputils-ping\nwg wireguard-tools\nwireguard-go wireguard-go'
 	WIREGUARDS=$$(scripts/wireguards.sh) cargo bench --locked --package tunnel --bench versus $(if $(QUICK),-- --quick)
 
 .PHONY: prove-rotation
-prove-rotation: ## replace keys 26 times under traffic and count every packet; writes target/rotation
+prove-rotation: ## rotate keys 26 times under traffic and count every packet; writes target/rotation
 	scripts/setup.sh demo
 	cargo build --locked --workspace --bins
 	$(TARGET)/debug/prove-rotation
 
 .PHONY: fuzz
-fuzz: ## each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
+fuzz: ## run each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
 	scripts/fuzz.sh
 
 .PHONY: clean-lab
-clean-lab: ## end what a killed demo or test of this checkout left running
+clean-lab: ## stop demos of this checkout that KEEP=1 left running, and remove the logs of labs
 	scripts/clean-lab.sh
