@@ -167,7 +167,7 @@ mod tests {
     const NEW: &str = r#"echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0","1.1.0"]}'"#;
     const OLD: &str = r#"echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'"#;
     /// Far longer than a script takes on a busy machine.
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     fn install(bin_dir: &Path, plugin: &str, script: &str) {
         let path = bin_dir.join(plugin);
