@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use cni::conf::SpecVersion;
+use cni::SpecVersion;
 use cni::conflist::ChainedPlugin;
 use cni::node_file::NodeFile;
 use cni::probe::{ProbeError, require_version};
@@ -16,8 +16,7 @@ use crate::file::{self, FileError};
 
 /// Name of the configuration in the runtime's folder; runtimes take the first by name.
 pub(crate) const CONFLIST: &str = "10-meshd.conflist";
-/// Name of the plugin's binary.
-pub(crate) const PLUGIN: &str = "mesh-cni";
+pub(crate) use cni::conflist::PLUGIN;
 /// Name of the node file in the run folder.
 pub(crate) const NODE_FILE: &str = "node.json";
 
