@@ -52,6 +52,10 @@ bench-tunnel: ## the userspace engine beside wireguard-go, gotatun and boringtun
 	. scripts/apt.sh && install_missing $$'iperf3 iperf3\nip iproute2\nping iputils-ping\nwg wireguard-tools\nwireguard-go wireguard-go'
 	WIREGUARDS=$$(scripts/wireguards.sh) cargo bench --locked --package tunnel --bench versus $(if $(QUICK),-- --quick)
 
+.PHONY: bench-plan
+bench-plan: ## time of each pure step of a turn at 50 to 5,000 nodes (QUICK=1: fewer repetitions)
+	cargo bench --locked --package plan --bench turn $(if $(QUICK),-- --quick)
+
 .PHONY: prove-rotation
 prove-rotation: ## replace keys 26 times under traffic and count every packet; writes target/rotation
 	scripts/setup.sh demo
