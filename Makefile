@@ -60,6 +60,10 @@ bench-tunnel: ## compare the userspace engine with wireguard-go, gotatun and bor
 	. scripts/apt.sh && install_missing $$'iperf3 iperf3\nip iproute2\nping iputils-ping\nwg wireguard-tools\nwireguard-go wireguard-go'
 	WIREGUARDS=$$(scripts/wireguards.sh) cargo bench --locked --package tunnel --bench versus $(if $(QUICK),-- --quick)
 
+.PHONY: bench-plan
+bench-plan: ## time of each pure step of a turn at 50 to 5,000 nodes (QUICK=1: fewer repetitions)
+	cargo bench --locked --package plan --bench turn $(if $(QUICK),-- --quick)
+
 .PHONY: prove-rotation
 prove-rotation: ## rotate keys 26 times under traffic and count every packet; writes target/rotation
 	scripts/setup.sh demo

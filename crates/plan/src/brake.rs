@@ -2,7 +2,7 @@
 //!
 //! A restored, emptied or half-synchronized store lists too few Nodes. Believing it would cut healthy nodes
 //! off, so a list that loses more than a fifth of the peers at once is not followed for five minutes, unless
-//! each missing Node is confirmed gone by a question of its own. That confirmation counts only while our own
+//! each missing Node is confirmed gone by a GET of its own. That confirmation counts only while our own
 //! Node is there with the UID that it always had: a store that has forgotten us has forgotten others too.
 
 use std::collections::BTreeSet;
@@ -50,24 +50,29 @@ impl Brake {
         Self { own_uid, distrust_until: None }
     }
 
-    /// Looks at a complete list. `now` is a monotonic time since any fixed moment.
+    /// Whether lists are not believed now, whatever is confirmed, because our own Node was recreated.
+    pub fn distrusts(&self, now: Duration) -> bool {
+        self.distrust_until.is_some_and(|until| now < until)
+    }
+
+    /// Judges a complete list. `now` is a monotonic time since any fixed moment.
     pub fn on_relist(&mut self, now: Duration, relist: &Relist<'_>) -> Verdict {
         let peers = relist.known.iter().filter(|name| *name != relist.own);
         let missing: BTreeSet<NodeName> =
             peers.clone().filter(|name| !relist.listed.contains(*name)).cloned().collect();
-        let lineage = match (&self.own_uid, relist.own_uid) {
-            (_, None) => Lineage::Unknown,
-            (Some(before), Some(found)) if before != found => Lineage::Changed,
-            _ => Lineage::Same,
+        let own_node = match (&self.own_uid, relist.own_uid) {
+            (_, None) => OwnNode::Unknown,
+            (Some(before), Some(found)) if before != found => OwnNode::Changed,
+            _ => OwnNode::Same,
         };
-        if lineage == Lineage::Changed {
+        if own_node == OwnNode::Changed {
             self.distrust_until = Some(now + HOLD);
         }
         self.own_uid = relist.own_uid.cloned().or_else(|| self.own_uid.take());
-        if lineage == Lineage::Unknown && !missing.is_empty() {
+        if own_node == OwnNode::Unknown && !missing.is_empty() {
             return Verdict { keep: missing, release_at: None };
         }
-        let distrusted = self.distrust_until.is_some_and(|until| now < until);
+        let distrusted = self.distrusts(now);
         let many = missing.len() * 5 > peers.count();
         let unconfirmed = missing.iter().any(|name| !relist.confirmed_gone.contains(name));
         if missing.is_empty() || !(distrusted || (many && unconfirmed)) {
@@ -78,12 +83,12 @@ impl Brake {
     }
 }
 
-/// Whether the store behind the API server is the one that we knew.
+/// What a list says of our own Node, and so of the store behind the API server.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Lineage {
-    /// Our own Node is as it was.
+enum OwnNode {
+    /// It has the UID that it had: the same store.
     Same,
-    /// Our own Node was made anew.
+    /// Our own Node was recreated.
     Changed,
     /// Our own Node is not there.
     Unknown,
@@ -97,7 +102,7 @@ mod tests {
         texts.iter().map(|text| NodeName::new(*text)).collect()
     }
 
-    fn look(
+    fn relist(
         brake: &mut Brake,
         at: u64,
         uid: Option<&str>,
@@ -121,7 +126,8 @@ mod tests {
     #[test]
     fn a_few_missing_nodes_go_at_once() {
         let known = ["n1", "n2", "n3", "n4", "n5", "n6"];
-        let verdict = look(&mut Brake::default(), 0, Some("u"), &known, &["n1", "n2", "n3", "n4", "n5"], &[]);
+        let verdict =
+            relist(&mut Brake::default(), 0, Some("u"), &known, &["n1", "n2", "n3", "n4", "n5"], &[]);
         assert_eq!(verdict, Verdict::default(), "one of five peers is a fifth, not more");
     }
 
@@ -129,32 +135,35 @@ mod tests {
     fn many_missing_nodes_stay_five_minutes_unless_each_is_confirmed() {
         let mut brake = Brake::default();
         let known = ["n1", "n2", "n3", "n4"];
-        let verdict = look(&mut brake, 10, Some("u"), &known, &["n1", "n2"], &["n3"]);
+        let verdict = relist(&mut brake, 10, Some("u"), &known, &["n1", "n2"], &["n3"]);
         assert_eq!(verdict.keep, names(&["n3", "n4"]));
         assert_eq!(verdict.release_at, Some(Duration::from_secs(310)));
-        assert_eq!(look(&mut brake, 11, Some("u"), &known, &["n1", "n2"], &["n3", "n4"]), Verdict::default());
+        assert_eq!(
+            relist(&mut brake, 11, Some("u"), &known, &["n1", "n2"], &["n3", "n4"]),
+            Verdict::default()
+        );
     }
 
     #[test]
     fn an_empty_list_removes_nobody_however_long_it_lasts() {
         let mut brake = Brake::new(Some(NodeUid::new("u")));
-        let verdict = look(&mut brake, 0, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
+        let verdict = relist(&mut brake, 0, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
         assert_eq!(verdict, Verdict { keep: names(&["n2", "n3"]), release_at: None });
-        let verdict = look(&mut brake, 9999, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
+        let verdict = relist(&mut brake, 9999, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
         assert_eq!(verdict.keep, names(&["n2", "n3"]));
     }
 
     #[test]
-    fn a_store_that_made_our_node_anew_is_not_believed_for_five_minutes() {
+    fn a_store_that_recreated_our_node_is_not_believed_for_five_minutes() {
         let mut brake = Brake::new(Some(NodeUid::new("old")));
-        let verdict = look(&mut brake, 100, Some("new"), &["n1", "n2", "n3"], &["n1"], &["n2", "n3"]);
+        let verdict = relist(&mut brake, 100, Some("new"), &["n1", "n2", "n3"], &["n1"], &["n2", "n3"]);
         assert_eq!(
             verdict,
             Verdict { keep: names(&["n2", "n3"]), release_at: Some(Duration::from_secs(400)) }
         );
-        let verdict = look(&mut brake, 200, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
+        let verdict = relist(&mut brake, 200, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
         assert_eq!(verdict.release_at, Some(Duration::from_secs(400)), "the time does not start again");
-        let verdict = look(&mut brake, 400, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
+        let verdict = relist(&mut brake, 400, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
         assert_eq!(verdict, Verdict::default());
     }
 }

@@ -12,8 +12,10 @@
 pub mod admission;
 pub mod annotation;
 mod apply;
+pub mod backoff;
 pub mod brake;
 pub mod check;
+pub mod cluster;
 pub mod desired;
 mod diff;
 #[doc(hidden)]
@@ -21,9 +23,11 @@ pub mod fuzzing;
 pub mod network;
 pub mod node;
 pub mod op;
+pub mod path_mtu;
 pub mod prefix;
 mod render;
 pub mod renewal;
+pub mod turn;
 
 pub use apply::Refusal;
 pub use desired::desired;

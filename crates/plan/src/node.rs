@@ -1,6 +1,7 @@
 //! What the API server says of one Node, trimmed to what the mesh reads, and not believed yet.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,20 +33,20 @@ pub struct NodeRecord {
     pub config_renewal: Option<String>,
 }
 
-/// Name of a Node.
+/// Name of a Node. A clone shares the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct NodeName(String);
+#[serde(from = "String", into = "String")]
+pub struct NodeName(Arc<str>);
 
-/// UID of a Node: a Node that is deleted and made again has another.
+/// UID of a Node: one that is deleted and created again has another. A clone shares the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct NodeUid(String);
+#[serde(from = "String", into = "String")]
+pub struct NodeUid(Arc<str>);
 
 impl NodeName {
     /// Takes a name as the API server gave it.
-    pub fn new(name: impl Into<String>) -> Self {
-        Self(name.into())
+    pub fn new(name: impl AsRef<str>) -> Self {
+        Self(Arc::from(name.as_ref()))
     }
 
     /// The name as text.
@@ -56,8 +57,8 @@ impl NodeName {
 
 impl NodeUid {
     /// Takes a UID as the API server gave it.
-    pub fn new(uid: impl Into<String>) -> Self {
-        Self(uid.into())
+    pub fn new(uid: impl AsRef<str>) -> Self {
+        Self(Arc::from(uid.as_ref()))
     }
 
     /// The UID as text.
@@ -75,5 +76,29 @@ impl fmt::Display for NodeName {
 impl fmt::Display for NodeUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl From<String> for NodeName {
+    fn from(name: String) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for NodeUid {
+    fn from(uid: String) -> Self {
+        Self::new(uid)
+    }
+}
+
+impl From<NodeName> for String {
+    fn from(name: NodeName) -> Self {
+        name.as_str().to_owned()
+    }
+}
+
+impl From<NodeUid> for String {
+    fn from(uid: NodeUid) -> Self {
+        uid.as_str().to_owned()
     }
 }

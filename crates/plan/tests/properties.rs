@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use keyring::{PerSlot, PresharedId, PublicKey, Slot};
-use plan::admission::{Admission, Ledger, Policy, admit};
+use plan::admission::{Admission, AdmissionPolicy, Ledger, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
@@ -94,14 +94,14 @@ fn world(drafts: &[Draft]) -> Vec<NodeRecord> {
     drafts.iter().enumerate().map(|(index, draft)| record(index, draft, &keys)).collect()
 }
 
-fn policy() -> Policy {
-    Policy {
+fn policy() -> AdmissionPolicy {
+    AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         own_keys: [key(600), key(601)].into(),
         ipv4: true,
         ipv6: true,
-        ..Policy::default()
+        ..AdmissionPolicy::default()
     }
 }
 

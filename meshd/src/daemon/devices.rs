@@ -98,7 +98,7 @@ impl Devices {
         wanted: Option<&plan::network::Device>,
     ) -> BTreeMap<PublicKey, Peer> {
         let always_roams = self.backend(slot).is_some_and(Backend::always_roams);
-        let wanted = |key| wanted.and_then(|device| device.peers.get(key));
+        let wanted = |key: &PublicKey| wanted.and_then(|device| device.peers.get(key));
         let config = |(key, peer): (&PublicKey, &PeerState)| {
             let mut config = peer.config.clone();
             if always_roams {

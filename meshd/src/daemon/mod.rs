@@ -7,7 +7,6 @@
 //! ```
 
 mod audit;
-mod cluster;
 mod cni_files;
 mod devices;
 mod keys;
@@ -39,14 +38,12 @@ use crate::status::Status;
 
 pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
 pub(crate) use keys::KeysError;
-use reconcile::{Reconciler, Ways};
+use reconcile::{Answer, Outputs, Reconciler};
 
 /// How long changes are gathered before the loop acts on them.
-const SETTLE: Duration = Duration::from_millis(50);
-/// How often the loop looks even though nobody told it to: `wg set` changes the engine without a notice.
-const LOOK: Duration = Duration::from_secs(1);
-/// How soon the loop looks again after a step failed.
-const RETRY: Duration = Duration::from_millis(500);
+const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How often the loop takes a turn without a reason: `wg set` changes the engine without a notice.
+const RESYNC_PERIOD: Duration = Duration::from_secs(1);
 /// Changes from the API server that may wait.
 const QUEUE: usize = 256;
 
@@ -56,10 +53,10 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
-    // The guard comes before the first key, route and file: from here on nothing passes in clear.
+    // The guard comes before the first key, route and file: from here on no pod's packet leaves unencrypted.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let chosen = device::choose(config.backend, &host).await?;
-    info!(backend = %chosen.backend, reason = chosen.reason, "who carries the packets");
+    info!(backend = %chosen.backend, reason = chosen.reason, "backend selected");
     let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
@@ -77,6 +74,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     let (turned_in, turned) = watch::channel(Instant::now());
     let (heard_in, heard) = mpsc::channel(QUEUE * 4);
     let (node_events_in, node_events) = mpsc::channel(QUEUE);
+    let (answers_in, answers) = mpsc::channel(QUEUE);
     let name = NodeName::new(config.node_name.clone());
     let tasks = [
         tokio::spawn(api::nodes::watch(client.clone(), name.clone(), changes_in)),
@@ -91,10 +89,12 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     ];
     info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
-    let ways = Ways { wanted: wanted_in, heard: heard_in, node_events: node_events_in };
-    let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, ways);
+    let outputs =
+        Outputs { wanted: wanted_in, heard: heard_in, node_events: node_events_in, answers: answers_in };
+    let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, outputs);
     reconciler.outcome.missing_protections = missing_protections;
-    let mut run = Loop { reconciler, changes, asked, notices, heard, status: status_in, turned: turned_in };
+    let mut run =
+        Loop { reconciler, changes, answers, asked, notices, heard, status: status_in, turned: turned_in };
     let ended = run.turn_until(&mut stop).await;
     for task in tasks {
         task.abort();
@@ -124,6 +124,7 @@ impl Stop {
 struct Loop {
     reconciler: Reconciler,
     changes: mpsc::Receiver<api::nodes::Change>,
+    answers: mpsc::Receiver<Answer>,
     asked: mpsc::Receiver<ControlRequest>,
     notices: mpsc::Receiver<Notice>,
     heard: mpsc::Receiver<ReceivedMessage>,
@@ -133,11 +134,11 @@ struct Loop {
 
 impl Loop {
     async fn turn_until(&mut self, stop: &mut Stop) -> Result<(), DaemonError> {
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut resync = tokio::time::interval(RESYNC_PERIOD);
+        resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Option<Instant> = Some(Instant::now());
         loop {
-            let soon = Instant::now() + SETTLE;
+            let soon = Instant::now() + DEBOUNCE;
             if self.reconciler.take_turn() {
                 due = Some(earlier(due, soon));
             }
@@ -157,20 +158,32 @@ impl Loop {
             tokio::select! {
                 () = stop.asked() => return Ok(()),
                 () = wait => {
+                    // What waits already belongs to this turn.
+                    while let Ok(change) = self.changes.try_recv() {
+                        self.reconciler.learn(change);
+                    }
                     let again = self.reconciler.reconcile().await;
                     self.status.send_replace(self.reconciler.status());
                     self.turned.send_replace(Instant::now());
-                    due = again.then(|| Instant::now() + RETRY);
+                    due = again.map(|again| Instant::now() + again);
                 }
                 () = rotation_due => self.reconciler.tick(),
                 Some(heard) = self.heard.recv() => self.reconciler.hear(&heard),
-                _ = look.tick() => due = Some(earlier(due, soon)),
+                _ = resync.tick() => due = Some(earlier(due, soon)),
                 Some(change) = self.changes.recv() => {
-                    if self.reconciler.learn(change).await {
+                    if self.reconciler.learn(change) {
                         due = Some(earlier(due, soon));
                     }
                 }
-                Some(_) = self.notices.recv() => due = Some(earlier(due, soon)),
+                Some(answer) = self.answers.recv() => {
+                    if self.reconciler.take_answer(answer) {
+                        due = Some(earlier(due, soon));
+                    }
+                }
+                Some(_) = self.notices.recv() => {
+                    self.reconciler.kernel_changed();
+                    due = Some(earlier(due, soon));
+                }
                 Some(ControlRequest { request, reply }) = self.asked.recv() => {
                     // The client may have gone away; that is its affair.
                     let _ = reply.send(self.reconciler.answer(request).await);

@@ -1,10 +1,11 @@
-//! Looks at the node: everything that the plan speaks of, as it is now.
+//! Observes the node: everything that the plan speaks of, as it is now.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use keyring::Slot;
 use linux::{Handle, HostError, guard, sysctl};
 use plan::network::{Device, LinkName, Network};
+use plan::turn::Observed;
 use wireguard::DeviceError;
 
 use super::devices::Devices;
@@ -20,14 +21,15 @@ pub(super) enum ObserveError {
     Device(#[from] DeviceError),
 }
 
-/// Observes the node. Of the kernel's settings only those that are desired are read; the guard counts only
-/// if it stands as desired.
+/// Observes the node. Of the kernel's settings only those that are desired are read; the guard counts only if it is exactly
+/// as desired. `changed` says whether the kernel has reported a change since the last turn.
 pub(super) async fn observe(
     host: &Handle,
     devices: &mut Devices,
     desired: &Network,
-) -> Result<Network, ObserveError> {
-    let stands = match &desired.guard {
+    changed: bool,
+) -> Result<Observed, ObserveError> {
+    let guard = match &desired.guard {
         Some(wanted) => guard::stands(wanted)?.then(|| wanted.clone()),
         None => None,
     };
@@ -43,30 +45,22 @@ pub(super) async fn observe(
             found.insert(slot, device);
         }
     }
-    Ok(Network {
-        guard: stands,
-        sysctls,
-        devices: found,
-        routes: host.routes().await?,
-        rules: host.rules().await?,
-    })
+    let outdated: BTreeSet<Slot> = Slot::ALL.into_iter().filter(|slot| devices.is_outdated(*slot)).collect();
+    let (routes, rules) = (host.routes().await?, host.rules().await?);
+    let network = Network { guard, sysctls, devices: found, routes, rules };
+    Ok(Observed { network, outdated, changed })
 }
 
-/// A device is there when it runs and its link is there: a link without an engine is made anew, which attaches to it; a
-/// device without a link is replaced. One of another backend than new ones counts as long as it keeps its key: when the
-/// key is replaced nobody sends on the slot anymore, and that is the moment to replace the device as well.
+/// A device is there if it runs and its link is there. A link without an engine is created once more, which attaches to it;
+/// a device without a link is replaced.
 async fn device(
     host: &Handle,
     devices: &mut Devices,
     slot: Slot,
     wanted: Option<&Device>,
 ) -> Result<Option<Device>, ObserveError> {
-    let outdated = devices.is_outdated(slot);
     let Some((link, state)) = devices.observe(slot)? else { return Ok(None) };
     let link: LinkName = link.clone();
-    if outdated && wanted.is_some_and(|wanted| wanted.key != state.key) {
-        return Ok(None);
-    }
     let Some(found) = host.link(&link).await? else { return Ok(None) };
     Ok(Some(Device {
         mtu: found.mtu,

@@ -7,12 +7,12 @@ use keyring::rotation::{KeyRecord, PeerId, Rotation, Step};
 use keyring::{PerSlot, Slot};
 use linux::guard;
 use plan::admission::Admission;
-use plan::desired::{MAIN_TABLE, Underlay, peer_mtu, pod_mtu};
-use plan::network::{Network, Via};
+use plan::cluster::Cluster;
+use plan::desired::{peer_mtu, pod_mtu};
 use plan::node::{NodeName, NodeUid};
 use plan::prefix;
+use plan::turn::Turn;
 
-use super::cluster::Cluster;
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::keys::Keys;
@@ -63,18 +63,11 @@ impl Outcome {
     }
 
     /// Takes what a turn found. What was performed without an error is as desired.
-    pub(super) fn look(
-        &mut self,
-        admission: &Admission,
-        underlay: &Underlay,
-        desired: &Network,
-        observed: &Network,
-        devices: &mut Devices,
-    ) {
+    pub(super) fn conclude(&mut self, turn: Turn, devices: &Devices) {
+        let Turn { admission, setup, underlay, desired, observed, .. } = turn;
         self.guard_stands = observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
-        self.report_new_refusals(admission);
-        self.admission = admission.clone();
-        self.mtu = pod_mtu(underlay);
+        self.report_new_refusals(&admission);
+        self.mtu = pod_mtu(&underlay);
         let mtu = |slot| desired.devices.get(&slot).map(|device| device.mtu).unwrap_or_default();
         self.mtus = PerSlot::from_fn(mtu);
         self.counters.device_restarts = devices.restarts();
@@ -86,8 +79,8 @@ impl Outcome {
                 node: name.to_string(),
                 pod_cidrs: member.pod_cidrs.clone(),
                 addresses: member.addresses.clone(),
-                active: active_slot(desired, &member.pod_cidrs),
-                mtu: Some(peer_mtu(member, underlay)),
+                active: setup.carrying_slot(member),
+                mtu: Some(peer_mtu(member, &underlay)),
                 generation: member.state.generation,
                 round_trip_microseconds: None,
                 full_size_passes: None,
@@ -105,6 +98,7 @@ impl Outcome {
                 }),
             })
             .collect();
+        self.admission = admission;
     }
 
     /// The UID of a peer by its node's name.
@@ -133,23 +127,17 @@ impl Outcome {
     }
 
     /// Writes the node file, and once pods can be attached the plugin and its configuration.
-    pub(super) fn tell_cni(
-        &mut self,
-        config: &Config,
-        admission: &Admission,
-        underlay: &Underlay,
-        desired: &Network,
-    ) -> Result<(), CniFilesError> {
-        let own = admission.world.own.as_ref();
+    pub(super) fn tell_cni(&mut self, config: &Config) -> Result<(), CniFilesError> {
+        let own = self.admission.world.own.as_ref();
         let waiting = self.waiting_for();
         let pod_cidrs = own.map(|own| own.pod_cidrs.clone()).unwrap_or_default();
         let node = NodeFile {
             ready: waiting.is_empty(),
             reason: (!waiting.is_empty()).then(|| waiting.join("; ")),
-            guard: desired.guard.is_some() && self.guard_stands,
+            guard: self.guard_stands,
             mesh_addresses: pod_cidrs.iter().map(|pod_cidr| prefix::first_usable(*pod_cidr)).collect(),
             pod_cidrs,
-            mtu: pod_mtu(underlay),
+            mtu: self.mtu,
         };
         cni_files::write_node_file(config, &node)?;
         let in_place =
@@ -327,14 +315,4 @@ impl Outcome {
             counters,
         }
     }
-}
-
-/// The slot that the routes to a peer lead into.
-fn active_slot(desired: &Network, pod_cidrs: &[ipnetwork::IpNetwork]) -> Option<Slot> {
-    let route = desired
-        .routes
-        .iter()
-        .find(|route| route.table == MAIN_TABLE && pod_cidrs.contains(&route.destination))?;
-    let Via::Link { link, .. } = &route.via else { return None };
-    desired.devices.iter().find(|(_, device)| device.link == *link).map(|(slot, _)| *slot)
 }

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use keyring::PublicKey;
 
-use super::ledger::Ledger;
+use super::Candidate;
 use crate::annotation::State;
-use crate::node::{NodeRecord, NodeUid};
+use crate::node::NodeUid;
 use crate::prefix;
 
 /// Everything that is held so far.
@@ -21,21 +21,22 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Reserves what known nodes held before and still claim. Without this a known node could take what
-    /// another known node, heard later, has long had.
-    pub(super) fn of_incumbents(records: &[&NodeRecord], ledger: &Ledger) -> Self {
+    /// Reserves what known nodes held before and still claim. Without this a known node could take what another known
+    /// node, considered later, has long had.
+    pub(super) fn of_incumbents(candidates: &[Candidate<'_>]) -> Self {
         let mut claims = Self::default();
-        for record in records.iter().filter(|record| ledger.knows(&record.uid)) {
+        for (record, entry) in candidates.iter().filter_map(|one| Some((one.record, one.entry?))) {
             let uid = &record.uid;
-            if let Some(state) = ledger.state(uid) {
-                claims.hold_keys(uid, &state);
+            if let Some(state) = entry.state() {
+                claims.hold_keys(uid, state);
             }
-            let held: Vec<IpNetwork> =
-                ledger.pod_cidrs(uid).filter(|held| record.pod_cidrs.contains(&held.to_string())).collect();
+            let claimed: Vec<IpNetwork> =
+                record.pod_cidrs.iter().filter_map(|text| prefix::parse_canonical(text)).collect();
+            let held: Vec<IpNetwork> = entry.pod_cidrs().filter(|held| claimed.contains(held)).collect();
             claims.hold_prefixes(uid, &held);
-            for address in ledger.addresses(uid) {
-                if record.addresses.iter().any(|text| text.parse() == Ok(address)) {
-                    claims.hold_address(uid, address);
+            for address in entry.addresses() {
+                if record.addresses.iter().any(|text| text.parse() == Ok(*address)) {
+                    claims.hold_address(uid, *address);
                 }
             }
         }

@@ -1,38 +1,108 @@
-//! What a node remembers of the others: the last good word of each, and what it holds.
+//! What a node remembers of the others: the last accepted record of each, and what it holds.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::annotation::{Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
 
-/// Most podCIDRs and most addresses of one node that are looked at.
+/// Most podCIDRs and most addresses of one node that are read.
 pub(super) const MAX_LISTED: usize = 16;
 
-/// The last good word of every node that counts. Kept on disk, so that a node starts without the API server
-/// and so that incumbents stay incumbents over a restart.
+/// The last accepted record of every node that counts. Kept on disk, so that a node starts without the API server
+/// and so that incumbents stay incumbents over a restart. A clone shares the entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ledger {
-    nodes: BTreeMap<NodeUid, Entry>,
+    nodes: BTreeMap<NodeUid, SharedEntry>,
 }
 
+/// One node in the ledger, shared by all ledgers in which it is the same.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct SharedEntry(Arc<Entry>);
+
 /// One node in the ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Entry {
-    /// The Node with its last good annotations.
-    pub(super) record: NodeRecord,
-    /// Its addresses whose claim stood.
-    pub(super) addresses: Vec<IpAddr>,
+    /// The Node with its last accepted annotations.
+    record: NodeRecord,
+    /// Its accepted addresses.
+    addresses: Vec<IpAddr>,
+    /// Its state annotation, parsed.
+    state: Option<State>,
+    /// Its endpoints annotation, parsed.
+    endpoints: Option<Endpoints>,
+}
+
+/// An entry as it is on disk.
+#[derive(Serialize, Deserialize)]
+struct StoredEntry<R, A> {
+    record: R,
+    addresses: A,
+}
+
+impl Serialize for SharedEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        StoredEntry { record: &self.0.record, addresses: &self.0.addresses }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        StoredEntry::deserialize(deserializer)
+            .map(|StoredEntry { record, addresses }| Self::new(record, addresses))
+    }
+}
+
+impl SharedEntry {
+    /// An entry for a record whose annotations have been accepted.
+    pub(super) fn new(record: NodeRecord, addresses: Vec<IpAddr>) -> Self {
+        // A file that was changed since does not get past its checksum; if it did, an annotation that can't be parsed
+        // counts as none.
+        let state = record.state.as_deref().and_then(|text| State::parse(text).ok());
+        let endpoints = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
+        Self(Arc::new(Entry { record, addresses, state, endpoints }))
+    }
+
+    /// Whether it says exactly this.
+    pub(super) fn says(&self, record: &NodeRecord, addresses: &[IpAddr]) -> bool {
+        self.0.record == *record && self.0.addresses == addresses
+    }
+
+    /// The record.
+    pub(super) fn record(&self) -> &NodeRecord {
+        &self.0.record
+    }
+
+    /// The keys that it published last.
+    pub(super) fn state(&self) -> Option<&State> {
+        self.0.state.as_ref()
+    }
+
+    /// The endpoints that it published last.
+    pub(super) fn endpoints(&self) -> Option<&Endpoints> {
+        self.0.endpoints.as_ref()
+    }
+
+    /// The podCIDRs that it had.
+    pub(super) fn pod_cidrs(&self) -> impl Iterator<Item = IpNetwork> {
+        self.0.record.pod_cidrs.iter().filter_map(|text| prefix::parse_canonical(text))
+    }
+
+    /// Its accepted addresses.
+    pub(super) fn addresses(&self) -> &[IpAddr] {
+        &self.0.addresses
+    }
 }
 
 impl Ledger {
     /// The remembered Nodes by name, as if they had just been listed.
-    pub fn records(&self) -> BTreeMap<NodeName, NodeRecord> {
-        self.nodes.values().map(|entry| (entry.record.name.clone(), entry.record.clone())).collect()
+    pub fn records(&self) -> BTreeMap<&NodeName, &NodeRecord> {
+        self.nodes.values().map(|entry| (&entry.0.record.name, &entry.0.record)).collect()
     }
 
     /// Whether nothing is remembered.
@@ -40,29 +110,11 @@ impl Ledger {
         self.nodes.is_empty()
     }
 
-    pub(super) fn insert(&mut self, entry: Entry) {
-        self.nodes.insert(entry.record.uid.clone(), entry);
+    pub(super) fn insert(&mut self, entry: SharedEntry) {
+        self.nodes.insert(entry.record().uid.clone(), entry);
     }
 
-    pub(super) fn knows(&self, uid: &NodeUid) -> bool {
-        self.nodes.contains_key(uid)
-    }
-
-    pub(super) fn state(&self, uid: &NodeUid) -> Option<State> {
-        // What stands here was parsed once; a file that was changed since does not get past its checksum.
-        State::parse(self.nodes.get(uid)?.record.state.as_deref()?).ok()
-    }
-
-    pub(super) fn endpoints(&self, uid: &NodeUid) -> Option<Endpoints> {
-        Endpoints::parse(self.nodes.get(uid)?.record.endpoints.as_deref()?).ok()
-    }
-
-    pub(super) fn pod_cidrs(&self, uid: &NodeUid) -> impl Iterator<Item = IpNetwork> {
-        let texts = self.nodes.get(uid).map(|entry| entry.record.pod_cidrs.as_slice()).unwrap_or_default();
-        texts.iter().filter_map(|text| prefix::parse_canonical(text))
-    }
-
-    pub(super) fn addresses(&self, uid: &NodeUid) -> impl Iterator<Item = IpAddr> {
-        self.nodes.get(uid).map(|entry| entry.addresses.clone()).unwrap_or_default().into_iter()
+    pub(super) fn entry(&self, uid: &NodeUid) -> Option<&SharedEntry> {
+        self.nodes.get(uid)
     }
 }

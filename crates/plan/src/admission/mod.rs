@@ -15,18 +15,18 @@ use ipnetwork::IpNetwork;
 use keyring::{PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
-use crate::annotation::{Endpoints, State};
+use crate::annotation::{AnnotationError, Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
 use crate::renewal::Renewal;
 use claims::Claims;
-use ledger::Entry;
 pub use ledger::Ledger;
+use ledger::SharedEntry;
 pub use reason::Reason;
 
 /// What this node is configured to believe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
+pub struct AdmissionPolicy {
     /// The cluster's pod ranges.
     pub cluster_cidrs: Vec<IpNetwork>,
     /// The cluster's service ranges.
@@ -135,41 +135,68 @@ pub struct Admission {
     pub pending: Vec<NodeName>,
 }
 
-/// Decides who is in the mesh. `records` are all Nodes that count, in any order; `ledger` is the one that the
-/// last call returned.
-pub fn admit(policy: &Policy, own: &NodeName, records: &[NodeRecord], ledger: &Ledger) -> Admission {
-    let mut records: Vec<&NodeRecord> = records.iter().collect();
-    // Incumbents first, then by age. The UID decides between Nodes made in the same second.
-    records.sort_by_key(|record| (!ledger.knows(&record.uid), &record.created, &record.uid, &record.name));
-    records.dedup_by_key(|record| &record.name);
-    let mut desk = Desk {
-        policy,
-        own,
-        ledger,
-        claims: Claims::of_incumbents(&records, ledger),
-        out: Admission::default(),
-    };
-    for record in records {
-        desk.hear(record);
+/// Decides who is in the mesh. `records` are all Nodes that count, in any order; `ledger` is the one that the last call
+/// returned.
+pub fn admit<'a>(
+    policy: &AdmissionPolicy,
+    own: &NodeName,
+    records: impl IntoIterator<Item = &'a NodeRecord>,
+    ledger: &Ledger,
+) -> Admission {
+    let candidate = |record: &'a NodeRecord| Candidate { record, entry: ledger.entry(&record.uid) };
+    let mut candidates: Vec<Candidate<'_>> = records.into_iter().map(candidate).collect();
+    // Incumbents first, then by age. The UID decides between Nodes created in the same second.
+    candidates.sort_by_key(|Candidate { record, entry }| {
+        (entry.is_none(), &record.created, &record.uid, &record.name)
+    });
+    candidates.dedup_by_key(|candidate| &candidate.record.name);
+    let claims = Claims::of_incumbents(&candidates);
+    let mut admitter = Admitter { policy, own, claims, out: Admission::default() };
+    for candidate in candidates {
+        admitter.consider(candidate);
     }
-    let mut out = desk.out;
+    let mut out = admitter.out;
     out.rejected
         .sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
     out.pending.sort();
     out
 }
 
-/// Hears one node after the other.
-struct Desk<'a> {
-    policy: &'a Policy,
+/// A Node, and what the ledger has of it.
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'a> {
+    record: &'a NodeRecord,
+    entry: Option<&'a SharedEntry>,
+}
+
+impl<'a> Candidate<'a> {
+    /// The entry, if it is what a new one would be.
+    fn unchanged(self, record: &NodeRecord, addresses: &[IpAddr]) -> Option<&'a SharedEntry> {
+        self.entry.filter(|entry| entry.says(record, addresses))
+    }
+
+    /// The endpoints that the node publishes.
+    fn endpoints(self) -> Result<Endpoints, AnnotationError> {
+        let Some(text) = self.record.endpoints.as_deref() else { return Ok(Endpoints::default()) };
+        let same = self.entry.filter(|entry| entry.record().endpoints.as_deref() == Some(text));
+        match same.and_then(SharedEntry::endpoints) {
+            Some(former) => Ok(former.clone()),
+            None => Endpoints::parse(text),
+        }
+    }
+}
+
+/// Considers one node after the other.
+struct Admitter<'a> {
+    policy: &'a AdmissionPolicy,
     own: &'a NodeName,
-    ledger: &'a Ledger,
     claims: Claims,
     out: Admission,
 }
 
-impl Desk<'_> {
-    fn hear(&mut self, record: &NodeRecord) {
+impl Admitter<'_> {
+    fn consider(&mut self, candidate: Candidate<'_>) {
+        let record = candidate.record;
         let is_own = record.name == *self.own;
         if record.pod_cidrs.is_empty() || (record.state.is_none() && !is_own) {
             self.out.pending.push(record.name.clone());
@@ -180,14 +207,18 @@ impl Desk<'_> {
             Err(reason) => return self.reject(record, reason, false),
         };
         if is_own {
-            return self.seat_own(record, pod_cidrs);
+            return self.admit_own(candidate, pod_cidrs);
         }
-        let (state, text) = match self.state(record) {
-            Ok(state) => (state, record.state.clone()),
-            Err(reason) => match self.last_good(record) {
-                Some((state, text)) => {
+        // What replaces the record's annotations in the ledger if they were refused.
+        let mut replaced = None;
+        let state = match self.state(candidate) {
+            Ok(state) => state,
+            Err(reason) => match self.last_good(candidate) {
+                Some(state) => {
                     self.reject(record, reason, true);
-                    (state, Some(text))
+                    let former = replaced.get_or_insert_with(|| record.clone());
+                    former.state = Some(state.render());
+                    state
                 }
                 None => return self.reject(record, reason, false),
             },
@@ -195,28 +226,47 @@ impl Desk<'_> {
         self.claims.hold_keys(&record.uid, &state);
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
         let addresses = self.addresses(record);
-        let (endpoints, endpoints_text) = self.endpoints(record);
+        let endpoints = match candidate.endpoints() {
+            Ok(endpoints) => endpoints,
+            Err(error) => {
+                self.reject(record, Reason::Endpoints(error), true);
+                let former = candidate.entry.and_then(SharedEntry::endpoints).cloned();
+                replaced.get_or_insert_with(|| record.clone()).endpoints =
+                    former.as_ref().map(Endpoints::render);
+                former.unwrap_or_default()
+            }
+        };
         let member = Member {
             uid: record.uid.clone(),
             pod_cidrs,
-            addresses: addresses.clone(),
+            addresses,
             state,
             endpoint: self.endpoint(record, &endpoints),
             nat: endpoints.nat,
             keepalive: self.keepalive(record),
         };
-        let good = NodeRecord { state: text, endpoints: endpoints_text, ..bounded(record) };
-        self.out.ledger.insert(Entry { record: good, addresses });
+        self.remember(candidate, replaced.as_ref().unwrap_or(record), &member.addresses);
         self.out.world.peers.insert(record.name.clone(), member);
     }
 
-    fn seat_own(&mut self, record: &NodeRecord, pod_cidrs: Vec<IpNetwork>) {
+    fn admit_own(&mut self, candidate: Candidate<'_>, pod_cidrs: Vec<IpNetwork>) {
+        let record = candidate.record;
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
         let addresses = self.addresses(record);
-        let nat = self.endpoints(record).0.nat;
-        self.out.ledger.insert(Entry { record: bounded(record), addresses: addresses.clone() });
+        let endpoints =
+            candidate.endpoints().map_err(|error| self.reject(record, Reason::Endpoints(error), true));
+        let former = || candidate.entry.and_then(SharedEntry::endpoints).cloned().unwrap_or_default();
+        let nat = endpoints.unwrap_or_else(|()| former()).nat;
+        self.remember(candidate, record, &addresses);
         let renewal = self.renewal(record);
         self.out.world.own = Some(Own { uid: record.uid.clone(), pod_cidrs, addresses, nat, renewal });
+    }
+
+    /// Enters an accepted record in the ledger. The entry that is there stays if it says the same.
+    fn remember(&mut self, candidate: Candidate<'_>, record: &NodeRecord, addresses: &[IpAddr]) {
+        let entry = candidate.unchanged(record, addresses).cloned();
+        let entry = entry.unwrap_or_else(|| SharedEntry::new(bounded(record), addresses.to_vec()));
+        self.out.ledger.insert(entry);
     }
 
     fn renewal(&mut self, record: &NodeRecord) -> Option<Renewal> {
@@ -247,12 +297,19 @@ impl Desk<'_> {
         Ok(accepted)
     }
 
-    fn state(&self, record: &NodeRecord) -> Result<State, Reason> {
-        let state = State::parse(record.state.as_deref().unwrap_or_default()).map_err(Reason::State)?;
+    fn state(&self, candidate: Candidate<'_>) -> Result<State, Reason> {
+        let record = candidate.record;
+        let former = candidate.entry.and_then(SharedEntry::state);
+        let same = candidate.entry.is_some_and(|entry| entry.record().state == record.state);
+        // The same text parses to the same state.
+        let state = match former.filter(|_| same) {
+            Some(former) => former.clone(),
+            None => State::parse(record.state.as_deref().unwrap_or_default()).map_err(Reason::State)?,
+        };
         if state.uid != record.uid {
             return Err(Reason::ForeignUid);
         }
-        if let Some(former) = self.ledger.state(&record.uid) {
+        if let Some(former) = former {
             if state.generation < former.generation {
                 return Err(Reason::GenerationWentBack { found: state.generation, known: former.generation });
             }
@@ -274,16 +331,13 @@ impl Desk<'_> {
     }
 
     /// What the same Node published before, if nobody else has taken the key since and it is not ours.
-    fn last_good(&self, record: &NodeRecord) -> Option<(State, String)> {
-        let state = self.ledger.state(&record.uid)?;
+    fn last_good(&self, candidate: Candidate<'_>) -> Option<State> {
+        let state = candidate.entry?.state()?;
         let free = |key| {
-            self.claims.holder_of_key(&record.uid, key).is_none() && !self.policy.own_keys.contains(key)
+            let holder = self.claims.holder_of_key(&candidate.record.uid, key);
+            holder.is_none() && !self.policy.own_keys.contains(key)
         };
-        let usable = state.slots.iter().all(|(_, slot)| free(&slot.key));
-        usable.then(|| {
-            let text = state.render();
-            (state, text)
-        })
+        state.slots.iter().all(|(_, slot)| free(&slot.key)).then(|| state.clone())
     }
 
     fn addresses(&mut self, record: &NodeRecord) -> Vec<IpAddr> {
@@ -324,20 +378,6 @@ impl Desk<'_> {
         match self.claims.holder_of_address(&record.uid, address) {
             Some(holder) => Err(Reason::AddressTaken { address, holder }),
             None => Ok(address),
-        }
-    }
-
-    /// The node's endpoints; if they can't be read, those that it published before.
-    fn endpoints(&mut self, record: &NodeRecord) -> (Endpoints, Option<String>) {
-        let Some(text) = record.endpoints.as_deref() else { return (Endpoints::default(), None) };
-        match Endpoints::parse(text) {
-            Ok(endpoints) => (endpoints, Some(text.to_owned())),
-            Err(error) => {
-                self.reject(record, Reason::Endpoints(error), true);
-                let former = self.ledger.endpoints(&record.uid);
-                let text = former.as_ref().map(Endpoints::render);
-                (former.unwrap_or_default(), text)
-            }
         }
     }
 

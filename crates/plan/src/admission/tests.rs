@@ -2,13 +2,13 @@ use super::*;
 use crate::annotation::{Phase, SlotState};
 use keyring::PerSlot;
 
-fn policy() -> Policy {
-    Policy {
+fn policy() -> AdmissionPolicy {
+    AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         ipv4: true,
         ipv6: true,
-        ..Policy::default()
+        ..AdmissionPolicy::default()
     }
 }
 
@@ -141,14 +141,14 @@ fn every_reason_has_a_case() {
 
 #[test]
 fn our_own_key_is_nobody_elses() {
-    let policy = Policy { own_keys: [key(6)].into(), ..policy() };
+    let policy = AdmissionPolicy { own_keys: [key(6)].into(), ..policy() };
     let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(3)], &Ledger::default());
     assert_eq!(codes(&admission), [("n3", "key-own")]);
 }
 
 #[test]
 fn the_api_servers_address_needs_the_control_plane_role() {
-    let policy = Policy { api_servers: ["192.0.2.2".parse().unwrap()].into(), ..policy() };
+    let policy = AdmissionPolicy { api_servers: ["192.0.2.2".parse().unwrap()].into(), ..policy() };
     let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(2)], &Ledger::default());
     assert_eq!(codes(&admission), [("n2", "address-of-api-server")]);
     let control_plane = NodeRecord { control_plane: true, ..node(2) };
@@ -158,7 +158,7 @@ fn the_api_servers_address_needs_the_control_plane_role() {
 
 #[test]
 fn node_addresses_stay_in_their_ranges_if_there_are_some() {
-    let policy = Policy { node_cidrs: vec!["192.0.2.0/31".parse().unwrap()], ..policy() };
+    let policy = AdmissionPolicy { node_cidrs: vec!["192.0.2.0/31".parse().unwrap()], ..policy() };
     let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(2)], &Ledger::default());
     assert_eq!(codes(&admission), [("n2", "address-outside")]);
 }
@@ -223,7 +223,7 @@ fn endpoints_are_those_that_we_can_send_to() {
     let mut record = node(2);
     let addresses = vec!["2001:db8::2".parse().unwrap(), "192.0.2.2".parse().unwrap()];
     record.endpoints = Some(Endpoints { addresses, nat: true }.render());
-    let policy = Policy { ipv6: false, ..policy() };
+    let policy = AdmissionPolicy { ipv6: false, ..policy() };
     let of = |record: &NodeRecord| {
         let admission = admit(&policy, &NodeName::new("n1"), &[node(1), record.clone()], &Ledger::default());
         admission.world.peers[&NodeName::new("n2")].clone()
@@ -241,6 +241,6 @@ fn a_ledger_survives_its_own_text() {
     let text = serde_json::to_string(&ledger).unwrap();
     let read: Ledger = serde_json::from_str(&text).unwrap();
     assert_eq!(read, ledger);
-    let records: Vec<NodeRecord> = read.records().into_values().collect();
+    let records: Vec<NodeRecord> = read.records().into_values().cloned().collect();
     assert_eq!(hear(&records, &read), hear(&[node(1), node(2), node(3)], &ledger));
 }

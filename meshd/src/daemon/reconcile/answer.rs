@@ -28,8 +28,13 @@ impl Reconciler {
     async fn plan(&mut self) -> PlanReport {
         match self.prepare().await {
             Ok(turn) => PlanReport {
-                steps: turn.ops.iter().map(ToString::to_string).collect(),
-                ops: turn.ops.iter().filter_map(|op| serde_json::to_value(op).ok()).collect(),
+                steps: turn.due.iter().chain(&turn.waiting).map(ToString::to_string).collect(),
+                ops: turn
+                    .due
+                    .iter()
+                    .chain(&turn.waiting)
+                    .filter_map(|op| serde_json::to_value(op).ok())
+                    .collect(),
                 violations: turn.violations.iter().map(ToString::to_string).collect(),
             },
             Err(error) => PlanReport { violations: vec![Chain(&error).to_string()], ..PlanReport::default() },

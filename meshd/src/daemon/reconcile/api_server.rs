@@ -1,28 +1,157 @@
-//! What the loop asks of the API server, and what it has published there.
+//! What the loop asks of the API server, by tasks whose answers come back as inputs, and what it publishes there.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
+use futures::StreamExt as _;
 use keyring::rotation::Input;
+use plan::cluster::Lookup;
 use plan::node::NodeName;
-use tokio::time::Instant;
+use plan::turn::{ApiServer, questions};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
 use tracing::warn;
 
-use super::{ASK, PATIENCE, Reconciler};
+use super::Reconciler;
 use crate::api::fence::{self, Fence};
 use crate::api::{nodes, servers};
 use crate::chain::Chain;
 use crate::daemon::publication;
 
-impl Reconciler {
-    /// Asks for each missing Node by name, a few at a time.
-    pub(super) async fn confirm_gone(&self, missing: BTreeSet<NodeName>) -> BTreeSet<NodeName> {
-        use futures::StreamExt as _;
-        let questions = futures::stream::iter(missing).map(|name| async {
-            let answer = tokio::time::timeout(PATIENCE, nodes::find(&self.client, &name)).await;
-            matches!(answer, Ok(Ok(None))).then_some(name)
+/// How long one request may take.
+const API_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long all lookups of missing Nodes may take together. Those without an answer by then are not confirmed gone.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// Lookups at a time.
+const LOOKUPS: usize = 8;
+
+/// What the API server answered.
+#[derive(Debug)]
+pub(in crate::daemon) enum Answer {
+    /// Which of the missing Nodes of a list it does not have.
+    Gone { list: u64, gone: BTreeSet<NodeName> },
+    /// Its own addresses.
+    Addresses(BTreeSet<IpAddr>),
+    /// Whether its admission policy is in place.
+    Fence(Fence),
+}
+
+/// Asks the API server, and remembers when.
+pub(super) struct ApiQuestions {
+    client: kube::Client,
+    answers: mpsc::Sender<Answer>,
+    addresses_asked: Option<Duration>,
+    fence_tested: Option<Duration>,
+}
+
+impl ApiQuestions {
+    pub(super) const fn new(client: kube::Client, answers: mpsc::Sender<Answer>) -> Self {
+        Self { client, answers, addresses_asked: None, fence_tested: None }
+    }
+
+    /// Looks up missing Nodes by name, a few at a time.
+    pub(super) fn look_up(&self, Lookup { list, missing }: Lookup) {
+        let client = self.client.clone();
+        self.ask(async move {
+            let lookups = futures::stream::iter(missing).map(|name| {
+                let client = client.clone();
+                async move {
+                    let answer = timeout(API_TIMEOUT, nodes::find(&client, &name)).await;
+                    matches!(answer, Ok(Ok(None))).then_some(name)
+                }
+            });
+            let mut confirmed = lookups.buffer_unordered(LOOKUPS).filter_map(std::future::ready).boxed();
+            let mut gone = BTreeSet::new();
+            let all = async {
+                while let Some(name) = confirmed.next().await {
+                    gone.insert(name);
+                }
+            };
+            // The rest is not confirmed.
+            let _ = timeout(LOOKUP_TIMEOUT, all).await;
+            Some(Answer::Gone { list, gone })
         });
-        questions.buffer_unordered(8).filter_map(std::future::ready).collect().await
+    }
+
+    fn ask_addresses(&self) {
+        let client = self.client.clone();
+        self.ask(async move {
+            match timeout(API_TIMEOUT, servers::addresses(&client)).await {
+                Ok(Ok(addresses)) => return Some(Answer::Addresses(addresses)),
+                Ok(Err(error)) => {
+                    warn!(cause = %Chain(&error), "the API server does not name its own addresses");
+                }
+                Err(_) => warn!("the API server does not name its own addresses in time"),
+            }
+            None
+        });
+    }
+
+    fn test_fence(&self, other: NodeName) {
+        let client = self.client.clone();
+        self.ask(async move {
+            match timeout(API_TIMEOUT, fence::test(&client, &other)).await {
+                Ok(Ok(fence)) => return Some(Answer::Fence(fence)),
+                Ok(Err(error)) => warn!(cause = %Chain(&error), "the admission policy could not be tested"),
+                Err(_) => warn!("the admission policy could not be tested in time"),
+            }
+            None
+        });
+    }
+
+    fn ask(&self, question: impl Future<Output = Option<Answer>> + Send + 'static) {
+        let answers = self.answers.clone();
+        tokio::spawn(async move {
+            if let Some(answer) = question.await {
+                // The loop has ended: nobody needs the answer.
+                let _ = answers.send(answer).await;
+            }
+        });
+    }
+}
+
+impl Reconciler {
+    /// Asks now and then what the API server's addresses are and whether its admission policy is in place.
+    pub(super) fn question_api_server(&mut self, now: Duration) {
+        let due = questions(
+            &ApiServer {
+                connected: self.cluster.is_listed() && self.outcome.api_error.is_none(),
+                addresses_asked: self.api.addresses_asked,
+                fence_tested: self.api.fence_tested,
+                other: self.cluster.any_other().cloned(),
+            },
+            now,
+        );
+        if due.addresses {
+            self.api.addresses_asked = Some(now);
+            self.api.ask_addresses();
+        }
+        if let Some(other) = due.fence {
+            self.api.fence_tested = Some(now);
+            self.api.test_fence(other);
+        }
+    }
+
+    /// Takes an answer of the API server; says whether the loop should act on it.
+    pub(in crate::daemon) fn take_answer(&mut self, answer: Answer) -> bool {
+        match answer {
+            Answer::Gone { list, gone } => self.cluster.confirm(self.started.elapsed(), list, &gone),
+            Answer::Addresses(addresses) => {
+                let before = self.policy.api_servers.len();
+                self.policy.api_servers.extend(addresses);
+                self.policy.api_servers.len() != before
+            }
+            Answer::Fence(fence) => {
+                if fence == Fence::Missing {
+                    warn!(
+                        "TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml"
+                    );
+                }
+                self.outcome.fence = fence;
+                false
+            }
+        }
     }
 
     /// Hands the publisher what our Node should say, if it says something else.
@@ -61,35 +190,5 @@ impl Reconciler {
         let local = self.host.local_addresses().await.unwrap_or_default();
         let listed = record.addresses.iter().filter_map(|text| text.parse().ok());
         listed.filter(|address| local.contains(address)).collect()
-    }
-
-    /// Asks now and then what the API server's addresses are and whether its policy stands.
-    pub(super) async fn ask_api_server(&mut self) {
-        let due = self.asked.is_none_or(|asked| asked.elapsed() >= ASK);
-        if !due || !self.cluster.is_listed() || self.outcome.api_error.is_some() {
-            return;
-        }
-        self.asked = Some(Instant::now());
-        match tokio::time::timeout(PATIENCE, servers::addresses(&self.client)).await {
-            Ok(Ok(addresses)) => self.policy.api_servers.extend(addresses),
-            Ok(Err(error)) => warn!(cause = %Chain(&error), "the API server does not name its own addresses"),
-            Err(_) => warn!("the API server does not answer in time"),
-        }
-        let Some(other) = self.cluster.any_other() else {
-            self.asked = None;
-            return;
-        };
-        match tokio::time::timeout(PATIENCE, fence::test(&self.client, other)).await {
-            Ok(Ok(fence)) => {
-                if fence == Fence::Missing {
-                    warn!(
-                        "TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml"
-                    );
-                }
-                self.outcome.fence = fence;
-            }
-            Ok(Err(error)) => warn!(cause = %Chain(&error), "the trust policy could not be tested"),
-            Err(_) => warn!("the API server does not answer in time"),
-        }
     }
 }

@@ -8,27 +8,28 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use keyring::Slot;
-use keyring::rotation::{Input, PeerId};
+use keyring::rotation::Input;
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
-use plan::admission::{Admission, Policy};
-use plan::check::{Violation, check};
+use plan::admission::{Admission, AdmissionPolicy};
+use plan::backoff::{self, Backoff, Subject};
+use plan::check::Violation;
+use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay};
-use plan::network::Network;
 use plan::node::NodeName;
 use plan::op::Op;
+use plan::path_mtu::PathMtus;
+use plan::turn::{Known, Turn, decide};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::audit::Audit;
-use super::cluster::Cluster;
 use super::devices::Devices;
 use super::keys::Keys;
 use super::observe::ObserveError;
 use super::outcome::Outcome;
-use super::peer_channel::{PeerChannel, PeerView, peer_views};
+use super::peer_channel::{PeerChannel, peer_views};
 use super::pq::{self, Pairs};
 use super::{observe, perform};
 use crate::api::events::NodeEvent;
@@ -40,11 +41,15 @@ use crate::channel::ReceivedMessage;
 use crate::config::Config;
 use crate::device::Chosen;
 use crate::fault;
+pub(super) use api_server::Answer;
+use api_server::ApiQuestions;
 
-/// How often the API server is asked what its own addresses are, and whether its policy still stands.
-const ASK: Duration = Duration::from_mins(10);
-/// How long such a question may take: the loop must not wait for an API server that hangs.
-const PATIENCE: Duration = Duration::from_secs(3);
+const OBSERVE: Subject = Subject::Task("observe");
+const PLAN: Subject = Subject::Task("plan");
+const CACHE: Subject = Subject::Task("cache");
+const CNI: Subject = Subject::Task("cni");
+const CHANNEL: Subject = Subject::Task("control-channel");
+
 /// MTU where the kernel names none: Ethernet's.
 const USUAL_MTU: u32 = 1500;
 
@@ -60,40 +65,32 @@ pub(super) struct Reconciler {
     node_events: mpsc::Sender<NodeEvent>,
     cluster: Cluster,
     cache: Cache,
-    client: kube::Client,
-    policy: Policy,
+    api: ApiQuestions,
+    policy: AdmissionPolicy,
+    path_mtus: PathMtus,
+    /// Whether the kernel has reported a change since the last turn.
+    kernel_changed: bool,
+    /// Steps, observations and plans that fail.
+    backoff: Backoff,
+    /// What else fails; nothing waits for it.
+    side_tasks: Backoff,
     wanted: watch::Sender<Option<Publication>>,
     started: Instant,
-    asked: Option<Instant>,
     /// When keys were last replaced for the sake of their devices.
-    renewed: Option<Instant>,
+    renewed: Option<Duration>,
     pub(super) outcome: Outcome,
 }
 
 /// Where the loop's results go.
-pub(super) struct Ways {
+pub(super) struct Outputs {
     /// What our Node should say.
     pub(super) wanted: watch::Sender<Option<Publication>>,
     /// What the control channel hears, on its way back to the loop.
     pub(super) heard: mpsc::Sender<ReceivedMessage>,
     /// What becomes an Event.
     pub(super) node_events: mpsc::Sender<NodeEvent>,
-}
-
-/// What one turn wants, sees and would do.
-struct Turn {
-    admission: Admission,
-    underlay: Underlay,
-    desired: Network,
-    observed: Network,
-    ops: Vec<Op>,
-    violations: Vec<Violation>,
-    /// What the node does about each peer when the plan has been performed.
-    views: BTreeMap<PeerId, PeerView>,
-    /// The slot that pods' packets to each peer then take.
-    carried: BTreeMap<PeerId, Option<Slot>>,
-    /// The own generation that the plan is for.
-    generation: u64,
+    /// What the API server answers, on its way back to the loop.
+    pub(super) answers: mpsc::Sender<Answer>,
 }
 
 /// Puts a guard in place that knows the cluster's ranges only. One that stands already, from a daemon that
@@ -115,9 +112,9 @@ impl Reconciler {
         host: Handle,
         (client, server): (kube::Client, Option<IpAddr>),
         chosen: Chosen,
-        ways: Ways,
+        outputs: Outputs,
     ) -> Self {
-        let Ways { wanted, heard, node_events } = ways;
+        let Outputs { wanted, heard, node_events, answers } = outputs;
         let cache = Cache::in_folder(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let memory = match cache.load() {
@@ -128,7 +125,7 @@ impl Reconciler {
             }
         };
         let (ledger, uid) = memory.map_or_else(Default::default, |memory| (memory.ledger, memory.uid));
-        let policy = Policy {
+        let policy = AdmissionPolicy {
             cluster_cidrs: config.cluster_cidrs.clone(),
             service_cidrs: config.service_cidrs.clone(),
             node_cidrs: config.node_cidrs.clone(),
@@ -151,90 +148,127 @@ impl Reconciler {
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::new(chosen),
             started: Instant::now(),
-            asked: None,
             renewed: None,
+            api: ApiQuestions::new(client, answers),
+            path_mtus: PathMtus::default(),
+            kernel_changed: false,
+            backoff: Backoff::default(),
+            side_tasks: Backoff::default(),
             config,
             keys,
             host,
             cache,
-            client,
             policy,
             wanted,
         }
     }
 
     /// Takes what the API server said; says whether the loop should act on it.
-    pub(super) async fn learn(&mut self, change: Change) -> bool {
-        match change {
+    pub(super) fn learn(&mut self, change: Change) -> bool {
+        let now = self.started.elapsed();
+        let changed = match change {
             Change::Failed(error) => {
                 warn!(cause = %Chain(&error), "the API server is away; the mesh stays as it is");
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }
-            Change::Applied(record) => self.cluster.apply(self.started.elapsed(), record),
+            Change::Applied(record) => self.cluster.apply(now, record),
             Change::Deleted(name, uid) => self.cluster.delete(&name, &uid),
             Change::Listed(list) => {
-                let missing = self.cluster.missing_from(&list);
-                let gone = self.confirm_gone(missing).await;
-                self.cluster.relist(self.started.elapsed(), list, &gone);
+                if let Some(lookup) = self.cluster.relist(now, list) {
+                    self.api.look_up(lookup);
+                }
+                true
             }
-        }
-        self.outcome.api_error = None;
-        true
+        };
+        let reconnected = self.outcome.api_error.take().is_some();
+        changed || reconnected
     }
 
-    /// One turn; says whether another one should follow soon because something failed.
-    pub(super) async fn reconcile(&mut self) -> bool {
-        self.ask_api_server().await;
-        self.cluster.release(self.started.elapsed());
+    /// Takes a notice from the kernel: links, addresses or routes may be others now.
+    pub(super) fn kernel_changed(&mut self) {
+        self.path_mtus.clear();
+        self.kernel_changed = true;
+    }
+
+    /// One turn; says how soon to take another because something failed.
+    pub(super) async fn reconcile(&mut self) -> Option<Duration> {
+        let now = self.started.elapsed();
+        self.question_api_server(now);
+        self.cluster.release(now);
         self.outcome.counters.reconciles += 1;
-        let turn = match self.prepare().await {
+        let mut turn = match self.prepare().await {
             Ok(turn) => turn,
             Err(error) => {
-                error!(cause = %Chain(&error), "the node's network can't be observed; nothing is changed");
-                self.outcome.failures = vec![Chain(&error).to_string()];
-                return true;
+                let cause = Chain(&error).to_string();
+                if self.backoff.failed(now, OBSERVE, cause.clone()) {
+                    error!(cause, "the node's network can't be observed; nothing is changed");
+                }
+                self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
+                return self.retry_in(now);
             }
         };
-        self.outcome.failures = if turn.violations.is_empty() {
-            self.perform(&turn.ops).await
-        } else {
-            turn.violations.iter().map(|violation| format!("plan refused: {violation}")).collect()
-        };
-        let remembered = self.remember(&turn.admission);
-        if self.outcome.failures.is_empty() && remembered {
-            self.peer_channel.set_views(turn.views.clone());
-            self.pairs.settle(&turn.carried, &mut self.keys);
-            self.keys.tell(Input::Applied(turn.generation));
+        self.kernel_changed = false;
+        self.backoff = std::mem::take(&mut turn.backoff);
+        self.backoff.succeeded(&OBSERVE);
+        self.refuse(now, &turn.violations);
+        self.perform(now, &turn.due).await;
+        self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
+        let remembered = self.remember(now, &turn.admission);
+        if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
+            self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup, &turn.underlay));
+            self.pairs.settle(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
+            self.keys.tell(Input::Applied(generation));
         }
         self.publish().await;
-        self.converse(&turn.desired).await;
+        self.converse(now, &turn.desired).await;
         self.account(&turn.admission);
-        self.settle_backend();
-        self.outcome.look(&turn.admission, &turn.underlay, &turn.desired, &turn.observed, &mut self.devices);
-        if let Err(error) =
-            self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired)
-        {
-            warn!(cause = %Chain(&error), "the CNI side is not up to date");
-            self.outcome.failures.push(Chain(&error).to_string());
+        self.settle_backend(now);
+        self.outcome.conclude(turn, &self.devices);
+        match self.outcome.tell_cni(&self.config) {
+            Ok(()) => drop(self.side_tasks.succeeded(&CNI)),
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, CNI, cause.clone()) {
+                    warn!(cause, "the CNI side is not up to date");
+                }
+                self.outcome.failures.push(cause);
+            }
         }
-        !self.outcome.failures.is_empty()
+        self.retry_in(now)
     }
 
-    /// Computes a turn without changing anything.
+    /// Time until the first failed step is due. What a turn does anyway is tried again at the next one.
+    fn retry_in(&self, now: Duration) -> Option<Duration> {
+        // Never at once: what is overdue may not have been tried in this turn.
+        self.backoff.retry_at().map(|at| at.saturating_sub(now).max(backoff::FIRST))
+    }
+
+    /// Logs why a plan is refused, once.
+    fn refuse(&mut self, now: Duration, violations: &[Violation]) {
+        if violations.is_empty() {
+            self.backoff.succeeded(&PLAN);
+            return;
+        }
+        let causes: Vec<String> = violations.iter().map(ToString::to_string).collect();
+        let cause = format!("plan refused: {}", causes.join("; "));
+        if self.backoff.failed(now, PLAN, cause.clone()) {
+            error!(cause, "nothing is changed");
+        }
+    }
+
+    /// Computes a turn without changing anything on the node.
     async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         let admission = self.cluster.admit(&self.policy);
         self.meet(&admission);
         let underlay = self.underlay(&admission).await?;
         let setup = self.setup(&admission);
-        let desired = plan::desired(&admission.world, &setup, &underlay);
-        let observed = observe::observe(&self.host, &mut self.devices, &desired).await?;
-        let ops = plan::diff(&desired, &observed);
-        let violations = check(&desired, &admission.world);
-        let (views, carried) = (peer_views(&admission, &setup, &underlay), pq::carried(&admission, &setup));
         let generation = self.keys.journal().generation;
-        Ok(Turn { admission, underlay, desired, observed, ops, violations, views, carried, generation })
+        let known = Known::new(admission, setup, underlay, generation, self.backoff.clone());
+        let desired = known.desired();
+        let observed = observe::observe(&self.host, &mut self.devices, desired, self.kernel_changed).await?;
+        Ok(decide(known, observed, self.started.elapsed()))
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {
@@ -256,16 +290,16 @@ impl Reconciler {
         setup
     }
 
-    /// The MTU of the way to each endpoint, by the route that its datagrams really take.
-    async fn underlay(&self, admission: &Admission) -> Result<Underlay, HostError> {
+    /// The path MTU to each endpoint, by the route that its datagrams really take.
+    async fn underlay(&mut self, admission: &Admission) -> Result<Underlay, HostError> {
         let fixed = self.config.mtu.map(|mtu| mtu + plan::desired::OVERHEAD);
-        let mut mtu_to = BTreeMap::new();
-        let endpoints = admission.world.peers.values().filter_map(|member| member.endpoint);
-        for endpoint in endpoints {
-            if let Some(way) = self.host.underlay(endpoint.address).await? {
-                mtu_to.insert(endpoint.address, fixed.unwrap_or(way.mtu));
-            }
+        let members = admission.world.peers.values();
+        let endpoints = members.filter_map(|member| Some(member.endpoint?.address)).collect();
+        for address in self.path_mtus.to_ask(&endpoints) {
+            let path = self.host.underlay(address).await?;
+            self.path_mtus.learn(address, path.map(|path| fixed.unwrap_or(path.mtu)));
         }
+        let mtu_to = self.path_mtus.mtus();
         let own = admission.world.own.as_ref().map(|own| own.addresses.as_slice()).unwrap_or_default();
         let mtu = match fixed {
             Some(mtu) => mtu,
@@ -276,44 +310,58 @@ impl Reconciler {
         Ok(Underlay { mtu, mtu_to })
     }
 
-    async fn perform(&mut self, ops: &[Op]) -> Vec<String> {
+    async fn perform(&mut self, now: Duration, ops: &[Op]) {
         let sysctls = Sysctls::at(&self.config.sysctl_dir);
-        let mut failures = Vec::new();
         for op in ops {
             fault::point("step.before");
-            match perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await {
+            let performed = perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await;
+            let subject = Subject::step(op);
+            match performed {
                 Ok(()) => {
-                    info!(step = %op, "done");
                     self.outcome.counters.steps += 1;
+                    match self.backoff.succeeded(&subject) {
+                        None => info!(step = %op, "done"),
+                        Some(failures) => info!(step = %op, failures, "done after failures"),
+                    }
                 }
                 Err(error) => {
-                    warn!(step = %op, cause = %Chain(&error), "failed; will try again");
                     self.outcome.counters.failed_steps += 1;
-                    failures.push(format!("{op}: {}", Chain(&error)));
+                    let message = format!("{op}: {}", Chain(&error));
+                    if self.backoff.failed(now, subject, message) {
+                        warn!(step = %op, cause = %Chain(&error), "failed; tried again at growing intervals");
+                    }
                 }
             }
         }
         for (slot, key) in perform::to_greet(ops) {
             self.devices.greet(slot, key);
         }
-        failures
     }
 
-    /// Keeps what the cluster looks like; says whether it is kept.
-    fn remember(&mut self, admission: &Admission) -> bool {
-        self.cluster.ledger = admission.ledger.clone();
+    /// Keeps the ledger; says whether it is kept.
+    fn remember(&mut self, now: Duration, admission: &Admission) -> bool {
+        self.cluster.remember(&admission.ledger);
+        // Before the first list the memory is what the file says.
+        if !self.cluster.is_listed() {
+            return true;
+        }
         let memory = Memory {
             node: NodeName::new(self.config.node_name.clone()),
             uid: self.cluster.own_uid().cloned(),
             ledger: admission.ledger.clone(),
         };
-        // Before the first list the memory is what the file says.
-        if self.cluster.is_listed()
-            && let Err(error) = self.cache.save(&memory)
-        {
-            warn!(cause = %Chain(&error), "the last known peers are not kept");
-            return false;
+        match self.cache.save(&memory) {
+            Ok(_) => {
+                self.side_tasks.succeeded(&CACHE);
+                true
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, CACHE, cause.clone()) {
+                    warn!(cause, "the last known peers are not kept");
+                }
+                false
+            }
         }
-        true
     }
 }

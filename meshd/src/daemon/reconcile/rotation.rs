@@ -1,19 +1,21 @@
 //! What the loop tells the rotation and the audit trail, and what it does for them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use keyring::audit::NodeRef;
 use keyring::pq::Entry;
-use keyring::rotation::{Cause, Input, PeerId, slot_for};
+use keyring::rotation::{Cause, Input, PeerId, Rotation, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::network::Network;
 use plan::node::NodeUid;
+use plan::turn::renew_for_backend;
 use tokio::time::Instant;
 use tracing::{info, warn};
 use wireguard::DeviceState;
 
-use super::{ASK, Reconciler};
+use super::{CHANNEL, Reconciler};
 use crate::api::events::NodeEvent;
 use crate::chain::Chain;
 use crate::channel::ReceivedMessage;
@@ -65,10 +67,20 @@ impl Reconciler {
     }
 
     /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
-    pub(super) async fn converse(&mut self, desired: &Network) {
+    pub(super) async fn converse(&mut self, now: Duration, desired: &Network) {
         match self.peer_channel.update_sockets(&self.host, desired).await {
-            Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
-            Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
+            Ok(busy) => {
+                self.side_tasks.succeeded(&CHANNEL);
+                for slot in busy {
+                    self.keys.tell(Input::Received(slot));
+                }
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, CHANNEL, cause.clone()) {
+                    warn!(cause, "the control channel can't be put in place");
+                }
+            }
         }
         self.tick();
         self.peer_channel.send_probes();
@@ -103,9 +115,9 @@ impl Reconciler {
         Input::Answer { peer, nonce, seen, tx, over, protected }
     }
 
-    /// Says once who carries the packets. Devices of another backend are replaced as keys are: slot by slot, and never
+    /// Reports once which backend was selected. Devices of another backend are replaced as keys are: slot by slot, and never
     /// one that traffic is on.
-    pub(super) fn settle_backend(&mut self) {
+    pub(super) fn settle_backend(&mut self, now: Duration) {
         let Some(own) = self.cluster.own_record() else { return };
         if let Some(message) = self.outcome.take_choice() {
             let node_event =
@@ -114,11 +126,10 @@ impl Reconciler {
             let _ = self.node_events.try_send(node_event);
         }
         let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
-        let idle = self.keys.rotation().is_some_and(|rotation| !rotation.busy());
-        let due = self.renewed.is_none_or(|renewed| renewed.elapsed() >= ASK);
-        if outdated && idle && due && self.outcome.failures.is_empty() {
+        let rotating = self.keys.rotation().is_none_or(Rotation::busy);
+        if renew_for_backend(outdated, rotating, !self.outcome.failures.is_empty(), self.renewed, now) {
             info!("a device is another backend's than new ones; its slot gets a new key and a new device");
-            self.renewed = Some(Instant::now());
+            self.renewed = Some(now);
             self.keys.tell(Input::Rotate(Cause::Request));
         }
     }

@@ -1,0 +1,217 @@
+//! When to try again what failed, and when to log it.
+//!
+//! Each step backs off by itself, from [`FIRST`] to [`LONGEST`]. A change of the plan or a notice from the kernel may mean
+//! that it would work now: then it is tried at once, but no sooner than [`NUDGED`] after the last try, because a step
+//! that fails can itself cause a notice. A failure is logged when it is new or its cause changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::op::Op;
+
+/// Time from the first failure to the next try.
+pub const FIRST: Duration = Duration::from_millis(500);
+/// Longest time between two tries.
+pub const LONGEST: Duration = Duration::from_secs(30);
+/// Least time between two tries while the plan or the kernel changes.
+pub const NUDGED: Duration = Duration::from_secs(1);
+
+/// What fails, with the time of the next try. Times are monotonic since any fixed moment.
+#[derive(Clone, Debug, Default)]
+pub struct Backoff {
+    failing: BTreeMap<Subject, Failing>,
+    planned: BTreeSet<Subject>,
+}
+
+/// What can fail.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Subject {
+    /// A step, with all of its arguments.
+    Step(String),
+    /// Something that every turn does.
+    Task(&'static str),
+}
+
+#[derive(Clone, Debug)]
+struct Failing {
+    failures: u32,
+    tried: Duration,
+    retry_at: Duration,
+    message: String,
+}
+
+impl Subject {
+    /// A step. Another argument makes another subject, which has not failed yet.
+    pub fn step(op: &Op) -> Self {
+        Self::Step(format!("{op:?}"))
+    }
+}
+
+impl Backoff {
+    /// Splits the steps of a plan into those to try now and those that wait. Steps that are no longer planned are
+    /// forgotten. With `changed` the kernel has changed since the last plan.
+    pub fn split(&mut self, now: Duration, ops: Vec<Op>, changed: bool) -> (Vec<Op>, Vec<Op>) {
+        let is_task = |subject: &Subject| matches!(subject, Subject::Task(_));
+        if self.failing.keys().all(is_task) {
+            self.planned.clear();
+            return (ops, Vec::new());
+        }
+        let steps: Vec<(Subject, Op)> = ops.into_iter().map(|op| (Subject::step(&op), op)).collect();
+        let planned: BTreeSet<Subject> = steps.iter().map(|(subject, _)| subject.clone()).collect();
+        let nudged = changed || planned != self.planned;
+        self.failing.retain(|subject, _| is_task(subject) || planned.contains(subject));
+        self.planned = planned;
+        if nudged {
+            for failing in self.failing.values_mut() {
+                failing.retry_at = failing.retry_at.min(failing.tried + NUDGED);
+            }
+        }
+        let is_due =
+            |subject: &Subject| self.failing.get(subject).is_none_or(|failing| failing.retry_at <= now);
+        let (due, waiting): (Vec<_>, Vec<_>) = steps.into_iter().partition(|(subject, _)| is_due(subject));
+        let ops = |steps: Vec<(Subject, Op)>| steps.into_iter().map(|(_, op)| op).collect();
+        (ops(due), ops(waiting))
+    }
+
+    /// Takes a failure. Says whether to log it: it is new, or its cause is another one than the last time.
+    pub fn failed(&mut self, now: Duration, subject: Subject, message: String) -> bool {
+        let former = self.failing.remove(&subject);
+        let failures = former.as_ref().map_or(0, |former| former.failures);
+        let is_news = former.is_none_or(|former| former.message != message);
+        let pause = FIRST.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX)).min(LONGEST);
+        if let Subject::Step(_) = subject {
+            self.planned.insert(subject.clone());
+        }
+        let failing = Failing {
+            failures: failures.saturating_add(1),
+            tried: now,
+            retry_at: now.saturating_add(pause),
+            message,
+        };
+        self.failing.insert(subject, failing);
+        is_news
+    }
+
+    /// Takes a success. Says how often it had failed, if it had.
+    pub fn succeeded(&mut self, subject: &Subject) -> Option<u32> {
+        self.failing.remove(subject).map(|failing| failing.failures)
+    }
+
+    /// What fails now, tried in the last turn or not.
+    pub fn failures(&self) -> impl Iterator<Item = &str> {
+        self.failing.values().map(|failing| failing.message.as_str())
+    }
+
+    /// Whether nothing fails.
+    pub fn is_empty(&self) -> bool {
+        self.failing.is_empty()
+    }
+
+    /// When the next try is due.
+    pub fn retry_at(&self) -> Option<Duration> {
+        self.failing.values().map(|failing| failing.retry_at).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(name: &str) -> Op {
+        Op::SetSysctl { name: name.to_owned(), value: "1".to_owned() }
+    }
+
+    const fn ms(count: u64) -> Duration {
+        Duration::from_millis(count)
+    }
+
+    /// Plans `ops` and fails `failing` of those that are due; gives those that were tried.
+    fn turn(backoff: &mut Backoff, now: Duration, ops: &[Op], changed: bool, failing: &Op) -> Vec<Op> {
+        let (tried, _) = backoff.split(now, ops.to_vec(), changed);
+        for op in &tried {
+            if op == failing {
+                backoff.failed(now, Subject::step(op), "refused".to_owned());
+            } else {
+                backoff.succeeded(&Subject::step(op));
+            }
+        }
+        tried
+    }
+
+    #[test]
+    fn a_failing_step_is_tried_at_growing_intervals_up_to_the_longest() {
+        let (mut backoff, bad) = (Backoff::default(), set("bad"));
+        let mut tried = Vec::new();
+        for at in (0..120_000).step_by(100) {
+            if !turn(&mut backoff, ms(at), std::slice::from_ref(&bad), false, &bad).is_empty() {
+                tried.push(at);
+            }
+        }
+        assert_eq!(tried, [0, 500, 1_500, 3_500, 7_500, 15_500, 31_500, 61_500, 91_500]);
+        assert_eq!(backoff.retry_at(), Some(ms(121_500)));
+    }
+
+    #[test]
+    fn other_steps_do_not_wait_for_it() {
+        let (mut backoff, bad, good) = (Backoff::default(), set("bad"), set("good"));
+        turn(&mut backoff, ms(0), &[bad.clone(), good.clone()], false, &bad);
+        turn(&mut backoff, ms(600), std::slice::from_ref(&bad), false, &bad);
+        turn(&mut backoff, ms(1_700), std::slice::from_ref(&bad), false, &bad);
+        assert_eq!(turn(&mut backoff, ms(1_800), &[bad.clone(), good.clone()], false, &bad), [good]);
+    }
+
+    #[test]
+    fn a_notice_or_another_plan_brings_the_next_try_forward_but_not_at_once() {
+        let (bad, good) = (set("bad"), set("good"));
+        let waiting = || {
+            let mut backoff = Backoff::default();
+            for at in [0, 500, 1_500, 3_500, 7_500] {
+                assert_eq!(turn(&mut backoff, ms(at), std::slice::from_ref(&bad), false, &bad).len(), 1);
+            }
+            backoff
+        };
+        let with = [bad.clone(), good];
+        for (at, ops, changed, tried) in [
+            (9_000, &with[..1], false, false),
+            (9_000, &with[..1], true, true),
+            (8_400, &with[..1], true, false),
+            (9_000, &with[..], false, true),
+        ] {
+            let tried_now = turn(&mut waiting(), ms(at), ops, changed, &bad).contains(&bad);
+            assert_eq!(tried_now, tried, "at {at}, {} steps, changed: {changed}", ops.len());
+        }
+    }
+
+    #[test]
+    fn a_nudged_step_keeps_backing_off() {
+        let (mut backoff, bad) = (Backoff::default(), set("bad"));
+        let mut tried = 0;
+        // Each try causes a notice.
+        for at in (0..60_000).step_by(50) {
+            tried += turn(&mut backoff, ms(at), std::slice::from_ref(&bad), true, &bad).len();
+        }
+        assert_eq!(tried, 61, "no more than once a second after the first retry");
+    }
+
+    #[test]
+    fn a_step_that_is_no_longer_planned_starts_afresh() {
+        let (mut backoff, bad) = (Backoff::default(), set("bad"));
+        for at in [0, 500, 1_500] {
+            turn(&mut backoff, ms(at), std::slice::from_ref(&bad), false, &bad);
+        }
+        turn(&mut backoff, ms(1_600), &[], false, &bad);
+        assert!(backoff.is_empty());
+        assert_eq!(turn(&mut backoff, ms(1_700), std::slice::from_ref(&bad), false, &bad).len(), 1);
+        assert_eq!(backoff.retry_at(), Some(ms(2_200)));
+    }
+
+    #[test]
+    fn a_failure_is_news_once_and_when_its_cause_changes() {
+        let mut backoff = Backoff::default();
+        let mut fail = |cause: &str| backoff.failed(ms(0), Subject::Task("observe"), cause.to_owned());
+        assert_eq!(["a", "a", "b", "b", "a"].map(&mut fail), [true, false, true, false, true]);
+        assert_eq!(backoff.succeeded(&Subject::Task("observe")), Some(5));
+        assert_eq!(backoff.succeeded(&Subject::Task("observe")), None);
+        assert!(backoff.failed(ms(0), Subject::Task("observe"), "a".to_owned()));
+    }
+}

@@ -1,0 +1,214 @@
+//! The Nodes that count: those listed, those that the brake keeps, and before the first list those in the ledger.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::admission::{Admission, AdmissionPolicy, Ledger, admit};
+use crate::brake::{Brake, HOLD, Relist, Verdict};
+use crate::node::{NodeName, NodeRecord, NodeUid};
+
+/// The set of Nodes that counts now.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    own: NodeName,
+    /// UID of our own Node before the daemon started.
+    former_uid: Option<NodeUid>,
+    /// None until the first complete list: until then only the ledger counts.
+    listed: Option<BTreeMap<NodeName, NodeRecord>>,
+    /// Nodes that a list no longer has but that stay for now, as they were last seen.
+    kept: BTreeMap<NodeName, NodeRecord>,
+    release_at: Option<Duration>,
+    brake: Brake,
+    brakes: u64,
+    /// Every Node that counted before the list whose missing Nodes are being looked up.
+    unconfirmed: Option<BTreeSet<NodeName>>,
+    lists: u64,
+    ledger: Ledger,
+}
+
+/// Missing Nodes that the API server is to be asked for one by one. They stay until it has answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lookup {
+    /// Number of the list that lacks them; the answer names it.
+    pub list: u64,
+    /// Their names.
+    pub missing: BTreeSet<NodeName>,
+}
+
+impl Cluster {
+    /// A cluster of which only the ledger's nodes are known.
+    pub fn remembered(own: NodeName, ledger: Ledger, own_uid: Option<NodeUid>) -> Self {
+        Self {
+            own,
+            former_uid: own_uid.clone(),
+            listed: None,
+            kept: BTreeMap::new(),
+            release_at: None,
+            brake: Brake::new(own_uid),
+            brakes: 0,
+            unconfirmed: None,
+            lists: 0,
+            ledger,
+        }
+    }
+
+    /// Whether a complete list has been seen.
+    pub const fn is_listed(&self) -> bool {
+        self.listed.is_some()
+    }
+
+    /// This node's own Node, if it is listed.
+    pub fn own_record(&self) -> Option<&NodeRecord> {
+        self.listed.as_ref()?.get(&self.own)
+    }
+
+    /// UID of this node's own Node: as listed, or as remembered until there is a list. Keys, sessions and routes depend on
+    /// it; without it a daemon that starts while the API server is away would remove them.
+    pub fn own_uid(&self) -> Option<&NodeUid> {
+        if self.is_listed() { self.own_record().map(|record| &record.uid) } else { self.former_uid.as_ref() }
+    }
+
+    /// Some other listed Node.
+    pub fn any_other(&self) -> Option<&NodeName> {
+        self.listed.as_ref()?.keys().find(|name| **name != self.own)
+    }
+
+    /// Nodes that are kept although no list has them.
+    pub fn kept(&self) -> impl Iterator<Item = &NodeName> {
+        self.kept.keys()
+    }
+
+    /// How often the brake held.
+    pub const fn brakes(&self) -> u64 {
+        self.brakes
+    }
+
+    /// Takes a complete list. Missing Nodes that the brake keeps, but would not if each is confirmed gone, are to be looked
+    /// up; [`Self::confirm`] takes the answer.
+    pub fn relist(&mut self, now: Duration, list: BTreeMap<NodeName, NodeRecord>) -> Option<Lookup> {
+        self.lists += 1;
+        self.unconfirmed = None;
+        let missing = self.missing_from(&list);
+        let known = self.known();
+        let names: BTreeSet<NodeName> = known.keys().map(|name| (*name).clone()).collect();
+        let listed: BTreeSet<NodeName> =
+            list.keys().filter(|name| !missing.contains(*name)).cloned().collect();
+        let missing: BTreeMap<NodeName, NodeRecord> = missing
+            .into_iter()
+            .filter_map(|name| Some((name.clone(), (*known.get(&name)?).clone())))
+            .collect();
+        let own_uid = list.get(&self.own).map(|record| record.uid.clone());
+        self.listed = Some(list);
+        self.kept = missing;
+        let verdict = self.brake(now, own_uid.as_ref(), (&names, &listed), &BTreeSet::new());
+        self.keep(&verdict);
+        // Without our own Node, or with another one, no answer makes the list credible.
+        let open = verdict.release_at.is_some() && !self.brake.distrusts(now);
+        if verdict.keep.is_empty() || !open {
+            self.brakes += u64::from(!verdict.keep.is_empty());
+            return None;
+        }
+        self.unconfirmed = Some(names);
+        Some(Lookup { list: self.lists, missing: verdict.keep })
+    }
+
+    /// Takes which of the missing Nodes of a list the API server, asked for each, does not have. Says whether Nodes were
+    /// let go. An answer about a list that another one followed is ignored.
+    pub fn confirm(&mut self, now: Duration, list: u64, gone: &BTreeSet<NodeName>) -> bool {
+        let Some(known) = self.unconfirmed.take_if(|_| list == self.lists) else { return false };
+        let listed: BTreeSet<NodeName> =
+            known.iter().filter(|name| !self.kept.contains_key(*name)).cloned().collect();
+        let own_uid = self.own_record().map(|record| record.uid.clone());
+        let verdict = self.brake(now, own_uid.as_ref(), (&known, &listed), gone);
+        self.brakes += u64::from(!verdict.keep.is_empty());
+        let before = self.kept.len();
+        self.keep(&verdict);
+        self.kept.len() != before
+    }
+
+    fn brake(
+        &mut self,
+        now: Duration,
+        own_uid: Option<&NodeUid>,
+        (known, listed): (&BTreeSet<NodeName>, &BTreeSet<NodeName>),
+        confirmed_gone: &BTreeSet<NodeName>,
+    ) -> Verdict {
+        self.brake.on_relist(now, &Relist { own: &self.own, own_uid, known, listed, confirmed_gone })
+    }
+
+    fn keep(&mut self, verdict: &Verdict) {
+        // Our own Node as well: what it granted us is ours until another one says otherwise.
+        let own = &self.own;
+        self.kept.retain(|name, _| verdict.keep.contains(name) || name == own);
+        self.release_at = verdict.release_at;
+    }
+
+    /// Nodes that a complete list lacks although they are known. One that was recreated and has published nothing yet counts
+    /// as missing: its daemon publishes within moments, unless the store has lost more than that.
+    fn missing_from(&self, list: &BTreeMap<NodeName, NodeRecord>) -> BTreeSet<NodeName> {
+        let is_there = |known: &NodeRecord| {
+            list.get(&known.name)
+                .is_some_and(|found| found.uid == known.uid || found.state.is_some() || known.state.is_none())
+        };
+        self.known().into_values().filter(|known| !is_there(known)).map(|known| known.name.clone()).collect()
+    }
+
+    /// Takes one new or changed Node. One that was recreated replaces the kept one as soon as its daemon has published
+    /// something. Says whether anything changed: a kubelet's refresh of its status does not.
+    pub fn apply(&mut self, now: Duration, record: NodeRecord) -> bool {
+        let mut changed = record.state.is_some() && self.kept.remove(&record.name).is_some();
+        if record.name == self.own && self.release_at.is_none() && !self.kept.is_empty() {
+            self.release_at = Some(now + HOLD);
+            changed = true;
+        }
+        if let Some(listed) = &mut self.listed
+            && listed.get(&record.name) != Some(&record)
+        {
+            listed.insert(record.name.clone(), record);
+            changed = true;
+        }
+        changed
+    }
+
+    /// Takes the deletion of one Node, as the watch reported it. Says whether it was listed.
+    pub fn delete(&mut self, name: &NodeName, uid: &NodeUid) -> bool {
+        if let Some(listed) = &mut self.listed
+            && listed.get(name).is_some_and(|record| record.uid == *uid)
+        {
+            listed.remove(name);
+            return true;
+        }
+        false
+    }
+
+    /// Lets go of kept Nodes whose time is over.
+    pub fn release(&mut self, now: Duration) {
+        if self.release_at.is_some_and(|at| at <= now) {
+            self.kept.clear();
+            self.release_at = None;
+            self.unconfirmed = None;
+        }
+    }
+
+    /// Decides who is in the mesh.
+    pub fn admit(&self, policy: &AdmissionPolicy) -> Admission {
+        admit(policy, &self.own, self.known().into_values(), &self.ledger)
+    }
+
+    /// Takes the ledger of an admission, for the next one. Says whether it differs from the former.
+    pub fn remember(&mut self, ledger: &Ledger) -> bool {
+        let changed = self.ledger != *ledger;
+        if changed {
+            self.ledger = ledger.clone();
+        }
+        changed
+    }
+
+    /// Every Node that counts, by name.
+    fn known(&self) -> BTreeMap<&NodeName, &NodeRecord> {
+        let Some(listed) = &self.listed else { return self.ledger.records() };
+        let silent = |name| listed.get(name).is_none_or(|record: &NodeRecord| record.state.is_none());
+        let kept = self.kept.iter().filter(|(name, _)| silent(*name));
+        listed.iter().chain(kept).collect()
+    }
+}

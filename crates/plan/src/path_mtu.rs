@@ -1,0 +1,108 @@
+//! Which endpoints' path MTUs to ask the kernel for: all that are new, and some of the others at each turn.
+//!
+//! A path MTU that the kernel learns from ICMP comes without a notice, so what is known is asked again in turn. What
+//! comes with a notice (links, addresses, routes) makes all of it unknown.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+/// Most endpoints that are asked for again in one turn: up to this many are as fresh as the turn itself, 1,000 are at most
+/// eight turns old.
+const AGAIN: usize = 128;
+
+/// The path MTUs that are known.
+#[derive(Clone, Debug, Default)]
+pub struct PathMtus {
+    /// MTU in bytes, and the turn in which it was asked for; no MTU where there is no route.
+    known: BTreeMap<IpAddr, (Option<u32>, u64)>,
+    turn: u64,
+}
+
+impl PathMtus {
+    /// Forgets everything: the kernel's links, addresses or routes have changed.
+    pub fn clear(&mut self) {
+        self.known.clear();
+    }
+
+    /// Begins a turn: which of the endpoints to ask for. Those that are no longer endpoints are forgotten.
+    pub fn to_ask(&mut self, endpoints: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        self.turn += 1;
+        self.known.retain(|address, _| endpoints.contains(address));
+        let mut by_age: Vec<(u64, IpAddr)> =
+            self.known.iter().map(|(address, (_, asked))| (*asked, *address)).collect();
+        by_age.sort_unstable();
+        let again = by_age.into_iter().take(AGAIN).map(|(_, address)| address);
+        let new = endpoints.iter().filter(|address| !self.known.contains_key(*address)).copied();
+        new.chain(again).collect()
+    }
+
+    /// Takes the kernel's answer.
+    pub fn learn(&mut self, address: IpAddr, mtu: Option<u32>) {
+        self.known.insert(address, (mtu, self.turn));
+    }
+
+    /// The known MTUs in bytes.
+    pub fn mtus(&self) -> BTreeMap<IpAddr, u32> {
+        self.known.iter().filter_map(|(address, (mtu, _))| Some((*address, (*mtu)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoints(count: u32) -> BTreeSet<IpAddr> {
+        (0..count).map(|number| std::net::Ipv4Addr::from(0x0a00_0000 + number).into()).collect()
+    }
+
+    fn turn(mtus: &mut PathMtus, endpoints: &BTreeSet<IpAddr>) -> usize {
+        let asked = mtus.to_ask(endpoints);
+        for address in &asked {
+            mtus.learn(*address, Some(1500));
+        }
+        asked.len()
+    }
+
+    #[test]
+    fn few_endpoints_are_asked_for_at_every_turn() {
+        let (mut mtus, few) = (PathMtus::default(), endpoints(128));
+        assert_eq!((turn(&mut mtus, &few), turn(&mut mtus, &few)), (128, 128));
+    }
+
+    #[test]
+    fn many_are_asked_for_in_turn_and_none_is_left_out() {
+        let (mut mtus, many) = (PathMtus::default(), endpoints(1_000));
+        assert_eq!(turn(&mut mtus, &many), 1_000, "what is new is asked for at once");
+        let mut again = BTreeSet::new();
+        for _ in 0..8 {
+            let asked = mtus.to_ask(&many);
+            assert_eq!(asked.len(), AGAIN);
+            for address in asked {
+                mtus.learn(address, Some(1400));
+                again.insert(address);
+            }
+        }
+        assert_eq!(again, many);
+        assert!(mtus.mtus().values().all(|mtu| *mtu == 1400));
+    }
+
+    #[test]
+    fn a_notice_makes_all_unknown_and_a_former_endpoint_is_forgotten() {
+        let (mut mtus, many) = (PathMtus::default(), endpoints(1_000));
+        turn(&mut mtus, &many);
+        mtus.clear();
+        assert_eq!(turn(&mut mtus, &many), 1_000);
+        turn(&mut mtus, &endpoints(2));
+        assert_eq!(mtus.mtus().len(), 2);
+    }
+
+    #[test]
+    fn an_endpoint_without_a_route_has_no_mtu() {
+        let mut mtus = PathMtus::default();
+        let few = endpoints(2);
+        for (address, mtu) in mtus.to_ask(&few).into_iter().zip([None, Some(9000)]) {
+            mtus.learn(address, mtu);
+        }
+        assert_eq!(mtus.mtus().into_values().collect::<Vec<_>>(), [9000]);
+    }
+}

@@ -1,0 +1,175 @@
+//! One turn of the loop as a function: from what is known and observed to what is to be done about it.
+//!
+//! The shell gathers (Nodes, MTUs, the kernel's state), performs the steps that are due and reports what failed. What it
+//! asks of the API server comes back as an input of a later turn.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use keyring::Slot;
+
+use crate::admission::Admission;
+use crate::backoff::Backoff;
+use crate::check::{Violation, check};
+use crate::desired::{Setup, Underlay, desired};
+use crate::diff;
+use crate::network::Network;
+use crate::node::NodeName;
+use crate::op::Op;
+
+/// How often the API server is asked for its own addresses, and whether its admission policy is in place.
+pub const API_PERIOD: Duration = Duration::from_mins(10);
+
+/// Least time between two replacements of keys that are made only to replace a device of another backend.
+pub const BACKEND_PERIOD: Duration = Duration::from_mins(10);
+
+/// What a turn is decided by, apart from the node's present state.
+#[derive(Clone, Debug)]
+pub struct Known {
+    /// Who is in the mesh.
+    pub admission: Admission,
+    /// What this node brings along.
+    pub setup: Setup,
+    /// What the node's own network offers.
+    pub underlay: Underlay,
+    /// Own generation that the setup's keys belong to.
+    pub generation: u64,
+    /// What has failed before.
+    pub backoff: Backoff,
+    /// The network that follows from all this.
+    desired: Network,
+}
+
+/// The node's present state.
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Its network.
+    pub network: Network,
+    /// Slots whose device is of another backend than new ones.
+    pub outdated: BTreeSet<Slot>,
+    /// Whether the kernel has reported a change since the last turn.
+    pub changed: bool,
+}
+
+/// What a turn wants, sees and does.
+#[derive(Clone, Debug)]
+pub struct Turn {
+    /// Who is in the mesh.
+    pub admission: Admission,
+    /// What this node brings along.
+    pub setup: Setup,
+    /// What the node's own network offers.
+    pub underlay: Underlay,
+    /// The network that the node should have.
+    pub desired: Network,
+    /// The network that it has, without devices that are to be replaced.
+    pub observed: Network,
+    /// Steps to perform now.
+    pub due: Vec<Op>,
+    /// Steps that failed and wait, and all steps of a plan that is refused.
+    pub waiting: Vec<Op>,
+    /// Why the plan is refused.
+    pub violations: Vec<Violation>,
+    /// What has failed before, without what is no longer planned.
+    pub backoff: Backoff,
+    generation: u64,
+}
+
+impl Known {
+    /// Computes the network that is desired.
+    pub fn new(
+        admission: Admission,
+        setup: Setup,
+        underlay: Underlay,
+        generation: u64,
+        backoff: Backoff,
+    ) -> Self {
+        let desired = desired(&admission.world, &setup, &underlay);
+        Self { admission, setup, underlay, generation, backoff, desired }
+    }
+
+    /// The network that is desired: what of the node has to be observed.
+    pub const fn desired(&self) -> &Network {
+        &self.desired
+    }
+}
+
+/// Decides what to do. `now` is a monotonic time since any fixed moment.
+pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
+    let Known { admission, setup, underlay, generation, mut backoff, desired } = known;
+    let Observed { mut network, outdated, changed } = observed;
+    // A device of another backend goes on while it keeps its key. When the key is replaced nobody sends to the slot any
+    // more, and the device is replaced as well.
+    network.devices.retain(|slot, found| {
+        let wanted = desired.devices.get(slot);
+        !(outdated.contains(slot) && wanted.is_some_and(|wanted| wanted.key != found.key))
+    });
+    let ops = diff(&desired, &network);
+    let violations = check(&desired, &admission.world);
+    let (due, waiting) =
+        if violations.is_empty() { backoff.split(now, ops, changed) } else { (Vec::new(), ops) };
+    Turn {
+        admission,
+        setup,
+        underlay,
+        desired,
+        observed: network,
+        due,
+        waiting,
+        violations,
+        backoff,
+        generation,
+    }
+}
+
+impl Turn {
+    /// The own generation that is now in place, if all steps were performed: that of the plan, whatever has become of the
+    /// keys since.
+    pub fn applied(&self, backoff: &Backoff) -> Option<u64> {
+        (self.violations.is_empty() && self.waiting.is_empty() && backoff.is_empty())
+            .then_some(self.generation)
+    }
+}
+
+/// What is known of the API server.
+#[derive(Clone, Debug, Default)]
+pub struct ApiServer {
+    /// Whether a complete list has been seen and the watch goes on.
+    pub connected: bool,
+    /// When it was last asked for its own addresses.
+    pub addresses_asked: Option<Duration>,
+    /// When its admission policy was last tested.
+    pub fence_tested: Option<Duration>,
+    /// A Node of another node's, to test the policy with.
+    pub other: Option<NodeName>,
+}
+
+/// What to ask of the API server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Questions {
+    /// Its own addresses.
+    pub addresses: bool,
+    /// Whether its admission policy refuses a change of this Node.
+    pub fence: Option<NodeName>,
+}
+
+/// Which questions are due.
+pub fn questions(api: &ApiServer, now: Duration) -> Questions {
+    let due = |asked: Option<Duration>| api.connected && asked.is_none_or(|asked| now >= asked + API_PERIOD);
+    Questions {
+        addresses: due(api.addresses_asked),
+        fence: api.other.clone().filter(|_| due(api.fence_tested)),
+    }
+}
+
+/// Whether to replace this node's keys in order to replace devices of another backend: not while a rotation goes on,
+/// something fails, or the last such replacement is recent.
+pub fn renew_for_backend(
+    outdated: bool,
+    rotating: bool,
+    failing: bool,
+    last: Option<Duration>,
+    now: Duration,
+) -> bool {
+    outdated && !rotating && !failing && last.is_none_or(|last| now >= last + BACKEND_PERIOD)
+}
