@@ -34,7 +34,7 @@ use super::{observe, perform};
 use crate::api::events::Telling;
 use crate::api::nodes::Change;
 use crate::api::publish::Publication;
-use crate::cache::{Cache, Memory};
+use crate::cache::Cache;
 use crate::chain::Chain;
 use crate::channel::Heard;
 use crate::config::Config;
@@ -118,7 +118,7 @@ impl Reconciler {
         ways: Ways,
     ) -> Self {
         let Ways { wanted, heard, tellings } = ways;
-        let cache = Cache::in_folder(&config.state_dir);
+        let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
@@ -302,14 +302,10 @@ impl Reconciler {
     /// Keeps what the cluster looks like; says whether it is kept.
     fn remember(&mut self, admission: &Admission) -> bool {
         self.cluster.ledger = admission.ledger.clone();
-        let memory = Memory {
-            node: NodeName::new(self.config.node_name.clone()),
-            uid: self.cluster.own_uid().cloned(),
-            ledger: admission.ledger.clone(),
-        };
+        let node = NodeName::new(self.config.node_name.clone());
         // Before the first list the memory is what the file says.
         if self.cluster.is_listed()
-            && let Err(error) = self.cache.save(&memory)
+            && let Err(error) = self.cache.save(&node, self.cluster.own_uid(), &admission.ledger)
         {
             warn!(cause = %Chain(&error), "the last known peers are not kept");
             return false;
