@@ -1,23 +1,25 @@
 //! The last known peers on disk, so that a node starts without the API server.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use plan::admission::Ledger;
 use plan::node::{NodeName, NodeUid};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::file::{self, FileError};
+use crate::file::{self, FileError, FileIdentity};
 
+/// Name of the cache in the state directory.
+pub(crate) const FILE: &str = "peers.json";
 /// The version that this code writes and reads.
 const VERSION: u32 = 1;
 /// Longest file that is read: about 1 kB a node for 10,000 nodes.
 const MAX_LEN: u64 = 16 << 20;
 
 /// What a node remembers of the cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Memory {
-    /// The node that remembers: a disk that was cloned to another node is not believed.
+    /// The node that wrote it: the cache of another node, on a cloned disk for instance, is not used.
     pub node: NodeName,
     /// The UID that its Node had.
     pub uid: Option<NodeUid>,
@@ -25,11 +27,19 @@ pub(crate) struct Memory {
     pub ledger: Ledger,
 }
 
+/// The same, borrowed, with its fields in the same order.
+#[derive(Serialize)]
+struct MemoryRef<'a> {
+    node: &'a NodeName,
+    uid: Option<&'a NodeUid>,
+    ledger: &'a Ledger,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Document {
     v: u32,
     checksum: String,
-    /// The memory as text, so that the checksum is over exact bytes.
+    /// The memory as text, so that the checksum covers exact bytes.
     memory: String,
 }
 
@@ -37,12 +47,20 @@ struct Document {
 #[derive(Debug)]
 pub(crate) struct Cache {
     path: PathBuf,
+    /// What the file holds, if this process has read or written it.
+    saved: Option<Saved>,
+}
+
+#[derive(Debug)]
+struct Saved {
+    memory: Memory,
+    identity: FileIdentity,
 }
 
 impl Cache {
-    /// A cache in the given state folder.
-    pub(crate) fn in_folder(folder: &std::path::Path) -> Self {
-        Self { path: folder.join("peers.json") }
+    /// A cache in the given state directory.
+    pub(crate) fn in_directory(directory: &Path) -> Self {
+        Self { path: directory.join(FILE), saved: None }
     }
 
     /// Reads the memory. `None` if there is no file. A damaged file is an error: its peers can't be trusted.
@@ -56,12 +74,35 @@ impl Cache {
         serde_json::from_str(&document.memory).map(Some).map_err(|_| damaged())
     }
 
-    /// Writes the memory if it differs from what is on disk.
-    pub(crate) fn save(&self, memory: &Memory) -> Result<bool, CacheError> {
-        let memory = serde_json::to_string(memory).map_err(|source| CacheError::Render { source })?;
+    /// Writes the memory if it differs from what is on disk; returns whether it wrote.
+    ///
+    /// Called on every turn of the reconcile loop, so an unchanged ledger costs a comparison and a `stat`: it is neither
+    /// serialized nor copied. A file that was removed or replaced by hand is written again.
+    pub(crate) fn save(
+        &mut self,
+        node: &NodeName,
+        uid: Option<&NodeUid>,
+        ledger: &Ledger,
+    ) -> Result<bool, CacheError> {
+        let same = |saved: &Saved| {
+            let Memory { node: saved_node, uid: saved_uid, ledger: saved_ledger } = &saved.memory;
+            (saved_node, saved_uid.as_ref(), saved_ledger) == (node, uid, ledger)
+                && FileIdentity::of(&self.path).is_some_and(|found| found == saved.identity)
+        };
+        if self.saved.as_ref().is_some_and(same) {
+            return Ok(false);
+        }
+        self.saved = None;
+        let memory = serde_json::to_string(&MemoryRef { node, uid, ledger })
+            .map_err(|source| CacheError::Render { source })?;
         let document = Document { v: VERSION, checksum: checksum(&memory), memory };
         let text = serde_json::to_vec(&document).map_err(|source| CacheError::Render { source })?;
-        Ok(file::replace(&self.path, &text, 0o600)?)
+        let written = file::replace(&self.path, &text, 0o600)?;
+        self.saved = FileIdentity::of(&self.path).map(|identity| {
+            let memory = Memory { node: node.clone(), uid: uid.cloned(), ledger: ledger.clone() };
+            Saved { memory, identity }
+        });
+        Ok(written)
     }
 }
 
@@ -73,16 +114,16 @@ fn checksum(text: &str) -> String {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CacheError {
     /// The file system refused.
-    #[error("keep the last known peers")]
+    #[error("cache the last known peers")]
     File(#[from] FileError),
-    /// The file is not whole.
-    #[error("last known peers in {} are damaged: not used; the file is replaced at the next change", path.display())]
+    /// The file is truncated or was changed.
+    #[error("the cache of last known peers {} is damaged: not used; it is replaced at the next change", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
     },
-    /// The memory can't be written as JSON.
-    #[error("render the last known peers")]
+    /// The memory can't be serialized as JSON.
+    #[error("serialize the last known peers")]
     Render {
         /// The cause.
         source: serde_json::Error,
@@ -93,16 +134,18 @@ pub(crate) enum CacheError {
 mod tests {
     use super::*;
 
+    fn n1() -> (NodeName, NodeUid) {
+        (NodeName::new("n1"), NodeUid::new("u1"))
+    }
+
     #[test]
-    fn a_changed_byte_anywhere_is_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::in_folder(folder.path());
+    fn a_changed_byte_anywhere_is_detected() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::in_directory(directory.path());
         assert_eq!(cache.load().unwrap(), None);
-        let memory =
-            Memory { node: NodeName::new("n1"), uid: Some(NodeUid::new("u1")), ledger: Ledger::default() };
-        assert!(cache.save(&memory).unwrap());
-        assert!(!cache.save(&memory).unwrap(), "an equal memory is not written again");
-        assert_eq!(cache.load().unwrap(), Some(memory));
+        let ((node, uid), ledger) = (n1(), Ledger::default());
+        assert!(cache.save(&node, Some(&uid), &ledger).unwrap());
+        assert_eq!(cache.load().unwrap(), Some(Memory { node, uid: Some(uid), ledger }));
         let whole = std::fs::read(&cache.path).unwrap();
         for index in 0..whole.len() {
             let mut changed = whole.clone();
@@ -112,5 +155,44 @@ mod tests {
         }
         std::fs::write(&cache.path, &whole[..whole.len() / 2]).unwrap();
         assert!(matches!(cache.load(), Err(CacheError::Damaged { .. })));
+    }
+
+    #[test]
+    fn only_a_change_is_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::in_directory(directory.path());
+        let ((node, uid), ledger) = (n1(), Ledger::default());
+        assert!(cache.save(&node, None, &ledger).unwrap());
+        let written = FileIdentity::of(&cache.path);
+        assert!(!cache.save(&node, None, &ledger).unwrap());
+        assert_eq!(FileIdentity::of(&cache.path), written);
+        assert!(cache.save(&node, Some(&uid), &ledger).unwrap(), "another UID");
+        // A daemon that has just started compares with the file itself.
+        let mut restarted = Cache::in_directory(directory.path());
+        assert!(!restarted.save(&node, Some(&uid), &ledger).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_was_changed_by_hand_is_written_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::in_directory(directory.path());
+        let ((node, uid), ledger) = (n1(), Ledger::default());
+        assert!(cache.save(&node, Some(&uid), &ledger).unwrap());
+        std::fs::write(&cache.path, "not a cache").unwrap();
+        assert!(cache.save(&node, Some(&uid), &ledger).unwrap());
+        std::fs::remove_file(&cache.path).unwrap();
+        assert!(cache.save(&node, Some(&uid), &ledger).unwrap());
+        assert!(cache.load().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_failed_write_is_tried_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut cache = Cache::in_directory(directory.path());
+        let ((node, uid), ledger) = (n1(), Ledger::default());
+        std::fs::create_dir(&cache.path).unwrap();
+        assert!(cache.save(&node, Some(&uid), &ledger).is_err());
+        std::fs::remove_dir(&cache.path).unwrap();
+        assert!(cache.save(&node, Some(&uid), &ledger).unwrap());
     }
 }

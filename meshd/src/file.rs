@@ -1,12 +1,12 @@
-//! Files that are there whole or not at all, and written only when they differ.
+//! Files that are replaced atomically, and written only when they differ.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Puts `text` into `path` unless it is there already; says whether it wrote. Readers see the old text or
-/// the new one, never a part. `mode` counts for a new file only.
+/// Replaces the contents of `path` with `text` unless they are equal; returns whether it wrote. Readers see the old text
+/// or the new one, never a part. `mode` is that of the new file.
 pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> Result<bool, FileError> {
     match std::fs::read(path) {
         Ok(found) if found == text => return Ok(false),
@@ -17,13 +17,9 @@ pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> Result<bool, FileE
 }
 
 fn write(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
-    std::fs::create_dir_all(folder)?;
-    // A leading dot and a foreign ending keep container runtimes from reading a half-written file.
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".new");
-    let temporary = folder.join(name);
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+    std::fs::create_dir_all(directory)?;
+    let temporary = temporary(path);
     remove(&temporary)?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
     let written =
@@ -32,10 +28,37 @@ fn write(path: &Path, text: &[u8], mode: u32) -> io::Result<()> {
         remove(&temporary)?;
         return written;
     }
-    File::open(folder)?.sync_all()
+    File::open(directory)?.sync_all()
 }
 
-/// Reads a file of at most `limit` bytes. `None` if there is none.
+/// The name under which a file is written before it replaces the present one; it may be left behind by a crash.
+pub(crate) fn temporary(path: &Path) -> PathBuf {
+    // A leading dot and a foreign extension keep container runtimes from reading a half-written file.
+    let mut name = std::ffi::OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".new");
+    path.with_file_name(name)
+}
+
+/// Which file a path leads to, and in which version: differs once the file is replaced, removed or written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FileIdentity {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+}
+
+impl FileIdentity {
+    /// The identity of the file at `path`. `None` if it can't be determined.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let found = std::fs::symlink_metadata(path).ok()?;
+        let modified = (found.mtime(), found.mtime_nsec());
+        Some(Self { device: found.dev(), inode: found.ino(), len: found.len(), modified })
+    }
+}
+
+/// Reads a file of at most `limit` bytes. `None` if it does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let failed = |source| FileError::Read { path: path.to_owned(), source };
     let file = match File::open(path) {
@@ -52,7 +75,7 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
     }
 }
 
-/// Removes a file; says whether there was one.
+/// Removes a file; returns whether it existed.
 pub(crate) fn remove(path: &Path) -> io::Result<bool> {
     match std::fs::remove_file(path) {
         Ok(()) => Ok(true),
@@ -72,7 +95,7 @@ pub(crate) enum FileError {
         /// The cause.
         source: io::Error,
     },
-    /// The file is longer than anything that we write there.
+    /// The file is longer than anything that meshd writes there.
     #[error("{} is longer than {limit} bytes", path.display())]
     TooLong {
         /// The file.
@@ -80,8 +103,8 @@ pub(crate) enum FileError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// Writing failed; what was there stands.
-    #[error("write {}; what was there stands", path.display())]
+    /// Writing failed; the file is unchanged.
+    #[error("write {}; it is unchanged", path.display())]
     Write {
         /// The file.
         path: PathBuf,
@@ -96,30 +119,34 @@ mod tests {
 
     #[test]
     fn an_equal_file_is_not_written_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("deep/er/x.json");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep/er/x.json");
         assert!(replace(&path, b"one", 0o600).unwrap());
         assert!(!replace(&path, b"one", 0o600).unwrap());
         assert!(replace(&path, b"two", 0o600).unwrap());
         assert_eq!(read(&path, 100).unwrap().as_deref(), Some(b"two".as_slice()));
-        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file stays");
+        assert_eq!(
+            std::fs::read_dir(path.parent().unwrap()).unwrap().count(),
+            1,
+            "no temporary file is left"
+        );
     }
 
     #[test]
-    fn a_failed_write_leaves_the_old_text_and_no_rest() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.json");
+    fn a_failed_write_leaves_the_old_file_and_no_temporary_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.json");
         std::fs::create_dir(&path).unwrap();
         assert!(matches!(replace(&path, b"one", 0o600), Err(FileError::Write { .. })));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn a_long_file_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
         replace(&path, &[0; 11], 0o600).unwrap();
         assert!(matches!(read(&path, 10), Err(FileError::TooLong { .. })));
-        assert!(read(&folder.path().join("none"), 10).unwrap().is_none());
+        assert!(read(&directory.path().join("none"), 10).unwrap().is_none());
     }
 }

@@ -1,9 +1,11 @@
-//! Takes everything of meshd's off this node: what lets traffic in first, the guard last.
+//! Removes what meshd has put on this node: first what lets traffic in, the guard last. The audit trail stays unless it is
+//! asked for: it is evidence of what happened to the node's keys.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use k8s_openapi::api::core::v1::Node;
+use keyring::audit;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use linux::{Handle, guard};
@@ -14,26 +16,47 @@ use crate::api;
 use crate::chain::Chain;
 use crate::config::Config;
 use crate::control::{self, Request};
-use crate::file;
+use crate::{cache, file};
 
-/// What was removed, a line each.
+/// What to remove beyond what is on the node's network and disk.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scope {
+    /// The annotations on the Node; needs the API server.
+    pub(crate) annotations: bool,
+    /// The audit trail.
+    pub(crate) audit_trail: bool,
+}
+
+/// What was removed, a line each, and the audit trail that was not.
 #[derive(Debug, Default)]
-pub(crate) struct Removed(Vec<String>);
+pub(crate) struct Removed {
+    lines: Vec<String>,
+    kept_trail: Option<PathBuf>,
+}
 
 impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() {
-            return writeln!(f, "Nothing of meshd's was found on this node.");
+        if self.lines.is_empty() {
+            writeln!(f, "Nothing of meshd's was found on this node.")?;
         }
-        self.0.iter().try_for_each(|line| writeln!(f, "- {line}"))
+        self.lines.iter().try_for_each(|line| writeln!(f, "- {line}"))?;
+        if let Some(trail) = &self.kept_trail {
+            writeln!(
+                f,
+                "Kept the audit trail in {}: it is the evidence of what happened to this node's keys.\nTo remove it too, \
+                 archive it if you need to and run `meshd uninstall --purge-audit`.",
+                trail.display()
+            )?;
+        }
+        Ok(())
     }
 }
 
 /// Why something is left.
 #[derive(Debug, thiserror::Error)]
 pub enum UninstallError {
-    /// The daemon would put back what is removed.
-    #[error("meshd runs on this node: stop it first, it repairs what is removed")]
+    /// The daemon would restore what is removed.
+    #[error("meshd is running on this node and would restore what is removed: stop it first")]
     Running,
     /// Pods are attached, so nothing was removed yet.
     #[error("nothing was removed")]
@@ -46,9 +69,9 @@ pub enum UninstallError {
     Left(Vec<String>),
 }
 
-/// Removes everything. What fails is collected; the guard goes only if nothing else is left, because without
-/// the rest it does no harm, and the rest without it would leak.
-pub(crate) async fn run(config: &Config, annotations: bool) -> Result<Removed, UninstallError> {
+/// Removes everything in `scope`. Failures are collected; the guard is removed only if there were none: it does no harm
+/// by itself, and what would be left could leak without it.
+pub(crate) async fn run(config: &Config, scope: Scope) -> Result<Removed, UninstallError> {
     if control::ask(&config.run_dir.join("meshd.sock"), Request::Status).is_ok() {
         return Err(UninstallError::Running);
     }
@@ -56,17 +79,26 @@ pub(crate) async fn run(config: &Config, annotations: bool) -> Result<Removed, U
     let addresses = cni::forget(Path::new(cni::STATE_DIR)).map_err(UninstallError::Pods)?;
     let mut work = Work::default();
     work.note("the CNI plugin's addresses", Ok(addresses));
-    if annotations {
+    if scope.annotations {
         work.note("annotations on the Node", remove_annotations(config).await);
+    }
+    let trail = config.state_dir.join(audit::DIRECTORY);
+    if scope.audit_trail {
+        let outcome = audit::remove(&trail).map_err(|error| Chain(&error).to_string());
+        work.note(format!("audit trail {}", trail.display()), outcome);
     }
     work.files(config);
     work.network(&host, config).await;
     if work.failed.is_empty() {
         work.note("nft table inet meshd", guard::remove().map_err(|error| Chain(&error).to_string()));
     } else {
-        work.failed.push("the guard stays until the rest is gone".to_owned());
+        work.failed.push("the guard stays until everything else is removed".to_owned());
     }
-    if work.failed.is_empty() { Ok(Removed(work.removed)) } else { Err(UninstallError::Left(work.failed)) }
+    if work.failed.is_empty() {
+        Ok(Removed { lines: work.removed, kept_trail: trail.exists().then_some(trail) })
+    } else {
+        Err(UninstallError::Left(work.failed))
+    }
 }
 
 #[derive(Default)]
@@ -84,7 +116,7 @@ impl Work {
         }
     }
 
-    /// The configuration first: from then on no pod is attached that would be cut off a moment later.
+    /// The CNI configuration first: from then on no pod is attached that would lose its network a moment later.
     fn files(&mut self, config: &Config) {
         let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
         let files = [
@@ -92,18 +124,21 @@ impl Work {
             config.cni_bin_dir.join(crate::daemon::PLUGIN),
             config.run_dir.join(crate::daemon::NODE_FILE),
             config.run_dir.join("meshd.sock"),
-            config.state_dir.join("peers.json"),
+            config.state_dir.join(cache::FILE),
             config.key_dir.join("keys.json"),
             config.key_dir.join("keys.json.new"),
             socket(&config.links.a),
             socket(&config.links.b),
         ];
         for path in files {
-            self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
+            // A crash while the file was replaced leaves a temporary one.
+            for path in [file::temporary(&path), path] {
+                self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
+            }
         }
-        // Folders that others use as well stay; those of ours go once they are empty.
-        for folder in [&config.key_dir, &config.run_dir, &config.state_dir] {
-            self.note(folder.display(), remove_empty(folder));
+        // Directories that are shared with others stay; those of meshd are removed once they are empty.
+        for directory in [&config.key_dir, &config.run_dir, &config.state_dir] {
+            self.note(directory.display(), remove_empty(directory));
         }
     }
 
@@ -129,12 +164,12 @@ impl Work {
     }
 }
 
-fn remove_empty(folder: &Path) -> Result<bool, String> {
-    match std::fs::remove_dir(folder) {
+fn remove_empty(directory: &Path) -> Result<bool, String> {
+    match std::fs::remove_dir(directory) {
         Ok(()) => Ok(true),
         Err(error) => match error.kind() {
-            // Busy: a mount point, as in a pod, which the runtime takes away. No folder: a link to one, which
-            // somebody else has put there.
+            // Busy: a mount point, as in a pod, which the runtime removes. Not a directory: a link to one, which was
+            // put there by somebody else.
             std::io::ErrorKind::NotFound
             | std::io::ErrorKind::NotADirectory
             | std::io::ErrorKind::DirectoryNotEmpty

@@ -1,17 +1,23 @@
-//! After `meshd uninstall` the node is as it was before: files, links, routes, rules, tables, annotations.
+//! After `meshd uninstall` the node is as it was before: files, links, routes, rules, tables, annotations. The audit trail
+//! is kept unless its removal is asked for.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod inventory;
 
 use lab::mesh::Mesh;
 use lab::{Family, Lab, Node, Signal};
 use serde_json::Value;
 
-fn inventory(node: &Node) -> String {
+/// Every directory that meshd or its CNI plugin may write to.
+const DIRECTORIES: [&str; 5] = ["/run", "/etc/cni", "/opt/cni", "/var/lib/cni", "/var/lib/meshd"];
+const TRAIL: &str = "/var/lib/meshd/audit";
+
+fn network(node: &Node) -> String {
     let script = "
         ip -br link; ip -br addr
         ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ip neigh show nud permanent
         nft list ruleset
-        find /run /etc/cni /opt/cni /var/lib/cni /var/lib/meshd -path /run/lab -prune -o -type f -print -o -type s -print
     ";
     let text = node.command("sh").args(["-c", script]).run().unwrap();
     // Lifetimes of IPv6 addresses and routes count down. Anycast addresses are the kernel's own, for as long as it
@@ -20,50 +26,91 @@ fn inventory(node: &Node) -> String {
     stable.map(str::trim_end).collect::<Vec<_>>().join("\n")
 }
 
+fn files(node: &Node) -> String {
+    inventory::files(node, &DIRECTORIES, "%p\\n")
+}
+
 fn annotations(mesh: &Mesh) -> Value {
     mesh.api().node("n1").unwrap()["metadata"]["annotations"].clone()
+}
+
+/// `meshd uninstall` on n1: whether it succeeded, its output, its errors.
+fn uninstall(mesh: &Mesh, flags: &[&str]) -> (bool, String, String) {
+    let command = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).arg("uninstall");
+    let output = command.args(mesh.arguments("n1", flags)).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.success(), text(&output.stdout), text(&output.stderr))
 }
 
 #[test]
 fn nothing_is_left() {
     let lab = Lab::builder().nodes(2).family(Family::Dual).build().unwrap();
     let mut mesh = Mesh::idle(lab);
-    let (before, annotated_before) = (inventory(mesh.node("n1").unwrap()), annotations(&mesh));
-    for node in mesh.node_names() {
-        mesh.start(&node).unwrap();
+    let node = |mesh: &Mesh| -> (String, String) {
+        let node = mesh.node("n1").unwrap();
+        (network(node), files(node))
+    };
+    let (before, annotated_before) = (node(&mesh), annotations(&mesh));
+    inventory::assert_sees_all(mesh.node("n1").unwrap(), &DIRECTORIES, || files(mesh.node("n1").unwrap()));
+    for name in mesh.node_names() {
+        mesh.start(&name).unwrap();
     }
     mesh.wait_formed();
     mesh.node("n1").unwrap().pod("a").unwrap();
-    assert_ne!(inventory(mesh.node("n1").unwrap()), before);
+    let installed = node(&mesh);
+    assert_ne!(installed.0, before.0);
+    for path in
+        ["/run/meshd/meshd.sock", "/etc/cni/net.d/10-meshd.conflist", "/var/lib/meshd/peers.json", TRAIL]
+    {
+        assert!(installed.1.contains(path), "{path} in\n{}", installed.1);
+    }
 
-    let run = |mesh: &Mesh| {
-        let arguments = mesh.arguments("n1", &[]);
-        mesh.node("n1")
-            .unwrap()
-            .command(lab::bin("meshd").unwrap())
-            .arg("uninstall")
-            .args(&arguments)
-            .output()
-            .unwrap()
-    };
-    let refused = run(&mesh);
-    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("stop it first"));
-    mesh.stop("n1", Signal::TERM).unwrap();
-    let refused = run(&mesh);
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("1 pods are attached"), "{said}");
-    let guard = mesh.node("n1").unwrap().command("nft").args(["list", "table", "inet", "meshd"]).run();
-    assert!(guard.is_ok(), "the guard stays until the rest is gone");
+    refuses_while_in_use(&mut mesh);
 
-    mesh.node("n1").unwrap().pod("a").unwrap().delete().unwrap();
-    let removed = run(&mesh);
-    assert!(removed.status.success(), "{}", String::from_utf8_lossy(&removed.stderr));
-    assert_eq!(inventory(mesh.node("n1").unwrap()), before);
+    let (removed, output, errors) = uninstall(&mesh, &[]);
+    assert!(removed, "{errors}");
+    for part in [&format!("Kept the audit trail in {TRAIL}"), "--purge-audit"] {
+        assert!(output.contains(part), "{part} in\n{output}");
+    }
+    let trail = format!("{TRAIL}/audit.jsonl\n");
+    let after = node(&mesh);
+    assert_eq!(after.0, before.0);
+    assert_eq!(after.1.replace(&trail, ""), before.1);
+    assert!(after.1.contains(&trail), "the trail is kept");
+    let verify = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["audit", "verify"]).run();
+    assert!(verify.unwrap().contains("whole"));
     let none = |value: &Value| value.as_object().is_none_or(serde_json::Map::is_empty);
     assert!(annotations(&mesh) == annotated_before || (none(&annotated_before) && none(&annotations(&mesh))));
-    let again = run(&mesh);
-    assert!(
-        String::from_utf8_lossy(&again.stdout).contains("Nothing of meshd's"),
-        "a second time there is nothing"
-    );
+
+    let (_, output, _) = uninstall(&mesh, &[]);
+    assert!(output.contains("Nothing of meshd's") && output.contains(TRAIL), "{output}");
+    assert!(node(&mesh).1.contains(&trail));
+
+    let (removed, output, errors) = uninstall(&mesh, &["--purge-audit"]);
+    assert!(removed, "{errors}");
+    assert!(output.contains(&format!("- audit trail {TRAIL}")) && !output.contains("Kept"), "{output}");
+    assert_eq!(node(&mesh), before);
+    let (_, output, _) = uninstall(&mesh, &["--purge-audit"]);
+    assert_eq!(output, "Nothing of meshd's was found on this node.\n");
+}
+
+/// A running daemon would restore what is removed, and attached pods would lose their network.
+fn refuses_while_in_use(mesh: &mut Mesh) {
+    let (removed, _, errors) = uninstall(mesh, &[]);
+    assert!(!removed && errors.contains("stop it first"), "{errors}");
+    mesh.stop("n1", Signal::TERM).unwrap();
+    let (removed, _, errors) = uninstall(mesh, &["--purge-audit"]);
+    assert!(!removed && errors.contains("1 pods are attached"), "{errors}");
+    let node = mesh.node("n1").unwrap();
+    let guard = node.command("nft").args(["list", "table", "inet", "meshd"]).run();
+    assert!(guard.is_ok(), "the guard stays until everything else is removed");
+    assert!(files(node).contains(TRAIL), "nothing was removed");
+    node.pod("a").unwrap().delete().unwrap();
+}
+
+#[test]
+fn the_help_says_what_becomes_of_the_audit_trail() {
+    let help = std::process::Command::new(lab::bin("meshd").unwrap()).args(["uninstall", "--help"]).output();
+    let help = String::from_utf8(help.unwrap().stdout).unwrap();
+    assert!(help.contains("but its audit trail") && help.contains("--purge-audit"), "{help}");
 }

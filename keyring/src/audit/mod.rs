@@ -9,6 +9,9 @@
 //! Each line carries the hash of the line before it. That alone does not stop the owner of a trail from writing it
 //! anew, so each node tells its peers where its trail ends, and they write that into theirs.
 
+/// Name of a trail's directory in the daemon's state directory.
+pub const DIRECTORY: &str = "audit";
+
 mod event;
 mod export;
 mod line;
@@ -22,5 +25,5 @@ pub use event::{Event, NodeRef};
 pub use export::{Format, export};
 pub use line::{Head, Line, LineError};
 pub use report::{KeyLife, NodeReport, Report, not_destroyed, report};
-pub use trail::{Trail, TrailError, files, read};
+pub use trail::{Trail, TrailError, files, read, remove};
 pub use verify::{Finding, Verdict, WitnessFinding, against_witness, verify};

@@ -209,6 +209,31 @@ fn what_a_crash_left_of_a_line_is_cut_off_and_the_chain_goes_on() {
 }
 
 #[test]
+fn a_trail_is_removed_with_its_archived_files_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let directory = folder.path().join(DIRECTORY);
+    assert!(!remove(&directory).unwrap(), "nothing to remove");
+    for foreign in [true, false] {
+        let (mut trail, _) = Trail::open(&directory, 500, 100).unwrap();
+        for _ in 0..10 {
+            trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
+        }
+        drop(trail);
+        assert!(read(&directory).unwrap().len() > 2);
+        let note = directory.join("note.txt");
+        if foreign {
+            std::fs::write(&note, "not ours").unwrap();
+        }
+        assert!(remove(&directory).unwrap());
+        assert_eq!(directory.exists(), foreign);
+        if foreign {
+            assert_eq!(std::fs::read_dir(&directory).unwrap().count(), 1);
+            std::fs::remove_file(&note).unwrap();
+        }
+    }
+}
+
+#[test]
 fn only_one_writes() {
     let folder = tempfile::tempdir().unwrap();
     let (_trail, _) = Trail::open(folder.path(), 1000, 1).unwrap();

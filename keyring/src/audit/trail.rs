@@ -127,6 +127,27 @@ pub fn files(place: &Path) -> Result<Vec<PathBuf>, TrailError> {
     Ok(files)
 }
 
+/// Removes the files of a trail, and then its directory unless something else is in it. Returns whether there was a trail.
+pub fn remove(directory: &Path) -> Result<bool, TrailError> {
+    let failed = |source| TrailError { operation: "remove", path: directory.to_owned(), source };
+    if !directory.is_dir() {
+        return Ok(false);
+    }
+    let mut found = false;
+    for file in files(directory)? {
+        match std::fs::remove_file(&file) {
+            Ok(()) => found = true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => return Err(TrailError { operation: "remove", path: file, source }),
+        }
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(found),
+        Err(error) => Err(failed(error)),
+        Ok(()) => Ok(true),
+    }
+}
+
 /// The text of each file of a trail.
 pub fn read(place: &Path) -> Result<Vec<(PathBuf, String)>, TrailError> {
     let text = |path: PathBuf| {

@@ -43,12 +43,18 @@ pub(super) fn command() -> Command {
         .subcommand(audit())
         .subcommand(configured(
             Command::new("uninstall")
-                .about("Remove everything that meshd made on this node, the guard last")
+                .about("Remove everything that meshd made on this node but its audit trail, the guard last")
                 .arg(
                     Arg::new("keep-annotations")
                         .long("keep-annotations")
                         .action(ArgAction::SetTrue)
                         .help("Leave the annotations on the Node, for when the API server is away"),
+                )
+                .arg(
+                    Arg::new("purge-audit")
+                        .long("purge-audit")
+                        .action(ArgAction::SetTrue)
+                        .help("Remove the audit trail too; without this flag it is kept as evidence"),
                 )
                 .after_help("Example:\n  meshd uninstall --config /etc/meshd.yaml"),
         ))

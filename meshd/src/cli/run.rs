@@ -5,6 +5,7 @@ use tunnel::bare::BareOptions;
 
 use super::{CommandError, arguments, output};
 use crate::config::Config;
+use crate::uninstall::Scope;
 
 /// `meshd run`
 pub(super) fn run(matches: &ArgMatches) -> Result<(), CommandError> {
@@ -18,8 +19,11 @@ pub(super) fn run(matches: &ArgMatches) -> Result<(), CommandError> {
 /// `meshd uninstall`
 pub(super) fn uninstall(matches: &ArgMatches) -> Result<(), CommandError> {
     let config = config(matches)?;
-    let annotations = !matches.get_flag("keep-annotations");
-    let removed = runtime()?.block_on(crate::uninstall::run(&config, annotations))?;
+    let scope = Scope {
+        annotations: !matches.get_flag("keep-annotations"),
+        audit_trail: matches.get_flag("purge-audit"),
+    };
+    let removed = runtime()?.block_on(crate::uninstall::run(&config, scope))?;
     output::print(&removed.to_string())
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use keyring::audit::{Event, Head, Line, NodeRef, Trail, TrailError, files, not_destroyed, read};
+use keyring::audit::{self, Event, Head, Line, NodeRef, Trail, TrailError, files, not_destroyed, read};
 use keyring::rotation::{Note, PeerId};
 use plan::admission::Admission;
 use plan::node::NodeName;
@@ -20,11 +20,13 @@ const FILE_BYTES: u64 = 8 << 20;
 const FILES: usize = 16;
 /// Events that wait while the disk refuses them. Beyond that a rotation has long stopped.
 const WAITING: usize = 10_000;
-/// How long until peers are told again where the trail ended after a rotation: a datagram may be lost, and a peer that was
-/// away is to know too. The last one goes on.
-const TELL: [Duration; 3] = [Duration::from_secs(5), Duration::from_mins(1), Duration::from_hours(1)];
+/// How long until the same head is announced again: a datagram may be lost, and a peer that was away must learn of it too.
+/// The delay doubles from the first to the last, so that a peer records the head soon after its tunnel is up, and the
+/// trails of a cluster at rest do not grow.
+const FIRST_REPEAT: Duration = Duration::from_secs(1);
+const LAST_REPEAT: Duration = Duration::from_hours(1);
 
-/// The trail and what it has yet to tell.
+/// The trail, and what is still to be written or announced.
 #[derive(Debug)]
 pub(super) struct Audit {
     trail: Trail,
@@ -34,37 +36,71 @@ pub(super) struct Audit {
     /// What each peer announced when it was last written down.
     peers: BTreeMap<PeerId, (NodeName, u64)>,
     refused: BTreeSet<(String, String)>,
-    /// The last head of each peer that was written down.
-    heads: BTreeMap<PeerId, u64>,
-    /// Where the trail ended at the start or after the last rotation, for peers to remember.
-    tell: Option<Tell>,
+    peer_heads: PeerHeads,
+    /// The head of the trail at the start or after the last rotation, for peers to record.
+    announcement: HeadAnnouncement,
     /// The end of the trail to put into a Kubernetes Event.
     anchor: Option<Head>,
     /// What the trail said of this machine's keys when the daemon started, until that has been gone through.
     former: Vec<Line>,
 }
 
-/// Peers are told the same each time, so that who has written it down need not do so again.
+/// When the head of the trail is announced to peers. Every repeat has the same head: peers that have recorded it need not
+/// do so again.
 #[derive(Debug)]
-struct Tell {
+struct HeadAnnouncement {
     /// None until the lines are on disk.
     head: Option<Head>,
     due: Instant,
-    pauses: std::slice::Iter<'static, Duration>,
+    delay: Duration,
 }
 
-impl Tell {
-    fn new() -> Self {
-        Self { head: None, due: Instant::now(), pauses: TELL.iter() }
+impl HeadAnnouncement {
+    const fn new(now: Instant) -> Self {
+        Self { head: None, due: now, delay: FIRST_REPEAT }
+    }
+
+    /// The head to announce at `now`, if it is due; `current` is where the trail ends.
+    fn take(&mut self, now: Instant, current: Head) -> Option<Head> {
+        if now < self.due {
+            return None;
+        }
+        self.due = now + self.delay;
+        self.delay = (self.delay * 2).min(LAST_REPEAT);
+        Some(*self.head.get_or_insert(current))
+    }
+}
+
+/// The last head of each peer that is in the trail.
+#[derive(Debug, Default)]
+struct PeerHeads(BTreeMap<PeerId, Event>);
+
+impl PeerHeads {
+    /// Takes a line of the trail, in order.
+    fn read(&mut self, event: &Event) {
+        if let Event::PeerHead { peer, .. } = event {
+            self.0.insert(peer.clone(), event.clone());
+        }
+    }
+
+    /// The event to record, unless the same head was recorded last. One with a lower number is recorded too: whether a
+    /// datagram was late or the peer's trail was cut off is for `verify` to find out.
+    fn record(&mut self, peer: &PeerId, head: &Head) -> Option<Event> {
+        let event = Event::head_of(peer.clone(), head);
+        if self.0.get(peer) == Some(&event) {
+            return None;
+        }
+        self.0.insert(peer.clone(), event.clone());
+        Some(event)
     }
 }
 
 impl Audit {
-    /// Opens the trail in a folder below the state folder, and writes down which keys were found.
+    /// Opens the trail in its directory below the state directory, and records which keys were found.
     pub(super) fn open(state_dir: &Path, keys: &Keys) -> Result<Self, TrailError> {
-        let folder = state_dir.join("audit");
-        let (trail, torn) = Trail::open(&folder, FILE_BYTES, FILES)?;
-        let former = lives(&folder)?;
+        let directory = state_dir.join(audit::DIRECTORY);
+        let (trail, torn) = Trail::open(&directory, FILE_BYTES, FILES)?;
+        let (former, peer_heads) = recorded(&directory)?;
         let journal = keys.journal();
         let mut waiting = VecDeque::new();
         if torn > 0 {
@@ -84,9 +120,9 @@ impl Audit {
             failed: false,
             peers: BTreeMap::new(),
             refused: BTreeSet::new(),
-            heads: BTreeMap::new(),
-            // Whoever cuts the trail while the daemon is down should be found out.
-            tell: Some(Tell::new()),
+            peer_heads,
+            // So that lines cut off while the daemon was down are missed by its peers.
+            announcement: HeadAnnouncement::new(Instant::now()),
             anchor: None,
             former,
         })
@@ -101,7 +137,7 @@ impl Audit {
     pub(super) fn own(&mut self, notes: &[Note], generation: u64) {
         for note in notes {
             if matches!(note, Note::Finished(_) | Note::RolledBack(..)) {
-                self.tell = Some(Tell::new());
+                self.announcement = HeadAnnouncement::new(Instant::now());
                 self.anchor = Some(Head::default());
             }
             self.push(Event::of(note, generation));
@@ -158,11 +194,10 @@ impl Audit {
         self.refused = refused;
     }
 
-    /// Takes where a peer says that its trail ends.
+    /// Records the head that a peer announces for its trail.
     pub(super) fn hear_head(&mut self, peer: &PeerId, head: &Head) {
-        // An older one was late on its way; the same one was said again. One that went back is for `verify` to find.
-        if self.heads.insert(peer.clone(), head.seq) != Some(head.seq) {
-            self.push(Event::head_of(peer.clone(), head));
+        if let Some(event) = self.peer_heads.record(peer, head) {
+            self.push(event);
         }
     }
 
@@ -192,13 +227,12 @@ impl Audit {
         }
     }
 
-    /// Where the trail ended, if peers are to be told now.
+    /// The head of the trail, if it is to be announced to peers now.
     pub(super) fn take_tell(&mut self) -> Option<Head> {
-        let now = Instant::now();
-        let tell = self.tell.as_mut().filter(|tell| tell.due <= now && self.waiting.is_empty())?;
-        let [.., last] = &TELL;
-        tell.due = now + *tell.pauses.next().unwrap_or(last);
-        Some(*tell.head.get_or_insert_with(|| self.trail.head()))
+        if !self.waiting.is_empty() {
+            return None;
+        }
+        self.announcement.take(Instant::now(), self.trail.head())
     }
 
     /// Where the trail ends, if that is to be put into a Kubernetes Event now.
@@ -215,17 +249,21 @@ impl Audit {
     }
 }
 
-/// The lines of a trail that speak of the node's own keys. File by file: all of a trail may be more than a daemon should
-/// hold.
-fn lives(folder: &Path) -> Result<Vec<Line>, TrailError> {
-    let mut lines = Vec::new();
-    for file in files(folder)? {
+/// What a trail holds that the daemon must know when it starts: the lines about the node's own keys, and the last head of
+/// each peer. Read file by file, since a whole trail may be more than a daemon should keep in memory.
+fn recorded(directory: &Path) -> Result<(Vec<Line>, PeerHeads), TrailError> {
+    let (mut own_keys, mut heads) = (Vec::new(), PeerHeads::default());
+    for file in files(directory)? {
         for (_, text) in read(&file)? {
-            let parsed = text.lines().filter_map(|line| Line::parse(line).ok());
-            lines.extend(parsed.filter(|line| line.event.is_of_own_keys()));
+            for line in text.lines().filter_map(|line| Line::parse(line).ok()) {
+                heads.read(&line.event);
+                if line.event.is_of_own_keys() {
+                    own_keys.push(line);
+                }
+            }
         }
     }
-    Ok(lines)
+    Ok((own_keys, heads))
 }
 
 /// Which start of the machine this is (proc(5)); empty where the kernel does not say.
@@ -237,4 +275,59 @@ fn boot() -> String {
 fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn head(seq: u64, byte: u8) -> Head {
+        Head { seq, hash: [byte; 32] }
+    }
+
+    #[test]
+    fn the_same_head_is_announced_again_ever_more_seldom() {
+        let start = Instant::now();
+        let mut announcement = HeadAnnouncement::new(start);
+        let mut announced = Vec::new();
+        for second in 0..20_000 {
+            // The trail goes on; what is announced stays.
+            let taken = announcement.take(start + Duration::from_secs(second), head(7 + second, 1));
+            if let Some(taken) = taken {
+                assert_eq!(taken, head(7, 1));
+                announced.push(second);
+            }
+        }
+        assert_eq!(announced[..8], [0, 1, 3, 7, 15, 31, 63, 127]);
+        let delays: Vec<u64> = announced.windows(2).map(|pair| pair[1] - pair[0]).collect();
+        assert_eq!(delays.last(), Some(&3600));
+        assert!(delays.iter().all(|delay| *delay <= 3600), "{delays:?}");
+    }
+
+    #[test]
+    fn a_head_is_recorded_once_and_not_again_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let (mut trail, _) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
+        let (n2, n3) = (PeerId::new("uid-n2"), PeerId::new("uid-n3"));
+        let node = NodeRef { uid: PeerId::new("uid-n1"), name: "n1".to_owned() };
+        let mut heads = PeerHeads::default();
+        for (peer, head, recorded) in [
+            (&n2, head(3, 1), true),
+            (&n2, head(3, 1), false),
+            (&n3, head(3, 1), true),
+            (&n2, head(4, 2), true),
+            // The same line with another hash is what a forged trail looks like.
+            (&n2, head(4, 3), true),
+            (&n2, head(4, 3), false),
+        ] {
+            let event = heads.record(peer, &head);
+            assert_eq!(event.is_some(), recorded, "{peer} {head:?}");
+            trail.append(1, "boot", &node, &event.into_iter().collect::<Vec<_>>()).unwrap();
+        }
+        drop(trail);
+        let (_, mut heads) = recorded(directory.path()).unwrap();
+        assert_eq!(heads.record(&n2, &head(4, 3)), None);
+        assert_eq!(heads.record(&n3, &head(3, 1)), None);
+        assert!(heads.record(&n3, &head(4, 1)).is_some());
+    }
 }

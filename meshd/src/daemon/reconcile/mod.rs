@@ -35,7 +35,7 @@ use super::{observe, perform};
 use crate::api::events::NodeEvent;
 use crate::api::nodes::Change;
 use crate::api::publish::Publication;
-use crate::cache::{Cache, Memory};
+use crate::cache::Cache;
 use crate::chain::Chain;
 use crate::channel::ReceivedMessage;
 use crate::config::Config;
@@ -115,7 +115,7 @@ impl Reconciler {
         outputs: Outputs,
     ) -> Self {
         let Outputs { wanted, heard, node_events, answers } = outputs;
-        let cache = Cache::in_folder(&config.state_dir);
+        let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
@@ -345,12 +345,8 @@ impl Reconciler {
         if !self.cluster.is_listed() {
             return true;
         }
-        let memory = Memory {
-            node: NodeName::new(self.config.node_name.clone()),
-            uid: self.cluster.own_uid().cloned(),
-            ledger: admission.ledger.clone(),
-        };
-        match self.cache.save(&memory) {
+        let node = NodeName::new(self.config.node_name.clone());
+        match self.cache.save(&node, self.cluster.own_uid(), &admission.ledger) {
             Ok(_) => {
                 self.side_tasks.succeeded(&CACHE);
                 true
