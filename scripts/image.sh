@@ -2,6 +2,7 @@
 # Builds the container image: nothing in it but two static programs. Needs no registry, no container daemon, no root.
 #
 #   scripts/image.sh                     build the programs, then the image
+#   scripts/image.sh --build-only        build the programs
 #   scripts/image.sh --binaries FOLDER   take the programs meshd and mesh-cni from there
 #
 # The image is an OCI archive, target/image/meshd-VERSION.tar. It is assembled twice, and both have to have the same
@@ -88,8 +89,9 @@ assemble_and_check() {
 
 case $# in
     0) build_programs ;;
-    2) [ "$1" = --binaries ] || fail "usage: image.sh [--binaries FOLDER]"; binaries=$(realpath "$2") ;;
-    *) fail "usage: image.sh [--binaries FOLDER]" ;;
+    1) [ "$1" = --build-only ] || fail "usage: image.sh [--build-only | --binaries FOLDER]"; build_programs; exit ;;
+    2) [ "$1" = --binaries ] || fail "usage: image.sh [--build-only | --binaries FOLDER]"; binaries=$(realpath "$2") ;;
+    *) fail "usage: image.sh [--build-only | --binaries FOLDER]" ;;
 esac
 if [ -z "${_CONTAINERS_USERNS_CONFIGURED:-}" ]; then
     install_missing "buildah buildah"

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Puts kube-apiserver and etcd where the tests look for them, and prints the folder as its only line on stdout.
 #
+#   scripts/kube-assets.sh needs    only prints what the build needs, as lines "command package"; nothing if it is done
+#
 # Order: KUBEBUILDER_ASSETS (which has to hold both), then the cache, then: etcd unpacked from its Debian package
 # (unpacked, not installed: the installed one would start a service on its default port), and kube-apiserver built from
 # Debian's source package `kubernetes`. The build takes 4 to 8 minutes on two cores and 3 GB in a temporary folder of
@@ -97,6 +99,10 @@ unpack_etcd() {
 }
 
 main() {
+    if [ "${1:-}" = needs ]; then
+        [ -n "${KUBEBUILDER_ASSETS:-}" ] || [ -x "$assets/kube-apiserver" ] || echo "$build_needs"
+        return
+    fi
     if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
         local tool
         for tool in kube-apiserver etcd; do

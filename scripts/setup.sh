@@ -5,6 +5,9 @@
 #   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins,
 #                            other implementations of WireGuard, QEMU and a kernel with WireGuard to run in it
 #
+# The latter in two parts, for those who have other things to do meanwhile: `test-packages` installs packages and takes
+# seconds, `test-assets` builds and unpacks the rest and takes minutes the first time.
+#
 # Packages are installed only when the command that they bring is missing, and sudo is used only then.
 # etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
 # ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/kube-1.20.2; no service is installed or started for them.
@@ -19,7 +22,7 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 . "$here/apt.sh"
 
 usage() {
-    echo "usage: ${0##*/} demo|test" >&2
+    echo "usage: ${0##*/} demo|test|test-packages|test-assets" >&2
     exit 64
 }
 
@@ -39,20 +42,34 @@ wireguard-go        wireguard-go
 flock               util-linux
 "
 
+# What takes long, side by side. The packages that all of it needs are installed before: apt works for one at a time.
+assets() {
+    local job jobs=() failed=0
+    "$here/kube-assets.sh" >/dev/null &
+    jobs+=($!)
+    "$here/wireguards.sh" test >/dev/null &
+    jobs+=($!)
+    "$here/kernel-vm/assets.sh" >/dev/null &
+    jobs+=($!)
+    for job in "${jobs[@]}"; do
+        wait "$job" || failed=1
+    done
+    [ $failed = 0 ] || fail "not everything could be made; see above"
+}
+
 main() {
     [ $# -eq 1 ] || usage
+    command -v cargo >/dev/null || fail "cargo is missing: install Rust (rust-version in Cargo.toml) first"
     case $1 in
-        demo) needs=$demo_needs ;;
-        test) needs=$demo_needs$test_needs ;;
+        demo) install_missing "$demo_needs" ;;
+        test | test-packages)
+            install_missing "$demo_needs$test_needs$("$here/kube-assets.sh" needs)
+$("$here/kernel-vm/assets.sh" needs)"
+            ;;
+        test-assets) ;;
         *) usage ;;
     esac
-    command -v cargo >/dev/null || fail "cargo is missing: install Rust (rust-version in Cargo.toml) first"
-    install_missing "$needs"
-    if [ "$1" = test ]; then
-        "$here/kube-assets.sh" >/dev/null
-        "$here/wireguards.sh" test >/dev/null
-        "$here/kernel-vm/assets.sh" >/dev/null
-    fi
+    case $1 in test | test-assets) assets ;; esac
     say "ready for $1"
 }
 

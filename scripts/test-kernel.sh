@@ -15,16 +15,17 @@ filter=${1:-}
 # Emulated in software, on slow cores that others use too, the whole takes half of it.
 seconds=1200
 
-# Prints the test programs with tests for the virtual machine, as lines "SOURCE PROGRAM".
+# Prints the test programs with tests for the virtual machine, as lines "SOURCE PROGRAM". With the whole workspace
+# selected, what `make test` has built already is used; other packages have tests of the same names.
 programs() {
-    cargo test --locked --quiet --package lab --test device --test kernel --no-run --message-format json |
-        grep '"kind":\["test"\].*"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
+    cargo test --locked --quiet --workspace --test device --test kernel --no-run --message-format json |
+        grep "\"src_path\":\"$PWD/tests/" | grep '"kind":\["test"\].*"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
 }
 
 list() { "$1" --ignored --list --format terse ${filter:+"$filter"} | sed -n 's/: test$//p'; }
 
 main() {
-    cargo build --locked --quiet --package meshd --package cni --bins
+    cargo build --locked --quiet --workspace --bins
     mkdir -p "$out"
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT

@@ -14,14 +14,45 @@ target=${CARGO_TARGET_DIR:-target}
 out=$target/test
 steps=$out/steps.jsonl
 
+# The process group of the step in the background, if one runs.
+background=
+
 # Runs the rest of the arguments as the step named $1, and notes how it went.
 step() {
     local name=$1 begin=$SECONDS ok=true
     shift
     printf '\n==> %s: %s\n' "$name" "$*" >&2
     "$@" || ok=false
-    printf '{"name": "%s", "seconds": %d, "ok": %s}\n' "$name" $((SECONDS - begin)) $ok >>"$steps"
-    [ $ok = true ] || { printf 'test: the step "%s" failed\n' "$name" >&2; exit 1; }
+    note "$name" $((SECONDS - begin)) $ok
+}
+
+# Writes the outcome of a step for the report; ends everything if it failed.
+note() {
+    printf '{"name": "%s", "seconds": %d, "ok": %s}\n' "$1" "$2" "$3" >>"$steps"
+    [ "$3" = true ] || { printf 'test: the step "%s" failed\n' "$1" >&2; exit 1; }
+}
+
+# Starts the rest of the arguments in the background, as the step named $1, with what the steps in the foreground leave of
+# the cores. Its output goes to a file. One at a time: `await` waits for it.
+begin() {
+    background_name=$1 background_log=$out/background.log background_begin=$SECONDS
+    shift
+    printf '\n==> %s, in the background: %s\n' "$background_name" "$*" >&2
+    # With job control it has a process group of its own, which can be ended as a whole.
+    set -m
+    nice -n 19 "$@" </dev/null >"$background_log" 2>&1 &
+    background=$!
+    set +m
+}
+
+# Waits for what `begin` started, prints its output and notes how it went.
+await() {
+    local ok=true job=$background
+    printf '\n==> waiting for: %s\n' "$background_name" >&2
+    wait "$job" || ok=false
+    background=
+    cat "$background_log" >&2
+    note "$background_name" $((SECONDS - background_begin)) $ok
 }
 
 # One line for the report about something that this machine can't run.
@@ -41,11 +72,14 @@ scripts_are_sound() {
 
 # nextest runs each test in a process of its own and knows the groups of .config/nextest.toml; where it is not
 # installed cargo's own runner does the same tests, with less to say about each.
+#
+# Always with all packages of the workspace, also where tests of one are wanted: which features dependencies are built
+# with depends on the packages that are selected, and another selection would build dozens of them once more.
 tests_with_moved_clock() {
     if [ $runner = nextest ]; then
-        cargo nextest run --locked --profile clock -p tunnel --features mock-clock --test silence
+        cargo nextest run --locked --profile clock --workspace --features tunnel/mock-clock --test silence
     else
-        cargo test --locked -p tunnel --features mock-clock --test silence 2>&1 | tee "$out/clock.log"
+        cargo test --locked --workspace --features tunnel/mock-clock --test silence 2>&1 | tee "$out/clock.log"
     fi
 }
 
@@ -64,6 +98,7 @@ all_tests() {
 # The last lines of all are the runner's own.
 finish() {
     local code=$?
+    [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
     python3 scripts/test-report.py --folder "$out" --target "$target" --runner $runner --exit-code $code \
         --seconds $SECONDS || code=1
     [ ! -s "$out/tests.log" ] || grep -aE '^ *Summary \[|^test result:' "$out/tests.log" | tail -n 1
@@ -78,7 +113,9 @@ main() {
     trap finish EXIT
 
     command -v python3 >/dev/null || install_missing "python3 python3"
-    step "set-up" scripts/setup.sh test
+    step "set-up: packages" scripts/setup.sh test-packages
+    # What takes minutes to build, and only the tests need.
+    begin "set-up: programs and kernel for the tests" scripts/setup.sh test-assets
     step "scripts" scripts_are_sound
     step "format" cargo fmt --all --check
     step "layering" scripts/layering.sh
@@ -89,7 +126,8 @@ main() {
         not_run "licences and sources" "cargo-deny is not installed; scripts/layering.sh stands in for its bans"
     fi
     # Tests start the daemon and the plugin as programs; cargo does not build those for the tests of another package.
-    step "build" cargo build --locked --workspace --bins
+    # Together with the tests: on their own, programs are built with other features of their dependencies.
+    step "build" cargo build --locked --workspace --bins --tests
     step "documentation examples" cargo test --locked --workspace --doc
     step "tests with a moved clock" tests_with_moved_clock
     if [ -e "$(rustc --print target-libdir)/librustc-stable_rt.asan.a" ]; then
@@ -97,8 +135,12 @@ main() {
     else
         not_run "the engine under AddressSanitizer" "this Rust comes without the sanitizer's runtime; rustup's has it"
     fi
+    await
     step "tests" all_tests
+    # CI builds the image next. The virtual machine does not keep both cores busy all the time.
+    [ "${CI:-}" != true ] || begin "programs for the image" scripts/image.sh --build-only
     step "tests with WireGuard in the kernel" scripts/test-kernel.sh
+    [ "${CI:-}" != true ] || await
 }
 
 main "$@"

@@ -4,6 +4,8 @@
 #
 # Kernel and busybox are unpacked from Debian's packages, not installed: this machine goes on booting what it boots. All
 # of it stays in ${XDG_CACHE_HOME:-$HOME/.cache}/meshd; only QEMU and kmod are installed, if they are missing.
+#
+#   scripts/kernel-vm/assets.sh needs    only prints what it needs, as lines "command package"
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -82,6 +84,7 @@ build() {
 }
 
 main() {
+    [ "${1:-}" != needs ] || { echo "$needs"; return; }
     install_missing "$needs" >&2
     local package assets
     package=$(kernel_package) || { patient_apt update; package=$(kernel_package); } ||
