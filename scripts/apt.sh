@@ -1,10 +1,10 @@
 # shellcheck shell=bash
-# Sourced by the set-up scripts: progress lines, the installation of missing Debian packages, the download of single ones.
+# Sourced by the set-up scripts: progress messages, installing missing Debian packages, downloading single ones.
 
 say() { printf '==> %s\n' "$*" >&2; }
 fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
 
-# Runs a command as root: plainly if we are, else through sudo.
+# Runs a command as root: directly if we are, else through sudo.
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
@@ -15,23 +15,23 @@ as_root() {
     fi
 }
 
-# Another apt on the machine holds its locks for seconds: wait for it, but not for ever.
-patient_apt() {
+# Another apt process may hold the locks for seconds, and downloads fail now and then: retry, but not for ever.
+apt_with_retries() {
     local try
     for try in 1 2 3 4 5 6; do
         as_root env DEBIAN_FRONTEND=noninteractive DEBCONF_NOWARNINGS=yes \
             apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 "$@" >/dev/null && return
-        say "apt-get $1 failed (try $try), trying again in 10 s"
+        say "apt-get $1 failed (attempt $try), retrying in 10 s"
         sleep 10
     done
     return 1
 }
 
-# Downloads the newest version of a package into the current folder.
+# Downloads the newest version of a package into the current directory.
 download() {
     local sandbox=(-o APT::Sandbox::User="$(id -un)")
     apt-get -qq "${sandbox[@]}" download "$1" >&2 ||
-        { patient_apt update && apt-get -qq "${sandbox[@]}" download "$1" >&2; } ||
+        { apt_with_retries update && apt-get -qq "${sandbox[@]}" download "$1" >&2; } ||
         fail "could not download $1"
 }
 
@@ -47,11 +47,11 @@ install_missing() {
         missing+=("$package")
     done <<<"$1"
     if [ ${#missing[@]} -eq 0 ]; then
-        say "all packages are there"
+        say "all packages are installed"
         return
     fi
-    command -v apt-get >/dev/null || fail "not a Debian; install by hand what these packages bring: ${missing[*]}"
+    command -v apt-get >/dev/null || fail "this is not Debian; install the contents of these packages by hand: ${missing[*]}"
     say "installing ${missing[*]}"
-    patient_apt update || fail "apt-get update failed"
-    patient_apt install -y --no-install-recommends "${missing[@]}" || fail "could not install ${missing[*]}"
+    apt_with_retries update || fail "apt-get update failed"
+    apt_with_retries install -y --no-install-recommends "${missing[@]}" || fail "could not install ${missing[*]}"
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs each fuzz target for FUZZ_SECONDS (20), starting from its committed corpus. What it finds new goes to
-# target/fuzz, not into the checkout; a failing input is kept there too, and the run fails.
+# Runs each fuzz target for FUZZ_SECONDS (20), starting with its committed corpus. New inputs are written to target/fuzz,
+# not to the checkout; a failing input is kept there too, and the run fails.
 #
-# The committed corpora also run as ordinary tests, without any of this.
+# The committed corpora also run as ordinary tests, which need neither cargo-fuzz nor nightly.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,7 +16,7 @@ for source in fuzz/fuzz_targets/*.rs; do
     name=$(basename "$source" .rs)
     mkdir -p "$found/$name" "$found/artifacts/$name"
     printf '==> %s\n' "$name"
-    # The first folder takes what is new; the corpus in the checkout is only read.
+    # New inputs go to the first directory; the corpus in the checkout is only read.
     cargo +nightly fuzz run "$name" "$found/$name" "fuzz/corpus/$name" -- \
         -max_total_time="${FUZZ_SECONDS:-20}" -artifact_prefix="$found/artifacts/$name/"
 done

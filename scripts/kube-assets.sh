@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Puts kube-apiserver and etcd where the tests look for them, and prints the folder as its only line on stdout.
+# Provides kube-apiserver and etcd for the tests, and prints their directory as the only line on stdout.
 #
 #   scripts/kube-assets.sh needs    only prints what the build needs, as lines "command package"; nothing if it is done
 #
-# Order: KUBEBUILDER_ASSETS (which has to hold both), then the cache, then: etcd unpacked from its Debian package
-# (unpacked, not installed: the installed one would start a service on its default port), and kube-apiserver built from
-# Debian's source package `kubernetes`. The build takes 4 to 8 minutes on two cores and 3 GB in a temporary folder of
-# the cache. The machine's own apt sources and lists are not touched: the deb-src line lives in a private folder.
+# In this order: KUBEBUILDER_ASSETS (which must contain both); the cache; else etcd is unpacked from its Debian package
+# (not installed, since that would start a service on the default port), and kube-apiserver is built from Debian's source
+# package `kubernetes`. The build takes 4 to 8 minutes on two cores, and 3 GB in a temporary directory of the cache. The
+# machine's apt sources and lists are not changed: the deb-src line is in a private directory.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,7 +17,7 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 version=1.20.2
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
-# The number behind the version counts changes to how it is built here, so that an old build is not used.
+# The number after the version is increased when the build changes, so that an old one is not used.
 assets=$cache/kube-$version-2
 build_needs="
 flock        util-linux
@@ -28,23 +28,23 @@ rsync        rsync
 jq           jq
 "
 
-# The archive of this Debian's main suite as apt is configured now, as a deb-src line.
+# A deb-src line for the main suite of this Debian, from the archive that apt is configured with.
 deb_src_line() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg options=
     [ -e $keyring ] && options="[signed-by=$keyring] "
     local codename
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-    # shellcheck disable=SC2016 # they are apt's own placeholders
+    # shellcheck disable=SC2016 # these are apt's placeholders
     apt-get indextargets --format '$(CODENAME) $(ORIGIN) $(COMPONENT) $(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
         awk -v codename="$codename" -v options="$options" \
             '$1 == codename && $2 == "Debian" && $3 == "main" { print "deb-src " options $4, $5, $3; exit }'
 }
 
-# Unpacks the newest source package `kubernetes` of this suite into the current folder, as ./source.
+# Unpacks the newest source package `kubernetes` of this suite into ./source.
 unpack_source() {
     local line
     line=$(deb_src_line)
-    [ -n "$line" ] || fail "no Debian main archive in the apt configuration; set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd"
+    [ -n "$line" ] || fail "no Debian main archive in the apt configuration; set KUBEBUILDER_ASSETS to a directory with kube-apiserver and etcd"
     mkdir -p apt/lists/partial apt/cache/archives/partial
     echo "$line" >apt/sources.list
     local options=(
@@ -57,17 +57,17 @@ unpack_source() {
     offered=$(apt-cache "${options[@]}" showsrc --only-source kubernetes | awk '$1 == "Version:" { print $2; exit }')
     case $offered in
         "$version"* | *+really"$version"*) ;;
-        *) fail "this suite has kubernetes '$offered', the tests know $version; set KUBEBUILDER_ASSETS to a folder with kube-apiserver and etcd" ;;
+        *) fail "this suite has kubernetes '$offered', the tests need $version; set KUBEBUILDER_ASSETS to a directory with kube-apiserver and etcd" ;;
     esac
     say "downloading the source of kubernetes $offered"
     apt-get -qq "${options[@]}" --download-only source kubernetes >&2
     dpkg-source --no-check -x kubernetes_*.dsc source >/dev/null
 }
 
-# Replaces the vendored reflect2, which follows a null pointer under Go 1.18 and later at the first map in a request and
-# takes the whole server down. Debian packages the release that mends it.
-mend_reflect2() {
-    say "replacing the vendored reflect2 by the release that works with this Go"
+# Replaces the vendored reflect2, which dereferences a null pointer with Go 1.18 and later at the first map in a request
+# and crashes the server. Debian packages the release that fixes it.
+replace_reflect2() {
+    say "replacing the vendored reflect2 with the release that works with this Go"
     download golang-github-modern-go-reflect2-dev
     dpkg-deb -x golang-github-modern-go-reflect2-dev_*.deb reflect2
     rm -rf "$1"
@@ -79,13 +79,13 @@ build_apiserver() {
     unpack_source
     mkdir -p go/src/k8s.io
     mv source go/src/k8s.io/kubernetes
-    mend_reflect2 go/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2
-    # Its makefile generates the OpenAPI code first; a plain `go build` of the command fails for the want of it.
+    replace_reflect2 go/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2
+    # The makefile generates the OpenAPI code first, without which a plain `go build` fails.
     env -u GOFLAGS GOPATH="$PWD/go" GOCACHE="$PWD/gocache" GO111MODULE=off GOTOOLCHAIN=local CGO_ENABLED=0 \
         KUBE_GIT_VERSION="v$version" KUBE_GIT_TREE_STATE=archive KUBE_GIT_COMMIT=debian KUBE_VERBOSE=0 \
         nice make -C go/src/k8s.io/kubernetes WHAT=cmd/kube-apiserver >build.log 2>&1 ||
-        { tail -n 30 build.log >&2; fail "the build of kube-apiserver failed, its last lines are above"; }
-    # Renamed into place last: whoever looks at the cache sees the whole file or none.
+        { tail -n 30 build.log >&2; fail "the build of kube-apiserver failed; its last lines are above"; }
+    # Renamed into place last, so that the cache never has an incomplete file.
     cp go/src/k8s.io/kubernetes/_output/bin/kube-apiserver "$assets/.kube-apiserver.new"
     mv "$assets/.kube-apiserver.new" "$assets/kube-apiserver"
 }
@@ -106,16 +106,16 @@ main() {
     if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then
         local tool
         for tool in kube-apiserver etcd; do
-            [ -x "$KUBEBUILDER_ASSETS/$tool" ] || fail "KUBEBUILDER_ASSETS is $KUBEBUILDER_ASSETS, where there is no $tool"
+            [ -x "$KUBEBUILDER_ASSETS/$tool" ] || fail "expected $tool in KUBEBUILDER_ASSETS ($KUBEBUILDER_ASSETS), found none"
         done
         echo "$KUBEBUILDER_ASSETS"
         return
     fi
     mkdir -p "$assets"
     if [ ! -x "$assets/kube-apiserver" ]; then install_missing "$build_needs"; fi
-    # Two set-ups at once: the second waits, then finds everything there.
+    # When two set-ups run at once, the second waits and then uses what the first one built.
     exec 9>"$cache/setup.lock"
-    flock -n 9 || { say "another set-up is at work, waiting for it"; flock 9; }
+    flock -n 9 || { say "waiting for another set-up"; flock 9; }
     work=$(mktemp -d "$cache/build.XXXXXX")
     # Go writes its module and build caches read-only in places.
     trap 'chmod -R u+w "$work" && rm -rf "$work"' EXIT

@@ -1,28 +1,28 @@
 #!/usr/bin/env bash
-# Runs the tests of the engine, whose datagrams and offloads are handled by `unsafe` code, under AddressSanitizer.
+# Runs the engine's tests under AddressSanitizer, since `unsafe` code handles its datagrams and offloads.
 #
-# The compiler has it behind a flag that asks for a nightly one; RUSTC_BOOTSTRAP lets the toolchain at hand take it, so
-# that what is tested is what is shipped. Tests of other programs are left out: those are not built this way.
+# The sanitizer is behind a flag for nightly compilers; RUSTC_BOOTSTRAP enables it in the pinned one, so that the tested
+# code is compiled like the released code. Tests against other programs are left out, since those are not instrumented.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 host=$(rustc -vV | sed -n 's/^host: //p')
 runtime=$(rustc --print target-libdir)/librustc-stable_rt.asan.a
 if [ ! -e "$runtime" ]; then
-    echo "sanitize: this Rust has no sanitizer's runtime ($runtime); the one of rustup has" >&2
+    echo "sanitize: this Rust has no sanitizer runtime ($runtime); install Rust with rustup" >&2
     exit 69
 fi
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=address"
-# What is freed is kept for a while to find who still uses it; a test that watches memory must not see that as growth.
+# The sanitizer keeps freed memory for a while to detect its use; a test that measures memory must not count that as growth.
 export ASAN_OPTIONS=quarantine_size_mb=1
 
-# A sanitizer that sees nothing would prove nothing.
+# Positive control: the sanitizer must detect an error that is there.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 echo 'fn main() { let one = vec![1_u8; 4]; std::hint::black_box(unsafe { one.as_ptr().add(4).read() }); }' |
     rustc -Zsanitizer=address -o "$scratch/control" -
-if "$scratch/control" 2>"$scratch/said" || ! grep -q heap-buffer-overflow "$scratch/said"; then
-    echo "sanitize: a read beyond the end was not noticed; AddressSanitizer does not work here" >&2
+if "$scratch/control" 2>"$scratch/output" || ! grep -q heap-buffer-overflow "$scratch/output"; then
+    echo "sanitize: a read beyond the end was not detected; AddressSanitizer does not work here" >&2
     exit 1
 fi
 

@@ -1,17 +1,16 @@
 #!/usr/bin/env bash
-# Brings what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is there already.
+# Installs what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is installed already.
 #
 #   scripts/setup.sh demo    what `make demo` needs
-#   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins,
-#                            other implementations of WireGuard, QEMU and a kernel with WireGuard to run in it
+#   scripts/setup.sh test    also what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins, other
+#                            implementations of WireGuard, QEMU, and a kernel with WireGuard to run in it
 #
-# The latter in two parts, for those who have other things to do meanwhile: `test-packages` installs packages and takes
-# seconds, `test-assets` builds and unpacks the rest and takes minutes the first time.
+# The latter also in two parts: `test-packages` installs packages and takes seconds, `test-assets` builds and unpacks the
+# rest and takes minutes the first time, so that other work can go on beside it.
 #
-# Packages are installed only when the command that they bring is missing, and sudo is used only then.
-# etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
-# ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/kube-1.20.2; no service is installed or started for them.
-# The kernel goes there too and is not installed.
+# A package is installed only when its command is missing, and sudo is used only for that. etcd and kube-apiserver are
+# those in KUBEBUILDER_ASSETS if that is set, else they are kept in ${XDG_CACHE_HOME:-$HOME/.cache}/meshd, without
+# installing or starting a service. The kernel is kept there too and not installed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -26,7 +25,7 @@ usage() {
     exit 64
 }
 
-# What has to be there, each line a command (or a file) and the package that brings it.
+# Each line: a required command (or file), and the package that contains it.
 demo_needs="
 cc                  gcc
 /usr/include/stdio.h libc6-dev

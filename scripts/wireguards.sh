@@ -1,10 +1,13 @@
 #!/usr/bin/env bash
-# Puts other userspace WireGuard implementations where the benchmark and the interoperability tests look for them, and
-# prints that folder as its only line on stdout.
+# Provides other userspace WireGuard implementations for the benchmark and the interoperability tests, and prints their
+# directory as the only line on stdout.
 #
-# wireguard-go is unpacked (not installed) from its package in Debian sid, which runs on Debian 12; gotatun-cli and
-# boringtun-cli are built from crates.io, about two minutes each on two cores, once. All of it goes to
-# ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/wireguards-1; the machine's own apt sources and lists are not touched.
+#   scripts/wireguards.sh        all of them
+#   scripts/wireguards.sh test   those that the tests use
+#
+# wireguard-go is unpacked (not installed) from its package in Debian sid, which works on Debian 12; gotatun-cli and
+# boringtun-cli are built once from crates.io, which takes about two minutes each on two cores. They are kept in
+# ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/wireguards-1; the machine's apt sources and lists are not changed.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -16,25 +19,25 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 gotatun=0.10.2
 boringtun=0.7.1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
-folder=$cache/wireguards-1
+directory=$cache/wireguards-1
 
-# The sid suite of the Debian archive that apt is configured with now.
+# A deb line for sid, from the archive that apt is configured with.
 sid_line() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg options=
     [ -e $keyring ] && options="[signed-by=$keyring] "
-    # shellcheck disable=SC2016 # they are apt's own placeholders
+    # shellcheck disable=SC2016 # these are apt's placeholders
     apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(REPO_URI) $(RELEASE)' 'Created-By: Packages' |
         awk -v options="$options" \
             '$1 == "Debian" && $2 == "main" && $4 !~ /-/ { print "deb " options $3, "sid main"; exit }'
 }
 
 wireguard_go() {
-    [ -x "$folder/wireguard-go" ] && return
+    [ -x "$directory/wireguard-go" ] && return
     local work line deb
     work=$(mktemp -d "$cache/wireguard-go.XXXXXX")
     line=$(sid_line)
     if [ -z "$line" ]; then
-        patient_apt update || fail "apt-get update failed"
+        apt_with_retries update || fail "apt-get update failed"
         line=$(sid_line)
     fi
     [ -n "$line" ] || fail "no Debian main archive in the apt configuration"
@@ -49,34 +52,34 @@ wireguard_go() {
     (cd "$work" && apt-get -qq "${options[@]}" download wireguard-go >&2)
     deb=$(echo "$work"/wireguard-go_*.deb)
     dpkg-deb -x "$deb" "$work/root"
-    dpkg-deb -f "$deb" Version >"$folder/wireguard-go.version"
-    cp "$work/root/usr/bin/wireguard-go" "$folder/wireguard-go.new"
-    mv "$folder/wireguard-go.new" "$folder/wireguard-go"
+    dpkg-deb -f "$deb" Version >"$directory/wireguard-go.version"
+    cp "$work/root/usr/bin/wireguard-go" "$directory/wireguard-go.new"
+    mv "$directory/wireguard-go.new" "$directory/wireguard-go"
     rm -rf "$work"
 }
 
-# $1: package, $2: its version. The binary has the name of the package.
+# $1: package, $2: version. The binary gets the package's name.
 from_crates() {
-    [ -x "$folder/$1" ] && return
+    [ -x "$directory/$1" ] && return
     local work
     work=$(mktemp -d "$cache/$1.XXXXXX")
     say "building $1 $2"
     CARGO_TARGET_DIR=$work/target cargo install --quiet --locked --root "$work" --version "$2" "$1" >&2
-    echo "$2" >"$folder/$1.version"
-    mv "$work/bin/$(ls "$work/bin")" "$folder/$1"
+    echo "$2" >"$directory/$1.version"
+    mv "$work/bin/$(ls "$work/bin")" "$directory/$1"
     rm -rf "$work"
 }
 
 main() {
     command -v flock >/dev/null || install_missing "flock util-linux"
-    mkdir -p "$folder"
+    mkdir -p "$directory"
     exec 9>"$cache/wireguards.lock"
     flock 9
     wireguard_go
     from_crates gotatun-cli "$gotatun"
-    # All that the tests need is there by now: only the benchmark pays for the rest.
+    # Only the benchmark needs this one.
     [ "${1:-all}" = test ] || from_crates boringtun-cli "$boringtun"
-    echo "$folder"
+    echo "$directory"
 }
 
 main "$@"

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes what a virtual machine with kernel WireGuard boots from, and prints the folder as its only line on stdout:
-# vmlinuz, lib/modules/VERSION and initramfs.
+# Provides what a virtual machine with WireGuard in the kernel boots from (vmlinuz, lib/modules/VERSION and initramfs), and
+# prints its directory as the only line on stdout.
 #
-# Kernel and busybox are unpacked from Debian's packages, not installed: this machine goes on booting what it boots. All
-# of it stays in ${XDG_CACHE_HOME:-$HOME/.cache}/meshd; only QEMU and kmod are installed, if they are missing.
+# Kernel and busybox are unpacked from Debian's packages and not installed, so the machine's own boot is not affected. All
+# of it is kept in ${XDG_CACHE_HOME:-$HOME/.cache}/meshd. Only QEMU, kmod and the commands below are installed if missing.
 #
 #   scripts/kernel-vm/assets.sh needs    only prints what it needs, as lines "command package"
 set -euo pipefail
@@ -24,12 +24,12 @@ ip                  iproute2
 nft                 nftables
 wg                  wireguard-tools
 "
-# The newest that the suite has. The flavour for clouds lacks 9p.
+# The newest that the suite has. The cloud flavour lacks 9p.
 kernels="linux-image-6.12-amd64 linux-image-amd64"
-# What has to be loaded before the machine's files can be seen; the rest is loaded from there.
+# Modules needed to mount the host's files; all others are loaded from there.
 early="virtio_pci 9pnet_virtio 9p overlay"
 
-# The package with the files of a kernel, which the one named here only depends on.
+# The package with the kernel itself, on which the metapackages above depend.
 kernel_package() {
     local meta found
     for meta in $kernels; do
@@ -39,7 +39,7 @@ kernel_package() {
     return 1
 }
 
-# $1: the folder of the kernel's files. Writes its initramfs.
+# $1: the directory of the kernel's files. Writes the initramfs into it.
 pack_initramfs() {
     local root=$PWD/initramfs version line module name
     version=$(basename "$1"/lib/modules/*)
@@ -69,7 +69,7 @@ build() {
     download busybox-static
     dpkg-deb -x busybox-static_*.deb busybox
     mkdir new
-    # Drivers of hardware are most of it, and a virtual machine has none.
+    # Without drivers for hardware, which are most of the package and unused in a virtual machine.
     dpkg-deb --fsys-tarfile "$package"_*.deb | tar -x -C new --wildcards './boot/vmlinuz-*' './lib/modules' \
         --exclude './lib/modules/*/kernel/drivers/[!nv]*' --exclude './lib/modules/*/kernel/drivers/n[!e]*' \
         --exclude './lib/modules/*/kernel/drivers/net/ethernet' --exclude './lib/modules/*/kernel/drivers/net/wireless' \
@@ -79,7 +79,7 @@ build() {
     version=$(basename new/lib/modules/*)
     depmod -b new "$version"
     pack_initramfs "$PWD/new"
-    # Renamed into place last: whoever looks at the cache sees all of it or nothing.
+    # Renamed into place last, so that the cache never has an incomplete directory.
     mv new "$assets"
 }
 
@@ -87,13 +87,13 @@ main() {
     [ "${1:-}" != needs ] || { echo "$needs"; return; }
     install_missing "$needs" >&2
     local package assets
-    package=$(kernel_package) || { patient_apt update; package=$(kernel_package); } ||
+    package=$(kernel_package) || { apt_with_retries update; package=$(kernel_package); } ||
         fail "no kernel among the packages: $kernels"
-    # The digest is of what the initramfs is made of here.
+    # The digest covers the files that determine the content of the initramfs.
     assets=$cache/kernel-${package#linux-image-}-$(cat "$here/init.sh" "$here/assets.sh" | sha256sum | cut -c 1-8)
     mkdir -p "$cache"
     exec 9>"$cache/kernel.lock"
-    flock -n 9 || { say "another set-up is at work, waiting for it"; flock 9; }
+    flock -n 9 || { say "waiting for another set-up"; flock 9; }
     if [ ! -e "$assets/initramfs" ]; then
         work=$(mktemp -d "$cache/kernel.XXXXXX")
         trap 'rm -rf "$work"' EXIT

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs a bash script in a virtual machine with a kernel that has WireGuard; its output is ours, its exit code too.
+# Runs a bash script in a virtual machine whose kernel has WireGuard, and passes on its output and exit code.
 #
 #   scripts/kernel-vm/boot.sh SCRIPT [SECONDS]
 #
-# The machine sees all files of this one and can change none of them, except below /run/job, which is a folder that is
-# gone afterwards. It has no network but the one inside it. After SECONDS (600) it is stopped, which is a failure.
+# The virtual machine sees all files of this one read-only, except /run/job, a temporary directory. It has no network
+# connection. After SECONDS (600) it is stopped, which is a failure.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -17,9 +17,9 @@ assets=$("$here/assets.sh")
 job=$(mktemp -d)
 trap 'rm -rf "$job"' EXIT
 cp "$1" "$job/run"
-printf 'folder=%q\nmodules=%q\n' "$PWD" "$(echo "$assets"/lib/modules/*)" >"$job/settings"
+printf 'directory=%q\nmodules=%q\n' "$PWD" "$(echo "$assets"/lib/modules/*)" >"$job/settings"
 
-# Emulation in software: slow, but the same everywhere. MESHD_VM_ACCEL=kvm where that works.
+# Software emulation is slow but works everywhere; MESHD_VM_ACCEL=kvm is faster where it is available.
 machine=(
     -accel "${MESHD_VM_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m "${MESHD_VM_MEMORY:-2048}"
     -nodefaults -display none -no-reboot -nic none -device virtio-rng-pci
@@ -36,8 +36,8 @@ timeout --kill-after=5 "$seconds" qemu-system-x86_64 "${machine[@]}" </dev/null 
     tee "$job/output" || ended=$?
 if ! code=$(sed -n 's/^job ended with code \([0-9]*\)$/\1/p' "$job/output") || [ -z "$code" ]; then
     grep -v '^$' "$job/console" "$job/errors" | tail -n 40 >&2
-    fail "the virtual machine did not come to its end within $seconds s (QEMU's code: $ended); its last words are above"
+    fail "the virtual machine did not finish within $seconds s (exit code of QEMU: $ended); its last output is above"
 fi
-# What the kernel complains about belongs to what happened, also when all is well.
+# Warnings of the kernel are shown even if the job succeeded.
 sed 's/^/console: /' "$job/console" | tr -d '\r' | grep -aE 'BUG|WARNING|Oops|panic|Call Trace' >&2 || true
 exit "$code"

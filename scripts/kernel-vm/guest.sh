@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The virtual machine's only program: gets the machine ready, runs the job, and turns the machine off.
+# PID 1 of the virtual machine: sets the system up, runs the job, and turns the machine off.
 #
-# The job is a bash script in the folder that the host shares for writing; what it prints goes to the second serial
-# line, and its exit code is the last thing there.
+# The job is a bash script in the directory that the host shares for writing. Its output goes to the second serial line,
+# where the last line has its exit code.
 set -u
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
 
@@ -11,7 +11,7 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
-for folder in /dev/shm /run /tmp; do mount -t tmpfs -o mode=1777 tmpfs "$folder"; done
+for mounted in /dev/shm /run /tmp; do mount -t tmpfs -o mode=1777 tmpfs "$mounted"; done
 mkdir -p /run/job /run/lock
 mount -t 9p -o trans=virtio,version=9p2000.L job /run/job
 # shellcheck source=/dev/null
@@ -24,7 +24,7 @@ modprobe -a wireguard tun bridge veth nf_tables
 stty -F /dev/ttyS1 raw -echo
 exec </dev/null >/dev/ttyS1 2>&1
 echo "kernel: $(uname -r), up after $(cut -d ' ' -f 1 /proc/uptime) s"
-cd "$folder" || exit
+cd "$directory" || exit
 bash /run/job/run
 echo "job ended with code $?"
 sync

@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The first program in the virtual machine: makes the host's files its own, read-only and with a layer in memory above
-# them for what is written, and goes on with the guest script that the command line names.
+# The init of the initramfs: mounts the host's files read-only with a writable layer in memory on top, and executes the
+# guest script that the kernel command line names.
 set -e
 bb=/bin/busybox
 
@@ -16,11 +16,11 @@ $bb mount -t devtmpfs devtmpfs /dev
 while read -r module; do
     $bb insmod "/modules/$module" || die "could not load $module"
 done </modules/order
-# Nobody changes the files meanwhile, so what was read may be kept.
-$bb mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=524288,cache=loose host /host || die "no files of the host"
+# The host's files do not change meanwhile, so they may be cached.
+$bb mount -t 9p -o trans=virtio,version=9p2000.L,ro,msize=524288,cache=loose host /host || die "could not mount the files of the host"
 $bb mount -t tmpfs -o mode=755 layer /layer
 $bb mkdir /layer/upper /layer/work
-$bb mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new || die "no layer above"
+$bb mount -t overlay -o lowerdir=/host,upperdir=/layer/upper,workdir=/layer/work overlay /new || die "could not mount the overlay"
 for word in $($bb cat /proc/cmdline); do
     case $word in guest=*) guest=${word#guest=} ;; esac
 done

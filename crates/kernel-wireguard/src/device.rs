@@ -109,17 +109,16 @@ impl Device for Kernel {
     }
 
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError> {
-        let interval = match self.keepalives.get(&peer) {
-            Some(interval) => *interval,
-            None => {
-                let state = self.interface.state()?;
-                let found = state.peers.get(&peer).ok_or_else(|| DeviceError::NoPeer {
-                    operation: "initiate a handshake with",
-                    link: self.interface.link().to_owned(),
-                    peer,
-                })?;
-                found.config.keepalive.unwrap_or_default()
-            }
+        let interval = if let Some(interval) = self.keepalives.get(&peer) {
+            *interval
+        } else {
+            let state = self.interface.state()?;
+            let found = state.peers.get(&peer).ok_or_else(|| DeviceError::NoPeer {
+                operation: "initiate a handshake with",
+                link: self.interface.link().to_owned(),
+                peer,
+            })?;
+            found.config.keepalive.unwrap_or_default()
         };
         Ok(self.interface.initiate_handshake(&peer, interval)?)
     }

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use meshd::config::{Config, OPTIONS, Sources, from_sources};
 use serde_json::{Value, json};
 
-use super::{at, list, object, string, text};
+use super::kustomization::config_map;
+use super::{at, list, object, string};
 
 #[test]
 fn arguments_and_variables_are_options_of_the_daemon() {
@@ -32,12 +33,11 @@ fn the_daemon_starts_with_this_configuration() {
 
 #[test]
 fn the_configuration_is_mounted_where_the_daemon_reads_it() {
-    let kustomization = object("kustomization.yaml");
-    let generator = &list(&kustomization, "/configMapGenerator")[0];
+    let config_map = config_map();
     let volume = volume("/etc/meshd");
-    assert_eq!(volume["configMap"]["name"], generator["name"]);
-    assert_eq!(generator["files"], json!(["config.yaml"]));
-    assert_eq!(generator["namespace"], object("daemonset.yaml")["metadata"]["namespace"]);
+    assert_eq!(volume["configMap"]["name"], config_map["metadata"]["name"]);
+    assert_eq!(config_map["metadata"]["namespace"], object("daemonset.yaml")["metadata"]["namespace"]);
+    assert!(config_map["data"]["config.yaml"].is_string());
 }
 
 #[test]
@@ -188,7 +188,9 @@ fn effective() -> Config {
             Some((option.name.to_owned(), value.to_owned()))
         })
         .collect();
-    let file = Some(("/etc/meshd/config.yaml".into(), text("config.yaml")));
+    let config_map = config_map();
+    let file =
+        Some(("/etc/meshd/config.yaml".into(), string(&config_map["data"], "/config.yaml").to_owned()));
     from_sources(&Sources { environment, file, ..Sources::default() }).unwrap()
 }
 

@@ -9,7 +9,8 @@ use lab::require::{self, Need};
 use lab::{ApiKind, Lab};
 use serde_json::{Value, json};
 
-use super::{NAMESPACE, SERVICE_ACCOUNT, at, list, object, objects, string, text};
+use super::kustomization::rendered;
+use super::{NAMESPACE, SERVICE_ACCOUNT, at, list, object, string};
 
 /// The server at hand is from before these kinds; policies.rs evaluates them.
 const TOO_NEW: [&str; 2] = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
@@ -30,10 +31,8 @@ fn a_real_server_accepts_the_manifests_and_grants_what_they_say() {
 
 /// Applies each manifest that the server has a kind for, on trial, and those that others need for good.
 async fn manifests_are_accepted(client: &Client) {
-    let kustomization = object("kustomization.yaml");
-    let files = list(&kustomization, "/resources").iter().map(|file| file.as_str().unwrap());
     let mut unknown = Vec::new();
-    for manifest in files.flat_map(objects).chain([config_map()]) {
+    for manifest in rendered() {
         let kind = string(&manifest, "/kind").to_owned();
         if !is_known(client, &manifest).await {
             unknown.push(kind);
@@ -137,17 +136,6 @@ async fn may(client: &Client, namespace: &str, resource: &str, name: &str, verb:
     };
     let reviewed = Api::all(client.clone()).create(&PostParams::default(), &review).await.unwrap();
     reviewed.status.unwrap().allowed
-}
-
-/// What the generator of the kustomization makes, but for the ending of the name.
-fn config_map() -> Value {
-    let generator = list(&object("kustomization.yaml"), "/configMapGenerator")[0].clone();
-    json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": {"name": generator["name"], "namespace": generator["namespace"]},
-        "data": {"config.yaml": text("config.yaml")},
-    })
 }
 
 /// Server-side apply, which refuses fields that the kind does not have; on trial it writes nothing.
