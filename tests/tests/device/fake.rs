@@ -52,7 +52,7 @@ impl Device for Fake {
         };
         let peers: BTreeMap<_, _> =
             device.peers.iter().map(|(key, found)| (*key, peer(key, found))).collect();
-        Ok(DeviceState { key: device.key, port: device.port, peers })
+        Ok(DeviceState { key: device.key, port: device.port, fwmark: 0, peers })
     }
 
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError> {
