@@ -1,6 +1,8 @@
 //! One interface of the kernel's WireGuard.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::time::SystemTime;
 
 use defguard_wireguard_rs::{Kernel, WGApi, WireguardInterfaceApi as _};
 use ipnetwork::IpNetwork;
@@ -8,9 +10,9 @@ use keyring::{PrivateKey, PublicKey};
 
 use crate::channel::{Channel, Fault};
 use crate::error::KernelError;
-use crate::reading::InterfaceState;
+use crate::reading;
 use crate::request::{self, Message};
-use wireguard::{PeerOp, PeerSettings};
+use wireguard::{DeviceState, LinkName, PeerChange, PeerOp, PresharedKeyChange};
 
 /// How often a list is read before one that changed under way is taken as it is.
 const ATTEMPTS: u32 = 5;
@@ -26,20 +28,20 @@ pub struct Interface {
 impl Interface {
     /// Makes a WireGuard link, set up and without key, port or peers; takes the one that is there already. Fails if
     /// the kernel has no WireGuard, or if the name is that of another kind of link.
-    pub fn create(link: &str) -> Result<Self, KernelError> {
-        let failed = |source| KernelError::Create { link: link.to_owned(), source: Box::new(source) };
+    pub fn create(link: &LinkName) -> Result<Self, KernelError> {
+        let failed = |source| KernelError::Create { link: link.to_string(), source: Box::new(source) };
         // First: without the family there is nothing to be made, and the kernel says why.
         let channel = open_channel()?;
-        WGApi::<Kernel>::new(link.to_owned()).and_then(|mut api| api.create_interface()).map_err(failed)?;
-        let mut interface = Self { link: link.to_owned(), channel };
+        WGApi::<Kernel>::new(link.to_string()).and_then(|mut api| api.create_interface()).map_err(failed)?;
+        let mut interface = Self { link: link.to_string(), channel };
         // An existing link of whatever kind was no error up to here.
         interface.state()?;
         Ok(interface)
     }
 
     /// Opens a WireGuard link that is there. `None` if there is none of that name, or none of that kind.
-    pub fn open(link: &str) -> Result<Option<Self>, KernelError> {
-        let mut interface = Self { link: link.to_owned(), channel: open_channel()? };
+    pub fn open(link: &LinkName) -> Result<Option<Self>, KernelError> {
+        let mut interface = Self { link: link.to_string(), channel: open_channel()? };
         match interface.state() {
             Ok(_) => Ok(Some(interface)),
             Err(error) if error.is_missing() => Ok(None),
@@ -54,14 +56,14 @@ impl Interface {
 
     /// What the interface is like now. Read again if it changed meanwhile, because then a peer that was there all the
     /// time may be missing; after some attempts what was read counts.
-    pub fn state(&mut self) -> Result<InterfaceState, KernelError> {
+    pub fn state(&mut self) -> Result<DeviceState, KernelError> {
         const OPERATION: &str = "read";
         let mut attempt = 1;
         loop {
-            let mut state = InterfaceState::default();
-            let whole = self.channel.dump(request::read(&self.link), |body| state.take(body));
+            let mut state = DeviceState::default();
+            let whole = self.channel.dump(request::read(&self.link), |body| reading::take(&mut state, body));
             match whole {
-                Ok(whole) if whole || attempt == ATTEMPTS => return Ok(state),
+                Ok(whole) if whole || attempt == ATTEMPTS => return Ok(aged(state, SystemTime::now())),
                 Ok(_) => attempt += 1,
                 Err(fault) => return Err(interface_error(OPERATION, &self.link, fault)),
             }
@@ -87,12 +89,16 @@ impl Interface {
 
     /// Applies one change to a peer: one message, or several where it has more prefixes than fit. If one fails those
     /// before it stand, so read the state and try the difference.
-    pub fn apply(&mut self, change: &PeerOp) -> Result<(), KernelError> {
-        let peer = *change.peer();
-        match change {
+    pub fn apply(&mut self, op: &PeerOp) -> Result<(), KernelError> {
+        let peer = *op.peer();
+        match op {
             PeerOp::Remove { .. } => self.set_peer("remove", &peer, request::remove(&self.link, &peer)),
-            PeerOp::Add { settings, .. } => self.settle("add", &peer, false, settings),
-            PeerOp::Update { settings, .. } => self.settle("change", &peer, true, settings),
+            PeerOp::Add { change, preshared_key, .. } => {
+                self.change_peer("add", &peer, false, (change, preshared_key.as_ref()))
+            }
+            PeerOp::Update { change, preshared_key, .. } => {
+                self.change_peer("change", &peer, true, (change, preshared_key.as_ref()))
+            }
         }
     }
 
@@ -103,17 +109,17 @@ impl Interface {
         self.set_peer("start a handshake with", peer, request::nudge(&self.link, peer, interval))
     }
 
-    fn settle(
+    fn change_peer(
         &mut self,
         operation: &'static str,
         peer: &PublicKey,
         only: bool,
-        settings: &PeerSettings,
+        (change, preshared_key): (&PeerChange, Option<&PresharedKeyChange>),
     ) -> Result<(), KernelError> {
-        if !settings.disallow.is_empty() {
-            self.take_prefixes(operation, peer, &settings.disallow)?;
+        if !change.disallow.is_empty() {
+            self.take_prefixes(operation, peer, &change.disallow)?;
         }
-        for message in request::peer(&self.link, peer, only, settings) {
+        for message in request::peer(&self.link, peer, only, change, preshared_key) {
             self.set_peer(operation, peer, message)?;
         }
         Ok(())
@@ -124,12 +130,13 @@ impl Interface {
         &mut self,
         operation: &'static str,
         peer: &PublicKey,
-        prefixes: &[IpNetwork],
+        prefixes: &BTreeSet<IpNetwork>,
     ) -> Result<(), KernelError> {
         let state = self.state()?;
         let Some(found) = state.peers.get(peer) else { return Ok(()) };
         let canonical = prefixes.iter().filter_map(|p| IpNetwork::new(p.network(), p.prefix()).ok());
-        let had: Vec<IpNetwork> = canonical.filter(|prefix| found.allowed_ips.contains(prefix)).collect();
+        let had: Vec<IpNetwork> =
+            canonical.filter(|prefix| found.config.allowed_ips.contains(prefix)).collect();
         let random = |source| KernelError::Random { link: self.link.clone(), peer: *peer, source };
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(random)?;
@@ -158,6 +165,15 @@ impl Interface {
             Fault::Answer(_) => interface_error(operation, &self.link, fault),
         })
     }
+}
+
+/// Ages of handshakes: the kernel says when they were completed, by the wall clock. Set back, that clock makes them as new
+/// as can be.
+fn aged(mut state: DeviceState, now: SystemTime) -> DeviceState {
+    for peer in state.peers.values_mut() {
+        peer.since_handshake = peer.last_handshake.map(|at| now.duration_since(at).unwrap_or_default());
+    }
+    state
 }
 
 fn open_channel() -> Result<Channel, KernelError> {

@@ -1,19 +1,20 @@
-//! The kernel's WireGuard: what an interface is like now, and the messages that change only what differs.
+//! The kernel's WireGuard: the state of an interface, and messages that change only what differs.
 //!
 //! ```text
 //!  PeerOp ──request──▶ messages, each below the size limit ──channel──▶ kernel
-//!  InterfaceState ◀──reading── answers, read again if they changed under way ◀──┘
+//!  DeviceState ◀──reading── answers, read again if the interface changed meanwhile ◀──┘
 //! ```
 //!
-//! An interface is made through `defguard_wireguard_rs`. Everything else is said here: that crate replaces all allowed
-//! IPs of a peer at each change, which drops packets, can't clear a preshared key, takes a list that changed while it
-//! was read as it is, and its types print keys.
+//! A link is created through `defguard_wireguard_rs`. Everything else is implemented here: that crate replaces all
+//! allowed IPs of a peer at each change, which drops packets, cannot clear a preshared key, accepts an interrupted dump
+//! as it is, and its types print keys.
 //!
-//! It is a crate of its own so that the CNI plugin, which uses `linux`, need not carry all that.
+//! It is a crate of its own so that the CNI plugin, which uses `linux`, does not have to link all that.
 //!
 //! What is opened here belongs to the network namespace of the thread that opens it.
 
 mod channel;
+mod device;
 mod error;
 mod interface;
 mod reading;
@@ -21,7 +22,6 @@ mod request;
 #[cfg(test)]
 mod tests;
 
+pub use device::Kernel;
 pub use error::{KernelError, ReadingError};
 pub use interface::Interface;
-pub use reading::{InterfaceState, PeerStatus};
-pub use wireguard::{PeerOp, PeerSettings, PresharedKeyChange};

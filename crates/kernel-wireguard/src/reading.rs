@@ -2,103 +2,72 @@
 //!
 //! Numbers of attributes are those of `include/uapi/linux/wireguard.h`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use ipnetwork::IpNetwork;
-use keyring::{PresharedId, PresharedKey, PublicKey};
+use keyring::{PresharedKey, PublicKey};
+use wireguard::DeviceState;
 
 use crate::error::ReadingError;
 
-/// The state of an interface, without any secret in it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct InterfaceState {
-    /// The public key, if a private key is set.
-    pub public_key: Option<PublicKey>,
-    /// The UDP port that it listens on; one that the kernel chose while the link was made, until one is set.
-    pub listen_port: u16,
-    /// The mark on outgoing datagrams (`SO_MARK`), zero for none.
-    pub fwmark: u32,
-    /// All peers by public key. One whose key nobody can hold (it is of low order) is left out.
-    pub peers: BTreeMap<PublicKey, PeerStatus>,
+/// Adds the attributes of one message of an answer to `state`. A peer that did not fit into one message continues in
+/// the next one under the same key; one whose key is of low order, which nobody can hold, is left out.
+pub(crate) fn take(state: &mut DeviceState, body: &[u8]) -> Result<(), ReadingError> {
+    for attribute in Attributes::new(body) {
+        let (kind, value) = attribute?;
+        match kind {
+            4 => state.key = PublicKey::from_bytes(&exact(kind, value)?).ok(),
+            // One that the kernel chose while the link was created, until one is set.
+            6 => state.port = number(kind, value)?,
+            7 => state.fwmark = u32::from_ne_bytes(exact(kind, value)?),
+            8 => {
+                for peer in Attributes::new(value) {
+                    take_peer(state, peer?.1)?;
+                }
+            }
+            // The private key, 3, is skipped.
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
-/// The state of one peer.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PeerStatus {
-    /// Where datagrams to this peer go now.
-    pub endpoint: Option<SocketAddr>,
-    /// The prefixes that this peer owns.
-    pub allowed_ips: BTreeSet<IpNetwork>,
-    /// Seconds between persistent keepalives, zero for none.
-    pub keepalive: u16,
-    /// Name of the preshared key, if one is set.
-    pub preshared: Option<PresharedId>,
-    /// When the last handshake was completed, by the wall clock; the kernel has no other time for it.
-    pub last_handshake: Option<SystemTime>,
-    /// Bytes of UDP payload received from this peer.
-    pub rx_bytes: u64,
-    /// Bytes of UDP payload sent to this peer.
-    pub tx_bytes: u64,
-}
-
-impl InterfaceState {
-    /// Takes the attributes of one message of an answer. A peer that did not fit into one message goes on in the next
-    /// one under the same key.
-    pub(crate) fn take(&mut self, body: &[u8]) -> Result<(), ReadingError> {
-        for attribute in Attributes::new(body) {
-            let (kind, value) = attribute?;
-            match kind {
-                4 => self.public_key = PublicKey::from_bytes(&exact(kind, value)?).ok(),
-                6 => self.listen_port = number(kind, value)?,
-                7 => self.fwmark = u32::from_ne_bytes(exact(kind, value)?),
-                8 => {
-                    for peer in Attributes::new(value) {
-                        self.take_peer(peer?.1)?;
-                    }
-                }
-                // The private key, 3, is passed over.
-                _ => {}
-            }
+fn take_peer(state: &mut DeviceState, attributes: &[u8]) -> Result<(), ReadingError> {
+    let mut key = None;
+    for attribute in Attributes::new(attributes) {
+        let (kind, value) = attribute?;
+        if kind == 1 {
+            key = Some(exact::<32>(kind, value)?);
         }
-        Ok(())
     }
-
-    fn take_peer(&mut self, attributes: &[u8]) -> Result<(), ReadingError> {
-        let mut key = None;
-        for attribute in Attributes::new(attributes) {
-            let (kind, value) = attribute?;
-            if kind == 1 {
-                key = Some(exact::<32>(kind, value)?);
+    let Ok(key) = PublicKey::from_bytes(&key.ok_or(ReadingError::Nameless)?) else { return Ok(()) };
+    let peer = state.peers.entry(key).or_default();
+    // There is no setting for it: the kernel's endpoints always roam.
+    peer.config.roaming = true;
+    for attribute in Attributes::new(attributes) {
+        let (kind, value) = attribute?;
+        match kind {
+            // All zeros are no key.
+            2 => {
+                let bytes =
+                    value.try_into().map_err(|_| ReadingError::Length { kind, found: value.len() })?;
+                peer.config.preshared = PresharedKey::from_bytes(bytes).ok().map(|key| key.id());
             }
-        }
-        let Ok(key) = PublicKey::from_bytes(&key.ok_or(ReadingError::Nameless)?) else { return Ok(()) };
-        let peer = self.peers.entry(key).or_default();
-        for attribute in Attributes::new(attributes) {
-            let (kind, value) = attribute?;
-            match kind {
-                // All zeros are no key.
-                2 => {
-                    let bytes =
-                        value.try_into().map_err(|_| ReadingError::Length { kind, found: value.len() })?;
-                    peer.preshared = PresharedKey::from_bytes(bytes).ok().map(|key| key.id());
+            4 => peer.config.endpoint = Some(endpoint(kind, value)?),
+            5 => peer.config.keepalive = Some(number(kind, value)?).filter(|seconds| *seconds > 0),
+            6 => peer.last_handshake = moment(kind, value)?,
+            7 => peer.received = u64::from_ne_bytes(exact(kind, value)?),
+            8 => peer.sent = u64::from_ne_bytes(exact(kind, value)?),
+            9 => {
+                for prefix in Attributes::new(value) {
+                    peer.config.allowed_ips.insert(allowed_ip(prefix?.1)?);
                 }
-                4 => peer.endpoint = Some(endpoint(kind, value)?),
-                5 => peer.keepalive = number(kind, value)?,
-                6 => peer.last_handshake = moment(kind, value)?,
-                7 => peer.rx_bytes = u64::from_ne_bytes(exact(kind, value)?),
-                8 => peer.tx_bytes = u64::from_ne_bytes(exact(kind, value)?),
-                9 => {
-                    for prefix in Attributes::new(value) {
-                        peer.allowed_ips.insert(allowed_ip(prefix?.1)?);
-                    }
-                }
-                _ => {}
             }
+            _ => {}
         }
-        Ok(())
     }
+    Ok(())
 }
 
 /// The attributes of one level, each with its number and its value.

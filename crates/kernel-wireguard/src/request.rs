@@ -12,7 +12,7 @@ use netlink_packet_wireguard::{
 };
 use zeroize::{Zeroize as _, Zeroizing};
 
-use wireguard::{PeerSettings, PresharedKeyChange};
+use wireguard::{PeerChange, PresharedKeyChange};
 
 /// Allowed IPs in one message. Each takes at most 44 bytes (nest 4, family 8, address 20, length 8, rounding), and a
 /// nested attribute has 16 bits for its length; 500 of them are 22 kB, well below.
@@ -113,10 +113,17 @@ pub(crate) fn listen_port(link: &str, port: u16) -> Message {
 
 /// Applies settings to a peer: those of its own first, then its prefixes in as many messages as they take. With `only`
 /// a peer that is not there is not made.
-pub(crate) fn peer(link: &str, key: &PublicKey, only: bool, settings: &PeerSettings) -> Vec<Message> {
-    let mut chunks = settings.allow.chunks(PREFIXES);
+pub(crate) fn peer(
+    link: &str,
+    key: &PublicKey,
+    only: bool,
+    change: &PeerChange,
+    preshared_key: Option<&PresharedKeyChange>,
+) -> Vec<Message> {
+    let allow: Vec<IpNetwork> = change.allow.iter().copied().collect();
+    let mut chunks = allow.chunks(PREFIXES);
     let mut first = named(key, only);
-    match &settings.preshared_key {
+    match preshared_key {
         Some(PresharedKeyChange::Set(key)) => {
             first.push(WireguardPeerAttribute::PresharedKey(*key.expose()));
         }
@@ -124,8 +131,9 @@ pub(crate) fn peer(link: &str, key: &PublicKey, only: bool, settings: &PeerSetti
         Some(PresharedKeyChange::Clear) => first.push(WireguardPeerAttribute::PresharedKey([0; 32])),
         None => {}
     }
-    first.extend(settings.endpoint.map(WireguardPeerAttribute::Endpoint));
-    first.extend(settings.keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
+    first.extend(change.endpoint.map(WireguardPeerAttribute::Endpoint));
+    let keepalive = change.keepalive.map(Option::unwrap_or_default);
+    first.extend(keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
     first.extend(chunks.next().map(allowed_ips));
     let mut messages = vec![Message::peers(link, vec![WireguardPeer(first)])];
     messages.extend(chunks.map(|chunk| {

@@ -1,13 +1,15 @@
 //! Messages as they are sent, read with the reader of answers: both ends against each other, without a kernel.
 
+use std::collections::BTreeSet;
+
 use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use proptest::prelude::*;
 
 use crate::error::ReadingError;
-use crate::reading::{Attributes, InterfaceState};
+use crate::reading::{self, Attributes};
 use crate::request::{self, HEADER, Message, PREFIXES};
-use wireguard::{PeerSettings, PresharedKeyChange};
+use wireguard::{DeviceState, PeerChange, PresharedKeyChange};
 
 const FAMILY: u16 = 31;
 /// Netlink header and generic netlink header.
@@ -17,20 +19,20 @@ fn key() -> PublicKey {
     PrivateKey::generate().unwrap().public()
 }
 
-fn prefixes(count: u32) -> Vec<IpNetwork> {
+fn prefixes(count: u32) -> BTreeSet<IpNetwork> {
     let network = |n: u32| format!("10.{}.{}.0/24", n / 256, n % 256).parse().unwrap();
     (0..count).map(network).collect()
 }
 
 /// What an interface would look like that had taken these messages, as far as they add.
-fn taken(messages: Vec<Message>) -> InterfaceState {
-    let mut state = InterfaceState::default();
+fn taken(messages: Vec<Message>) -> DeviceState {
+    let mut state = DeviceState::default();
     for message in messages {
         let bytes = message.encode(FAMILY, 0, 7);
         let length = u32::from_ne_bytes(*bytes.first_chunk().unwrap());
         assert_eq!(usize::try_from(length).unwrap(), bytes.len());
         assert!(bytes.len() < 32 << 10, "{} bytes", bytes.len());
-        state.take(&bytes[HEADERS..]).unwrap();
+        reading::take(&mut state, &bytes[HEADERS..]).unwrap();
     }
     state
 }
@@ -49,31 +51,31 @@ fn a_header_says_family_flags_and_sequence() {
 fn many_prefixes_are_split_and_none_is_lost() {
     for count in [0, 1, 499, 500, 501, 5000] {
         let (one, allow) = (key(), prefixes(count));
-        let settings = PeerSettings {
+        let settings = PeerChange {
             endpoint: Some("198.18.0.1:51840".parse().unwrap()),
-            keepalive: Some(25),
+            keepalive: Some(Some(25)),
             allow: allow.clone(),
-            ..PeerSettings::default()
+            ..PeerChange::default()
         };
-        let messages = request::peer("mesh-a", &one, false, &settings);
+        let messages = request::peer("mesh-a", &one, false, &settings, None);
         assert_eq!(messages.len(), allow.len().div_ceil(PREFIXES).max(1));
         let state = taken(messages);
         assert_eq!(state.peers.len(), 1);
         let peer = &state.peers[&one];
-        assert_eq!(peer.allowed_ips, allow.into_iter().collect());
-        assert_eq!((peer.endpoint, peer.keepalive), (settings.endpoint, 25));
+        assert_eq!(peer.config.allowed_ips, allow);
+        assert_eq!((peer.config.endpoint, peer.config.keepalive), (settings.endpoint, Some(25)));
     }
 }
 
 #[test]
 fn a_change_names_only_what_differs() {
     let one = key();
-    let messages = request::peer("mesh-a", &one, true, &PeerSettings::default());
+    let messages = request::peer("mesh-a", &one, true, &PeerChange::default(), None);
     let kinds: Vec<Vec<u16>> = messages.into_iter().map(peer_attributes).collect();
     // The key, and that the peer is not to be made.
     assert_eq!(kinds, [[1, 3]]);
-    let settings = PeerSettings { keepalive: Some(0), ..PeerSettings::default() };
-    let messages = request::peer("mesh-a", &one, true, &settings);
+    let settings = PeerChange { keepalive: Some(None), ..PeerChange::default() };
+    let messages = request::peer("mesh-a", &one, true, &settings, None);
     let kinds: Vec<Vec<u16>> = messages.into_iter().map(peer_attributes).collect();
     assert_eq!(kinds, [[1, 3, 5]]);
 }
@@ -96,28 +98,28 @@ fn peer_attributes(message: Message) -> Vec<u16> {
 #[test]
 fn preshared_keys_are_set_and_cleared() {
     let one = key();
-    let with = |change| PeerSettings { preshared_key: Some(change), ..PeerSettings::default() };
-    let set = with(PresharedKeyChange::Set(PresharedKey::from_bytes(&[9; 32]).unwrap()));
-    assert!(taken(request::peer("mesh-a", &one, true, &set)).peers[&one].preshared.is_some());
-    let clear = with(PresharedKeyChange::Clear);
-    assert_eq!(taken(request::peer("mesh-a", &one, true, &clear)).peers[&one].preshared, None);
-    assert_eq!(
-        request::peer("mesh-a", &one, true, &clear).into_iter().map(peer_attributes).next(),
-        Some(vec![1, 3, 2])
-    );
+    let request = |change: &PresharedKeyChange| {
+        request::peer("mesh-a", &one, true, &PeerChange::default(), Some(change))
+    };
+    let set = PresharedKeyChange::Set(PresharedKey::from_bytes(&[9; 32]).unwrap());
+    assert!(taken(request(&set)).peers[&one].config.preshared.is_some());
+    let clear = PresharedKeyChange::Clear;
+    assert_eq!(taken(request(&clear)).peers[&one].config.preshared, None);
+    let attributes = request(&clear).into_iter().map(peer_attributes).next();
+    assert_eq!(attributes, Some(vec![1, 3, 2]));
 }
 
 #[test]
 fn a_peer_that_goes_on_in_the_next_message_is_one_peer() {
     let one = key();
-    let settings = PeerSettings { allow: prefixes(700), keepalive: Some(3), ..PeerSettings::default() };
-    let state = taken(request::peer("mesh-a", &one, false, &settings));
-    assert_eq!((state.peers.len(), state.peers[&one].keepalive), (1, 3));
+    let settings = PeerChange { allow: prefixes(700), keepalive: Some(Some(3)), ..PeerChange::default() };
+    let state = taken(request::peer("mesh-a", &one, false, &settings, None));
+    assert_eq!((state.peers.len(), state.peers[&one].config.keepalive), (1, Some(3)));
 }
 
 #[test]
 fn what_is_cut_off_or_too_short_is_refused() {
-    let cut = |bytes: &[u8]| InterfaceState::default().take(bytes);
+    let cut = |bytes: &[u8]| reading::take(&mut DeviceState::default(), bytes);
     assert_eq!(cut(&[]), Ok(()));
     assert_eq!(cut(&[1, 2, 3]), Err(ReadingError::CutOff));
     assert_eq!(cut(&[9, 0, 6, 0, 1]), Err(ReadingError::CutOff));
@@ -132,24 +134,24 @@ fn what_is_cut_off_or_too_short_is_refused() {
 proptest! {
     #[test]
     fn no_answer_makes_the_reader_panic(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
-        let _refused_or_not = InterfaceState::default().take(&bytes);
+        let _refused_or_not = reading::take(&mut DeviceState::default(), &bytes);
     }
 
     /// Nearly right answers get further into the reader than random ones.
     #[test]
     fn no_damaged_answer_makes_the_reader_panic(at in 0_usize..400, value in any::<u8>(), end in 0_usize..400) {
-        let settings = PeerSettings {
+        let settings = PeerChange {
             endpoint: Some("[2001:db8::1]:1".parse().unwrap()),
             allow: prefixes(4),
-            keepalive: Some(1),
-            ..PeerSettings::default()
+            keepalive: Some(Some(1)),
+            ..PeerChange::default()
         };
-        let message = request::peer("mesh-a", &key(), false, &settings).remove(0);
+        let message = request::peer("mesh-a", &key(), false, &settings, None).remove(0);
         let mut bytes = message.encode(FAMILY, 0, 1)[HEADERS..].to_vec();
         if let Some(byte) = bytes.get_mut(at) {
             *byte = value;
         }
         let end = end.min(bytes.len());
-        let _refused_or_not = InterfaceState::default().take(&bytes[..end]);
+        let _refused_or_not = reading::take(&mut DeviceState::default(), &bytes[..end]);
     }
 }

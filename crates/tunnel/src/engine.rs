@@ -41,7 +41,7 @@ use self::session::{DATA, MessageLimits};
 pub(crate) use self::session::{DATA_HEADER, DATA_OVERHEAD};
 use crate::batch::{Datagrams, Packets, Span};
 use crate::counters::{Counters, DropReason, Tally};
-use crate::status::PeerStatus;
+use wireguard::PeerState;
 
 /// The largest payload of a UDP datagram.
 const LARGEST_DATAGRAM: usize = 65_535;
@@ -259,8 +259,8 @@ impl Engine {
     }
 
     /// The state of every peer.
-    pub fn peers(&self, now: Moment) -> BTreeMap<PublicKey, PeerStatus> {
-        self.config.lock().status(now)
+    pub fn peers(&self, now: Moment) -> BTreeMap<PublicKey, PeerState> {
+        self.config.lock().state(now)
     }
 
     /// Counts what the shell around the engine had to drop.

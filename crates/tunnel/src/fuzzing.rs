@@ -10,7 +10,7 @@ use keyring::PrivateKey;
 use crate::batch::{Datagrams, Packets};
 use crate::engine::{Engine, EngineOptions, Moment};
 use crate::offload::{Coalescer, VNET_HEADER, VnetHeader, split};
-use wireguard::{PeerOp, PeerSettings};
+use wireguard::{PeerChange, PeerOp};
 
 /// Reads `bytes` as a configuration request.
 pub fn uapi(bytes: &[u8]) {
@@ -90,12 +90,12 @@ impl Bench {
         let secret = x25519::StaticSecret::from(*theirs.expose());
         let own = x25519::PublicKey::from(*ours.public().as_bytes());
         let peer = Tunn::new(secret, own, None, None, 77, None);
-        let settings = PeerSettings {
+        let settings = PeerChange {
             allow: ["10.66.0.0/16"].iter().flat_map(|text| text.parse()).collect(),
             ..Default::default()
         };
         engine.set_private_key(Some(ours));
-        let added = engine.apply(vec![PeerOp::Add { peer: theirs.public(), settings }]);
+        let added = engine.apply(vec![PeerOp::add(theirs.public(), settings)]);
         assert_eq!(added, Ok(()));
         let mut bench = Self { engine, peer, address: SocketAddr::from(([192, 0, 2, 1], 1)), delivered: 0 };
         bench.connect();

@@ -14,14 +14,12 @@ use std::sync::Arc;
 use keyring::{PrivateKey, PublicKey};
 use nix::errno::Errno;
 
-use self::core::Core;
+pub(crate) use self::core::Core;
 use self::threads::Threads;
+use crate::counters::Counters;
 use crate::error::TunnelError;
-use crate::status::InterfaceState;
 use crate::uapi;
-use wireguard::PeerOp;
-
-pub(crate) use self::core::Core as Device;
+use wireguard::{DeviceState, PeerOp};
 
 /// What an interface is made with.
 #[derive(Debug, Clone)]
@@ -167,13 +165,23 @@ impl Interface {
         self.core.apply(changes)
     }
 
-    /// What the interface looks like now.
-    pub fn state(&self) -> InterfaceState {
+    /// The state of the interface and its peers; each peer by itself is consistent.
+    pub fn state(&self) -> DeviceState {
         self.core.state()
     }
 
+    /// The MTU of the TUN device in bytes.
+    pub fn mtu(&self) -> u16 {
+        self.core.engine().mtu()
+    }
+
+    /// Drops by reason.
+    pub fn counters(&self) -> Counters {
+        self.core.engine().counters()
+    }
+
     /// Starts a handshake with `peer` unless one is on its way. Says whether there is such a peer; the outcome
-    /// shows in [`PeerStatus::last_handshake`](crate::PeerStatus::last_handshake).
+    /// shows in [`PeerState::last_handshake`](wireguard::PeerState::last_handshake).
     pub fn initiate_handshake(&self, peer: &PublicKey) -> bool {
         self.core.initiate_handshake(peer)
     }

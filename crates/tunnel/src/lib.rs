@@ -21,6 +21,7 @@
 pub mod bare;
 mod batch;
 mod counters;
+mod device;
 mod engine;
 mod error;
 #[doc(hidden)]
@@ -28,13 +29,11 @@ pub mod fuzzing;
 
 mod interface;
 mod offload;
-mod status;
 mod uapi;
 
 pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
+pub use device::Userspace;
 pub use engine::{Engine, EngineOptions, Moment};
 pub use error::{ChangeError, TunnelError};
 pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
-pub use status::{InterfaceState, PeerStatus};
-pub use wireguard::{PeerOp, PeerSettings, PresharedKeyChange};

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use keyring::PrivateKey;
 use mock_instant::MockClock;
-use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets, PeerOp, PeerSettings};
+use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets};
+use wireguard::{PeerChange, PeerOp};
 
 /// Both clocks of a test: that of boringtun, which is one per thread, and the one that the engine is told.
 struct Clock {
@@ -51,7 +52,7 @@ fn packet(from: u8, to: u8) -> [u8; 20] {
 }
 
 impl Pair {
-    fn new(keepalive: u16) -> Self {
+    fn new(keepalive: Option<u16>) -> Self {
         // Away from zero, which boringtun's timers take for "never".
         MockClock::advance(Duration::from_secs(1_000));
         MockClock::advance_system_time(Duration::from_secs(1_000_000));
@@ -62,14 +63,14 @@ impl Pair {
             engine.set_private_key(Some(key));
             engine
         });
-        let settings = |number: u8, keepalive| PeerSettings {
+        let settings = |number: u8, keepalive| PeerChange {
             endpoint: Some(address(number)),
             keepalive: Some(keepalive),
-            allow: vec![format!("10.0.0.{number}/32").parse().unwrap()],
+            allow: [format!("10.0.0.{number}/32").parse().unwrap()].into(),
             ..Default::default()
         };
-        a.apply(vec![PeerOp::Add { peer: publics[1], settings: settings(2, keepalive) }]).unwrap();
-        b.apply(vec![PeerOp::Add { peer: publics[0], settings: settings(1, 0) }]).unwrap();
+        a.apply(vec![PeerOp::add(publics[1], settings(2, keepalive))]).unwrap();
+        b.apply(vec![PeerOp::add(publics[0], settings(1, None))]).unwrap();
         Self { a, b, clock: Clock::new(), connected: true, sent: Vec::new(), delivered: 0 }
     }
 
@@ -115,7 +116,7 @@ impl Pair {
 
 #[test]
 fn with_a_keepalive_a_silent_peer_is_asked_for_ever_and_found_again() {
-    let mut pair = Pair::new(25);
+    let mut pair = Pair::new(Some(25));
     pair.connected = false;
     pair.pass(3_600);
     for quarter in 0..24 {
@@ -131,7 +132,7 @@ fn with_a_keepalive_a_silent_peer_is_asked_for_ever_and_found_again() {
 
 #[test]
 fn without_a_keepalive_silence_costs_nothing_and_traffic_starts_again() {
-    let mut pair = Pair::new(0);
+    let mut pair = Pair::new(None);
     pair.send();
     assert_eq!(pair.delivered, 1);
     pair.pass(3_600);
@@ -150,7 +151,7 @@ fn without_a_keepalive_silence_costs_nothing_and_traffic_starts_again() {
 
 #[test]
 fn a_session_in_use_is_renewed_every_two_minutes_without_loss() {
-    let mut pair = Pair::new(0);
+    let mut pair = Pair::new(None);
     for _ in 0..600 {
         pair.send();
         pair.pass(1);
@@ -162,7 +163,7 @@ fn a_session_in_use_is_renewed_every_two_minutes_without_loss() {
 
 #[test]
 fn the_last_handshake_is_remembered_after_its_session_has_ended() {
-    let mut pair = Pair::new(0);
+    let mut pair = Pair::new(None);
     pair.send();
     let (key, handshake) = {
         let (key, status) = pair.a.peers(pair.clock.now()).pop_first().unwrap();

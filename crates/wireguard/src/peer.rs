@@ -45,6 +45,19 @@ pub struct PeerChange {
     pub disallow: BTreeSet<IpNetwork>,
 }
 
+impl PeerChange {
+    /// The change that configures a new peer as `peer`, except for its preshared key.
+    pub fn of_new(peer: &Peer) -> Self {
+        Self {
+            endpoint: peer.endpoint,
+            keepalive: Some(peer.keepalive),
+            roaming: Some(peer.roaming),
+            allow: peer.allowed_ips.clone(),
+            disallow: BTreeSet::new(),
+        }
+    }
+}
+
 impl fmt::Display for PeerChange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if let Some(endpoint) = self.endpoint {

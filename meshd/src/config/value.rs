@@ -7,8 +7,9 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
 use plan::network::LinkName;
+use wireguard::Backend;
 
-use crate::device::{Backend, Wish};
+use crate::device::Wish;
 
 use super::SealingSource;
 

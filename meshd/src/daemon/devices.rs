@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
-use plan::network::{LinkName, Peer};
 use tracing::{debug, error, info, warn};
-use wireguard::PeerChange;
+use wireguard::{Backend, Device, DeviceError, DeviceState, LinkName, Peer, PeerChange, PeerState};
 
 use crate::chain::Chain;
-use crate::device::{self, Backend, Device, DeviceError, DeviceState};
+use crate::device::{self, Drifts};
 
 /// The devices that this process serves or looks after.
 #[derive(Debug)]
@@ -25,6 +24,7 @@ pub(super) struct Devices {
 struct Running {
     link: LinkName,
     device: Box<dyn Device>,
+    drifts: Drifts,
     /// Whether the kernel has yet to be asked for threads.
     unthreaded: bool,
 }
@@ -32,7 +32,8 @@ struct Running {
 impl Running {
     fn new(link: &LinkName, device: Box<dyn Device>, threaded: bool) -> Self {
         let unthreaded = threaded && device.backend() == Backend::Kernel;
-        Self { link: link.clone(), device, unthreaded }
+        let drifts = Drifts::new(device.backend());
+        Self { link: link.clone(), device, drifts, unthreaded }
     }
 }
 
@@ -66,8 +67,8 @@ impl Devices {
     /// link of an engine stays, and drops what is sent into it.
     pub(super) fn observe(&mut self, slot: Slot) -> Result<Option<(&LinkName, DeviceState)>, DeviceError> {
         let running = self.running.get_mut(slot);
-        let Some(Running { link, device, unthreaded }) = running else { return Ok(None) };
-        match device.state() {
+        let Some(Running { link, device, drifts, unthreaded }) = running else { return Ok(None) };
+        match drifts.state(device.as_mut()) {
             Ok(state) => {
                 // A thread serves a peer: without one there is nothing to ask for (`modify_napi_threaded` in
                 // `net/core/net-sysfs.c`).
@@ -86,6 +87,26 @@ impl Devices {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// The configuration of the peers in `state`, as a slot's device reported it, to compare with `wanted`. Where the
+    /// backend always roams, whether a peer roams is as wanted, and a wanted endpoint is kept by setting it again.
+    pub(super) fn peers(
+        &self,
+        slot: Slot,
+        state: &DeviceState,
+        wanted: Option<&plan::network::Device>,
+    ) -> BTreeMap<PublicKey, Peer> {
+        let always_roams = self.backend(slot).is_some_and(Backend::always_roams);
+        let config = |(key, peer): (&PublicKey, &PeerState)| {
+            let mut config = peer.config.clone();
+            if always_roams {
+                let wanted = wanted.and_then(|device| device.peers.get(key));
+                config.roaming = wanted.is_some_and(|wanted| wanted.roaming);
+            }
+            (*key, config)
+        };
+        state.peers.iter().map(config).collect()
     }
 
     /// The state of a slot's device, for whoever can do without.
@@ -125,9 +146,9 @@ impl Devices {
         *self.running.get_mut(slot) = None;
         let made: Result<Box<dyn Device>, DeviceError> = match self.backend {
             Backend::Userspace => {
-                device::Userspace::create(link, mtu, &self.uapi_dir).map(|device| Box::new(device) as _)
+                tunnel::Userspace::create(link, mtu, &self.uapi_dir).map(|device| Box::new(device) as _)
             }
-            Backend::Kernel => device::Kernel::create(link).map(|device| Box::new(device) as _),
+            Backend::Kernel => kernel_wireguard::Kernel::create(link).map(|device| Box::new(device) as _),
         };
         let device = made.map_err(|source| SlotError::Device { slot, source })?;
         *self.running.get_mut(slot) = Some(Running::new(link, device, self.threaded));
@@ -144,12 +165,12 @@ impl Devices {
 
     /// Gives the device its private key.
     pub(super) fn set_key(&mut self, slot: Slot, key: &PrivateKey) -> Result<(), SlotError> {
-        self.change(slot, |device| device.set_key(key))
+        self.change(slot, |running| running.device.set_key(key))
     }
 
     /// Moves the device to a UDP port.
     pub(super) fn set_port(&mut self, slot: Slot, port: u16) -> Result<(), SlotError> {
-        self.change(slot, |device| device.set_port(port))
+        self.change(slot, |running| running.device.set_port(port))
     }
 
     /// Tells the device on a link the MTU that the link got.
@@ -157,7 +178,7 @@ impl Devices {
         let of_link =
             |slot: &Slot| self.running.get(*slot).as_ref().is_some_and(|running| running.link == *link);
         let Some(slot) = Slot::ALL.into_iter().find(of_link) else { return Ok(()) };
-        self.change(slot, |device| device.set_mtu(mtu))
+        self.change(slot, |running| running.device.set_mtu(mtu))
     }
 
     /// Adds a peer, with the preshared key that the plan names.
@@ -172,7 +193,11 @@ impl Devices {
         if peer.preshared != preshared.map(PresharedKey::id) {
             return Err(SlotError::ForeignPreshared { slot, key });
         }
-        self.change(slot, |device| device.add_peer_with(key, peer, preshared))
+        self.change(slot, |running| {
+            running.device.add_peer_with(key, peer, preshared)?;
+            running.drifts.added(key, peer);
+            Ok(())
+        })
     }
 
     /// Changes what differs at a peer.
@@ -182,12 +207,20 @@ impl Devices {
         key: PublicKey,
         change: &PeerChange,
     ) -> Result<(), SlotError> {
-        self.change(slot, |device| device.update_peer(key, change))
+        self.change(slot, |running| {
+            running.device.update_peer(key, change)?;
+            running.drifts.changed(key, change);
+            Ok(())
+        })
     }
 
     /// Removes a peer.
     pub(super) fn remove_peer(&mut self, slot: Slot, key: PublicKey) -> Result<(), SlotError> {
-        self.change(slot, |device| device.remove_peer(key))
+        self.change(slot, |running| {
+            running.device.remove_peer(key)?;
+            running.drifts.removed(&key);
+            Ok(())
+        })
     }
 
     /// Starts a handshake with a peer, unless one is on its way.
@@ -203,20 +236,11 @@ impl Devices {
     fn change(
         &mut self,
         slot: Slot,
-        change: impl FnOnce(&mut dyn Device) -> Result<(), DeviceError>,
+        change: impl FnOnce(&mut Running) -> Result<(), DeviceError>,
     ) -> Result<(), SlotError> {
         let running = self.running.get_mut(slot).as_mut().ok_or(SlotError::Missing { slot })?;
-        change(running.device.as_mut()).map_err(|source| SlotError::Device { slot, source })
+        change(running).map_err(|source| SlotError::Device { slot, source })
     }
-}
-
-/// The peers of a device as the plan speaks of them.
-pub(super) fn peers(
-    state: &DeviceState,
-    wanted: Option<&plan::network::Device>,
-) -> BTreeMap<PublicKey, Peer> {
-    let wanted = |key| wanted.and_then(|device| device.peers.get(key));
-    state.peers.iter().map(|(key, peer)| (*key, peer.as_planned(wanted(key)))).collect()
 }
 
 /// Asks for the kernel's threads. Packets pass without them too.

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use keyring::Slot;
 use linux::{Handle, HostError, guard, sysctl};
 use plan::network::{Device, LinkName, Network};
+use wireguard::DeviceError;
 
-use super::devices::{self, Devices};
-use crate::device::DeviceError;
+use super::devices::Devices;
 
 /// Why the node could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ async fn device(
         addresses: found.addresses,
         key: state.key,
         port: state.port,
-        peers: devices::peers(&state, wanted),
+        peers: devices.peers(slot, &state, wanted),
         link,
     }))
 }

@@ -260,7 +260,7 @@ impl Outcome {
                 }
                 let Some((_, state)) = states.get(slot) else { continue };
                 if let Some(live) = state.peers.get(&found.key) {
-                    found.endpoint = live.endpoint;
+                    found.endpoint = live.config.endpoint;
                     found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
                     found.received = live.received;
                     found.sent = live.sent;

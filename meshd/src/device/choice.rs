@@ -1,9 +1,8 @@
 //! Which backend carries the packets: as configured, else the kernel if it can.
 
+use kernel_wireguard::Kernel;
 use linux::{Handle, HostError};
-use plan::network::{LinkName, LinkNameError};
-
-use super::{Backend, Device as _, DeviceError, Kernel};
+use wireguard::{Backend, Device as _, DeviceError, LinkName, LinkNameError};
 
 /// Name of the link that is made and deleted to see whether the kernel can.
 const PROBE: &str = "meshd-probe";

@@ -3,12 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use kernel_wireguard::KernelError;
 use keyring::{PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
-use meshd::device::{Backend, Device, DeviceError, DeviceState, PeerState};
-use plan::network::{Network, Peer};
+use plan::network::Network;
 use plan::op::Op;
-use wireguard::PeerChange;
+use wireguard::{Backend, Device, DeviceError, DeviceState, Peer, PeerChange, PeerState};
 
 use crate::subject::Subject;
 
@@ -36,14 +34,9 @@ pub(crate) fn subject() -> Subject {
 }
 
 impl Fake {
-    /// The stand-in's refusals have no kinds that matter here.
     fn perform(&mut self, op: &Op) -> Result<(), DeviceError> {
-        self.network.apply(op).map_err(|refusal| refused("fake", std::io::Error::other(refusal)))
+        self.network.apply(op).map_err(|refusal| DeviceError::Backend(Box::new(refusal)))
     }
-}
-
-fn refused(operation: &'static str, source: std::io::Error) -> DeviceError {
-    KernelError::Interface { operation, link: "mesh-a".to_owned(), source }.into()
 }
 
 impl Device for Fake {
@@ -54,16 +47,12 @@ impl Device for Fake {
     fn state(&mut self) -> Result<DeviceState, DeviceError> {
         let device = &self.network.devices[&SLOT];
         let peer = |key: &PublicKey, peer: &Peer| PeerState {
-            endpoint: peer.endpoint,
-            roaming: Some(peer.roaming),
-            allowed_ips: peer.allowed_ips.clone(),
-            keepalive: peer.keepalive,
-            preshared: self.preshared.get(key).copied(),
+            config: Peer { preshared: self.preshared.get(key).copied(), ..peer.clone() },
             ..PeerState::default()
         };
         let peers: BTreeMap<_, _> =
             device.peers.iter().map(|(key, found)| (*key, peer(key, found))).collect();
-        Ok(DeviceState { key: device.key, port: device.port, peers })
+        Ok(DeviceState { key: device.key, port: device.port, fwmark: 0, peers })
     }
 
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError> {
@@ -72,7 +61,7 @@ impl Device for Fake {
 
     fn set_port(&mut self, port: u16) -> Result<(), DeviceError> {
         if self.taken.lock().unwrap().contains(&port) {
-            return Err(refused("set the port of", std::io::ErrorKind::AddrInUse.into()));
+            return Err(DeviceError::Backend(Box::new(std::io::Error::from(std::io::ErrorKind::AddrInUse))));
         }
         self.perform(&Op::SetPort { slot: SLOT, port })
     }

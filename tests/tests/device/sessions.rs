@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use keyring::PresharedKey;
 use lab::{Flow, IpVersion, Protocol, Seen, Stream};
-use meshd::device::PeerState;
-use wireguard::PeerChange;
+use wireguard::{Peer, PeerChange, PeerState};
 
 use crate::subject::{Pair, link};
 
@@ -64,7 +63,7 @@ pub(crate) fn a_handshake_leaves_the_interval_as_it_is(mut pair: Pair) {
         let change = PeerChange { keepalive: Some(interval), ..PeerChange::default() };
         pair.devices[0].update_peer(other, &change).unwrap();
         pair.devices[0].initiate_handshake(other).unwrap();
-        assert_eq!(seen(&mut pair, 0).keepalive, interval);
+        assert_eq!(seen(&mut pair, 0).config.keepalive, interval);
     }
     let stranger = keyring::PrivateKey::generate().unwrap().public();
     let _refused_or_not = pair.devices[0].initiate_handshake(stranger);
@@ -93,9 +92,7 @@ pub(crate) fn changes_lose_no_packet_of_a_stream(mut pair: Pair) {
             thread::sleep(Duration::from_millis(5));
         }
         let peer = pair.peer(1);
-        pair.devices[0]
-            .add_peer(stranger, &plan::network::Peer { allowed_ips: prefix("10.2.0.0/16"), ..peer })
-            .unwrap();
+        pair.devices[0].add_peer(stranger, &Peer { allowed_ips: prefix("10.2.0.0/16"), ..peer }).unwrap();
         pair.devices[0].remove_peer(stranger).unwrap();
     }
     thread::sleep(Duration::from_millis(200));

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
-use meshd::device::Device;
-use plan::network::Peer;
-use wireguard::PeerChange;
+use wireguard::{Backend, Device, Peer, PeerChange, PeerState};
 
 use crate::subject::Subject;
 
@@ -22,9 +20,15 @@ fn peer<'a>(allowed_ips: impl IntoIterator<Item = &'a str>) -> Peer {
     Peer { allowed_ips: prefixes(allowed_ips), ..Peer::default() }
 }
 
-/// The peer as the plan sees it; none if it is not there.
+/// A peer's configuration as it was asked for: a backend that always roams cannot be told not to.
+fn config(backend: Backend, peer: &PeerState) -> Peer {
+    Peer { roaming: peer.config.roaming && !backend.always_roams(), ..peer.config.clone() }
+}
+
+/// The peer's configuration; `None` if it does not exist.
 fn found(device: &mut dyn Device, key: PublicKey) -> Option<Peer> {
-    device.state().unwrap().peers.get(&key).map(|state| state.as_planned(None))
+    let backend = device.backend();
+    device.state().unwrap().peers.get(&key).map(|peer| config(backend, peer))
 }
 
 fn allowed_ips(device: &mut dyn Device, key: PublicKey) -> BTreeSet<IpNetwork> {
@@ -238,7 +242,7 @@ pub(crate) fn hundreds_of_peers_read_back(mut subject: Subject) {
     let state = device.state().unwrap();
     assert_eq!(state.peers.len(), peers.len());
     for (key, peer) in &peers {
-        assert_eq!(&state.peers[key].as_planned(None), peer);
+        assert_eq!(&config(device.backend(), &state.peers[key]), peer);
     }
 }
 
@@ -250,9 +254,9 @@ pub(crate) fn a_preshared_key_is_set_and_removed(mut subject: Subject) {
     device.add_peer(other, &peer([])).unwrap();
     let has = |device: &mut dyn Device| {
         let state = device.state().unwrap();
-        let planned = Peer { preshared: None, ..state.peers[&one].as_planned(None) };
-        assert_eq!(planned, added);
-        (state.peers[&one].preshared, state.peers[&other].preshared)
+        let found = config(device.backend(), &state.peers[&one]);
+        assert_eq!(Peer { preshared: None, ..found }, added);
+        (state.peers[&one].config.preshared, state.peers[&other].config.preshared)
     };
     assert_eq!(has(device), (None, None));
     for byte in [1, 2] {
@@ -267,5 +271,5 @@ pub(crate) fn a_preshared_key_is_set_and_removed(mut subject: Subject) {
     device.remove_peer(one).unwrap();
     device.add_peer_with(one, &added, Some(&preshared)).unwrap();
     assert_eq!(has(device), (Some(preshared.id()), None));
-    assert_eq!(device.state().unwrap().peers[&one].as_planned(None).preshared, Some(preshared.id()));
+    assert_eq!(found(device, one).unwrap().preshared, Some(preshared.id()));
 }

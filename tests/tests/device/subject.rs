@@ -2,10 +2,11 @@
 
 use std::fmt;
 
+use kernel_wireguard::Kernel;
 use keyring::{PrivateKey, PublicKey};
 use lab::{ApiKind, End, Family, IpVersion, Lab, Node};
-use meshd::device::{Device, Kernel, Userspace};
-use plan::network::{LinkName, Peer};
+use tunnel::Userspace;
+use wireguard::{Device, LinkName, Peer};
 
 /// A device and what is around it.
 pub(crate) struct Subject {

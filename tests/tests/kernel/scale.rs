@@ -2,13 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use kernel_wireguard::Kernel;
 use keyring::PrivateKey;
 use lab::netlink::Witness;
 use lab::require::{self, Need};
 use lab::{ApiKind, Lab};
-use meshd::device::{Device as _, Kernel};
-use plan::network::Peer;
-use wireguard::PeerChange;
+use wireguard::{Device as _, Peer, PeerChange};
 
 /// Median time of a change among so many peers, and the messages that one change takes.
 fn change_among(peers: u32) -> (Duration, usize, usize) {

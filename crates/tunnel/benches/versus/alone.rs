@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use keyring::PrivateKey;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets, PeerOp, PeerSettings};
+use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets};
+use wireguard::{PeerChange, PeerOp};
 
 /// Bytes of one packet.
 const LENGTH: usize = 1420;
@@ -96,12 +97,12 @@ impl Pair {
             (engine, SocketAddr::from(([192, 0, 2, number], 1)))
         });
         for (own, peer) in publics.into_iter().enumerate() {
-            let settings = PeerSettings {
+            let settings = PeerChange {
                 endpoint: Some(ends[1 - own].1),
-                allow: vec![format!("10.0.0.{}/32", 2 - own).parse().unwrap()],
+                allow: [format!("10.0.0.{}/32", 2 - own).parse().unwrap()].into(),
                 ..Default::default()
             };
-            ends[own].0.apply(vec![PeerOp::Add { peer, settings }]).unwrap();
+            ends[own].0.apply(vec![PeerOp::add(peer, settings)]).unwrap();
         }
         let mut packet = vec![0; LENGTH];
         packet[..4].copy_from_slice(&[0x45, 0, (LENGTH >> 8).to_le_bytes()[0], LENGTH.to_le_bytes()[0]]);

@@ -11,8 +11,7 @@ use super::identity::Identity;
 use super::peer::Peer;
 use super::{Engine, Moment, Snapshot};
 use crate::error::ChangeError;
-use crate::status::PeerStatus;
-use wireguard::PeerOp;
+use wireguard::{Peer as PeerConfig, PeerOp, PeerState};
 
 /// The configuration that snapshots are made from.
 #[derive(Default)]
@@ -57,14 +56,15 @@ impl Engine {
         for change in changes {
             match change {
                 PeerOp::Remove { peer } => removed.extend(config.remove(&peer)),
-                PeerOp::Add { peer, settings } | PeerOp::Update { peer, settings } => {
+                PeerOp::Add { peer, change, preshared_key }
+                | PeerOp::Update { peer, change, preshared_key } => {
                     let identity = config.identity.clone();
                     let entry = config.peers.entry(peer).or_insert_with(|| {
                         // `check` has chosen one index for each peer that is made here.
                         Arc::new(Peer::new(peer, indices.next().unwrap_or_default(), identity.as_ref()))
                     });
-                    entry.apply(&settings);
-                    config.assign(&peer, &settings.disallow, &settings.allow);
+                    entry.apply(&change, preshared_key);
+                    config.assign(&peer, &change.disallow, &change.allow);
                 }
             }
         }
@@ -154,7 +154,7 @@ impl Config {
     }
 
     /// Takes `disallow` from `peer` where it has them, then gives it `allow`, whoever had them.
-    fn assign(&mut self, peer: &PublicKey, disallow: &[IpNetwork], allow: &[IpNetwork]) {
+    fn assign(&mut self, peer: &PublicKey, disallow: &BTreeSet<IpNetwork>, allow: &BTreeSet<IpNetwork>) {
         for prefix in disallow.iter().map(canonical) {
             if self.allowed_ips.get(&prefix) == Some(peer) {
                 self.allowed_ips.remove(&prefix);
@@ -163,33 +163,35 @@ impl Config {
         self.allowed_ips.extend(allow.iter().map(|prefix| (canonical(prefix), *peer)));
     }
 
-    pub(super) fn status(&self, now: Moment) -> BTreeMap<PublicKey, PeerStatus> {
-        let mut all: BTreeMap<PublicKey, PeerStatus> = self
+    pub(super) fn state(&self, now: Moment) -> BTreeMap<PublicKey, PeerState> {
+        let mut all: BTreeMap<PublicKey, PeerState> = self
             .peers
             .iter()
             .map(|(key, peer)| {
-                let (location, (rx_bytes, tx_bytes)) = (peer.location(), peer.bytes());
-                let state = peer.lock();
-                let status = PeerStatus {
+                let (location, (received, sent)) = (peer.location(), peer.bytes());
+                let handshake = peer.lock();
+                let config = PeerConfig {
                     endpoint: location.endpoint,
-                    allowed_ips: BTreeSet::new(),
-                    keepalive: state.keepalive,
                     roaming: location.roaming,
-                    preshared: state.preshared_key.as_ref().map(PresharedKey::id),
-                    last_handshake: state.completed.map(|at| at.wall),
-                    since_handshake: state
-                        .completed
-                        .map(|at| now.instant.saturating_duration_since(at.instant)),
-                    rx_bytes,
-                    tx_bytes,
+                    allowed_ips: BTreeSet::new(),
+                    keepalive: Some(handshake.keepalive).filter(|seconds| *seconds > 0),
+                    preshared: handshake.preshared_key.as_ref().map(PresharedKey::id),
+                };
+                let completed = handshake.completed;
+                let state = PeerState {
+                    config,
+                    last_handshake: completed.map(|at| at.wall),
+                    since_handshake: completed.map(|at| now.instant.saturating_duration_since(at.instant)),
+                    received,
+                    sent,
                     endpoint_drifts: location.drifts,
                 };
-                (*key, status)
+                (*key, state)
             })
             .collect();
         for (prefix, owner) in &self.allowed_ips {
-            if let Some(status) = all.get_mut(owner) {
-                status.allowed_ips.insert(*prefix);
+            if let Some(peer) = all.get_mut(owner) {
+                peer.config.allowed_ips.insert(*prefix);
             }
         }
         all

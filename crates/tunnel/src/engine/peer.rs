@@ -18,7 +18,7 @@ use super::identity::Identity;
 use super::session::{MessageLimits, Session, Sessions};
 use crate::batch::Datagrams;
 use crate::counters::DropReason;
-use wireguard::{PeerSettings, PresharedKeyChange};
+use wireguard::{PeerChange, PresharedKeyChange};
 
 /// Timers (WireGuard paper, section 6.1).
 pub(crate) const REKEY_AFTER: Duration = Duration::from_mins(2);
@@ -70,7 +70,7 @@ pub(crate) struct Way {
 }
 
 impl Peer {
-    /// A peer with the settings of a new one, see [`PeerSettings`].
+    /// A peer with the settings of a new one, see [`PeerOp::Add`](wireguard::PeerOp::Add).
     pub(crate) fn new(key: PublicKey, index: u32, identity: Option<&Arc<Identity>>) -> Self {
         let location = Location { endpoint: None, configured: None, roaming: true, drifts: 0 };
         Self {
@@ -109,13 +109,13 @@ impl Peer {
     }
 
     /// Applies everything but allowed IPs, which belong to the whole set of peers.
-    pub(crate) fn apply(&self, settings: &PeerSettings) {
+    pub(crate) fn apply(&self, change: &PeerChange, preshared_key: Option<PresharedKeyChange>) {
         let mut location = self.location.lock();
-        if let Some(endpoint) = settings.endpoint {
+        if let Some(endpoint) = change.endpoint {
             location.configured = Some(endpoint);
             location.endpoint = Some(endpoint);
         }
-        if let Some(roaming) = settings.roaming {
+        if let Some(roaming) = change.roaming {
             location.roaming = roaming;
             if !roaming && location.configured.is_some() {
                 location.endpoint = location.configured;
@@ -123,18 +123,18 @@ impl Peer {
         }
         drop(location);
         let mut handshake = self.lock();
-        if let Some(keepalive) = settings.keepalive {
+        if let Some(keepalive) = change.keepalive.map(Option::unwrap_or_default) {
             if handshake.keepalive == 0 && keepalive != 0 {
                 // Due at once, as in the kernel: the first one opens the way through a NAT.
                 self.timers.traversal.clear();
             }
             handshake.keepalive = keepalive;
         }
-        match &settings.preshared_key {
+        match preshared_key {
             None => {}
             // From the next handshake on; the session that stands goes on, as in the kernel.
             Some(PresharedKeyChange::Clear) => handshake.preshared_key = None,
-            Some(PresharedKeyChange::Set(key)) => handshake.preshared_key = Some(key.duplicate()),
+            Some(PresharedKeyChange::Set(key)) => handshake.preshared_key = Some(key),
         }
     }
 

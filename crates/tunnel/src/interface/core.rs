@@ -17,8 +17,7 @@ use crate::batch::Datagrams;
 use crate::counters::DropReason;
 use crate::engine::{Config, Engine, EngineOptions, Moment};
 use crate::error::TunnelError;
-use crate::status::InterfaceState;
-use wireguard::PeerOp;
+use wireguard::{DeviceState, PeerOp};
 
 /// Work for the control thread, which never leaves the namespace of the interface.
 pub(super) type Job = Box<dyn FnOnce(&Core) + Send>;
@@ -131,14 +130,12 @@ impl Core {
         self.tun.set_persistent(persistent)
     }
 
-    pub(crate) fn state(&self) -> InterfaceState {
-        InterfaceState {
-            public_key: self.engine.public_key(),
-            listen_port: self.sockets.load().port(),
+    pub(crate) fn state(&self) -> DeviceState {
+        DeviceState {
+            key: self.engine.public_key(),
+            port: self.sockets.load().port(),
             fwmark: self.fwmark.load(Ordering::Relaxed),
-            mtu: self.engine.mtu(),
             peers: self.engine.peers(Moment::now()),
-            counters: self.engine.counters(),
         }
     }
 

@@ -8,15 +8,15 @@ use super::parse::{DeviceSettings, PeerBlock, PrivateKeyChange, Request, parse};
 use super::{Refusal, render};
 use crate::engine::Config;
 use crate::error::{ChangeError, TunnelError};
-use crate::interface::Device;
-use wireguard::{PeerOp, PeerSettings};
+use crate::interface::Core;
+use wireguard::{PeerChange, PeerOp};
 
 /// Carries out `request` and returns the whole reply, its empty line included.
-pub(super) fn answer(device: &Device, request: &[u8]) -> Zeroizing<String> {
+pub(super) fn answer(core: &Core, request: &[u8]) -> Zeroizing<String> {
     let result = parse(request).and_then(|request| match request {
-        Request::Get => Ok(show(device)),
+        Request::Get => Ok(show(core)),
         Request::Set(settings) => {
-            set(device, settings).map(|()| Zeroizing::new(String::new())).map_err(|error| refusal(&error))
+            set(core, settings).map(|()| Zeroizing::new(String::new())).map_err(|error| refusal(&error))
         }
     });
     match result {
@@ -28,28 +28,28 @@ pub(super) fn answer(device: &Device, request: &[u8]) -> Zeroizing<String> {
     }
 }
 
-fn show(device: &Device) -> Zeroizing<String> {
-    let state = device.state();
-    let engine = device.engine();
+fn show(core: &Core) -> Zeroizing<String> {
+    let state = core.state();
+    let engine = core.engine();
     // Taken out of the lock of the configuration, which the lookup of preshared keys takes again.
     let private = engine.with_private_key(|key| key.map(keyring::PrivateKey::duplicate));
     render::configuration(&state, private.as_ref(), |peer| engine.preshared_key(peer))
 }
 
-fn set(device: &Device, settings: DeviceSettings) -> Result<(), TunnelError> {
+fn set(core: &Core, settings: DeviceSettings) -> Result<(), TunnelError> {
     match settings.private_key {
-        Some(PrivateKeyChange::Set(key)) => device.set_private_key(Some(key)),
-        Some(PrivateKeyChange::Clear) => device.set_private_key(None),
+        Some(PrivateKeyChange::Set(key)) => core.set_private_key(Some(key)),
+        Some(PrivateKeyChange::Clear) => core.set_private_key(None),
         None => {}
     }
     if let Some(fwmark) = settings.fwmark {
-        device.set_fwmark(fwmark)?;
+        core.set_fwmark(fwmark)?;
     }
     if let Some(port) = settings.listen_port {
-        device.set_listen_port(port)?;
+        core.set_listen_port(port)?;
     }
     let (replace, blocks) = (settings.replace_peers, settings.peers);
-    device.configure(|config| changes(config, replace, blocks))
+    core.configure(|config| changes(config, replace, blocks))
 }
 
 /// The changes that make `blocks` true for `config`. Silently left out, as the protocol has it: a peer with our
@@ -68,7 +68,7 @@ fn changes(config: &Config, replace: bool, blocks: Vec<PeerBlock>) -> Vec<PeerOp
         if config.own_key() == Some(peer) || (block.update_only && !present(config, &changes, &peer)) {
             continue;
         }
-        changes.push(PeerOp::Add { peer, settings: block.into_settings(config, &changes) });
+        changes.push(block.into_op(config, &changes));
     }
     changes
 }
@@ -82,23 +82,24 @@ fn present(config: &Config, changes: &[PeerOp], peer: &PublicKey) -> bool {
 }
 
 impl PeerBlock {
-    fn into_settings(mut self, config: &Config, earlier: &[PeerOp]) -> PeerSettings {
+    fn into_op(mut self, config: &Config, earlier: &[PeerOp]) -> PeerOp {
         if self.replace_allowed_ips {
-            let given =
-                earlier.iter().filter(|change| *change.peer() == self.key).flat_map(|change| match change {
-                    PeerOp::Add { settings, .. } | PeerOp::Update { settings, .. } => &settings.allow[..],
-                    PeerOp::Remove { .. } => &[],
-                });
-            self.disallow = config.allowed_ips(&self.key).chain(given.copied()).collect();
+            self.disallow = config.allowed_ips(&self.key).collect();
+            for op in earlier.iter().filter(|op| *op.peer() == self.key) {
+                if let PeerOp::Add { change, .. } | PeerOp::Update { change, .. } = op {
+                    self.disallow.extend(&change.allow);
+                }
+            }
         }
-        PeerSettings {
+        let change = PeerChange {
             endpoint: self.endpoint,
-            keepalive: self.keepalive,
+            // Zero turns it off.
+            keepalive: self.keepalive.map(|seconds| Some(seconds).filter(|seconds| *seconds > 0)),
+            roaming: None,
             allow: self.allow,
             disallow: self.disallow,
-            roaming: None,
-            preshared_key: self.preshared_key,
-        }
+        };
+        PeerOp::Add { peer: self.key, change, preshared_key: self.preshared_key }
     }
 }
 

@@ -1,5 +1,6 @@
 //! Requests as values: lines in, all or nothing out. Pure.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
@@ -47,8 +48,8 @@ pub(crate) struct PeerBlock {
     pub(crate) preshared_key: Option<PresharedKeyChange>,
     pub(crate) endpoint: Option<SocketAddr>,
     pub(crate) keepalive: Option<u16>,
-    pub(crate) allow: Vec<IpNetwork>,
-    pub(crate) disallow: Vec<IpNetwork>,
+    pub(crate) allow: BTreeSet<IpNetwork>,
+    pub(crate) disallow: BTreeSet<IpNetwork>,
 }
 
 /// Reads one request, the empty line at its end included or not. Refuses with `EINVAL` what the protocol does
@@ -119,8 +120,8 @@ impl PeerBlock {
             preshared_key: None,
             endpoint: None,
             keepalive: None,
-            allow: Vec::new(),
-            disallow: Vec::new(),
+            allow: BTreeSet::new(),
+            disallow: BTreeSet::new(),
         }
     }
 
@@ -147,10 +148,12 @@ impl PeerBlock {
             "allowed_ip" => match value.strip_prefix('-') {
                 Some(removed) => {
                     let removed = prefix(removed)?;
-                    self.allow.retain(|allowed| *allowed != removed);
-                    self.disallow.push(removed);
+                    self.allow.remove(&removed);
+                    self.disallow.insert(removed);
                 }
-                None => self.allow.push(prefix(value)?),
+                None => {
+                    self.allow.insert(prefix(value)?);
+                }
             },
             "protocol_version" if value == "1" => {}
             _ => return Err(INVALID),
@@ -237,8 +240,8 @@ mod tests {
         assert!(matches!(first.preshared_key, Some(PresharedKeyChange::Set(_))));
         assert_eq!(first.endpoint, Some("[fd00::1]:7".parse().unwrap()));
         assert_eq!(first.keepalive, Some(25));
-        assert_eq!(first.allow, ["10.0.0.0/8".parse().unwrap()], "host bits are cleared");
-        assert_eq!(first.disallow, ["fd00::/64".parse().unwrap()]);
+        assert_eq!(first.allow, ["10.0.0.0/8".parse().unwrap()].into(), "host bits are cleared");
+        assert_eq!(first.disallow, ["fd00::/64".parse().unwrap()].into());
     }
 
     #[test]
@@ -256,7 +259,7 @@ mod tests {
         let given = block("allowed_ip=-10.0.0.0/8\nallowed_ip=10.0.0.0/8");
         assert_eq!((given.allow.len(), given.disallow.len()), (1, 1), "taken first, then given");
         let replaced = block("allowed_ip=10.0.0.0/8\nreplace_allowed_ips=true\nallowed_ip=10.1.0.0/16");
-        assert_eq!(replaced.allow, ["10.1.0.0/16".parse().unwrap()]);
+        assert_eq!(replaced.allow, ["10.1.0.0/16".parse().unwrap()].into());
     }
 
     #[test]

@@ -6,16 +6,16 @@ use std::time::{Duration, SystemTime};
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-use crate::status::{InterfaceState, PeerStatus};
+use wireguard::{DeviceState, PeerState};
 
 /// Writes the configuration of an interface. `preshared_key` looks up the key with a peer.
 pub(super) fn configuration(
-    state: &InterfaceState,
+    state: &DeviceState,
     private_key: Option<&PrivateKey>,
     preshared_key: impl Fn(&PublicKey) -> Option<PresharedKey>,
 ) -> Zeroizing<String> {
     // Reserved at once: a string that grows leaves copies of the keys behind.
-    let prefixes: usize = state.peers.values().map(|peer| peer.allowed_ips.len()).sum();
+    let prefixes: usize = state.peers.values().map(|peer| peer.config.allowed_ips.len()).sum();
     let mut out = Zeroizing::new(String::with_capacity(512 + state.peers.len() * 512 + prefixes * 64));
     // Writing to a string does not fail.
     let _ = device(&mut out, state, private_key);
@@ -25,11 +25,11 @@ pub(super) fn configuration(
     out
 }
 
-fn device(out: &mut String, state: &InterfaceState, private_key: Option<&PrivateKey>) -> fmt::Result {
+fn device(out: &mut String, state: &DeviceState, private_key: Option<&PrivateKey>) -> fmt::Result {
     if let Some(key) = private_key {
         hex(out, "private_key", key.expose())?;
     }
-    writeln!(out, "listen_port={}", state.listen_port)?;
+    writeln!(out, "listen_port={}", state.port)?;
     if state.fwmark != 0 {
         writeln!(out, "fwmark={}", state.fwmark)?;
     }
@@ -39,7 +39,7 @@ fn device(out: &mut String, state: &InterfaceState, private_key: Option<&Private
 fn one_peer(
     out: &mut String,
     key: &PublicKey,
-    peer: &PeerStatus,
+    peer: &PeerState,
     preshared_key: Option<&PresharedKey>,
 ) -> fmt::Result {
     hex(out, "public_key", key.as_bytes())?;
@@ -47,7 +47,7 @@ fn one_peer(
         hex(out, "preshared_key", key.expose())?;
     }
     writeln!(out, "protocol_version=1")?;
-    if let Some(endpoint) = peer.endpoint {
+    if let Some(endpoint) = peer.config.endpoint {
         writeln!(out, "endpoint={endpoint}")?;
     }
     // Zero means never. It is a point in time, not an age.
@@ -55,10 +55,10 @@ fn one_peer(
     let handshake = handshake.unwrap_or(Duration::ZERO);
     writeln!(out, "last_handshake_time_sec={}", handshake.as_secs())?;
     writeln!(out, "last_handshake_time_nsec={}", handshake.subsec_nanos())?;
-    writeln!(out, "tx_bytes={}", peer.tx_bytes)?;
-    writeln!(out, "rx_bytes={}", peer.rx_bytes)?;
-    writeln!(out, "persistent_keepalive_interval={}", peer.keepalive)?;
-    peer.allowed_ips.iter().try_for_each(|prefix| writeln!(out, "allowed_ip={prefix}"))
+    writeln!(out, "tx_bytes={}", peer.sent)?;
+    writeln!(out, "rx_bytes={}", peer.received)?;
+    writeln!(out, "persistent_keepalive_interval={}", peer.config.keepalive.unwrap_or_default())?;
+    peer.config.allowed_ips.iter().try_for_each(|prefix| writeln!(out, "allowed_ip={prefix}"))
 }
 
 fn hex(out: &mut String, key: &str, bytes: &[u8; 32]) -> fmt::Result {
@@ -71,32 +71,33 @@ fn hex(out: &mut String, key: &str, bytes: &[u8; 32]) -> fmt::Result {
 mod tests {
     use std::collections::BTreeMap;
 
+    use wireguard::Peer;
+
     use super::*;
-    use crate::counters::Counters;
 
     #[test]
     fn shows_the_configuration_as_the_protocol_spells_it() {
         let private = PrivateKey::from_bytes(&[0x40; 32]).unwrap();
-        let peer = PeerStatus {
-            endpoint: Some("[fd00::1]:51840".parse().unwrap()),
-            allowed_ips: ["10.0.0.0/8", "fd00::/64"].map(|text| text.parse().unwrap()).into(),
-            keepalive: 25,
-            roaming: true,
-            preshared: Some(keyring::PresharedId::from_bytes([1; 8])),
+        let peer = PeerState {
+            config: Peer {
+                endpoint: Some("[fd00::1]:51840".parse().unwrap()),
+                roaming: true,
+                allowed_ips: ["10.0.0.0/8", "fd00::/64"].map(|text| text.parse().unwrap()).into(),
+                keepalive: Some(25),
+                preshared: Some(keyring::PresharedId::from_bytes([1; 8])),
+            },
             last_handshake: Some(SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5)),
             since_handshake: Some(Duration::from_secs(3)),
-            rx_bytes: 7,
-            tx_bytes: 8,
+            received: 7,
+            sent: 8,
             endpoint_drifts: 0,
         };
         let key = PublicKey::from_bytes(&[9; 32]).unwrap();
-        let state = InterfaceState {
-            public_key: Some(private.public()),
-            listen_port: 51840,
+        let state = DeviceState {
+            key: Some(private.public()),
+            port: 51840,
             fwmark: 30,
-            mtu: 1420,
             peers: BTreeMap::from([(key, peer)]),
-            counters: Counters::default(),
         };
         let shared = |_: &PublicKey| PresharedKey::from_bytes(&[0xab; 32]).ok();
         let nines = "09".repeat(32);

@@ -20,7 +20,7 @@ use zeroize::{Zeroize as _, Zeroizing};
 use super::apply::answer;
 use super::{LONGEST_LINE, LONGEST_REQUEST};
 use crate::error::TunnelError;
-use crate::interface::{Device, Failure};
+use crate::interface::{Core, Failure};
 
 /// How long a client may take for each read or write: others wait meanwhile.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ pub(crate) struct Server {
 impl Server {
     /// Makes `dir/name.sock` and serves `device` on it. Refuses to take the place of a live process's socket, or
     /// of a file that is no socket; replaces what a dead process left.
-    pub(crate) fn start(dir: &Path, name: &str, device: &Arc<Device>) -> Result<Self, TunnelError> {
+    pub(crate) fn start(dir: &Path, name: &str, core: &Arc<Core>) -> Result<Self, TunnelError> {
         let path = dir.join(format!("{name}.sock"));
         let failed = |operation, path: &Path| {
             let path = path.to_owned();
@@ -48,16 +48,16 @@ impl Server {
         let listener = bind_for_owner(&path).map_err(|errno| failed("bind", &path)(errno.into()))?;
         let file = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
         let mut server = Self { identity: (file.dev(), file.ino()), path, thread: None };
-        let device = Arc::clone(device);
+        let core = Arc::clone(core);
         let thread = std::thread::Builder::new().name(format!("uapi-{name}"));
         let spawned = thread.spawn(move || {
-            match catch_unwind(AssertUnwindSafe(|| serve(&listener, &device))) {
+            match catch_unwind(AssertUnwindSafe(|| serve(&listener, &core))) {
                 Ok(Ok(())) => {}
                 Ok(Err(errno)) => {
-                    tracing::error!(interface = device.name(), cause = %errno, "configuration socket ended");
+                    tracing::error!(interface = core.name(), cause = %errno, "configuration socket ended");
                 }
                 // What it was changing may be half done.
-                Err(_) => device.fail(Failure::Panic("configuration")),
+                Err(_) => core.fail(Failure::Panic("configuration")),
             }
         });
         let failed = |source| TunnelError::Thread { thread: "configuration", source };
@@ -119,12 +119,12 @@ fn bind_for_owner(path: &Path) -> Result<UnixListener, Errno> {
     Ok(fd.into())
 }
 
-fn serve(listener: &UnixListener, device: &Device) -> Result<(), Errno> {
-    while !device.stopped() {
-        readable(listener.as_fd(), device, None)?;
+fn serve(listener: &UnixListener, core: &Core) -> Result<(), Errno> {
+    while !core.stopped() {
+        readable(listener.as_fd(), core, None)?;
         match listener.accept() {
             // A client that misbehaves is its own problem.
-            Ok((client, _)) => drop(converse(&client, device)),
+            Ok((client, _)) => drop(converse(&client, core)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             // Out of descriptors, or the client has gone already: not for ever, and no reason to spin.
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
@@ -134,7 +134,7 @@ fn serve(listener: &UnixListener, device: &Device) -> Result<(), Errno> {
 }
 
 /// Answers requests until the client is done, too slow, or asks too much.
-fn converse(mut client: &UnixStream, device: &Device) -> io::Result<()> {
+fn converse(mut client: &UnixStream, core: &Core) -> io::Result<()> {
     client.set_nonblocking(true)?;
     client.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let mut request = Zeroizing::new(Vec::new());
@@ -144,7 +144,7 @@ fn converse(mut client: &UnixStream, device: &Device) -> io::Result<()> {
     loop {
         while let Some(end) = request_end(&request, searched) {
             searched = 0;
-            let reply = answer(device, &request[..end]);
+            let reply = answer(core, &request[..end]);
             request[..end].zeroize();
             request.drain(..end);
             client.set_nonblocking(false)?;
@@ -155,7 +155,7 @@ fn converse(mut client: &UnixStream, device: &Device) -> io::Result<()> {
         if request.len() > LONGEST_REQUEST || longest_open_line(&request) > LONGEST_LINE {
             return client.write_all(format!("errno={}\n\n", -(Errno::EMSGSIZE as i32)).as_bytes());
         }
-        if !readable(client.as_fd(), device, Some(CLIENT_TIMEOUT))? {
+        if !readable(client.as_fd(), core, Some(CLIENT_TIMEOUT))? {
             return Ok(());
         }
         match client.read(buffer.as_mut_slice()) {
@@ -179,18 +179,17 @@ fn longest_open_line(request: &[u8]) -> usize {
 }
 
 /// Waits until `fd` is readable. `false` if the interface stops or `timeout` passes before.
-fn readable(fd: BorrowedFd<'_>, device: &Device, timeout: Option<Duration>) -> Result<bool, Errno> {
+fn readable(fd: BorrowedFd<'_>, core: &Core, timeout: Option<Duration>) -> Result<bool, Errno> {
     let deadline = timeout.map(|timeout| Instant::now() + timeout);
     loop {
         let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
         let left = left.and_then(|left| PollTimeout::try_from(left).ok()).unwrap_or(PollTimeout::NONE);
-        let mut fds =
-            [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(device.stop_event(), PollFlags::POLLIN)];
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN), PollFd::new(core.stop_event(), PollFlags::POLLIN)];
         match poll(&mut fds, left) {
             Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno),
             Ok(0) => return Ok(false),
-            Ok(_) => return Ok(!device.stopped()),
+            Ok(_) => return Ok(!core.stopped()),
         }
     }
 }

@@ -85,7 +85,7 @@ fn between_two_of_ours() {
         assert_eq!(udp(&lab.a, &lab.b, family), 800, "bursts that fit every buffer are not lost");
     }
     for interface in [&a, &b] {
-        let counters = interface.state().counters;
+        let counters = interface.counters();
         // The kernel asks for routers and multicast groups, and nobody owns those addresses.
         let others = counters.iter().filter(|(reason, _)| *reason != DropReason::NoPeer);
         assert_eq!(others.map(|(_, dropped)| dropped).sum::<u64>(), 0, "{counters:?}");

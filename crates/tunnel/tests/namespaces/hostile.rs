@@ -4,7 +4,8 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tunnel::{DropReason, Health, Interface, PeerOp, PeerSettings};
+use tunnel::{DropReason, Health, Interface};
+use wireguard::{PeerChange, PeerOp};
 
 use super::lab::{Family, Lab};
 
@@ -48,11 +49,11 @@ fn resident() -> u64 {
 /// two talk to one another directly.
 fn genuine(lab: &Lab, (a, b): (&Interface, &Interface), wire: &UdpSocket) -> Vec<Vec<u8>> {
     let ends = [(&lab.a, a), (&lab.b, b)]
-        .map(|(host, interface)| host.endpoint(Family::V4, interface.state().listen_port).parse().unwrap());
-    let their_key = b.state().public_key.unwrap();
+        .map(|(host, interface)| host.endpoint(Family::V4, interface.state().port).parse().unwrap());
+    let their_key = b.state().key.unwrap();
     let point_to = |endpoint: SocketAddr| {
-        let settings = PeerSettings { endpoint: Some(endpoint), ..Default::default() };
-        a.apply(vec![PeerOp::Update { peer: their_key, settings }]).unwrap();
+        let settings = PeerChange { endpoint: Some(endpoint), ..Default::default() };
+        a.apply(vec![PeerOp::update(their_key, settings)]).unwrap();
     };
     point_to(wire.local_addr().unwrap());
     wire.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
@@ -105,7 +106,7 @@ fn a_million_bad_datagrams_neither_stop_nor_swell_it() {
     let (a, b) = lab.tunnel(Family::V4);
     let attacker = lab.a.enter(|| UdpSocket::bind("192.0.2.1:0").unwrap());
     let genuine = genuine(&lab, (&a, &b), &attacker);
-    let target = lab.b.endpoint(Family::V4, b.state().listen_port);
+    let target = lab.b.endpoint(Family::V4, b.state().port);
     let mut numbers = Numbers(0x9e37_79b9_7f4a_7c15);
     let over = AtomicBool::new(false);
     let mut half = 0;
@@ -138,7 +139,7 @@ fn a_million_bad_datagrams_neither_stop_nor_swell_it() {
     let grown = resident().saturating_sub(half);
     assert!(grown < GROWTH_KB, "{grown} KB more in the second half");
     assert_eq!((a.health(), b.health()), (Health::Running, Health::Running));
-    let counters = b.state().counters;
+    let counters = b.counters();
     let dropped: u64 = counters.iter().map(|(_, count)| count).sum();
     assert!(dropped > TOTAL as u64 / 2, "most of it has to arrive to be refused: {counters:?}");
     for reason in [DropReason::Replay, DropReason::Forged, DropReason::InvalidMac, DropReason::UnknownIndex] {

@@ -4,7 +4,8 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use keyring::PrivateKey;
-use tunnel::{DropReason, Failure, Health, Interface, InterfaceConfig, PeerOp, PeerSettings, TunnelError};
+use tunnel::{DropReason, Failure, Health, Interface, InterfaceConfig, TunnelError};
+use wireguard::{PeerChange, PeerOp};
 
 use super::lab::{Family, Lab, eventually, peer, unique};
 
@@ -23,7 +24,7 @@ fn both_families_pass_inside_and_outside_at_every_size() {
         assert!(!lab.a.reaches(&lab.b.inner(Family::V4), 1420 - 27));
         let state = a.state();
         let status = state.peers.values().next().unwrap();
-        assert!(status.last_handshake.is_some() && status.rx_bytes > 0 && status.tx_bytes > 0);
+        assert!(status.last_handshake.is_some() && status.received > 0 && status.sent > 0);
         assert_eq!(a.health(), Health::Running);
         assert_eq!(b.health(), Health::Running);
     }
@@ -35,18 +36,18 @@ fn changes_of_port_mark_and_mtu_keep_the_session() {
     let (a, b) = lab.tunnel(Family::V4);
     let b_inner = lab.b.inner(Family::V4);
     assert!(lab.a.reaches(&b_inner, 56));
-    let (b_key, first_port) = (b.state().public_key.unwrap(), a.state().listen_port);
+    let (b_key, first_port) = (b.state().key.unwrap(), a.state().port);
     let handshake = || a.state().peers[&b_key].last_handshake;
     let before = handshake();
     // From a thread in another namespace: the new sockets must be in that of the interface all the same.
     lab.b.enter(|| a.set_listen_port(0)).unwrap();
-    assert_ne!(a.state().listen_port, first_port);
+    assert_ne!(a.state().port, first_port);
     assert!(lab.a.reaches(&b_inner, 56));
     a.set_mtu(1300).unwrap();
-    assert_eq!(a.state().mtu, 1300);
+    assert_eq!(a.mtu(), 1300);
     assert!(!lab.a.reaches(&b_inner, 1300));
     lab.a.ip(&format!("link set {} mtu 1400", a.name()));
-    eventually("the MTU is noticed", || (a.state().mtu == 1400).then_some(()));
+    eventually("the MTU is noticed", || (a.mtu() == 1400).then_some(()));
     a.set_fwmark(0x1e).unwrap();
     assert_eq!(a.state().fwmark, 0x1e);
     assert!(lab.a.reaches(&b_inner, 56));
@@ -57,18 +58,18 @@ fn changes_of_port_mark_and_mtu_keep_the_session() {
     assert!(!lab.a.reaches(&b_inner, 56), "also from other sockets");
     a.set_fwmark(0).unwrap();
     assert!(lab.a.reaches(&b_inner, 56));
-    assert!(a.state().counters.dropped(DropReason::UdpSend) > 0, "what the kernel refused was counted");
+    assert!(a.counters().dropped(DropReason::UdpSend) > 0, "what the kernel refused was counted");
 }
 
 #[test]
 fn a_port_that_is_taken_is_refused_and_the_old_one_stays() {
     let lab = Lab::new();
     let (a, _b) = lab.tunnel(Family::V4);
-    let port = a.state().listen_port;
+    let port = a.state().port;
     let taken = lab.a.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     let error = a.set_listen_port(taken.local_addr().unwrap().port());
     assert!(matches!(error, Err(TunnelError::Udp { .. })), "{error:?}");
-    assert_eq!(a.state().listen_port, port);
+    assert_eq!(a.state().port, port);
     assert!(lab.a.reaches(&lab.b.inner(Family::V4), 56));
     drop(taken);
     let free = lab.a.enter(|| UdpSocket::bind("0.0.0.0:0").unwrap().local_addr().unwrap().port());
@@ -76,7 +77,7 @@ fn a_port_that_is_taken_is_refused_and_the_old_one_stays() {
     a.set_listen_port(free).unwrap();
     a.set_listen_port(port).unwrap();
     a.set_listen_port(free).unwrap();
-    assert_eq!(a.state().listen_port, free);
+    assert_eq!(a.state().port, free);
     assert!(lab.b.reaches(&lab.a.inner(Family::V4), 56) || lab.a.reaches(&lab.b.inner(Family::V4), 56));
 }
 
@@ -89,9 +90,9 @@ fn changes_to_other_peers_lose_no_packet() {
         let pings = scope.spawn(|| lab.a.answers_from(&lab.b.inner(Family::V4), 200));
         while !pings.is_finished() {
             let other = PrivateKey::generate().unwrap().public();
-            let allow = vec!["10.77.0.0/16".parse().unwrap()];
-            let settings = PeerSettings { allow, ..Default::default() };
-            a.apply(vec![PeerOp::Add { peer: other, settings }]).unwrap();
+            let allow = ["10.77.0.0/16".parse().unwrap()].into();
+            let settings = PeerChange { allow, ..Default::default() };
+            a.apply(vec![PeerOp::add(other, settings)]).unwrap();
             a.apply(vec![PeerOp::Remove { peer: other }]).unwrap();
         }
         assert_eq!(pings.join().unwrap(), 200);
@@ -148,7 +149,7 @@ fn a_persistent_device_stays_until_it_is_removed() {
 fn a_probe_makes_a_handshake_without_traffic() {
     let lab = Lab::new();
     let (a, b) = lab.tunnel(Family::V6);
-    let (a_key, b_key) = (a.state().public_key.unwrap(), b.state().public_key.unwrap());
+    let (a_key, b_key) = (a.state().key.unwrap(), b.state().key.unwrap());
     assert_eq!(a.state().peers[&b_key].last_handshake, None);
     assert!(a.initiate_handshake(&b_key));
     assert!(!a.initiate_handshake(&a_key), "there is no such peer");
@@ -162,9 +163,9 @@ fn a_probe_makes_a_handshake_without_traffic() {
 fn a_keepalive_connects_as_soon_as_it_is_set() {
     let lab = Lab::new();
     let (a, b) = lab.tunnel(Family::V4);
-    let b_key = b.state().public_key.unwrap();
-    let settings = PeerSettings { keepalive: Some(3600), ..Default::default() };
-    a.apply(vec![PeerOp::Update { peer: b_key, settings }]).unwrap();
+    let b_key = b.state().key.unwrap();
+    let settings = PeerChange { keepalive: Some(Some(3600)), ..Default::default() };
+    a.apply(vec![PeerOp::update(b_key, settings)]).unwrap();
     eventually("there is a handshake", || a.state().peers[&b_key].last_handshake);
 }
 
@@ -173,7 +174,7 @@ fn a_flood_of_garbage_stops_nothing() {
     let lab = Lab::new();
     let (a, b) = lab.tunnel(Family::V4);
     assert!(lab.a.reaches(&lab.b.inner(Family::V4), 56));
-    let target = lab.b.endpoint(Family::V4, b.state().listen_port);
+    let target = lab.b.endpoint(Family::V4, b.state().port);
     let flood = lab.a.enter(|| UdpSocket::bind("192.0.2.1:0").unwrap());
     std::thread::scope(|scope| {
         let pings = scope.spawn(|| lab.a.answers_from(&lab.b.inner(Family::V4), 100));
@@ -201,19 +202,19 @@ fn a_flood_of_garbage_stops_nothing() {
         assert!(pings.join().unwrap() >= 80);
     });
     assert_eq!((a.health(), b.health()), (Health::Running, Health::Running));
-    assert!(b.state().counters.iter().map(|(_, count)| count).sum::<u64>() > 2_500);
+    assert!(b.counters().iter().map(|(_, count)| count).sum::<u64>() > 2_500);
 }
 
 #[test]
 fn the_largest_datagrams_are_read_whole_and_refused() {
     let lab = Lab::new();
     let (_a, b) = lab.tunnel(Family::V4);
-    let target = lab.b.endpoint(Family::V4, b.state().listen_port);
+    let target = lab.b.endpoint(Family::V4, b.state().port);
     let socket = lab.a.enter(|| UdpSocket::bind("192.0.2.1:0").unwrap());
     let mut data = vec![0; 65_507];
     data[0] = 4;
     socket.send_to(&data, &target).unwrap();
     socket.send_to(&[], &target).unwrap();
-    eventually("it is refused", || (b.state().counters.dropped(DropReason::UnknownIndex) == 1).then_some(()));
+    eventually("it is refused", || (b.counters().dropped(DropReason::UnknownIndex) == 1).then_some(()));
     assert!(lab.a.reaches(&lab.b.inner(Family::V4), 56));
 }

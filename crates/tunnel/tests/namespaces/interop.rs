@@ -6,7 +6,8 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use keyring::{PresharedKey, PrivateKey};
-use tunnel::{Interface, InterfaceConfig, PeerOp, PeerSettings, PresharedKeyChange};
+use tunnel::{Interface, InterfaceConfig};
+use wireguard::{PeerChange, PeerOp, PresharedKeyChange};
 
 use super::lab::{Family, Host, Lab, Process, eventually, key_file, unique};
 
@@ -107,13 +108,13 @@ fn pair_with(other: Other, first: First, outer: Family, config: InterfaceConfig)
     lab.b.wg(&theirs_set);
     ours.set_private_key(private);
     let endpoint = (first == First::Ours).then(|| lab.b.endpoint(outer, PORT).parse().unwrap());
-    let settings = PeerSettings {
+    let settings = PeerChange {
         endpoint,
         allow: [Family::V4, Family::V6].map(|family| lab.b.inner(family).parse().unwrap()).into(),
-        preshared_key: Some(PresharedKeyChange::Set(PresharedKey::from_bytes(&PSK).unwrap())),
         ..Default::default()
     };
-    ours.apply(vec![PeerOp::Add { peer: their_key, settings }]).unwrap();
+    let preshared_key = Some(PresharedKeyChange::Set(PresharedKey::from_bytes(&PSK).unwrap()));
+    ours.apply(vec![PeerOp::Add { peer: their_key, change: settings, preshared_key }]).unwrap();
     lab.a.configure(ours.name());
     lab.b.configure(&device);
     Pair { lab, ours, _theirs: theirs, device }
@@ -171,10 +172,7 @@ fn both_sides_agree_on_what_happened() {
     let [_, received, sent] = shown.split_whitespace().collect::<Vec<_>>()[..] else { panic!("{shown}") };
     let state = pair.ours.state();
     let ours = state.peers.values().next().unwrap();
-    assert_eq!(
-        (ours.tx_bytes.to_string(), ours.rx_bytes.to_string()),
-        (received.to_owned(), sent.to_owned())
-    );
+    assert_eq!((ours.sent.to_string(), ours.received.to_string()), (received.to_owned(), sent.to_owned()));
 }
 
 #[test]
@@ -184,7 +182,7 @@ fn under_load_they_come_back_with_our_cookie() {
         let pair = pair_with(other, First::Theirs, Family::V4, config);
         let inner = pair.lab.a.inner(Family::V4);
         eventually("the handshake with a cookie", || pair.lab.b.reaches(&inner, 56).then_some(()));
-        let counters = pair.ours.state().counters;
+        let counters = pair.ours.counters();
         assert!(counters.cookie_replies > 0, "{other:?} was never asked for a cookie: {counters:?}");
     }
 }
@@ -227,7 +225,7 @@ fn they_follow_us_to_another_port_and_we_them_to_another_address() {
         b.ip(&format!("address add 192.0.2.77/24 dev {cable}"));
         eventually("it is followed", || b.reaches(&a.inner(Family::V4), 56).then_some(()));
         let state = pair.ours.state();
-        let endpoint = state.peers.values().next().unwrap().endpoint.unwrap();
+        let endpoint = state.peers.values().next().unwrap().config.endpoint.unwrap();
         assert_eq!(endpoint.ip().to_string(), "192.0.2.77", "{other:?}");
     }
 }
@@ -239,9 +237,9 @@ fn another_preshared_key_on_both_sides_holds_from_the_next_handshake_on() {
     let their_key = *pair.ours.state().peers.keys().next().unwrap();
     let change = |byte: u8| {
         let key = PresharedKey::from_bytes(&[byte; 32]).unwrap();
-        let settings =
-            PeerSettings { preshared_key: Some(PresharedKeyChange::Set(key)), ..Default::default() };
-        pair.ours.apply(vec![PeerOp::Update { peer: their_key, settings }]).unwrap();
+        let preshared_key = Some(PresharedKeyChange::Set(key));
+        let op = PeerOp::Update { peer: their_key, change: PeerChange::default(), preshared_key };
+        pair.ours.apply(vec![op]).unwrap();
     };
     let before = pair.ours.state().peers[&their_key].last_handshake;
     change(0x77);
@@ -249,7 +247,7 @@ fn another_preshared_key_on_both_sides_holds_from_the_next_handshake_on() {
     assert_eq!(pair.ours.state().peers[&their_key].last_handshake, before, "the same session");
     let shared = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(shared.path(), succeed_base64(&[0x77; 32])).unwrap();
-    let own = pair.ours.state().public_key.unwrap();
+    let own = pair.ours.state().key.unwrap();
     pair.lab.b.wg(&format!("set {} peer {own} preshared-key {}", pair.device, shared.path().display()));
     assert!(pair.ours.initiate_handshake(&their_key));
     eventually("a handshake with the new key", || {

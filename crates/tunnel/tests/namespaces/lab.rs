@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use keyring::{PrivateKey, PublicKey};
-use tunnel::{Interface, InterfaceConfig, PeerOp, PeerSettings};
+use tunnel::{Interface, InterfaceConfig};
+use wireguard::{PeerChange, PeerOp};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 /// The example was looked for, and built if it was missing.
@@ -172,10 +173,10 @@ impl Lab {
 /// Tells `interface` about `other`, which is on `host`.
 pub(crate) fn peer(interface: &Interface, other: &Interface, host: &Host, family: Family) {
     let other = other.state();
-    let endpoint = host.endpoint(family, other.listen_port).parse().unwrap();
+    let endpoint = host.endpoint(family, other.port).parse().unwrap();
     let allow = [Family::V4, Family::V6].map(|family| host.inner(family).parse().unwrap());
-    let settings = PeerSettings { endpoint: Some(endpoint), allow: allow.into(), ..Default::default() };
-    interface.apply(vec![PeerOp::Add { peer: other.public_key.unwrap(), settings }]).unwrap();
+    let settings = PeerChange { endpoint: Some(endpoint), allow: allow.into(), ..Default::default() };
+    interface.apply(vec![PeerOp::add(other.key.unwrap(), settings)]).unwrap();
 }
 
 /// A process that ends with its value.

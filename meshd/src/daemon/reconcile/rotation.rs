@@ -11,6 +11,7 @@ use plan::network::Network;
 use plan::node::NodeUid;
 use tokio::time::Instant;
 use tracing::{info, warn};
+use wireguard::DeviceState;
 
 use super::{ASK, Reconciler};
 use crate::api::events::Telling;
@@ -18,7 +19,6 @@ use crate::chain::Chain;
 use crate::channel::Heard;
 use crate::daemon::talk::Said;
 use crate::daemon::{pq, publication};
-use crate::device::DeviceState;
 
 impl Reconciler {
     /// Tells the rotation and the control channel who is there and what they announce.
@@ -58,7 +58,7 @@ impl Reconciler {
         let shown = |slot: Slot, own: &PublicKey, peer: &PublicKey| {
             let state = states.get(slot).as_ref().filter(|state| state.key == Some(*own))?;
             let peer = state.peers.get(peer)?;
-            Some(Entry { preshared: peer.preshared, handshake: peer.since_handshake.is_some() })
+            Some(Entry { preshared: peer.config.preshared, handshake: peer.since_handshake.is_some() })
         };
         let entries = pq::entries(admission, &self.keys.public(), shown);
         self.pairs.observe(&entries, &mut self.keys);

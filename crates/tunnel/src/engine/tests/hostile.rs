@@ -8,16 +8,16 @@ use super::net::{Net, Node, Rogue, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{EngineOptions, Moment};
-use wireguard::PeerSettings;
+use wireguard::PeerChange;
 
 /// A node with a peer that does what it likes; its prefix is `10.66.0.0/16`.
 fn with_rogue(options: EngineOptions) -> (Node, Rogue) {
     let node = Node::new(1, options);
     let rogue = Rogue::new(66, node.key);
-    let allow = vec![prefix("10.66.0.0/16"), prefix("fd66::/64")];
+    let allow = [prefix("10.66.0.0/16"), prefix("fd66::/64")].into();
     let peer = rogue.key;
-    let settings = PeerSettings { allow, ..Default::default() };
-    node.engine.apply(vec![wireguard::PeerOp::Add { peer, settings }]).unwrap();
+    let settings = PeerChange { allow, ..Default::default() };
+    node.engine.apply(vec![wireguard::PeerOp::add(peer, settings)]).unwrap();
     (node, rogue)
 }
 

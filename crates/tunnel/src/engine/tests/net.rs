@@ -6,13 +6,12 @@ use std::time::Duration;
 use boringtun::noise::{Tunn, TunnResult};
 use boringtun::x25519;
 use ipnetwork::IpNetwork;
-use keyring::{PrivateKey, PublicKey};
+use keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{Engine, EngineOptions, Moment};
-use crate::status::PeerStatus;
-use wireguard::{PeerOp, PeerSettings};
+use wireguard::{PeerChange, PeerOp, PeerState, PresharedKeyChange};
 
 /// What every test packet carries, so that an eavesdropper can look for it.
 pub(super) const SECRET: &[u8] = b"this must never be seen in clear";
@@ -36,11 +35,18 @@ impl Node {
         Self { engine, address, key, delivered: Vec::new() }
     }
 
-    pub(super) fn change(&self, peer: &Self, settings: PeerSettings) {
-        self.engine.apply(vec![PeerOp::Add { peer: peer.key, settings }]).unwrap();
+    pub(super) fn change(&self, peer: &Self, change: PeerChange) {
+        self.engine.apply(vec![PeerOp::add(peer.key, change)]).unwrap();
     }
 
-    pub(super) fn status(&self, peer: &Self) -> PeerStatus {
+    pub(super) fn set_preshared_key(&self, peer: &Self, byte: Option<u8>) {
+        let key = byte.map(|byte| PresharedKey::from_bytes(&[byte; 32]).unwrap());
+        let preshared_key = Some(PresharedKeyChange::to(key.as_ref()));
+        let op = PeerOp::Update { peer: peer.key, change: PeerChange::default(), preshared_key };
+        self.engine.apply(vec![op]).unwrap();
+    }
+
+    pub(super) fn status(&self, peer: &Self) -> PeerState {
         self.engine.peers(Moment::now()).remove(&peer.key).unwrap()
     }
 
@@ -105,8 +111,8 @@ impl Net {
         for node in &nodes {
             for (number, peer) in (1..).zip(&nodes).filter(|(_, peer)| peer.key != node.key) {
                 let allow =
-                    vec![prefix(&format!("10.0.{number}.0/24")), prefix(&format!("fd00:{number}::/64"))];
-                node.change(peer, PeerSettings { endpoint: Some(peer.address), allow, ..Default::default() });
+                    [prefix(&format!("10.0.{number}.0/24")), prefix(&format!("fd00:{number}::/64"))].into();
+                node.change(peer, PeerChange { endpoint: Some(peer.address), allow, ..Default::default() });
             }
         }
         Self { nodes, wire: Vec::new() }

@@ -10,12 +10,12 @@ use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{EngineOptions, Moment};
 use crate::error::ChangeError;
-use wireguard::{PeerOp, PeerSettings};
+use wireguard::{PeerChange, PeerOp};
 
 /// Node 0 gives `10.0.0.0/8` to node 1 and the smaller `10.5.0.0/16` inside to node 2.
 fn nested() -> Net {
     let net = Net::mesh(3);
-    let allow = |text: &str| PeerSettings { allow: vec![prefix(text)], ..Default::default() };
+    let allow = |text: &str| PeerChange { allow: [prefix(text)].into(), ..Default::default() };
     net.nodes[0].change(&net.nodes[1], allow("10.0.0.0/8"));
     net.nodes[0].change(&net.nodes[2], allow("10.5.0.0/16"));
     for node in &net.nodes[1..] {
@@ -58,18 +58,18 @@ fn a_source_that_nobody_owns_is_refused() {
 #[test]
 fn a_prefix_belongs_to_the_peer_that_got_it_last() {
     let mut net = Net::mesh(3);
-    let allow = || PeerSettings { allow: vec![prefix("10.50.0.7/16")], ..Default::default() };
+    let allow = || PeerChange { allow: [prefix("10.50.0.7/16")].into(), ..Default::default() };
     net.nodes[0].change(&net.nodes[1], allow());
     net.nodes[0].change(&net.nodes[2], allow());
     let owned = prefix("10.50.0.0/16");
-    assert!(!net.nodes[0].status(&net.nodes[1]).allowed_ips.contains(&owned));
-    assert!(net.nodes[0].status(&net.nodes[2]).allowed_ips.contains(&owned), "host bits are cleared");
+    assert!(!net.nodes[0].status(&net.nodes[1]).config.allowed_ips.contains(&owned));
+    assert!(net.nodes[0].status(&net.nodes[2]).config.allowed_ips.contains(&owned), "host bits are cleared");
     net.send(0, &packet("10.0.1.5", "10.50.0.1", 0));
     assert_eq!(net.nodes[2].delivered.len(), 1);
-    let take = PeerSettings { disallow: vec![owned], ..Default::default() };
+    let take = PeerChange { disallow: [owned].into(), ..Default::default() };
     net.nodes[0].change(&net.nodes[1], take);
     assert!(
-        net.nodes[0].status(&net.nodes[2]).allowed_ips.contains(&owned),
+        net.nodes[0].status(&net.nodes[2]).config.allowed_ips.contains(&owned),
         "one can't take what another has"
     );
 }
@@ -83,25 +83,25 @@ fn a_roaming_peer_is_followed_by_authenticated_packets_only() {
     let mut forged = datagram.clone();
     *forged.last_mut().unwrap() ^= 1;
     net.nodes[1].open(elsewhere, &forged);
-    assert_eq!(net.nodes[1].status(&net.nodes[0]).endpoint, Some(net.nodes[0].address));
+    assert_eq!(net.nodes[1].status(&net.nodes[0]).config.endpoint, Some(net.nodes[0].address));
     net.nodes[1].open(elsewhere, &datagram);
-    assert_eq!(net.nodes[1].status(&net.nodes[0]).endpoint, Some(elsewhere));
+    assert_eq!(net.nodes[1].status(&net.nodes[0]).config.endpoint, Some(elsewhere));
     let home = net.nodes[0].address;
     net.nodes[1].open(home, &datagram);
-    assert_eq!(net.nodes[1].status(&net.nodes[0]).endpoint, Some(elsewhere), "a replay moves nothing");
+    assert_eq!(net.nodes[1].status(&net.nodes[0]).config.endpoint, Some(elsewhere), "a replay moves nothing");
 }
 
 #[test]
 fn the_endpoint_of_a_peer_that_does_not_roam_stands() {
     let mut net = Net::mesh(2);
-    let fixed = || PeerSettings { roaming: Some(false), ..Default::default() };
+    let fixed = || PeerChange { roaming: Some(false), ..Default::default() };
     net.nodes[1].change(&net.nodes[0], fixed());
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
     let elsewhere = SocketAddr::from(([198, 51, 100, 1], 7));
     let datagram = net.nodes[0].seal(&packet("10.0.1.5", "10.0.2.6", 1)).remove(0).1;
     net.nodes[1].open(elsewhere, &datagram);
     let status = net.nodes[1].status(&net.nodes[0]);
-    assert_eq!((status.endpoint, status.endpoint_drifts), (Some(net.nodes[0].address), 1));
+    assert_eq!((status.config.endpoint, status.endpoint_drifts), (Some(net.nodes[0].address), 1));
     assert_eq!(net.nodes[1].delivered.len(), 2, "what it carries is good all the same");
 }
 
@@ -112,18 +112,18 @@ fn turning_roaming_off_brings_the_configured_endpoint_back() {
     let elsewhere = SocketAddr::from(([198, 51, 100, 1], 7));
     let datagram = net.nodes[0].seal(&packet("10.0.1.5", "10.0.2.6", 1)).remove(0).1;
     net.nodes[1].open(elsewhere, &datagram);
-    net.nodes[1].change(&net.nodes[0], PeerSettings { roaming: Some(false), ..Default::default() });
-    assert_eq!(net.nodes[1].status(&net.nodes[0]).endpoint, Some(net.nodes[0].address));
+    net.nodes[1].change(&net.nodes[0], PeerChange { roaming: Some(false), ..Default::default() });
+    assert_eq!(net.nodes[1].status(&net.nodes[0]).config.endpoint, Some(net.nodes[0].address));
 }
 
 #[test]
 fn without_a_configured_endpoint_it_is_learnt_even_if_the_peer_does_not_roam() {
     let mut net = Net::mesh(1);
     let mut quiet = Node::new(9, EngineOptions::default());
-    let allow = vec![prefix("10.0.1.0/24")];
-    quiet.change(&net.nodes[0], PeerSettings { allow, roaming: Some(false), ..Default::default() });
-    let allow = vec![prefix("10.0.9.0/24")];
-    net.nodes[0].change(&quiet, PeerSettings { allow, endpoint: Some(quiet.address), ..Default::default() });
+    let allow = [prefix("10.0.1.0/24")].into();
+    quiet.change(&net.nodes[0], PeerChange { allow, roaming: Some(false), ..Default::default() });
+    let allow = [prefix("10.0.9.0/24")].into();
+    net.nodes[0].change(&quiet, PeerChange { allow, endpoint: Some(quiet.address), ..Default::default() });
     assert!(quiet.seal(&packet("10.0.9.1", "10.0.1.5", 0)).is_empty(), "it knows no way yet");
     net.nodes.push(quiet);
     net.send(0, &packet("10.0.1.5", "10.0.9.1", 0));
@@ -131,8 +131,8 @@ fn without_a_configured_endpoint_it_is_learnt_even_if_the_peer_does_not_roam() {
     assert_eq!(net.nodes[0].delivered.len(), 1);
     quiet = net.nodes.remove(1);
     let configured = SocketAddr::from(([203, 0, 113, 1], 1));
-    quiet.change(&net.nodes[0], PeerSettings { endpoint: Some(configured), ..Default::default() });
-    assert_eq!(quiet.status(&net.nodes[0]).endpoint, Some(configured));
+    quiet.change(&net.nodes[0], PeerChange { endpoint: Some(configured), ..Default::default() });
+    assert_eq!(quiet.status(&net.nodes[0]).config.endpoint, Some(configured));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn a_cookie_reply_moves_no_endpoint() {
     let cookie = net.nodes[1].open(from, &initiation).remove(0).1;
     assert_eq!((cookie[0], cookie.len()), (3, 64));
     net.nodes[0].open(SocketAddr::from(([198, 51, 100, 1], 7)), &cookie);
-    assert_eq!(net.nodes[0].status(&net.nodes[1]).endpoint, Some(net.nodes[1].address));
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).config.endpoint, Some(net.nodes[1].address));
     assert_eq!(net.nodes[0].dropped_at_all(), 0, "it was taken");
 }
 
@@ -166,14 +166,14 @@ fn a_set_of_changes_is_applied_as_a_whole_or_not_at_all() {
     let (node, stranger) = (&net.nodes[0], PublicKey::from_bytes(&[9; 32]).unwrap());
     let before = node.engine.peers(Moment::now());
     let remove = || PeerOp::Remove { peer: net.nodes[1].key };
-    let update = PeerOp::Update { peer: stranger, settings: PeerSettings::default() };
+    let update = PeerOp::update(stranger, PeerChange::default());
     let refused = node.engine.apply(vec![remove(), update]);
     assert_eq!(refused, Err(ChangeError::UnknownPeer { peer: stranger }));
-    let own = PeerOp::Add { peer: node.key, settings: PeerSettings::default() };
+    let own = PeerOp::add(node.key, PeerChange::default());
     assert_eq!(node.engine.apply(vec![remove(), own]), Err(ChangeError::OwnKey { peer: node.key }));
     assert_eq!(node.engine.peers(Moment::now()), before);
-    let add = PeerOp::Add { peer: stranger, settings: PeerSettings::default() };
-    let update = PeerOp::Update { peer: stranger, settings: PeerSettings::default() };
+    let add = PeerOp::add(stranger, PeerChange::default());
+    let update = PeerOp::update(stranger, PeerChange::default());
     node.engine.apply(vec![remove(), remove(), add, update]).unwrap();
     assert_eq!(node.engine.peers(Moment::now()).into_keys().collect::<Vec<_>>(), [stranger]);
 }
@@ -232,9 +232,9 @@ fn both_directions_and_changes_at_once_neither_lose_packets_nor_stop() {
             let mut prefixes = (0..=255u8).cycle();
             while !done.load(Ordering::Relaxed) {
                 let octet = prefixes.next().unwrap();
-                let allow = vec![prefix(&format!("10.200.{octet}.0/24"))];
-                a.change(b, PeerSettings { allow: allow.clone(), ..Default::default() });
-                a.change(b, PeerSettings { disallow: allow, ..Default::default() });
+                let allow = std::collections::BTreeSet::from([prefix(&format!("10.200.{octet}.0/24"))]);
+                a.change(b, PeerChange { allow: allow.clone(), ..Default::default() });
+                a.change(b, PeerChange { disallow: allow, ..Default::default() });
             }
         });
         let delivered: usize = senders.into_iter().map(|sender| sender.join().unwrap()).sum();

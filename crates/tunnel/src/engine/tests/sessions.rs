@@ -9,7 +9,7 @@ use super::net::{Net, SECRET, packet, prefix};
 use crate::counters::DropReason;
 use crate::engine::EngineOptions;
 use crate::engine::session::MessageLimits;
-use wireguard::{PeerSettings, PresharedKeyChange};
+use wireguard::PeerChange;
 
 #[test]
 fn packets_arrive_and_the_eavesdropper_sees_one_handshake_and_no_plaintext() {
@@ -90,10 +90,10 @@ fn what_has_no_way_out_is_dropped_and_counted() {
     assert!(node.seal(&packet("10.0.1.5", "10.0.9.1", 0)[..19]).is_empty());
     assert_eq!((node.dropped(DropReason::NoPeer), node.dropped(DropReason::MalformedOutbound)), (1, 1));
     let lonely = super::net::Node::new(7, EngineOptions::default());
-    lonely.change(node, PeerSettings { allow: vec![prefix("0.0.0.0/0")], ..Default::default() });
+    lonely.change(node, PeerChange { allow: [prefix("0.0.0.0/0")].into(), ..Default::default() });
     assert!(lonely.seal(&packet("10.0.1.5", "10.0.9.1", 0)).is_empty());
     assert_eq!(lonely.dropped(DropReason::NoEndpoint), 1);
-    lonely.change(node, PeerSettings { endpoint: Some(node.address), ..Default::default() });
+    lonely.change(node, PeerChange { endpoint: Some(node.address), ..Default::default() });
     lonely.engine.set_private_key(None);
     assert!(lonely.seal(&packet("10.0.1.5", "10.0.9.1", 0)).is_empty());
     assert_eq!(lonely.dropped(DropReason::NoPrivateKey), 1);
@@ -102,8 +102,8 @@ fn what_has_no_way_out_is_dropped_and_counted() {
 #[test]
 fn a_keepalive_is_due_when_nothing_passed_for_its_interval() {
     let mut net = Net::mesh(2);
-    let settings = |seconds| PeerSettings { keepalive: Some(seconds), ..Default::default() };
-    net.nodes[0].change(&net.nodes[1], settings(25));
+    let settings = |seconds| PeerChange { keepalive: Some(seconds), ..Default::default() };
+    net.nodes[0].change(&net.nodes[1], settings(Some(25)));
     let first = net.nodes[0].tick(Duration::ZERO);
     assert_eq!(first.iter().map(|(_, bytes)| bytes[0]).collect::<Vec<_>>(), [1], "due at once: a handshake");
     let address = net.nodes[0].address;
@@ -114,7 +114,7 @@ fn a_keepalive_is_due_when_nothing_passed_for_its_interval() {
     assert!(net.nodes[0].tick(Duration::from_secs(27)).is_empty(), "one, not one per tick");
     net.carry(address, later);
     assert!(net.nodes[1].delivered.is_empty(), "a keepalive is no packet");
-    net.nodes[0].change(&net.nodes[1], settings(0));
+    net.nodes[0].change(&net.nodes[1], settings(None));
     assert!(net.nodes[0].tick(Duration::from_secs(500)).is_empty(), "turned off");
     assert_eq!(net.seen(1), 1, "changing it costs no handshake");
 }
@@ -125,15 +125,15 @@ fn changes_in_place_keep_the_session() {
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
     let moved = SocketAddr::from(([192, 0, 2, 99], 1));
     net.nodes[1].address = moved;
-    let settings = PeerSettings {
+    let settings = PeerChange {
         endpoint: Some(moved),
-        keepalive: Some(5),
-        allow: vec![prefix("10.77.0.0/16")],
-        disallow: vec![prefix("10.0.2.0/24")],
+        keepalive: Some(Some(5)),
+        allow: [prefix("10.77.0.0/16")].into(),
+        disallow: [prefix("10.0.2.0/24")].into(),
         roaming: Some(false),
-        preshared_key: Some(PresharedKeyChange::Clear),
     };
     net.nodes[0].change(&net.nodes[1], settings);
+    net.nodes[0].set_preshared_key(&net.nodes[1], None);
     net.send(0, &packet("10.0.1.5", "10.77.0.1", 1));
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 2));
     assert_eq!(net.nodes[1].delivered.len(), 2);
@@ -144,17 +144,13 @@ fn changes_in_place_keep_the_session() {
 #[test]
 fn another_preshared_key_leaves_the_session_and_holds_from_the_next_handshake_on() {
     let mut net = Net::mesh(2);
-    let with = |byte| PeerSettings {
-        preshared_key: Some(PresharedKeyChange::Set(PresharedKey::from_bytes(&[byte; 32]).unwrap())),
-        ..Default::default()
-    };
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
-    net.nodes[0].change(&net.nodes[1], with(1));
+    net.nodes[0].set_preshared_key(&net.nodes[1], Some(1));
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 1));
     net.send(1, &packet("10.0.2.6", "10.0.1.5", 1));
     assert_eq!((net.nodes[1].delivered.len(), net.nodes[0].delivered.len(), net.seen(1)), (2, 1, 1));
     let id = PresharedKey::from_bytes(&[1; 32]).unwrap().id();
-    assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, Some(id));
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).config.preshared, Some(id));
 
     net.handshake(0, 1);
     assert_eq!(net.nodes[0].dropped(DropReason::InvalidHandshake), 1, "only one side has it");
@@ -163,13 +159,12 @@ fn another_preshared_key_leaves_the_session_and_holds_from_the_next_handshake_on
 
     // The initiation that failed is still on its way for node 0: the other side begins.
     let before = net.nodes[1].status(&net.nodes[0]).last_handshake;
-    net.nodes[1].change(&net.nodes[0], with(2));
-    net.nodes[1].change(&net.nodes[0], with(1));
+    net.nodes[1].set_preshared_key(&net.nodes[0], Some(2));
+    net.nodes[1].set_preshared_key(&net.nodes[0], Some(1));
     net.handshake(1, 0);
     assert!(net.nodes[1].status(&net.nodes[0]).last_handshake > before, "now both have it");
-    let clear = PeerSettings { preshared_key: Some(PresharedKeyChange::Clear), ..Default::default() };
-    net.nodes[0].change(&net.nodes[1], clear);
-    assert_eq!(net.nodes[0].status(&net.nodes[1]).preshared, None);
+    net.nodes[0].set_preshared_key(&net.nodes[1], None);
+    assert_eq!(net.nodes[0].status(&net.nodes[1]).config.preshared, None);
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 3));
     assert_eq!(net.nodes[1].delivered.len(), 4);
     net.handshake(1, 0);
@@ -240,7 +235,7 @@ fn bytes_are_counted_as_they_are_on_the_wire() {
             .sum()
     };
     let status = net.nodes[0].status(&net.nodes[1]);
-    assert_eq!((status.tx_bytes, status.rx_bytes), (from_a(true), from_a(false)));
+    assert_eq!((status.sent, status.received), (from_a(true), from_a(false)));
     let status = net.nodes[1].status(&net.nodes[0]);
-    assert_eq!((status.rx_bytes, status.tx_bytes), (from_a(true), from_a(false)));
+    assert_eq!((status.received, status.sent), (from_a(true), from_a(false)));
 }
