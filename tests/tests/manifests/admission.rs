@@ -1,7 +1,7 @@
-//! What an API server from 1.30 on does with a `ValidatingAdmissionPolicy`, for the parts of it that ours use.
+//! Evaluates `ValidatingAdmissionPolicy` objects as an API server does from 1.30 on, as far as ours need it.
 //!
-//! The API server at hand in the tests is too old for the kind; its expressions are evaluated here by another
-//! implementation of the same language.
+//! The API server in the tests is too old for this kind, so the expressions are evaluated by another implementation of
+//! CEL.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{list, string};
 
-/// A request that changes a Node, as admission sees it.
+/// A request that changes a Node, as it is passed to admission.
 #[derive(Clone, Debug)]
 pub(super) struct Request {
     pub(super) user: String,
@@ -21,9 +21,9 @@ pub(super) struct Request {
     pub(super) operation: &'static str,
     /// Empty for the Node itself.
     pub(super) subresource: &'static str,
-    /// As it is; null if it is to be created.
+    /// The Node before the request; null if the request creates it.
     pub(super) before: Value,
-    /// As it shall be.
+    /// The Node after the request.
     pub(super) after: Value,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Policy {
     pub(super) validations: Vec<Validation>,
 }
 
-/// One thing that a policy demands.
+/// One validation of a policy.
 #[derive(Debug)]
 pub(super) struct Validation {
     pub(super) message: String,
@@ -45,7 +45,7 @@ pub(super) struct Validation {
 }
 
 impl Policy {
-    /// Compiles the object of kind `ValidatingAdmissionPolicy`.
+    /// Compiles an object of kind `ValidatingAdmissionPolicy`.
     pub(super) fn compile(object: &Value) -> Self {
         let rules = list(object, "/spec/matchConstraints/resourceRules");
         let all = |pointer: &str| rules.iter().flat_map(|rule| list(rule, pointer)).map(text).collect();
@@ -66,14 +66,14 @@ impl Policy {
         }
     }
 
-    /// The messages of what the request fails; none admits it. An expression that can't be evaluated is one that
-    /// failed, as `failurePolicy: Fail` says.
+    /// The messages of all validations that fail; the request is admitted if there are none. An expression that can't be
+    /// evaluated counts as failed, as with `failurePolicy: Fail`.
     pub(super) fn refusals(&self, request: &Request) -> Vec<String> {
         let resource = ["nodes", request.subresource].join("/");
         let resource = resource.trim_end_matches('/');
-        let about = self.operations.iter().any(|operation| operation == request.operation)
+        let matches = self.operations.iter().any(|operation| operation == request.operation)
             && self.resources.iter().any(|name| name == resource);
-        if !about {
+        if !matches {
             return Vec::new();
         }
         let context = context(request);
@@ -92,7 +92,7 @@ impl Policy {
         failed.map(|validation| validation.message.clone()).collect()
     }
 
-    /// A variable that can't be evaluated is missing, so that whatever uses it fails.
+    /// A variable that can't be evaluated is left out, so that expressions that use it fail.
     fn with_variables(&self, mut context: Context<'static, 'static>) -> Context<'static, 'static> {
         let mut variables: BTreeMap<String, Value> = BTreeMap::new();
         for (name, expression) in &self.variables {

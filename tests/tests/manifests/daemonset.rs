@@ -1,4 +1,4 @@
-//! The `DaemonSet`: its arguments, variables, ports and folders are those that the daemon has.
+//! The `DaemonSet`: its arguments, environment variables, ports and directories are the daemon's.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ fn arguments_and_variables_are_options_of_the_daemon() {
     let known: BTreeSet<String> = OPTIONS.iter().map(meshd::config::OptionSpec::environment).collect();
     for variable in list(&container, "/env") {
         let name = string(variable, "/name");
-        assert!(known.contains(name), "{name} is no option of the daemon");
+        assert!(known.contains(name), "{name} is not an option of the daemon");
     }
     let name = variable(&container, "MESHD_NODE_NAME");
     assert_eq!(name["valueFrom"]["fieldRef"]["fieldPath"], "spec.nodeName");
@@ -41,9 +41,9 @@ fn the_configuration_is_mounted_where_the_daemon_reads_it() {
 }
 
 #[test]
-fn every_folder_of_the_daemon_is_the_hosts() {
+fn every_directory_of_the_daemon_is_mounted_from_the_same_path_of_the_host() {
     let config = effective();
-    let folders = [
+    let directories = [
         &config.key_dir,
         &config.state_dir,
         &config.run_dir,
@@ -51,20 +51,24 @@ fn every_folder_of_the_daemon_is_the_hosts() {
         &config.cni_conf_dir,
         &config.cni_bin_dir,
     ];
-    let options = OPTIONS.iter().filter(|option| option.value == "FOLDER").count();
-    assert_eq!(options, folders.len() + 1, "a folder that this test does not know; sysctl-dir has its own");
-    for folder in folders {
-        let host = on_the_host(folder);
+    let options = OPTIONS.iter().filter(|option| option.name.ends_with("-dir")).count();
+    assert_eq!(
+        options,
+        directories.len() + 1,
+        "this test does not know a directory; sysctl-dir is checked below"
+    );
+    for directory in directories {
+        let host = host_path(directory);
         assert_eq!(
             host.as_deref(),
-            Some(folder.as_path()),
-            "{}: the CNI plugin and `wg` look there",
-            folder.display()
+            Some(directory.as_path()),
+            "{}: the CNI plugin and `wg` use this path on the host",
+            directory.display()
         );
     }
-    // Below /proc the runtime mounts nothing, so this one is elsewhere in the container.
+    // The runtime mounts nothing below /proc, so this one has another path in the container.
     assert!(!config.sysctl_dir.starts_with("/proc"));
-    let settings = on_the_host(&config.sysctl_dir.join("net/ipv4/ip_forward"));
+    let settings = host_path(&config.sysctl_dir.join("net/ipv4/ip_forward"));
     assert_eq!(settings.as_deref(), Some(Path::new("/proc/sys/net/ipv4/ip_forward")));
 }
 
@@ -140,7 +144,7 @@ fn the_token_is_short_lived_and_bound() {
     let volume = volume("/var/run/secrets/kubernetes.io/serviceaccount");
     let sources = list(&volume, "/projected/sources");
     let token = sources.iter().find_map(|source| source.get("serviceAccountToken")).unwrap();
-    // Without an audience it is the API server's own: another service can't use the token, nor another's be used here.
+    // Without an audience the token has that of the API server: no other service accepts it.
     assert_eq!(token, &json!({"path": "token", "expirationSeconds": 3600}));
     let files: BTreeSet<&str> = sources
         .iter()
@@ -152,12 +156,12 @@ fn the_token_is_short_lived_and_bound() {
                 .chain(items.filter_map(Value::as_array).flatten().map(|item| string(item, "/path")))
         })
         .collect();
-    // These three the client reads in a pod.
+    // The client reads these three in a pod.
     assert_eq!(files, ["ca.crt", "namespace", "token"].into());
 }
 
 #[test]
-fn it_runs_on_every_linux_node_before_others_and_is_replaced_one_by_one() {
+fn it_runs_on_every_linux_node_with_priority_and_is_replaced_one_by_one() {
     let pod = pod();
     assert_eq!(pod["tolerations"], json!([{"operator": "Exists"}]));
     assert_eq!(pod["nodeSelector"], json!({"kubernetes.io/os": "linux"}));
@@ -168,7 +172,7 @@ fn it_runs_on_every_linux_node_before_others_and_is_replaced_one_by_one() {
 }
 
 #[test]
-fn mounts_and_volumes_belong_together() {
+fn every_volume_is_mounted_and_every_mount_has_a_volume() {
     let volumes: BTreeSet<String> =
         list(&pod(), "/volumes").iter().map(|volume| string(volume, "/name").to_owned()).collect();
     let mounts =
@@ -176,7 +180,7 @@ fn mounts_and_volumes_belong_together() {
     assert_eq!(volumes, mounts);
 }
 
-/// The configuration as the daemon gets it on a node n1.
+/// The configuration of the daemon on node n1.
 fn effective() -> Config {
     let container = container();
     let environment = OPTIONS
@@ -194,8 +198,8 @@ fn effective() -> Config {
     from_sources(&Sources { environment, file, ..Sources::default() }).unwrap()
 }
 
-/// Where on the host a path in the container is, or nothing if it is the container's own.
-fn on_the_host(path: &Path) -> Option<PathBuf> {
+/// The host path of a path in the container, if it is mounted from the host.
+fn host_path(path: &Path) -> Option<PathBuf> {
     let container = container();
     let mounts = list(&container, "/volumeMounts").iter().map(|mount| string(mount, "/mountPath"));
     let longest = mounts.filter(|mount| path.starts_with(mount)).max_by_key(|mount| mount.len())?;

@@ -72,7 +72,7 @@ fn the_base_has_these_objects_and_no_others() {
 }
 
 #[test]
-fn namespace_and_service_account_are_those_that_the_rest_names() {
+fn namespace_and_service_account_have_the_names_that_other_manifests_refer_to() {
     assert_eq!(string(&object("namespace.yaml"), "/metadata/name"), NAMESPACE);
     let account = object("serviceaccount.yaml");
     assert_eq!(string(&account, "/metadata/namespace"), NAMESPACE);
@@ -91,8 +91,8 @@ fn the_namespace_admits_the_daemon() {
 }
 
 /// The objects that `kubectl apply -k` makes of the quickstart: those of the base, then what the overlay adds.
-/// Understands no more of kustomize than that overlay uses, and fails when it uses more. The name of a generated object
-/// stays as it is, without the digest that kustomize appends.
+/// Supports only what that overlay uses of kustomize, and fails if it uses more. Names of generated objects have no digest
+/// appended, as they would have in kustomize.
 pub(super) fn rendered() -> Vec<Value> {
     let path = format!("{QUICKSTART}/kustomization.yaml");
     let kustomization = parse(&path, &read(&path)).remove(0);

@@ -1,4 +1,4 @@
-//! The two admission policies: what they say of themselves, and what they let pass.
+//! The two admission policies: their settings, and which requests they admit.
 
 use plan::annotation::{MAX_LEN, names};
 use serde_json::{Value, json};
@@ -41,7 +41,7 @@ fn policies_fail_closed_and_are_enforced() {
 }
 
 #[test]
-fn policies_speak_of_the_daemons_account_and_of_its_annotations() {
+fn policies_refer_to_the_daemons_account_and_to_its_annotations() {
     let account = format!("\"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}\"");
     for file in FILES {
         let policy = text(file);
@@ -73,7 +73,7 @@ fn what_the_cluster_needs_passes() {
 fn what_nobody_may_do_is_refused() {
     let policies = policies();
     for (name, request) in forged() {
-        assert!(!refusals(&policies, &request).is_empty(), "{name} was let through");
+        assert!(!refusals(&policies, &request).is_empty(), "{name} was admitted");
     }
 }
 
@@ -83,8 +83,8 @@ fn every_validation_is_needed() {
         for validation in 0..policies()[policy].validations.len() {
             let mut without = policies();
             let removed = without[policy].validations.remove(validation);
-            let through = forged().into_iter().any(|(_, request)| refusals(&without, &request).is_empty());
-            assert!(through, "nothing changes without: {}", removed.message);
+            let admitted = forged().into_iter().any(|(_, request)| refusals(&without, &request).is_empty());
+            assert!(admitted, "no request is refused by this validation alone: {}", removed.message);
         }
     }
 }
@@ -117,21 +117,21 @@ fn legitimate() -> Vec<(&'static str, Request)> {
             "the daemon publishes its endpoints",
             daemon("n1", "n1", |node| annotate(node, names::ENDPOINTS, "new")),
         ),
-        ("the daemon takes its annotations back", daemon("n1", "n1", |node| remove(node, names::STATE))),
+        ("the daemon removes its annotations", daemon("n1", "n1", |node| remove(node, names::STATE))),
         (
-            "the kubelet reports",
+            "the kubelet reports its status",
             with_status(kubelet(|node| node["status"]["capacity"] = json!({"cpu": "2"}))),
         ),
         ("the kubelet annotates", kubelet(|node| annotate(node, "volumes.example/attached", "true"))),
-        ("the kubelet makes its Node", created(kubelet(|node| node["metadata"]["annotations"] = json!({})))),
         (
-            "a Node without annotations is made",
+            "the kubelet creates its Node",
+            created(kubelet(|node| node["metadata"]["annotations"] = json!({}))),
+        ),
+        (
+            "a Node without annotations is created",
             created(kubelet(|node| drop(fields(node, "metadata").remove("annotations")))),
         ),
-        (
-            "an operator prescribes an endpoint",
-            admin(|node| annotate(node, names::CONFIG_ENDPOINT, "192.0.2.1")),
-        ),
+        ("an operator sets an endpoint", admin(|node| annotate(node, names::CONFIG_ENDPOINT, "192.0.2.1"))),
         ("an administrator taints", admin(|node| node["spec"]["unschedulable"] = json!(true))),
         (
             "break-glass revokes a key",
@@ -151,7 +151,7 @@ fn forged() -> Vec<(&'static str, Request)> {
         ("another node's state", daemon("n1", "n2", state)),
         ("own state without a claim", Request { extra: [].into(), ..daemon("n1", "n1", state) }),
         ("own state with an empty claim", daemon("", "n1", state)),
-        ("own Node anew", create(daemon("n1", "n1", state))),
+        ("own Node created", create(daemon("n1", "n1", state))),
         ("own status", with_status(daemon("n1", "n1", state))),
         ("own taints", own(|node| node["spec"]["taints"] = json!([]))),
         ("own podCIDRs", own(|node| node["spec"]["podCIDRs"] = json!(["10.244.0.0/16"]))),
@@ -166,15 +166,15 @@ fn forged() -> Vec<(&'static str, Request)> {
         ("own finalizers", own(|node| node["metadata"]["finalizers"] = json!(["x.example/stay"]))),
         ("a new foreign annotation", own(|node| annotate(node, "other.example/new", "x"))),
         ("another value of a foreign annotation", own(|node| annotate(node, "other.example/x", "y"))),
-        ("a foreign annotation taken away", own(|node| remove(node, "other.example/x"))),
+        ("a foreign annotation removed", own(|node| remove(node, "other.example/x"))),
         ("the operator's endpoint", own(|node| annotate(node, names::CONFIG_ENDPOINT, "192.0.2.1"))),
         ("an annotation of a mebibyte", own(|node| annotate(node, names::STATE, &"x".repeat(1 << 20)))),
         ("the kubelet's own key", kubelet(state)),
         ("the kubelet's own key through the status", with_status(kubelet(state))),
-        ("a Node that is born with a key", create(kubelet(state))),
+        ("a Node that is created with a key", create(kubelet(state))),
         ("an administrator's key", admin(state)),
-        ("a new annotation among the daemon's", admin(|node| annotate(node, "meshd.dev/other", "x"))),
-        ("a key taken away", admin(|node| remove(node, names::STATE))),
+        ("a new annotation with the daemon's prefix", admin(|node| annotate(node, "meshd.dev/other", "x"))),
+        ("a key removed", admin(|node| remove(node, names::STATE))),
         (
             "the daemon's name in another namespace",
             Request { user: "system:serviceaccount:default:meshd".to_owned(), ..daemon("n1", "n1", state) },
@@ -182,7 +182,7 @@ fn forged() -> Vec<(&'static str, Request)> {
     ]
 }
 
-/// The daemon with a token of `claim` changes the Node `name`.
+/// The daemon changes the Node `name`, with a token whose node claim is `claim`.
 fn daemon(claim: &str, name: &str, change: impl FnOnce(&mut Value)) -> Request {
     Request {
         user: format!("system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}"),

@@ -1,4 +1,4 @@
-//! Rights: each has its reason, each is used by the code, and the code uses no others.
+//! RBAC: each right has its reason, each is used by the code, and the code needs no others.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::{NAMESPACE, SERVICE_ACCOUNT, list, object, string, text};
 type Right = (String, String);
 
 #[test]
-fn every_verb_stands_alone_below_its_reason() {
+fn every_rule_has_one_verb_and_its_reason_as_a_comment() {
     for file in ["clusterrole.yaml", "role.yaml"] {
         let role = text(file);
         let lines: Vec<&str> = role.lines().map(str::trim).collect();
@@ -19,11 +19,11 @@ fn every_verb_stands_alone_below_its_reason() {
             .filter_map(|(number, line)| Some((number, line.strip_prefix("verbs: [")?.strip_suffix(']')?)))
             .collect();
         let rules = lines.iter().filter(|line| line.starts_with("- apiGroups:")).count();
-        assert_eq!(verbs.len(), rules, "{file}: a rule is written otherwise");
+        assert_eq!(verbs.len(), rules, "{file}: a rule has an unexpected format");
         for (number, verb) in verbs {
             assert!(
                 verb.chars().all(|letter| letter.is_ascii_lowercase()),
-                "{file}: one verb a rule: {verb}"
+                "{file}: expected one verb per rule, found: {verb}"
             );
             let start = lines[..number].iter().rposition(|line| line.starts_with("- apiGroups:")).unwrap();
             let reason = lines[..start].iter().rev().take_while(|line| line.starts_with("# ")).last();
@@ -58,7 +58,7 @@ fn only_the_api_servers_own_endpoints_can_be_read() {
 }
 
 #[test]
-fn the_daemons_account_is_bound_to_both_roles_and_nobody_else_is() {
+fn only_the_daemons_account_is_bound_to_the_roles() {
     for (file, role) in [("clusterrolebinding.yaml", "clusterrole.yaml"), ("rolebinding.yaml", "role.yaml")] {
         let binding = object(file);
         let role = object(role);
@@ -86,8 +86,8 @@ fn granted(file: &str) -> Vec<Right> {
     rights
 }
 
-/// The rights that the calls in the daemon's source need. A file speaks of one kind, so that a call in it can be told
-/// to be about that kind.
+/// The rights that the calls in the daemon's source need. Each source file uses one kind only, so that every call in it is
+/// known to be about that kind.
 fn used_by_the_daemon() -> BTreeSet<Right> {
     let sources = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../meshd/src");
     let mut rights = BTreeSet::new();
@@ -105,7 +105,7 @@ fn used_by_the_daemon() -> BTreeSet<Right> {
                 "Node" => "nodes",
                 "Endpoints" => "endpoints",
                 "Event" => "events",
-                other => panic!("{}: what resource is {other}?", path.display()),
+                other => panic!("{}: unknown resource of {other}", path.display()),
             };
             let verbs = verbs_in(&source);
             assert!(!verbs.is_empty(), "{}: {kind} is not used", path.display());
@@ -114,12 +114,12 @@ fn used_by_the_daemon() -> BTreeSet<Right> {
         let elsewhere = ["Api<", "Recorder", "Client::request", "client.request"]
             .iter()
             .find(|word| source.contains(**word));
-        assert_eq!(elsewhere, None, "{}: a use of the API that this test does not see", path.display());
+        assert_eq!(elsewhere, None, "{}: a use of the API that this test can't analyse", path.display());
     }
     rights
 }
 
-/// The verbs of `kube::Api`'s calls in a source text. Maps have a `get` too, but not one that is awaited.
+/// The verbs of the calls of `kube::Api` in source code. Maps have a `get` too, but it is not awaited.
 fn verbs_in(source: &str) -> BTreeSet<&'static str> {
     let calls: [(&str, &[&str]); 12] = [
         ("watcher(", &["list", "watch"]),
@@ -148,8 +148,8 @@ fn verbs_in(source: &str) -> BTreeSet<&'static str> {
     verbs
 }
 
-fn rust_files(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+fn rust_files(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
     entries
         .flat_map(|path| if path.is_dir() { rust_files(&path) } else { vec![path] })
         .filter(|path| path.extension().is_some_and(|extension| extension == "rs"))
@@ -157,7 +157,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_search_for_verbs_finds_calls_and_passes_over_maps() {
+fn verbs_are_found_in_calls_and_not_in_maps() {
     assert_eq!(verbs_in("names.get(name).cloned()"), BTreeSet::new());
     assert_eq!(verbs_in("api.get(\"kubernetes\").await?"), BTreeSet::from(["get"]));
     assert_eq!(verbs_in("api.get(\"kubernetes\")\n    .await?"), BTreeSet::from(["get"]));

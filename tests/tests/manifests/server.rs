@@ -1,4 +1,4 @@
-//! The manifests before a real API server: it accepts them, and they grant what the daemon needs and nothing else.
+//! The manifests and a real API server: it accepts them, and they grant what the daemon needs and nothing else.
 
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::kustomization::rendered;
 use super::{NAMESPACE, SERVICE_ACCOUNT, at, list, object, string};
 
-/// The server at hand is from before these kinds; policies.rs evaluates them.
+/// The API server is too old for these kinds; policies.rs evaluates them.
 const TOO_NEW: [&str; 2] = ["ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"];
 
 #[test]
@@ -29,7 +29,7 @@ fn a_real_server_accepts_the_manifests_and_grants_what_they_say() {
         .unwrap();
 }
 
-/// Applies each manifest that the server has a kind for, on trial, and those that others need for good.
+/// Applies each manifest whose kind the server knows with a dry run, then those that others depend on for real.
 async fn manifests_are_accepted(client: &Client) {
     let mut unknown = Vec::new();
     for manifest in rendered() {
@@ -49,7 +49,7 @@ async fn manifests_are_accepted(client: &Client) {
     );
 }
 
-/// The trial above could otherwise be one that lets everything pass.
+/// Negative control: a dry run does refuse invalid manifests.
 async fn mistakes_are_refused(client: &Client) {
     let daemon = object("daemonset.yaml");
     let with = |pointer: &str, name: &str, value: Value| {
@@ -60,7 +60,7 @@ async fn mistakes_are_refused(client: &Client) {
     let pod = "/spec/template/spec";
     for (what, wrong) in [
         ("a field that does not exist", with(pod, "hostNetworks", json!(true))),
-        ("a value of another type", with(pod, "hostNetwork", json!("yes"))),
+        ("a value of the wrong type", with(pod, "hostNetwork", json!("yes"))),
         ("a mount without a volume", with(&format!("{pod}/volumes/0"), "name", json!("other"))),
         ("a template without the selector's label", with("/spec/template/metadata", "labels", json!({}))),
         (
@@ -72,20 +72,20 @@ async fn mistakes_are_refused(client: &Client) {
     }
 }
 
-/// What the controller makes of the template for a node.
+/// Creates a pod as the controller of the `DaemonSet` does.
 async fn the_template_makes_a_pod(client: &Client) {
     let template = object("daemonset.yaml");
     let template = at(&template, "/spec/template");
     let mut pod = json!({"apiVersion": "v1", "kind": "Pod", "spec": template["spec"], "metadata": template["metadata"]});
-    pod["metadata"]["name"] = json!("meshd-on-trial");
+    pod["metadata"]["name"] = json!("meshd-dry-run");
     pod["metadata"]["namespace"] = json!(NAMESPACE);
     pod["spec"]["nodeName"] = json!("n1");
-    let made = apply(client, &pod, true).await.unwrap();
-    // Where the account's own token would have been mounted.
-    let mounts = list(&made.data, "/spec/containers/0/volumeMounts").clone();
+    let created = apply(client, &pod, true).await.unwrap();
+    // The service account's own token is not mounted as well.
+    let mounts = list(&created.data, "/spec/containers/0/volumeMounts").clone();
     let tokens = mounts.iter().filter(|mount| string(mount, "/mountPath").contains("serviceaccount"));
     assert_eq!(tokens.count(), 1, "{mounts:?}");
-    assert_eq!(at(&made.data, "/spec/priority"), 2_000_001_000, "the highest that there is");
+    assert_eq!(at(&created.data, "/spec/priority"), 2_000_001_000, "the priority of system-node-critical");
 }
 
 async fn rights_are_granted_as_written(client: &Client) {
@@ -138,15 +138,15 @@ async fn may(client: &Client, namespace: &str, resource: &str, name: &str, verb:
     reviewed.status.unwrap().allowed
 }
 
-/// Server-side apply, which refuses fields that the kind does not have; on trial it writes nothing.
-async fn apply(client: &Client, manifest: &Value, on_trial: bool) -> Result<DynamicObject, kube::Error> {
+/// Server-side apply, which refuses unknown fields; with a dry run it writes nothing.
+async fn apply(client: &Client, manifest: &Value, dry_run: bool) -> Result<DynamicObject, kube::Error> {
     let resource = resource(manifest);
     let api: Api<DynamicObject> = match manifest.pointer("/metadata/namespace").and_then(Value::as_str) {
         Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
         None => Api::all_with(client.clone(), &resource),
     };
-    // By force: the lab has made a role of the same name for its own users.
-    let parameters = PatchParams { dry_run: on_trial, ..PatchParams::apply("manifests").force() };
+    // Forced, since the lab created a role of the same name for its own users.
+    let parameters = PatchParams { dry_run, ..PatchParams::apply("manifests").force() };
     api.patch(string(manifest, "/metadata/name"), &parameters, &Patch::Apply(manifest)).await
 }
 
