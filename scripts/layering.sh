@@ -12,11 +12,12 @@ keyring |                             | tokio kube* *netlink* hyper* boringtun d
 plan    | keyring                     | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
 wireguard | keyring                   | tokio kube* *netlink* hyper* boringtun defguard* aws-lc*
 tunnel  | keyring wireguard           | kube* rtnetlink netlink-packet-route hyper* defguard* aws-lc*
-linux   | keyring plan                | kube* boringtun hyper* defguard* aws-lc*
-kernel-wireguard | keyring wireguard  | kube* rtnetlink boringtun hyper* aws-lc*
-cni     | keyring plan linux          | kube* boringtun hyper* defguard* aws-lc*
-meshd   | keyring plan linux wireguard kernel-wireguard cni tunnel |
-lab     | keyring plan linux wireguard kernel-wireguard cni tunnel meshd |
+netlink |                             | tokio kube* rtnetlink netlink-packet-route netlink-packet-netfilter hyper* boringtun defguard* aws-lc*
+linux   | keyring plan netlink        | kube* boringtun hyper* defguard* aws-lc*
+kernel-wireguard | keyring wireguard netlink | kube* rtnetlink boringtun hyper* aws-lc*
+cni     | keyring plan netlink linux  | kube* boringtun hyper* defguard* aws-lc*
+meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel |
+lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel meshd |
 "
 # AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
 # started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.
@@ -194,6 +195,8 @@ self_test() {
     expect "kernel-wireguard must not import plan" breaks kernel-wireguard plan & checks+=($!)
     expect "linux must not import tunnel" breaks_in_tests linux tunnel & checks+=($!)
     expect "tunnel must not import lab" breaks_in_tests tunnel lab & checks+=($!)
+    expect "netlink must not pull in tokio" breaks netlink tokio & checks+=($!)
+    expect "keyring must not pull in netlink" breaks keyring netlink & checks+=($!)
     expect "plan must not pull in tokio" breaks_at_a_distance & checks+=($!)
     expect "plan must not name a secret" names_a_secret & checks+=($!)
     expect "the dependencies of cni could not be listed" hides_a_crate & checks+=($!)

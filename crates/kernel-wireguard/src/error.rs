@@ -1,9 +1,8 @@
 //! Errors of this crate: operation, interface, peer, and the kernel's own number.
 
-use std::io;
-
 use defguard_wireguard_rs::error::WireguardInterfaceError;
 use keyring::PublicKey;
+use netlink::NetlinkError;
 
 /// Why the kernel's WireGuard could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -14,7 +13,7 @@ pub enum KernelError {
     )]
     NoWireguard {
         /// What the kernel said.
-        source: io::Error,
+        source: NetlinkError,
     },
     /// A link could not be made.
     #[error("make the WireGuard link {link}: expected WireGuard in the kernel and CAP_NET_ADMIN")]
@@ -32,7 +31,7 @@ pub enum KernelError {
         /// The link.
         link: String,
         /// What the kernel said.
-        source: io::Error,
+        source: NetlinkError,
     },
     /// The kernel refused something about an interface.
     #[error("{operation} {link}")]
@@ -42,7 +41,7 @@ pub enum KernelError {
         /// The interface.
         link: String,
         /// What the kernel said.
-        source: io::Error,
+        source: NetlinkError,
     },
     /// The kernel refused something about a peer.
     #[error("{operation} peer {peer} of {link}")]
@@ -54,7 +53,7 @@ pub enum KernelError {
         /// The peer.
         peer: PublicKey,
         /// What the kernel said.
-        source: io::Error,
+        source: NetlinkError,
     },
     /// The kernel's answer could not be read.
     #[error("{operation} {link}: read the kernel's answer")]
@@ -110,7 +109,7 @@ impl KernelError {
             Self::NoWireguard { source }
             | Self::NotWireguard { source, .. }
             | Self::Interface { source, .. }
-            | Self::Peer { source, .. } => source.raw_os_error(),
+            | Self::Peer { source, .. } => source.errno(),
             Self::Create { .. } | Self::Answer { .. } | Self::Random { .. } => None,
         }
     }

@@ -1,19 +1,15 @@
 //! One interface of the kernel's WireGuard.
 
-use std::io;
-
 use defguard_wireguard_rs::{Kernel, WGApi, WireguardInterfaceApi as _};
 use ipnetwork::IpNetwork;
 use keyring::{PrivateKey, PublicKey};
+use netlink::NetlinkError;
 
 use crate::channel::{Channel, Fault};
 use crate::error::KernelError;
 use crate::reading::InterfaceState;
-use crate::request::{self, Message};
+use crate::request::{self, Request};
 use wireguard::{PeerChange, PeerSettings};
-
-/// How often a list is read before one that changed under way is taken as it is.
-const ATTEMPTS: u32 = 5;
 
 /// A WireGuard interface of the kernel's, in the network namespace of the thread that made or opened it. Dropping it
 /// leaves the interface as it is: it goes on carrying packets without anybody.
@@ -55,17 +51,9 @@ impl Interface {
     /// What the interface is like now. Read again if it changed meanwhile, because then a peer that was there all the
     /// time may be missing; after some attempts what was read counts.
     pub fn state(&mut self) -> Result<InterfaceState, KernelError> {
-        const OPERATION: &str = "read";
-        let mut attempt = 1;
-        loop {
-            let mut state = InterfaceState::default();
-            let whole = self.channel.dump(request::read(&self.link), |body| state.take(body));
-            match whole {
-                Ok(whole) if whole || attempt == ATTEMPTS => return Ok(state),
-                Ok(_) => attempt += 1,
-                Err(fault) => return Err(interface_error(OPERATION, &self.link, fault)),
-            }
-        }
+        let state =
+            self.channel.dump(request::read(&self.link), InterfaceState::default, InterfaceState::take);
+        state.map_err(|fault| interface_error("read", &self.link, fault))
     }
 
     /// Sets the private key. Another key ends every session as far as sending goes, and removes the peer that has it;
@@ -141,7 +129,7 @@ impl Interface {
         Ok(())
     }
 
-    fn set(&mut self, operation: &'static str, message: Message) -> Result<(), KernelError> {
+    fn set(&mut self, operation: &'static str, message: Request) -> Result<(), KernelError> {
         self.channel.set(message).map_err(|fault| interface_error(operation, &self.link, fault))
     }
 
@@ -149,10 +137,10 @@ impl Interface {
         &mut self,
         operation: &'static str,
         peer: &PublicKey,
-        message: Message,
+        message: Request,
     ) -> Result<(), KernelError> {
         self.channel.set(message).map_err(|fault| match fault {
-            Fault::Io(source) => {
+            Fault::Netlink(source) => {
                 KernelError::Peer { operation, link: self.link.clone(), peer: *peer, source }
             }
             Fault::Answer(_) => interface_error(operation, &self.link, fault),
@@ -162,7 +150,7 @@ impl Interface {
 
 fn open_channel() -> Result<Channel, KernelError> {
     Channel::open().map_err(|fault| match fault {
-        Fault::Io(source) => KernelError::NoWireguard { source },
+        Fault::Netlink(source) => KernelError::NoWireguard { source },
         Fault::Answer(source) => {
             KernelError::Answer { operation: "find the family of", link: "wireguard".to_owned(), source }
         }
@@ -172,16 +160,18 @@ fn open_channel() -> Result<Channel, KernelError> {
 fn interface_error(operation: &'static str, link: &str, fault: Fault) -> KernelError {
     let link = link.to_owned();
     match fault {
-        Fault::Io(source) if is_other_kind(&source) => KernelError::NotWireguard { operation, link, source },
-        Fault::Io(source) => KernelError::Interface { operation, link, source },
+        Fault::Netlink(source) if is_other_kind(&source) => {
+            KernelError::NotWireguard { operation, link, source }
+        }
+        Fault::Netlink(source) => KernelError::Interface { operation, link, source },
         Fault::Answer(source) => KernelError::Answer { operation, link, source },
     }
 }
 
 /// `ENODEV` for no link of the name, `EOPNOTSUPP` for one of another kind (`lookup_interface` in
 /// `drivers/net/wireguard/netlink.c`).
-fn is_other_kind(error: &io::Error) -> bool {
+fn is_other_kind(error: &NetlinkError) -> bool {
     const ENODEV: i32 = 19;
     const EOPNOTSUPP: i32 = 95;
-    matches!(error.raw_os_error(), Some(ENODEV | EOPNOTSUPP))
+    matches!(error.errno(), Some(ENODEV | EOPNOTSUPP))
 }

@@ -1,81 +1,56 @@
 //! From a change to messages, each below the size limit; pure, so that it is tested without a kernel.
 
-use std::fmt::Debug;
-
 use ipnetwork::IpNetwork;
 use keyring::{PrivateKey, PublicKey};
-use netlink_packet_core::{Emitable, NLM_F_REQUEST};
-use netlink_packet_generic::{GenlFamily, GenlMessage};
+use netlink_packet_generic::GenlMessage;
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardCmd,
     WireguardMessage, WireguardPeer, WireguardPeerAttribute, WireguardPeerFlags,
 };
-use zeroize::{Zeroize as _, Zeroizing};
+use zeroize::Zeroize as _;
 
 use wireguard::{PeerSettings, PresharedKeyChange};
 
 /// Allowed IPs in one message. Each takes at most 44 bytes (nest 4, family 8, address 20, length 8, rounding), and a
 /// nested attribute has 16 bits for its length; 500 of them are 22 kB, well below.
 pub(crate) const PREFIXES: usize = 500;
-/// Bytes of a netlink header (RFC 3549 section 2.3.2).
-pub(crate) const HEADER: usize = 16;
 
-/// A message that wipes the keys in it when it is dropped.
-pub(crate) struct Message(WireguardMessage);
+/// A request that wipes the keys in it when it is dropped.
+pub(crate) struct Request(GenlMessage<WireguardMessage>);
 
-impl Message {
+impl Request {
+    fn new(cmd: WireguardCmd, attributes: Vec<WireguardAttribute>) -> Self {
+        let mut message = GenlMessage::from_payload(WireguardMessage { cmd, attributes });
+        message.finalize();
+        Self(message)
+    }
+
     fn set(link: &str, attributes: impl IntoIterator<Item = WireguardAttribute>) -> Self {
         let mut all = vec![WireguardAttribute::IfName(link.to_owned())];
         all.extend(attributes);
-        Self(WireguardMessage { cmd: WireguardCmd::SetDevice, attributes: all })
+        Self::new(WireguardCmd::SetDevice, all)
     }
 
     fn peers(link: &str, peers: Vec<WireguardPeer>) -> Self {
         Self::set(link, [WireguardAttribute::Peers(peers)])
     }
 
-    /// The message as the kernel takes it, for WireGuard's family under the number `family`.
-    pub(crate) fn encode(mut self, family: u16, flags: u16, sequence: u32) -> Zeroizing<Vec<u8>> {
-        let empty = WireguardMessage { cmd: self.0.cmd, attributes: Vec::new() };
-        let message = std::mem::replace(&mut self.0, empty);
-        let (bytes, message) = encode(GenlMessage::from_payload(message), family, flags, sequence);
-        self.0 = message;
-        bytes
+    /// The request for WireGuard's family under the number that the kernel gave it.
+    pub(crate) fn addressed_to(mut self, family: u16) -> Self {
+        self.0.set_resolved_family_id(family);
+        self
+    }
+
+    /// The message as the socket sends it.
+    pub(crate) const fn message(&self) -> &GenlMessage<WireguardMessage> {
+        &self.0
     }
 }
 
-impl Drop for Message {
+impl Drop for Request {
     fn drop(&mut self) {
-        wipe(&mut self.0);
+        wipe(&mut self.0.payload);
     }
-}
-
-/// A request of a family as bytes, and the request back.
-pub(crate) fn encode<T: GenlFamily + Emitable + Debug>(
-    mut request: GenlMessage<T>,
-    family: u16,
-    flags: u16,
-    sequence: u32,
-) -> (Zeroizing<Vec<u8>>, T) {
-    if family != 0 {
-        request.set_resolved_family_id(family);
-    }
-    request.finalize();
-    let body = Emitable::buffer_len(&request);
-    let kind = request.family_id();
-    let length = HEADER + body;
-    let mut bytes = Zeroizing::new(vec![0; length]);
-    let (header, rest) = bytes.split_at_mut(HEADER);
-    let mut fields = Vec::with_capacity(HEADER);
-    fields.extend(u32::try_from(length).unwrap_or(u32::MAX).to_ne_bytes());
-    fields.extend(kind.to_ne_bytes());
-    fields.extend((NLM_F_REQUEST | flags).to_ne_bytes());
-    fields.extend(sequence.to_ne_bytes());
-    // The sender's port: the kernel puts in its own.
-    fields.extend(0_u32.to_ne_bytes());
-    header.copy_from_slice(&fields);
-    Emitable::emit(&request, rest);
-    (bytes, request.into_parts().1)
 }
 
 fn wipe(message: &mut WireguardMessage) {
@@ -95,25 +70,25 @@ fn wipe(message: &mut WireguardMessage) {
 }
 
 /// Asks for everything about an interface.
-pub(crate) fn read(link: &str) -> Message {
+pub(crate) fn read(link: &str) -> Request {
     let attributes = vec![WireguardAttribute::IfName(link.to_owned())];
-    Message(WireguardMessage { cmd: WireguardCmd::GetDevice, attributes })
+    Request::new(WireguardCmd::GetDevice, attributes)
 }
 
 /// Sets the private key, or removes it.
-pub(crate) fn private_key(link: &str, key: Option<&PrivateKey>) -> Message {
+pub(crate) fn private_key(link: &str, key: Option<&PrivateKey>) -> Request {
     let bytes = key.map_or([0; 32], |key| *key.expose());
-    Message::set(link, [WireguardAttribute::PrivateKey(bytes)])
+    Request::set(link, [WireguardAttribute::PrivateKey(bytes)])
 }
 
 /// Binds to a UDP port.
-pub(crate) fn listen_port(link: &str, port: u16) -> Message {
-    Message::set(link, [WireguardAttribute::ListenPort(port)])
+pub(crate) fn listen_port(link: &str, port: u16) -> Request {
+    Request::set(link, [WireguardAttribute::ListenPort(port)])
 }
 
 /// Applies settings to a peer: those of its own first, then its prefixes in as many messages as they take. With `only`
 /// a peer that is not there is not made.
-pub(crate) fn peer(link: &str, key: &PublicKey, only: bool, settings: &PeerSettings) -> Vec<Message> {
+pub(crate) fn peer(link: &str, key: &PublicKey, only: bool, settings: &PeerSettings) -> Vec<Request> {
     let mut chunks = settings.allow.chunks(PREFIXES);
     let mut first = named(key, only);
     match &settings.preshared_key {
@@ -127,11 +102,11 @@ pub(crate) fn peer(link: &str, key: &PublicKey, only: bool, settings: &PeerSetti
     first.extend(settings.endpoint.map(WireguardPeerAttribute::Endpoint));
     first.extend(settings.keepalive.map(WireguardPeerAttribute::PersistentKeepalive));
     first.extend(chunks.next().map(allowed_ips));
-    let mut messages = vec![Message::peers(link, vec![WireguardPeer(first)])];
+    let mut messages = vec![Request::peers(link, vec![WireguardPeer(first)])];
     messages.extend(chunks.map(|chunk| {
         let mut more = named(key, true);
         more.push(allowed_ips(chunk));
-        Message::peers(link, vec![WireguardPeer(more)])
+        Request::peers(link, vec![WireguardPeer(more)])
     }));
     messages
 }
@@ -139,24 +114,24 @@ pub(crate) fn peer(link: &str, key: &PublicKey, only: bool, settings: &PeerSetti
 /// Takes prefixes from whoever has them, without touching anything else of that peer: a stand-in takes them and is
 /// removed in the same message. Kernels before 6.16 know no other way that does not replace all prefixes of the peer,
 /// which drops its packets for a moment.
-pub(crate) fn take(link: &str, stand_in: &PublicKey, prefixes: &[IpNetwork]) -> Vec<Message> {
+pub(crate) fn take(link: &str, stand_in: &PublicKey, prefixes: &[IpNetwork]) -> Vec<Request> {
     let chunks = prefixes.chunks(PREFIXES);
     let taken = chunks.map(|chunk| {
         let mut taker = named(stand_in, false);
         taker.push(allowed_ips(chunk));
-        Message::peers(link, vec![WireguardPeer(taker), removed(stand_in)])
+        Request::peers(link, vec![WireguardPeer(taker), removed(stand_in)])
     });
     taken.collect()
 }
 
 /// Removes a peer.
-pub(crate) fn remove(link: &str, key: &PublicKey) -> Message {
-    Message::peers(link, vec![removed(key)])
+pub(crate) fn remove(link: &str, key: &PublicKey) -> Request {
+    Request::peers(link, vec![removed(key)])
 }
 
 /// Has the kernel send a keepalive at once, which starts a handshake if there is no session: it does when the interval
 /// rises from zero (`set_peer` in `drivers/net/wireguard/netlink.c`). `interval` is what stays.
-pub(crate) fn nudge(link: &str, key: &PublicKey, interval: u16) -> Message {
+pub(crate) fn nudge(link: &str, key: &PublicKey, interval: u16) -> Request {
     let step = |interval| {
         let mut step = named(key, true);
         step.push(WireguardPeerAttribute::PersistentKeepalive(interval));
@@ -164,7 +139,7 @@ pub(crate) fn nudge(link: &str, key: &PublicKey, interval: u16) -> Message {
     };
     // One that is zero rises and falls; one that is not falls and rises.
     let steps = if interval == 0 { vec![step(u16::MAX), step(0)] } else { vec![step(0), step(interval)] };
-    Message::peers(link, steps)
+    Request::peers(link, steps)
 }
 
 /// Room for all that a peer can have, so that a key in it is never left behind when it grows.

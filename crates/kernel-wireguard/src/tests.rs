@@ -1,4 +1,4 @@
-//! Messages as they are sent, read with the reader of answers: both ends against each other, without a kernel.
+//! Requests as they are sent, read with the reader of answers: both ends against each other, without a kernel.
 
 use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
@@ -6,12 +6,17 @@ use proptest::prelude::*;
 
 use crate::error::ReadingError;
 use crate::reading::{Attributes, InterfaceState};
-use crate::request::{self, HEADER, Message, PREFIXES};
+use crate::request::{self, PREFIXES, Request};
 use wireguard::{PeerSettings, PresharedKeyChange};
 
 const FAMILY: u16 = 31;
 /// Netlink header and generic netlink header.
-const HEADERS: usize = HEADER + 4;
+const HEADERS: usize = netlink::HEADER_LEN + 4;
+
+/// A request as it is sent.
+fn encoded(request: Request, flags: u16, sequence: u32) -> Vec<u8> {
+    netlink::encode(request.addressed_to(FAMILY).message(), flags, sequence)
+}
 
 fn key() -> PublicKey {
     PrivateKey::generate().unwrap().public()
@@ -23,10 +28,10 @@ fn prefixes(count: u32) -> Vec<IpNetwork> {
 }
 
 /// What an interface would look like that had taken these messages, as far as they add.
-fn taken(messages: Vec<Message>) -> InterfaceState {
+fn taken(messages: Vec<Request>) -> InterfaceState {
     let mut state = InterfaceState::default();
     for message in messages {
-        let bytes = message.encode(FAMILY, 0, 7);
+        let bytes = encoded(message, 0, 7);
         let length = u32::from_ne_bytes(*bytes.first_chunk().unwrap());
         assert_eq!(usize::try_from(length).unwrap(), bytes.len());
         assert!(bytes.len() < 32 << 10, "{} bytes", bytes.len());
@@ -37,12 +42,12 @@ fn taken(messages: Vec<Message>) -> InterfaceState {
 
 #[test]
 fn a_header_says_family_flags_and_sequence() {
-    let bytes = request::read("mesh-a").encode(FAMILY, 0x300, 9);
+    let bytes = encoded(request::read("mesh-a"), 0x300, 9);
     assert_eq!(u16::from_ne_bytes([bytes[4], bytes[5]]), FAMILY);
     assert_eq!(u16::from_ne_bytes([bytes[6], bytes[7]]), 0x301, "a request, and all of it");
     assert_eq!(u32::from_ne_bytes([bytes[8], bytes[9], bytes[10], bytes[11]]), 9);
     assert_eq!(&bytes[16..18], [0, 1], "GET_DEVICE of version 1");
-    assert_eq!(request::listen_port("mesh-a", 1).encode(FAMILY, 0, 1)[16], 1, "SET_DEVICE");
+    assert_eq!(encoded(request::listen_port("mesh-a", 1), 0, 1)[16], 1, "SET_DEVICE");
 }
 
 #[test]
@@ -79,8 +84,8 @@ fn a_change_names_only_what_differs() {
 }
 
 /// Numbers of the attributes of all peers in a message.
-fn peer_attributes(message: Message) -> Vec<u16> {
-    let bytes = message.encode(FAMILY, 0, 1);
+fn peer_attributes(message: Request) -> Vec<u16> {
+    let bytes = encoded(message, 0, 1);
     let mut kinds = Vec::new();
     for attribute in Attributes::new(&bytes[HEADERS..]) {
         let (kind, value) = attribute.unwrap();
@@ -145,7 +150,7 @@ proptest! {
             ..PeerSettings::default()
         };
         let message = request::peer("mesh-a", &key(), false, &settings).remove(0);
-        let mut bytes = message.encode(FAMILY, 0, 1)[HEADERS..].to_vec();
+        let mut bytes = encoded(message, 0, 1)[HEADERS..].to_vec();
         if let Some(byte) = bytes.get_mut(at) {
             *byte = value;
         }

@@ -5,7 +5,7 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use netlink_packet_core::DecodeError;
+use netlink::NetlinkError;
 use plan::network::{LinkName, Route, Rule};
 
 /// What an operation was about.
@@ -56,25 +56,15 @@ impl fmt::Display for Subject {
 /// Why something on the host could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
-    /// The kernel refused, or netlink could not be reached.
+    /// The kernel refused, netlink could not be reached, or its answer could not be read.
     #[error("{operation}: {subject}")]
     Netlink {
         /// What was tried.
         operation: &'static str,
         /// On what.
         subject: Subject,
-        /// The kernel's error.
-        source: io::Error,
-    },
-    /// The kernel's answer could not be read.
-    #[error("{operation}: {subject}: read the kernel's answer")]
-    Decode {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        subject: Subject,
-        /// What is wrong with the answer.
-        source: DecodeError,
+        /// The cause.
+        source: NetlinkError,
     },
     /// The connection to the kernel ended.
     #[error("{operation}: {subject}: the netlink connection has ended")]
@@ -134,8 +124,12 @@ pub enum HostError {
 }
 
 impl HostError {
-    pub(crate) const fn netlink(operation: &'static str, subject: Subject, source: io::Error) -> Self {
-        Self::Netlink { operation, subject, source }
+    pub(crate) fn netlink(
+        operation: &'static str,
+        subject: Subject,
+        source: impl Into<NetlinkError>,
+    ) -> Self {
+        Self::Netlink { operation, subject, source: source.into() }
     }
 
     pub(crate) fn rtnetlink(operation: &'static str, subject: Subject, error: &rtnetlink::Error) -> Self {
@@ -148,9 +142,8 @@ impl HostError {
     /// The kernel's error number, if it was the kernel that refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Netlink { source, .. } | Self::Sysctl { source, .. } | Self::Namespace { source, .. } => {
-                source.raw_os_error()
-            }
+            Self::Netlink { source, .. } => source.errno(),
+            Self::Sysctl { source, .. } | Self::Namespace { source, .. } => source.raw_os_error(),
             _ => None,
         }
     }

@@ -3,15 +3,14 @@
 use std::collections::BTreeMap;
 
 use futures::StreamExt as _;
+use netlink::DUMP_ATTEMPTS;
 use netlink_packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::LinkMessage;
 use plan::network::LinkName;
 
 use crate::error::{HostError, Subject};
-
-/// How often a list is read before one that changed under way is taken as it is.
-pub(crate) const ATTEMPTS: u32 = 5;
+use crate::message;
 
 /// A netlink connection in the network namespace of the thread that opened it. Needs a tokio runtime, on
 /// which it keeps one task.
@@ -33,8 +32,8 @@ impl Handle {
     pub(crate) async fn link_names(&self) -> Result<BTreeMap<u32, String>, HostError> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let found = self.dump("list", &Subject::Links, &request).await?;
-        let links = found.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, crate::link::name_of(link)?)),
+        let links = found.iter().filter_map(|found| match found {
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, message::name_of(link)?)),
             _ => None,
         });
         Ok(links.map(|(index, name)| (index, name.to_owned())).collect())
@@ -65,7 +64,7 @@ impl Handle {
                     _ => {}
                 }
             }
-            if whole || attempt == ATTEMPTS {
+            if whole || attempt == DUMP_ATTEMPTS {
                 return Ok(found);
             }
             attempt += 1;

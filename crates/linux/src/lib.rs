@@ -6,15 +6,16 @@
 //! A [`Handle`] belongs to the network namespace of the thread that opens it.
 
 mod error;
-mod exchange;
 pub mod guard;
 mod handle;
 mod link;
+mod message;
 mod monitor;
 pub mod napi;
 pub mod netns;
 mod route;
 mod rule;
+mod socket;
 pub mod sysctl;
 pub mod veth;
 

@@ -6,13 +6,13 @@ use std::net::IpAddr;
 use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage};
+use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use plan::network::LinkName;
-use rtnetlink::LinkUnspec;
 
 use crate::Handle;
 use crate::error::{HostError, Subject};
+use crate::message;
 
 /// A link as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,14 +51,15 @@ impl Handle {
 
     /// Sets a link's MTU.
     pub async fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), HostError> {
-        self.change_link("set the MTU of", link, |index| LinkUnspec::new_with_index(index).mtu(mtu).build())
-            .await
+        self.change_link("set the MTU of", link, |index| message::link_mtu(index, mtu)).await
     }
 
     /// Sets a link up, with room for `QUEUE` packets that wait for their engine.
     pub async fn set_up(&self, link: &LinkName) -> Result<(), HostError> {
         self.change_link("set up", link, |index| {
-            LinkUnspec::new_with_index(index).up().txqueuelen(QUEUE).build()
+            let mut message = message::link_up(index);
+            message.attributes.push(LinkAttribute::TxQueueLen(QUEUE));
+            message
         })
         .await
     }
@@ -75,15 +76,11 @@ impl Handle {
         }
     }
 
-    /// Puts an address on a link. One that is there already is no error.
-    ///
-    /// IPv6 addresses are usable at once: on a link of our own there is nobody who could have the same.
+    /// Adds an address to a link. One that is there already is no error.
     pub async fn add_address(&self, link: &LinkName, address: IpNetwork) -> Result<(), HostError> {
         let index = self.index("add an address", link).await?;
         let mut request = self.rtnetlink.address().add(index, address.ip(), address.prefix()).replace();
-        if address.is_ipv6() {
-            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
-        }
+        *request.message_mut() = message::address(index, address);
         let subject = || Subject::Address(link.clone(), address);
         request.execute().await.map_err(|error| HostError::rtnetlink("add", subject(), &error))
     }
@@ -93,7 +90,7 @@ impl Handle {
         let index = self.index("remove an address", link).await?;
         let subject = || Subject::Address(link.clone(), address);
         for message in self.address_messages(Some(index)).await? {
-            if network_of(&message) == Some(address) {
+            if message::address_of(&message) == Some(address) {
                 let removed = self.rtnetlink.address().del(message).execute().await;
                 if let Err(error) = removed.map_err(|error| HostError::rtnetlink("remove", subject(), &error))
                     && !error.is_missing()
@@ -129,7 +126,7 @@ impl Handle {
 
     async fn addresses(&self, index: Option<u32>) -> Result<BTreeSet<IpNetwork>, HostError> {
         let messages = self.address_messages(index).await?;
-        let networks = messages.iter().filter_map(network_of);
+        let networks = messages.iter().filter_map(message::address_of);
         Ok(networks.filter(|network| !is_link_local(network.ip())).collect())
     }
 
@@ -138,7 +135,7 @@ impl Handle {
         let messages = self.address_messages(None).await?;
         let holder = messages
             .iter()
-            .find(|message| network_of(message).is_some_and(|net| addresses.contains(&net.ip())));
+            .find(|message| message::address_of(message).is_some_and(|net| addresses.contains(&net.ip())));
         Ok(holder.map(|message| message.header.index))
     }
 
@@ -152,13 +149,6 @@ impl Handle {
         // Filtered here: without strict checking the kernel gives the addresses of all links.
         Ok(addresses.filter(|message| index.is_none_or(|index| message.header.index == index)).collect())
     }
-}
-
-pub(crate) fn name_of(message: &LinkMessage) -> Option<&str> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        LinkAttribute::IfName(name) => Some(name.as_str()),
-        _ => None,
-    })
 }
 
 fn read(message: &LinkMessage) -> LinkState {
@@ -185,18 +175,6 @@ fn read(message: &LinkMessage) -> LinkState {
 
 fn kind_name(kind: &InfoKind) -> String {
     kind.to_string()
-}
-
-/// The address with its length. `IFA_LOCAL` is the node's own where the two differ (point-to-point links).
-fn network_of(message: &AddressMessage) -> Option<IpNetwork> {
-    let find = |local: bool| {
-        message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(address) if local => Some(*address),
-            AddressAttribute::Address(address) if !local => Some(*address),
-            _ => None,
-        })
-    };
-    IpNetwork::new(find(true).or_else(|| find(false))?, message.header.prefix_len).ok()
 }
 
 const fn is_link_local(address: IpAddr) -> bool {

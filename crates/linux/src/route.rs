@@ -1,20 +1,16 @@
 //! Routes of the daemon's own, and what the kernel knows of the way to an address.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
-use ipnetwork::IpNetwork;
-use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
-};
+use netlink_packet_route::route::{RouteAttribute, RouteMessage, RouteMetric, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use plan::network::{LinkName, ROUTE_PROTOCOL, Route, Via};
-use rtnetlink::RouteMessageBuilder;
 use rustix::io::Errno;
 
 use crate::error::{HostError, Subject};
-use crate::{Handle, POD_LINK_PREFIX};
+use crate::{Handle, POD_LINK_PREFIX, message};
 
 /// Number of `lo` in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
 const LOOPBACK: u32 = 1;
@@ -76,10 +72,7 @@ impl Handle {
 
     /// The way to an address, as a packet of the node's own would take it. `None` if there is none.
     pub async fn underlay(&self, address: IpAddr) -> Result<Option<Underlay>, HostError> {
-        let message = match address {
-            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(v4, 32).build(),
-            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(v6, 128).build(),
-        };
+        let message = message::host_route(address, RouteProtocol::Unspec);
         let found = match self.rtnetlink.route().get(message).execute().try_next().await {
             Ok(found) => found,
             Err(error) => {
@@ -89,12 +82,12 @@ impl Handle {
             }
         };
         let Some(message) = found else { return Ok(None) };
-        let mtu = match (mtu(&message), link(&message)) {
+        let mtu = match (message::route_mtu_of(&message), message::link_of(&message)) {
             (Some(mtu), _) => mtu,
             (None, Some(index)) => self.link_mtu(index).await?,
             (None, None) => return Ok(None),
         };
-        Ok(Some(Underlay { mtu, source: address_of(&message, AddressOf::Source) }))
+        Ok(Some(Underlay { mtu, source: message::source_of(&message) }))
     }
 
     /// MTU of the link that one of these addresses is on. `None` if none of them is on a link.
@@ -109,11 +102,7 @@ impl Handle {
         let failed = |error| HostError::rtnetlink("look at", Subject::Links, &error);
         let found =
             self.rtnetlink.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
-        let mtu =
-            found.iter().flat_map(|message| &message.attributes).find_map(|attribute| match attribute {
-                netlink_packet_route::link::LinkAttribute::Mtu(mtu) => Some(*mtu),
-                _ => None,
-            });
+        let mtu = found.as_ref().and_then(message::mtu_of);
         Ok(mtu.unwrap_or(plan::desired::MIN_MTU))
     }
 
@@ -132,29 +121,18 @@ impl Handle {
     }
 
     async fn message(&self, operation: &'static str, route: &Route) -> Result<RouteMessage, HostError> {
-        let mut message = match route.destination {
-            IpNetwork::V4(net) => {
-                RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(net.network(), net.prefix()).build()
-            }
-            IpNetwork::V6(net) => {
-                RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(net.network(), net.prefix()).build()
-            }
-        };
-        message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
+        let mut message = message::route(
+            route.destination.network(),
+            route.destination.prefix(),
+            RouteProtocol::Other(ROUTE_PROTOCOL),
+        );
         message.header.table = u8::try_from(route.table).unwrap_or_default();
         message.attributes.push(RouteAttribute::Table(route.table));
         message.attributes.push(RouteAttribute::Priority(route.metric));
         match &route.via {
-            Via::Unreachable => {
-                message.header.kind = RouteType::Unreachable;
-                message.header.scope = RouteScope::Universe;
-            }
+            Via::Unreachable => message.header.kind = RouteType::Unreachable,
             Via::Link { link, source, mtu } => {
-                message.header.kind = RouteType::Unicast;
-                // IPv4 wants to be told that there is no gateway; IPv6 knows no scopes of routes.
-                let ipv4 = route.destination.is_ipv4();
-                message.header.scope = if ipv4 { RouteScope::Link } else { RouteScope::Universe };
-                message.attributes.push(RouteAttribute::Oif(self.index(operation, link).await?));
+                message = message::on_link(message, self.index(operation, link).await?);
                 message.attributes.extend(source.map(|source| RouteAttribute::PrefSource(source.into())));
                 let metrics = mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)]));
                 message.attributes.extend(metrics);
@@ -177,59 +155,18 @@ fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> 
         RouteAttribute::Priority(metric) => Some(*metric),
         _ => None,
     });
-    let everywhere = || match message.header.address_family {
-        AddressFamily::Inet6 => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-        _ => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-    };
-    let network = address_of(message, AddressOf::Destination).unwrap_or_else(everywhere);
     let via = if message.header.kind == RouteType::Unreachable {
         Via::Unreachable
     } else {
-        let name = names.get(&link(message)?).filter(|name| !name.starts_with(POD_LINK_PREFIX))?;
+        let name =
+            names.get(&message::link_of(message)?).filter(|name| !name.starts_with(POD_LINK_PREFIX))?;
         let link: LinkName = name.parse().ok()?;
-        Via::Link { link, source: address_of(message, AddressOf::Source), mtu: mtu(message) }
+        Via::Link { link, source: message::source_of(message), mtu: message::route_mtu_of(message) }
     };
     Some(Route {
         table: table.unwrap_or_else(|| u32::from(message.header.table)),
-        destination: IpNetwork::new(network, message.header.destination_prefix_length).ok()?,
+        destination: message::destination_of(message)?,
         metric: metric.unwrap_or_default(),
         via,
-    })
-}
-
-#[derive(Clone, Copy)]
-enum AddressOf {
-    Destination,
-    Source,
-}
-
-fn address_of(message: &RouteMessage, wanted: AddressOf) -> Option<IpAddr> {
-    let found = message.attributes.iter().find_map(|attribute| match (attribute, &wanted) {
-        (RouteAttribute::Destination(address), AddressOf::Destination)
-        | (RouteAttribute::PrefSource(address), AddressOf::Source) => Some(address),
-        _ => None,
-    });
-    match found? {
-        RouteAddress::Inet(v4) => Some((*v4).into()),
-        RouteAddress::Inet6(v6) => Some((*v6).into()),
-        _ => None,
-    }
-}
-
-fn link(message: &RouteMessage) -> Option<u32> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
-        _ => None,
-    })
-}
-
-fn mtu(message: &RouteMessage) -> Option<u32> {
-    let metrics = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Metrics(metrics) => Some(metrics),
-        _ => None,
-    });
-    metrics?.iter().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) if *mtu > 0 => Some(*mtu),
-        _ => None,
     })
 }

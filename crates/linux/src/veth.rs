@@ -5,29 +5,28 @@
 //! both ends, so the first packet does not wait for ARP or neighbour discovery, and nobody can answer in the
 //! other's name.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use ipnetwork::IpNetwork;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
-use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State,
 };
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteType,
 };
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use plan::network::ROUTE_PROTOCOL;
+use rustix::io::Errno;
 
 use crate::error::{HostError, Subject};
-use crate::exchange::Exchange;
 use crate::netns::NetworkNamespace;
-use crate::sysctl;
+use crate::socket::RouteSocket;
+use crate::{message, sysctl};
 
 /// The gateway that every pod has for IPv4. Nobody has the address: the pod's neighbour entry leads to the
 /// node's end of the pair.
@@ -36,7 +35,7 @@ pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// How long the two ends may take to notice each other.
-const CARRIER_PATIENCE: Duration = Duration::from_secs(2);
+const CARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -79,8 +78,8 @@ pub struct End {
 /// already. What was made when a later step fails is left for [`detach`].
 pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError> {
     let subject = Subject::Veth(pair.host_link.to_owned());
-    let mut host = Exchange::open()?;
-    host.perform("make", &subject, pair_message(pair, netns), NLM_F_CREATE | NLM_F_EXCL)?;
+    let mut host = RouteSocket::open()?;
+    host.perform("create", &subject, &pair_message(pair, netns), NLM_F_CREATE | NLM_F_EXCL)?;
     netns.run(|| inside(pair, &subject))??;
     let index = number_of(pair.host_link, &subject)?;
     if pair.addresses.iter().any(IpAddr::is_ipv4) {
@@ -93,8 +92,8 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
         sysctl::write(&accept_ra, "0")?;
     }
     for address in pair.addresses {
-        host.perform("set a neighbour of", &subject, neighbour(index, *address, pair.pod_mac), SET)?;
-        host.perform("set a route of", &subject, route_to_pod(index, *address), SET)?;
+        host.perform("set a neighbour of", &subject, &neighbour(index, *address, pair.pod_mac), SET)?;
+        host.perform("set a route of", &subject, &route_to_pod(index, *address), SET)?;
     }
     wait_until_it_sends(&mut host, pair.host_link, &subject)
 }
@@ -103,8 +102,8 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
 /// has changed in a worker of its own (`linkwatch_do_dev` in `net/core/link_watch.c`) and drops what is sent until then,
 /// without a word. On a busy node that takes longer than all the rest. An end that stays silent is no error: the pod can
 /// do without its first packets.
-fn wait_until_it_sends(host: &mut Exchange, host_link: &str, subject: &Subject) -> Result<(), HostError> {
-    let give_up = Instant::now() + CARRIER_PATIENCE;
+fn wait_until_it_sends(host: &mut RouteSocket, host_link: &str, subject: &Subject) -> Result<(), HostError> {
+    let give_up = Instant::now() + CARRIER_TIMEOUT;
     while Instant::now() < give_up {
         let found = find_link(host, host_link, subject)?;
         let is_up = |message: &LinkMessage| message.attributes.contains(&LinkAttribute::OperState(State::Up));
@@ -122,9 +121,8 @@ pub fn detach(host_link: &str) -> Result<bool, HostError> {
     if index_of(host_link, &subject)?.is_none() {
         return Ok(false);
     }
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(host_link.to_owned()));
-    match Exchange::open()?.perform("remove", &subject, RouteNetlinkMessage::DelLink(message), 0) {
+    let message = message::link_named(host_link);
+    match RouteSocket::open()?.perform("remove", &subject, &RouteNetlinkMessage::DelLink(message), 0) {
         Ok(()) => Ok(true),
         Err(error) if error.is_missing() => Ok(false),
         Err(error) => Err(error),
@@ -134,8 +132,8 @@ pub fn detach(host_link: &str) -> Result<bool, HostError> {
 /// Looks at one end, in the network namespace of the calling thread. `None` if there is no such link.
 pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
     let subject = Subject::Veth(link.to_owned());
-    let mut exchange = Exchange::open()?;
-    let Some(message) = find_link(&mut exchange, link, &subject)? else { return Ok(None) };
+    let mut socket = RouteSocket::open()?;
+    let Some(message) = find_link(&mut socket, link, &subject)? else { return Ok(None) };
     let mut end = End {
         index: message.header.index,
         up: message.header.flags.contains(LinkFlags::Up),
@@ -149,22 +147,22 @@ pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
         }
     }
     let addresses =
-        exchange.dump("list", &subject, &RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
+        socket.dump("list", &subject, &RouteNetlinkMessage::GetAddress(AddressMessage::default()))?;
     end.addresses = addresses.iter().filter_map(|message| address_on(message, end.index)).collect();
-    let routes = exchange.dump("list", &subject, &RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+    let routes = socket.dump("list", &subject, &RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
     end.routes = routes.iter().filter_map(|message| route_by(message, end.index)).collect();
     Ok(Some(end))
 }
 
 /// Names of all pods' interfaces on the node.
 pub fn host_links() -> Result<Vec<String>, HostError> {
-    let found = Exchange::open()?.dump(
+    let found = RouteSocket::open()?.dump(
         "list",
         &Subject::Links,
         &RouteNetlinkMessage::GetLink(LinkMessage::default()),
     )?;
-    let names = found.iter().filter_map(|message| match message {
-        RouteNetlinkMessage::NewLink(message) => crate::link::name_of(message),
+    let names = found.iter().filter_map(|found| match found {
+        RouteNetlinkMessage::NewLink(link) => message::name_of(link),
         _ => None,
     });
     Ok(names.filter(|name| name.starts_with(crate::POD_LINK_PREFIX)).map(ToOwned::to_owned).collect())
@@ -177,8 +175,8 @@ fn index_of(link: &str, subject: &Subject) -> Result<Option<u32>, HostError> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     match socket.and_then(|socket| name_to_index(socket, link)) {
         Ok(index) => Ok(Some(index)),
-        Err(rustix::io::Errno::NODEV) => Ok(None),
-        Err(errno) => Err(HostError::netlink("look at", subject.clone(), errno.into())),
+        Err(Errno::NODEV) => Ok(None),
+        Err(errno) => Err(HostError::netlink("look at", subject.clone(), io::Error::from(errno))),
     }
 }
 
@@ -195,15 +193,15 @@ fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
             sysctl::write(&disabled, "0")?;
         }
     }
-    let mut pod = Exchange::open()?;
+    let mut pod = RouteSocket::open()?;
     let lo = number_of("lo", subject)?;
-    pod.perform("set up the loopback of", subject, up(lo), 0)?;
+    pod.perform("set up the loopback of", subject, &up(lo), 0)?;
     let index = number_of(pair.pod_link, subject)?;
-    pod.perform("set up the pod's end of", subject, up(index), 0)?;
+    pod.perform("set up the pod's end of", subject, &up(index), 0)?;
     for address in pair.addresses {
-        pod.perform("set an address of", subject, own_address(index, *address), SET)?;
-        pod.perform("set the gateway of", subject, neighbour(index, gateway(*address), pair.host_mac), SET)?;
-        pod.perform("set the default route of", subject, default_route(index, *address), SET)?;
+        pod.perform("set an address of", subject, &own_address(index, *address), SET)?;
+        pod.perform("set the gateway of", subject, &neighbour(index, gateway(*address), pair.host_mac), SET)?;
+        pod.perform("set the default route of", subject, &default_route(index, *address), SET)?;
     }
     Ok(())
 }
@@ -218,12 +216,8 @@ pub const fn gateway(address: IpAddr) -> IpAddr {
 
 fn pair_message(pair: &Pair<'_>, netns: &NetworkNamespace) -> RouteNetlinkMessage {
     let end = |name: &str, mac: Mac| {
-        let mut message = LinkMessage::default();
-        message.attributes = vec![
-            LinkAttribute::IfName(name.to_owned()),
-            LinkAttribute::Mtu(pair.mtu),
-            LinkAttribute::Address(mac.to_vec()),
-        ];
+        let mut message = message::link_named(name);
+        message.attributes.extend([LinkAttribute::Mtu(pair.mtu), LinkAttribute::Address(mac.to_vec())]);
         message
     };
     let mut peer = end(pair.pod_link, pair.pod_mac);
@@ -241,88 +235,51 @@ fn pair_message(pair: &Pair<'_>, netns: &NetworkNamespace) -> RouteNetlinkMessag
 }
 
 fn find_link(
-    exchange: &mut Exchange,
+    socket: &mut RouteSocket,
     name: &str,
     subject: &Subject,
 ) -> Result<Option<LinkMessage>, HostError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
-    match exchange.find("look at", subject, RouteNetlinkMessage::GetLink(message))? {
+    let message = message::link_named(name);
+    match socket.find("read", subject, &RouteNetlinkMessage::GetLink(message))? {
         Some(RouteNetlinkMessage::NewLink(message)) => Ok(Some(message)),
         _ => Ok(None),
     }
 }
 
 fn number_of(name: &str, subject: &Subject) -> Result<u32, HostError> {
-    let missing = || HostError::netlink("look at", subject.clone(), rustix::io::Errno::NODEV.into());
+    let missing = || HostError::netlink("look at", subject.clone(), io::Error::from(Errno::NODEV));
     index_of(name, subject)?.ok_or_else(missing)
 }
 
 fn up(index: u32) -> RouteNetlinkMessage {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = LinkFlags::Up;
-    message.header.change_mask = LinkFlags::Up;
-    RouteNetlinkMessage::SetLink(message)
+    RouteNetlinkMessage::SetLink(message::link_up(index))
 }
 
 fn own_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
-    let mut message = AddressMessage::default();
-    message.header.family = family(address);
-    message.header.prefix_len = full_length(address);
-    message.header.scope = AddressScope::Universe;
-    message.header.index = index;
-    if address.is_ipv6() {
-        // The other end knows who has the address; waiting for a duplicate would delay the pod's start.
-        message.header.flags = AddressHeaderFlags::Nodad;
-    }
-    message.attributes = vec![AddressAttribute::Address(address), AddressAttribute::Local(address)];
-    RouteNetlinkMessage::NewAddress(message)
+    RouteNetlinkMessage::NewAddress(message::address(index, address.into()))
 }
 
 fn neighbour(index: u32, address: IpAddr, mac: Mac) -> RouteNetlinkMessage {
-    let mut message = NeighbourMessage::default();
-    message.header.family = family(address);
-    message.header.ifindex = index;
-    message.header.state = NeighbourState::Permanent;
-    let destination = match address {
-        IpAddr::V4(v4) => NeighbourAddress::Inet(v4),
-        IpAddr::V6(v6) => NeighbourAddress::Inet6(v6),
-    };
-    message.attributes = vec![
-        NeighbourAttribute::Destination(destination),
-        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-    ];
-    RouteNetlinkMessage::NewNeighbour(message)
+    RouteNetlinkMessage::NewNeighbour(message::neighbour(index, address, mac))
 }
 
 /// The route to the pod. It has no preferred source: the kernel removes routes whose source goes away, and a
 /// node's address may.
 fn route_to_pod(index: u32, address: IpAddr) -> RouteNetlinkMessage {
-    let mut message = route(index, address, RouteProtocol::Other(ROUTE_PROTOCOL));
-    message.header.scope = if address.is_ipv4() { RouteScope::Link } else { RouteScope::Universe };
-    message.header.destination_prefix_length = full_length(address);
-    message.attributes.push(RouteAttribute::Destination(address.into()));
-    RouteNetlinkMessage::NewRoute(message)
+    let message = message::host_route(address, RouteProtocol::Other(ROUTE_PROTOCOL));
+    RouteNetlinkMessage::NewRoute(message::on_link(message, index))
 }
 
 fn default_route(index: u32, address: IpAddr) -> RouteNetlinkMessage {
-    let mut message = route(index, address, RouteProtocol::Static);
-    // The gateway lies in no prefix of the pod's: it is on the link because we say so.
+    let mut message = match address {
+        IpAddr::V4(_) => message::route(Ipv4Addr::UNSPECIFIED.into(), 0, RouteProtocol::Static),
+        IpAddr::V6(_) => message::route(Ipv6Addr::UNSPECIFIED.into(), 0, RouteProtocol::Static),
+    };
+    // The gateway is in no prefix of the pod's: it is on the link because we say so.
     message.header.flags = RouteFlags::Onlink;
+    message.attributes.push(RouteAttribute::Oif(index));
     message.attributes.push(RouteAttribute::Gateway(gateway(address).into()));
     RouteNetlinkMessage::NewRoute(message)
-}
-
-fn route(index: u32, address: IpAddr, protocol: RouteProtocol) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(address);
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = protocol;
-    message.header.scope = RouteScope::Universe;
-    message.header.kind = RouteType::Unicast;
-    message.attributes.push(RouteAttribute::Oif(index));
-    message
 }
 
 fn address_on(message: &RouteNetlinkMessage, index: u32) -> Option<IpAddr> {
@@ -330,10 +287,7 @@ fn address_on(message: &RouteNetlinkMessage, index: u32) -> Option<IpAddr> {
     if message.header.index != index || message.header.scope == AddressScope::Link {
         return None;
     }
-    message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Address(address) => Some(*address),
-        _ => None,
-    })
+    message::address_of(message).map(|network| network.ip())
 }
 
 fn route_by(message: &RouteNetlinkMessage, index: u32) -> Option<IpNetwork> {
@@ -344,28 +298,5 @@ fn route_by(message: &RouteNetlinkMessage, index: u32) -> Option<IpNetwork> {
     if !(by_link && main && unicast) {
         return None;
     }
-    let destination = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
-        RouteAttribute::Destination(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
-        _ => None,
-    });
-    let everywhere = match message.header.address_family {
-        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
-    };
-    IpNetwork::new(destination.unwrap_or(everywhere), message.header.destination_prefix_length).ok()
-}
-
-const fn family(address: IpAddr) -> AddressFamily {
-    match address {
-        IpAddr::V4(_) => AddressFamily::Inet,
-        IpAddr::V6(_) => AddressFamily::Inet6,
-    }
-}
-
-const fn full_length(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
+    message::destination_of(message)
 }

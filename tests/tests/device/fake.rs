@@ -42,7 +42,7 @@ impl Fake {
 }
 
 fn refused(operation: &'static str, source: std::io::Error) -> DeviceError {
-    KernelError::Interface { operation, link: "mesh-a".to_owned(), source }.into()
+    KernelError::Interface { operation, link: "mesh-a".to_owned(), source: source.into() }.into()
 }
 
 impl Device for Fake {

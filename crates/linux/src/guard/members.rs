@@ -11,8 +11,8 @@ use netlink_packet_netfilter::nftables::{NfTablesMessage, SetElementList, SetEle
 use super::{TABLE, wire};
 use crate::error::HostError;
 
-/// Length of `nlmsghdr` and `nfgenmsg`, which stand before the attributes.
-const HEADERS: usize = 16 + 4;
+/// Length of `nfgenmsg`, which precedes the attributes.
+const HEADER: usize = 4;
 /// Attributes down to a member's key (`include/uapi/linux/netfilter/nf_tables.h`).
 const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
 const NFTA_LIST_ELEM: u16 = 1;
@@ -24,14 +24,14 @@ const NFTA_DATA_VALUE: u16 = 1;
 pub(super) fn members(set: &str) -> Result<Option<BTreeSet<Vec<u8>>>, HostError> {
     let attributes = vec![SetElementList::Table(TABLE.to_owned()), SetElementList::Set(set.to_owned())];
     let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });
-    let found = wire::dump_with("list the guard's sets", &request, |bytes| read(bytes).map(Some))?;
+    let found = wire::dump_with("list the guard's sets", request, |message| Ok(Some(read(message.body)?)))?;
     Ok(found.and_then(|parts| parts.into_iter().flatten().collect()))
 }
 
 /// The keys in one message; `None` in place of each member that is more than a key.
-fn read(message: &[u8]) -> Result<Vec<Option<Vec<u8>>>, DecodeError> {
+fn read(body: &[u8]) -> Result<Vec<Option<Vec<u8>>>, DecodeError> {
     let mut keys = Vec::new();
-    for list in NlasIterator::new(message.get(HEADERS..).unwrap_or_default()) {
+    for list in NlasIterator::new(body.get(HEADER..).unwrap_or_default()) {
         let list = list?;
         if list.kind() != NFTA_SET_ELEM_LIST_ELEMENTS {
             continue;

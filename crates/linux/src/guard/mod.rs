@@ -23,7 +23,7 @@ use plan::network::Guard;
 use crate::error::HostError;
 use expression::Expression;
 use rules::{Chain, NODES_V4, NODES_V6, Purpose, Rule};
-use wire::Step;
+use wire::Change;
 
 /// Name of the table; its family is `inet`.
 pub const TABLE: &str = "meshd";
@@ -52,16 +52,16 @@ pub fn set(guard: &Guard) -> Result<(), HostError> {
         return Err(HostError::EmptyGuard);
     }
     // Adding first makes the removal work where there was no table.
-    let table = || Step::Add(NfTablesMessage::NewTable(table()));
-    let mut steps = vec![table(), gone(), table()];
+    let table = || Change::Add(NfTablesMessage::NewTable(table()));
+    let mut changes = vec![table(), table_removal(), table()];
     for (name, ipv4) in [(NODES_V4, true), (NODES_V6, false)] {
-        steps.extend(set_of(name, ipv4, &rules::nodes(guard, ipv4)));
+        changes.extend(set_of(name, ipv4, &rules::nodes(guard, ipv4)));
     }
     for chain in rules::chains(guard) {
-        steps.push(Step::Add(chain_message(&chain)));
-        steps.extend(chain.rules.iter().map(|rule| Step::Add(rule_message(chain.name, rule))));
+        changes.push(Change::Add(chain_message(&chain)));
+        changes.extend(chain.rules.iter().map(|rule| Change::Add(rule_message(chain.name, rule))));
     }
-    wire::transact("put the guard in place", steps)
+    wire::transact("put the guard in place", changes)
 }
 
 /// Removes the guard; says whether there was one.
@@ -69,7 +69,7 @@ pub fn remove() -> Result<bool, HostError> {
     if !exists()? {
         return Ok(false);
     }
-    wire::transact("remove the guard", vec![gone()])?;
+    wire::transact("remove the guard", vec![table_removal()])?;
     Ok(true)
 }
 
@@ -119,13 +119,13 @@ fn table() -> TableMessage {
     }
 }
 
-fn gone() -> Step {
-    Step::Remove(NfTablesMessage::DeleteTable(TableMessage {
+fn table_removal() -> Change {
+    Change::Remove(NfTablesMessage::DeleteTable(TableMessage {
         attributes: vec![TableAttribute::Name(TABLE.to_owned())],
     }))
 }
 
-fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Step> {
+fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Change> {
     let (key_type, len) = if ipv4 { (TYPE_IPV4, 4) } else { (TYPE_IPV6, 16) };
     let attributes = vec![
         SetAttribute::Table(TABLE.to_owned()),
@@ -134,7 +134,7 @@ fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Step> {
         SetAttribute::KeyLen(len),
         SetAttribute::Id(if ipv4 { 1 } else { 2 }),
     ];
-    let mut steps = vec![Step::Add(NfTablesMessage::NewSet(SetMessage { attributes }))];
+    let mut changes = vec![Change::Add(NfTablesMessage::NewSet(SetMessage { attributes }))];
     let members: Vec<IpAddr> = members.iter().copied().collect();
     for part in members.chunks(MEMBERS) {
         let element = |address: &IpAddr| {
@@ -146,9 +146,9 @@ fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Step> {
             SetElementList::Set(name.to_owned()),
             SetElementList::Elements(part.iter().map(element).collect()),
         ];
-        steps.push(Step::Add(NfTablesMessage::NewSetElement(SetElementMessage { attributes })));
+        changes.push(Change::Add(NfTablesMessage::NewSetElement(SetElementMessage { attributes })));
     }
-    steps
+    changes
 }
 
 fn chain_message(chain: &Chain) -> NfTablesMessage {
@@ -193,7 +193,7 @@ struct FoundTable {
 
 fn tables() -> Result<Vec<FoundTable>, HostError> {
     let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
-    let found = wire::dump("list nft tables", &request)?.unwrap_or_default();
+    let found = wire::dump("list nft tables", request)?.unwrap_or_default();
     let tables = found.into_iter().filter_map(|message| match message {
         NfTablesMessage::NewTable(TableMessage { attributes }) => Some(attributes),
         _ => None,
@@ -250,7 +250,7 @@ fn hook_text(hooks: &[Hook]) -> Vec<String> {
 fn found_chains() -> Result<BTreeMap<String, ChainShape>, HostError> {
     let request = NfTablesMessage::GetChain(ChainMessage { attributes: Vec::new() });
     let mut chains = BTreeMap::new();
-    for message in wire::dump("list nft chains", &request)?.unwrap_or_default() {
+    for message in wire::dump("list nft chains", request)?.unwrap_or_default() {
         let NfTablesMessage::NewChain(ChainMessage { attributes }) = message else { continue };
         let (mut name, mut ours, mut shape) = (String::new(), false, ChainShape::default());
         for attribute in attributes {
@@ -287,7 +287,7 @@ fn found_rules() -> Result<Vec<FoundRule>, HostError> {
     let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
     let request = NfTablesMessage::GetRule(RuleMessage { attributes });
     let mut rules = Vec::new();
-    for message in wire::dump("list the guard's rules", &request)?.unwrap_or_default() {
+    for message in wire::dump("list the guard's rules", request)?.unwrap_or_default() {
         let NfTablesMessage::NewRule(RuleMessage { attributes }) = message else { continue };
         let (mut rule, mut ours) =
             (FoundRule { chain: String::new(), comment: None, expressions: Vec::new() }, false);

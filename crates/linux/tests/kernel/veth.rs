@@ -135,7 +135,7 @@ fn a_name_that_is_taken_is_an_error_and_what_has_it_stays() {
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
     let error = node.run(|| veth::attach(&pair(&addresses()), Space::new().namespace())).unwrap_err();
     assert!(error.is_exists(), "{error}");
-    assert_eq!(error.to_string(), format!("make: veth {HOST_LINK}"));
+    assert_eq!(error.to_string(), format!("create: veth {HOST_LINK}"));
     let other = Pair { host_link: "mvethother", ..pair(&[]) };
     let error = node.run(|| veth::attach(&other, pod.namespace())).unwrap_err();
     assert!(error.is_exists(), "the pod's end has its name already: {error}");
