@@ -2,25 +2,55 @@
 
 use std::path::PathBuf;
 
-use crate::conf::{Conf, is_identifier};
+use crate::attachment::{Attachment, is_identifier, is_interface};
+use crate::conf::Conf;
 use crate::error::CniError;
-
-/// Longest configuration that is read, in bytes. Results of former plugins and lists of attachments are part
-/// of it.
-pub const MAX_INPUT: u64 = 4 << 20;
 
 /// One call of the plugin.
 #[derive(Debug)]
-pub struct Call {
+pub(crate) struct Call {
     /// What to do.
-    pub command: Command,
+    pub(crate) command: Command,
     /// The network configuration. VERSION needs none of it.
-    pub conf: Conf,
+    pub(crate) conf: Conf,
 }
 
-/// A command with what belongs to it.
+/// A command's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CommandName {
+    Add,
+    Del,
+    Check,
+    Status,
+    Gc,
+    Version,
+}
+
+impl CommandName {
+    /// All of them.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Add, Self::Del, Self::Check, Self::Status, Self::Gc, Self::Version];
+
+    /// The name as `CNI_COMMAND` has it.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+            Self::Version => "VERSION",
+        }
+    }
+
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|name| name.as_str() == text)
+    }
+}
+
+/// A command with its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub(crate) enum Command {
     /// Attach a pod.
     Add(Attachment, PathBuf),
     /// Detach a pod. The namespace may be gone.
@@ -35,21 +65,9 @@ pub enum Command {
     Version,
 }
 
-/// Which interface of which container.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Attachment {
-    /// The container's id as the runtime has it.
-    pub container: String,
-    /// Name of the interface inside.
-    pub interface: String,
-}
-
 impl Call {
     /// Reads a call from environment variables and standard input.
-    pub fn new(environment: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Self, CniError> {
-        if input.len() as u64 > MAX_INPUT {
-            return Err(CniError::InputTooLong { limit: MAX_INPUT });
-        }
+    pub(crate) fn new(environment: impl Fn(&str) -> Option<String>, input: &[u8]) -> Result<Self, CniError> {
         let variable = |name: &'static str| environment(name).filter(|value| !value.is_empty());
         let needed =
             |name: &'static str| variable(name).ok_or(CniError::Environment { name, found: String::new() });
@@ -59,21 +77,29 @@ impl Call {
             Ok::<_, CniError>(Attachment { container, interface })
         };
         let netns = || needed("CNI_NETNS").map(PathBuf::from);
-        let command = match needed("CNI_COMMAND")?.as_str() {
-            "ADD" => Command::Add(attachment()?, netns()?),
-            "DEL" => Command::Del(attachment()?),
-            "CHECK" => Command::Check(attachment()?, netns()?),
-            "STATUS" => Command::Status,
-            "GC" => Command::Gc,
-            "VERSION" => Command::Version,
-            other => {
-                return Err(CniError::Environment {
-                    name: "CNI_COMMAND",
-                    found: other.chars().take(32).collect(),
-                });
-            }
+        let name = needed("CNI_COMMAND")?;
+        let Some(name) = CommandName::parse(&name) else {
+            return Err(CniError::Environment {
+                name: "CNI_COMMAND",
+                found: name.chars().take(32).collect(),
+            });
         };
-        let conf = if command == Command::Version { Conf::for_version(input) } else { Conf::parse(input)? };
+        let command = match name {
+            CommandName::Add => Command::Add(attachment()?, netns()?),
+            CommandName::Del => Command::Del(attachment()?),
+            CommandName::Check => Command::Check(attachment()?, netns()?),
+            CommandName::Status => Command::Status,
+            CommandName::Gc => Command::Gc,
+            CommandName::Version => Command::Version,
+        };
+        let conf = match name {
+            CommandName::Version => Conf::for_version(input),
+            CommandName::Add
+            | CommandName::Del
+            | CommandName::Check
+            | CommandName::Status
+            | CommandName::Gc => Conf::parse(input)?,
+        };
         Ok(Self { command, conf })
     }
 }
@@ -84,12 +110,6 @@ fn checked(name: &'static str, value: String, is_good: fn(&str) -> bool) -> Resu
     } else {
         Err(CniError::Environment { name, found: value.chars().take(64).collect() })
     }
-}
-
-/// What the kernel takes as an interface's name.
-fn is_interface(text: &str) -> bool {
-    let clean = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
-    (1..=15).contains(&text.len()) && text != "." && text != ".." && clean
 }
 
 #[cfg(test)]

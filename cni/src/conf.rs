@@ -1,96 +1,63 @@
 //! The network configuration on standard input, checked.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::call::Attachment;
+use crate::attachment::{Attachment, is_identifier};
 use crate::error::CniError;
 use crate::node_file::MTU;
+use crate::version::{SpecVersion, version_of};
 
-/// A version of the specification that is spoken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SpecVersion {
-    /// 0.4.0
-    V0_4_0,
-    /// 1.0.0
-    V1_0_0,
-    /// 1.1.0
-    V1_1_0,
-}
-
-impl SpecVersion {
-    /// All versions, the oldest first.
-    pub const ALL: [Self; 3] = [Self::V0_4_0, Self::V1_0_0, Self::V1_1_0];
-
-    /// The version as text.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::V0_4_0 => "0.4.0",
-            Self::V1_0_0 => "1.0.0",
-            Self::V1_1_0 => "1.1.0",
-        }
-    }
-
-    fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|version| version.as_str() == text)
-    }
-}
+/// Where the daemon writes the node file unless the configuration says otherwise.
+pub(crate) const NODE_FILE: &str = "/run/meshd/node.json";
+/// Where the plugin keeps its state unless the configuration says otherwise.
+pub const STATE_DIR: &str = "/var/lib/cni/meshd";
 
 /// The plugin's configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Conf {
+pub(crate) struct Conf {
     /// Version that input and output are in.
-    pub version: SpecVersion,
+    pub(crate) version: SpecVersion,
     /// Where the daemon writes what the plugin must know.
-    pub node_file: PathBuf,
+    pub(crate) node_file: PathBuf,
     /// Where the plugin keeps who has which address.
-    pub state_dir: PathBuf,
+    pub(crate) state_dir: PathBuf,
     /// MTU of pods; none takes the daemon's.
-    pub mtu: Option<u32>,
+    pub(crate) mtu: Option<u32>,
     /// What ADD returned, for CHECK; DEL and ADD don't read it.
-    pub previous: Option<Previous>,
+    pub(crate) previous: Option<Previous>,
     /// What GC leaves alone; none if the runtime named nothing.
-    pub valid: Option<Vec<Attachment>>,
+    pub(crate) valid: Option<Vec<Attachment>>,
 }
 
 /// The parts of a former result that CHECK compares with the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Previous {
-    /// Interfaces, in the order that addresses refer to.
+pub(crate) struct Previous {
+    /// Interfaces.
     #[serde(default)]
-    pub interfaces: Vec<PreviousInterface>,
+    pub(crate) interfaces: Vec<PreviousInterface>,
     /// Addresses.
     #[serde(default)]
-    pub ips: Vec<PreviousIp>,
+    pub(crate) ips: Vec<PreviousIp>,
 }
 
 /// An interface of a former result.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct PreviousInterface {
+pub(crate) struct PreviousInterface {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its Ethernet address.
     #[serde(default)]
-    pub mac: Option<String>,
-    /// The namespace it is in; empty for the node's own.
-    #[serde(default)]
-    pub sandbox: Option<String>,
+    pub(crate) mac: Option<String>,
 }
 
 /// An address of a former result.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct PreviousIp {
+pub(crate) struct PreviousIp {
     /// The address with its length.
-    pub address: IpNetwork,
-    /// Its gateway.
-    #[serde(default)]
-    pub gateway: Option<IpAddr>,
-    /// Index of its interface.
-    #[serde(default)]
-    pub interface: Option<usize>,
+    pub(crate) address: IpNetwork,
 }
 
 /// The configuration as it stands in the input.
@@ -117,13 +84,8 @@ struct RawAttachment {
 }
 
 impl Conf {
-    /// Where the daemon writes the node file unless told otherwise.
-    pub const NODE_FILE: &str = "/run/meshd/node.json";
-    /// Where the plugin keeps its state unless told otherwise.
-    pub const STATE_DIR: &str = "/var/lib/cni/meshd";
-
     /// Reads and checks a configuration.
-    pub fn parse(input: &[u8]) -> Result<Self, CniError> {
+    pub(crate) fn parse(input: &[u8]) -> Result<Self, CniError> {
         let raw: RawConf = serde_json::from_slice(input).map_err(|source| CniError::Decode { source })?;
         // Without a version the configuration is of 0.1.0 or 0.2.0 (CNI specification, section 1).
         let text = raw.cni_version.unwrap_or_else(|| "0.1.0".to_owned());
@@ -168,8 +130,8 @@ impl Conf {
         });
         Ok(Self {
             version,
-            node_file: raw.node_file.unwrap_or_else(|| Self::NODE_FILE.into()),
-            state_dir: raw.state_dir.unwrap_or_else(|| Self::STATE_DIR.into()),
+            node_file: raw.node_file.unwrap_or_else(|| NODE_FILE.into()),
+            state_dir: raw.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             mtu: raw.mtu,
             previous,
             valid,
@@ -180,31 +142,13 @@ impl Conf {
     pub(crate) fn for_version(input: &[u8]) -> Self {
         Self {
             version: version_of(input).unwrap_or(SpecVersion::V1_1_0),
-            node_file: Self::NODE_FILE.into(),
-            state_dir: Self::STATE_DIR.into(),
+            node_file: NODE_FILE.into(),
+            state_dir: STATE_DIR.into(),
             mtu: None,
             previous: None,
             valid: None,
         }
     }
-}
-
-/// A letter or digit, then letters, digits, `_`, `.` and `-`: what the CNI specification (sections 1 and 2) says
-/// of the names of networks and of the ids of containers.
-pub(crate) fn is_identifier(text: &str) -> bool {
-    let mut bytes = text.bytes();
-    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
-    first && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) && text.len() <= 255
-}
-
-/// The version of an input that may otherwise be anything.
-pub(crate) fn version_of(input: &[u8]) -> Option<SpecVersion> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Only {
-        cni_version: String,
-    }
-    SpecVersion::parse(&serde_json::from_slice::<Only>(input).ok()?.cni_version)
 }
 
 #[cfg(test)]
@@ -240,7 +184,7 @@ mod tests {
             "capabilities":{"x":true},"ipam":{},"ipMasq":false,"prevResult":7,"cni.dev/valid-attachments":[{"containerID":"c","ifname":"eth0"}]}"#;
         let conf = Conf::parse(text.as_bytes()).unwrap();
         assert_eq!(conf.version, SpecVersion::V1_1_0);
-        assert_eq!(conf.node_file, PathBuf::from(Conf::NODE_FILE));
+        assert_eq!(conf.node_file, PathBuf::from(NODE_FILE));
         assert_eq!(conf.previous, None);
         assert_eq!(
             conf.valid,

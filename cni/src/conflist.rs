@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use crate::conf::{Conf, SpecVersion};
+use crate::conf;
+use crate::version::SpecVersion;
 
 /// The network's name.
 pub const NETWORK: &str = "meshd";
@@ -57,8 +58,8 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            node_file: Conf::NODE_FILE.into(),
-            state_dir: Conf::STATE_DIR.into(),
+            node_file: conf::NODE_FILE.into(),
+            state_dir: conf::STATE_DIR.into(),
             chained: Vec::new(),
             chained_support_1_1_0: true,
         }
@@ -119,7 +120,7 @@ mod tests {
             let mut conf = list["plugins"][0].clone();
             conf["cniVersion"] = version.clone();
             conf["name"] = list["name"].clone();
-            let conf = Conf::parse(conf.to_string().as_bytes()).unwrap();
+            let conf = conf::Conf::parse(conf.to_string().as_bytes()).unwrap();
             assert_eq!(
                 (conf.node_file, conf.state_dir),
                 (options.node_file.clone(), options.state_dir.clone())

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use linux::HostError;
 use serde_json::json;
 
-use crate::conf::{SpecVersion, version_of};
+use crate::version::{SpecVersion, version_of};
 
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
@@ -181,9 +181,9 @@ impl CniError {
         }
     }
 
-    /// The error as the runtime reads it, in the version that it used. `status` says whether it asked for
-    /// STATUS, which has codes of its own.
-    pub fn render(&self, input: &[u8], status: bool) -> String {
+    /// The error as the runtime reads it, in the version that it used. `status` says whether it
+    /// called STATUS, which has codes of its own.
+    pub(crate) fn render(&self, input: &[u8], status: bool) -> String {
         let version = version_of(input).unwrap_or(SpecVersion::V1_0_0);
         let code = if status { self.status_code() } else { self.code() };
         let mut details = Vec::new();

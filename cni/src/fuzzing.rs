@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use crate::call::Call;
-use crate::conf::SpecVersion;
+use crate::call::{Call, CommandName};
 use crate::node_file::MTU;
+use crate::version::SpecVersion;
 
 /// Reads `bytes` as what a runtime puts on standard input, for each command.
 ///
@@ -15,10 +15,10 @@ use crate::node_file::MTU;
 ///
 /// When one of these does not hold, which is what a fuzzer looks for.
 pub fn conf(bytes: &[u8]) {
-    for command in ["ADD", "DEL", "CHECK", "STATUS", "GC", "VERSION"] {
+    for command in CommandName::ALL {
         let environment = |name: &str| {
             let value = match name {
-                "CNI_COMMAND" => command,
+                "CNI_COMMAND" => command.as_str(),
                 "CNI_CONTAINERID" => "c1",
                 "CNI_IFNAME" => "eth0",
                 "CNI_NETNS" => "/run/netns/c1",
@@ -32,8 +32,8 @@ pub fn conf(bytes: &[u8]) {
                 assert!(call.conf.mtu.is_none_or(|mtu| MTU.contains(&mtu)));
             }
             Err(error) => {
-                assert_ne!(command, "VERSION", "VERSION was refused: {error}");
-                refusal(&error.render(bytes, command == "STATUS"));
+                assert_ne!(command, CommandName::Version, "VERSION was refused: {error}");
+                refusal(&error.render(bytes, command == CommandName::Status));
             }
         }
     }

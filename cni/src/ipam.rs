@@ -11,7 +11,11 @@ use ipnetwork::IpNetwork;
 /// The network's own address is never given out, nor the broadcast address of IPv4 (RFC 1122 section
 /// 3.2.1.3; the former is the subnet-router anycast address of IPv6, RFC 4291 section 2.6.1). `None` if all
 /// are taken.
-pub fn next_free(ranges: &[IpNetwork], taken: &BTreeSet<IpAddr>, last: Option<IpAddr>) -> Option<IpAddr> {
+pub(crate) fn next_free(
+    ranges: &[IpNetwork],
+    taken: &BTreeSet<IpAddr>,
+    last: Option<IpAddr>,
+) -> Option<IpAddr> {
     let spans: Vec<Span> = ranges.iter().filter_map(|range| Span::of(*range)).collect();
     let at = last.and_then(|last| {
         let number = number(last);

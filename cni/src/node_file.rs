@@ -5,12 +5,13 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
+use plan::desired::MIN_MTU;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;
 
-/// What an MTU can be: IPv6 needs the lower bound (RFC 8200 section 5), a packet's length field the upper.
-pub(crate) const MTU: RangeInclusive<u32> = 1280..=65_535;
+/// What an MTU can be: IPv6 needs the lower bound, a packet's length field limits it to the upper.
+pub(crate) const MTU: RangeInclusive<u32> = MIN_MTU..=65_535;
 /// The version that this code writes and reads. Whatever changes in the file's shape changes it.
 const VERSION: u32 = 1;
 

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::conf::SpecVersion;
+use crate::version::SpecVersion;
 
 /// Longest answer that is read, in bytes.
 const MAX_ANSWER: u64 = 1 << 16;
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     /// Far longer than a script takes on a busy machine.
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     fn probe(script: &str, timeout: Duration) -> Result<(), ProbeError> {
         let directory = tempfile::tempdir().unwrap();

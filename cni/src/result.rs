@@ -7,25 +7,25 @@ use ipnetwork::IpNetwork;
 use linux::veth::{Mac, gateway};
 use serde_json::{Value, json};
 
-use crate::conf::SpecVersion;
+use crate::version::SpecVersion;
 
 /// A pod that was attached.
 #[derive(Clone, Debug)]
-pub struct Attached<'a> {
+pub(crate) struct Attached<'a> {
     /// Name and Ethernet address of the node's end.
-    pub host: (&'a str, Mac),
+    pub(crate) host: (&'a str, Mac),
     /// Name and Ethernet address of the pod's end.
-    pub pod: (&'a str, Mac),
+    pub(crate) pod: (&'a str, Mac),
     /// Path of the pod's namespace.
-    pub netns: &'a Path,
+    pub(crate) netns: &'a Path,
     /// The pod's addresses.
-    pub addresses: &'a [IpAddr],
+    pub(crate) addresses: &'a [IpAddr],
     /// MTU in bytes.
-    pub mtu: u32,
+    pub(crate) mtu: u32,
 }
 
 /// Writes the result.
-pub fn render(attached: &Attached<'_>, version: SpecVersion) -> String {
+pub(crate) fn render(attached: &Attached<'_>, version: SpecVersion) -> String {
     let interfaces = [
         interface(attached.host, None, attached.mtu, version),
         interface(attached.pod, Some(attached.netns), attached.mtu, version),
@@ -43,7 +43,7 @@ pub fn render(attached: &Attached<'_>, version: SpecVersion) -> String {
 }
 
 /// An Ethernet address as text.
-pub fn mac_text(mac: Mac) -> String {
+pub(crate) fn mac_text(mac: Mac) -> String {
     mac.map(|byte| format!("{byte:02x}")).join(":")
 }
 

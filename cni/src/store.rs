@@ -20,9 +20,8 @@ use linux::POD_LINK_PREFIX;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
-use crate::call::Attachment;
+use crate::attachment::Attachment;
 use crate::error::CniError;
 
 /// How long a call waits for others: far longer than any call holds a lock, shorter than runtimes wait.
@@ -87,22 +86,6 @@ struct Contents<'a> {
     netns: &'a Path,
 }
 
-/// Name of the node's end of an attachment's pair: the same for every call about the same attachment.
-pub(crate) fn host_link(attachment: &Attachment) -> String {
-    let [first, second, third, fourth, fifth, ..] = digest(attachment, "link");
-    format!("{POD_LINK_PREFIX}{first:02x}{second:02x}{third:02x}{fourth:02x}{fifth:02x}")
-}
-
-/// A digest of an attachment for one purpose.
-pub(crate) fn digest(attachment: &Attachment, purpose: &str) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for part in [purpose, &attachment.container, &attachment.interface] {
-        hash.update(part);
-        hash.update([0]);
-    }
-    hash.finalize().into()
-}
-
 impl Store {
     /// Opens and locks the folder, which is made if it is missing.
     pub(crate) fn open(folder: &Path) -> Result<Self, CniError> {
@@ -155,7 +138,7 @@ impl Store {
 
     /// What is stored of an attachment.
     pub(crate) fn find(&self, attachment: &Attachment) -> Result<Vec<Stored>, CniError> {
-        let wanted = host_link(attachment);
+        let wanted = attachment.host_link();
         Ok(self.all()?.into_iter().filter(|stored| stored.host_link == wanted).collect())
     }
 
@@ -171,7 +154,7 @@ impl Store {
         netns: &Path,
         addresses: &[IpAddr],
     ) -> Result<Stored, CniError> {
-        let host_link = host_link(attachment);
+        let host_link = attachment.host_link();
         let parts = [host_link.clone(), self.boot.clone()].into_iter();
         let name: Vec<String> = parts.chain(addresses.iter().map(ToString::to_string)).collect();
         let file = attachments(&self.folder).join(name.join(&SEPARATOR.to_string()));

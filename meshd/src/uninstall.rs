@@ -53,7 +53,7 @@ pub(crate) async fn run(config: &Config, annotations: bool) -> Result<Removed, U
         return Err(UninstallError::Running);
     }
     let host = Handle::open().map_err(UninstallError::Host)?;
-    let addresses = cni::forget(Path::new(cni::conf::Conf::STATE_DIR)).map_err(UninstallError::Pods)?;
+    let addresses = cni::forget(Path::new(cni::STATE_DIR)).map_err(UninstallError::Pods)?;
     let mut work = Work::default();
     work.note("the CNI plugin's addresses", Ok(addresses));
     if annotations {

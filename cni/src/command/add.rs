@@ -8,13 +8,13 @@ use ipnetwork::IpNetwork;
 use linux::netns::NetworkNamespace;
 use linux::veth::{self, Mac, Pair};
 
-use crate::call::Attachment;
+use crate::attachment::Attachment;
 use crate::conf::Conf;
 use crate::error::CniError;
 use crate::ipam;
 use crate::node_file::NodeFile;
 use crate::result::{Attached, render};
-use crate::store::{Gate, Store, Stored, digest, host_link};
+use crate::store::{Gate, Store, Stored};
 
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Result<String, CniError> {
     let node = ready(conf)?;
@@ -24,7 +24,7 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
         return Err(CniError::OwnNamespace { path: netns_path.to_owned() });
     }
     let mtu = conf.mtu.unwrap_or(node.mtu);
-    let host_link = host_link(attachment);
+    let host_link = attachment.host_link();
     let (host_mac, pod_mac) = (mac(attachment, "host"), mac(attachment, "pod"));
 
     let reservation = Reservation::make(conf, attachment, netns_path, &node)?;
@@ -73,7 +73,7 @@ impl<'a> Reservation<'a> {
     ) -> Result<Self, CniError> {
         let gate = Gate::attach(&conf.state_dir)?;
         // Before the lock is taken: the kernel may take its time to remove a link.
-        veth::detach(&host_link(attachment))?;
+        veth::detach(&attachment.host_link())?;
         let store = Store::open(&conf.state_dir)?;
         for stored in store.find(attachment)? {
             store.release(&stored)?;
@@ -124,6 +124,6 @@ fn choose(store: &Store, node: &NodeFile) -> Result<Vec<IpAddr>, CniError> {
 
 /// An Ethernet address of the attachment's own: locally administered, unicast (IEEE 802, section 8.2).
 fn mac(attachment: &Attachment, end: &str) -> Mac {
-    let [first, second, third, fourth, fifth, sixth, ..] = digest(attachment, end);
+    let [first, second, third, fourth, fifth, sixth, ..] = attachment.digest(end);
     [first & 0b1111_1100 | 0b0000_0010, second, third, fourth, fifth, sixth]
 }

@@ -8,11 +8,11 @@ use ipnetwork::IpNetwork;
 use linux::netns::NetworkNamespace;
 use linux::veth::{self, End};
 
-use crate::call::Attachment;
+use crate::attachment::Attachment;
 use crate::conf::{Conf, Previous};
 use crate::error::CniError;
 use crate::result::mac_text;
-use crate::store::{Store, host_link};
+use crate::store::Store;
 
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<(), CniError> {
     let previous = conf.previous.as_ref().ok_or(CniError::NoPrevious)?;
@@ -28,7 +28,7 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<
     if !stored.is_subset(&addresses) {
         return mismatch("the reserved addresses", &addresses);
     }
-    let host_name = host_link(attachment);
+    let host_name = attachment.host_link();
     let host = veth::inspect(&host_name)?;
     let host = end("the node's end", &host_name, host, previous)?;
     for address in &stored {

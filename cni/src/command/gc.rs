@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use linux::veth;
 
+use crate::attachment::Attachment;
 use crate::conf::Conf;
 use crate::error::CniError;
-use crate::store::{Gate, Store, host_link};
+use crate::store::{Gate, Store};
 
 /// Alone, so that no ADD is between reserving its addresses and having made its link.
 pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
@@ -17,7 +18,7 @@ pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
             expected: "the list of attachments that stay",
         });
     };
-    let stay: BTreeSet<String> = valid.iter().map(host_link).collect();
+    let stay: BTreeSet<String> = valid.iter().map(Attachment::host_link).collect();
     let _alone = Gate::sweep(&conf.state_dir)?;
     let store = Store::open(&conf.state_dir)?;
     let mut failed = Vec::new();

@@ -2,7 +2,8 @@
 
 use serde_json::json;
 
-use crate::conf::{Conf, SpecVersion};
+use crate::conf::Conf;
+use crate::version::SpecVersion;
 
 pub(super) fn run(conf: &Conf) -> String {
     let supported = SpecVersion::ALL.map(SpecVersion::as_str);

@@ -123,11 +123,11 @@ fn state_is_forgotten_once_nobody_is_attached() {
 
 #[test]
 fn names_fit_the_kernel_and_differ() {
-    let one = host_link(&attachment("c1"));
+    let one = attachment("c1").host_link();
     assert_eq!(one.len(), 15);
-    assert_ne!(one, host_link(&attachment("c2")));
-    assert_ne!(one, host_link(&Attachment { interface: "eth1".to_owned(), ..attachment("c1") }));
+    assert_ne!(one, attachment("c2").host_link());
+    assert_ne!(one, Attachment { interface: "eth1".to_owned(), ..attachment("c1") }.host_link());
     // The parts are told apart: a container's name can't borrow from the interface's.
     let shifted = Attachment { container: "c1e".to_owned(), interface: "th0".to_owned() };
-    assert_ne!(one, host_link(&shifted));
+    assert_ne!(one, shifted.host_link());
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use cni::conf::SpecVersion;
+use cni::SpecVersion;
 use cni::conflist::ChainedPlugin;
 use cni::node_file::NodeFile;
 use cni::probe::{ProbeError, require_version};
@@ -16,8 +16,7 @@ use crate::file::{self, FileError};
 
 /// Name of the configuration in the runtime's folder; runtimes take the first by name.
 pub(crate) const CONFLIST: &str = "10-meshd.conflist";
-/// Name of the plugin's binary.
-pub(crate) const PLUGIN: &str = "mesh-cni";
+pub(crate) use cni::conflist::PLUGIN;
 /// Name of the node file in the run folder.
 pub(crate) const NODE_FILE: &str = "node.json";
 
@@ -167,7 +166,7 @@ mod tests {
     const NEW: &str = r#"echo '{"cniVersion":"1.0.0","supportedVersions":["1.0.0","1.1.0"]}'"#;
     const OLD: &str = r#"echo '{"cniVersion":"1.0.0","supportedVersions":["0.4.0","1.0.0"]}'"#;
     /// Far longer than a script takes on a busy machine.
-    const LONG: Duration = Duration::from_secs(60);
+    const LONG: Duration = Duration::from_mins(1);
 
     fn install(bin_dir: &Path, plugin: &str, script: &str) {
         let path = bin_dir.join(plugin);

@@ -1,0 +1,45 @@
+//! One interface of one container, and the names that are derived from it.
+
+use linux::POD_LINK_PREFIX;
+use sha2::{Digest as _, Sha256};
+
+/// Which interface of which container.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Attachment {
+    /// The container's id as the runtime has it.
+    pub(crate) container: String,
+    /// Name of the interface inside.
+    pub(crate) interface: String,
+}
+
+impl Attachment {
+    /// Name of the node's end of the pair: the same for every call about the same attachment.
+    pub(crate) fn host_link(&self) -> String {
+        let [first, second, third, fourth, fifth, ..] = self.digest("link");
+        format!("{POD_LINK_PREFIX}{first:02x}{second:02x}{third:02x}{fourth:02x}{fifth:02x}")
+    }
+
+    /// A digest of the attachment for one purpose.
+    pub(crate) fn digest(&self, purpose: &str) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        for part in [purpose, &self.container, &self.interface] {
+            hash.update(part);
+            hash.update([0]);
+        }
+        hash.finalize().into()
+    }
+}
+
+/// A letter or digit, then letters, digits, `_`, `.` and `-`: what the CNI specification (sections 1 and 2) says
+/// of the names of networks and of the ids of containers.
+pub(crate) fn is_identifier(text: &str) -> bool {
+    let mut bytes = text.bytes();
+    let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    first && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte)) && text.len() <= 255
+}
+
+/// What the kernel takes as an interface's name.
+pub(crate) fn is_interface(text: &str) -> bool {
+    let clean = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
+    (1..=15).contains(&text.len()) && text != "." && text != ".." && clean
+}
