@@ -13,7 +13,7 @@ fn arguments_and_variables_are_options_of_the_daemon() {
     let container = container();
     assert_eq!(container["args"], json!(["run", "--config=/etc/meshd/config.yaml"]));
     assert_eq!(container.get("command"), None, "the image's entry point is the program");
-    let known: BTreeSet<String> = OPTIONS.iter().map(meshd::config::OptionSpec::environment).collect();
+    let known: BTreeSet<String> = OPTIONS.iter().map(|option| option.environment()).collect();
     for variable in list(&container, "/env") {
         let name = string(variable, "/name");
         assert!(known.contains(name), "{name} is no option of the daemon");
@@ -51,7 +51,7 @@ fn every_folder_of_the_daemon_is_the_hosts() {
         &config.cni_conf_dir,
         &config.cni_bin_dir,
     ];
-    let options = OPTIONS.iter().filter(|option| option.value == "FOLDER").count();
+    let options = OPTIONS.iter().filter(|option| option.value == "DIRECTORY").count();
     assert_eq!(options, folders.len() + 1, "a folder that this test does not know; sysctl-dir has its own");
     for folder in folders {
         let host = on_the_host(folder);
