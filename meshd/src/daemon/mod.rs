@@ -59,7 +59,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let chosen = device::choose(config.backend, &host).await?;
-    info!(backend = %chosen.backend, reason = chosen.reason, "who carries the packets");
+    info!(event = "BackendSelected", backend = %chosen.backend, reason = chosen.reason, "backend selected");
     let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;
@@ -85,11 +85,11 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         tokio::spawn(control::serve(listener, asked_in)),
         tokio::spawn(async move {
             if let Err(error) = web.serve(http::View { status, turned }).await {
-                warn!(cause = %error, "health and metrics are no longer served");
+                warn!(event = "HttpServerFailed", %error, "health and metrics are no longer served");
             }
         }),
     ];
-    info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
+    info!(event = "Started", node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
     let ways = Ways { wanted: wanted_in, heard: heard_in, node_events: node_events_in };
     let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, ways);
@@ -100,7 +100,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         task.abort();
     }
     crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
-    info!("stopped; the guard, the links and the routes stay");
+    info!(event = "Stopped", "stopped; the guard, the links and the routes stay");
     ended
 }
 

@@ -116,17 +116,20 @@ impl Outcome {
         for rejected in &admission.rejected {
             if !self.admission.rejected.contains(rejected) {
                 let (node, code, stays) = (&rejected.node, rejected.reason.code(), rejected.stays);
-                tracing::warn!(%node, reason = code, stays, cause = %rejected.reason, "refused");
+                tracing::warn!(
+                    event = "NodeRejected", %node, reason = code, stays, error = %rejected.reason,
+                    "rejected"
+                );
             }
         }
         for (name, member) in &admission.world.peers {
             if self.admission.world.peers.get(name).is_none_or(|former| former.uid != member.uid) {
-                tracing::info!(node = %name, uid = %member.uid, "joined the mesh");
+                tracing::info!(event = "PeerJoined", node = %name, peer_uid = %member.uid, "joined the mesh");
             }
         }
         for name in self.admission.world.peers.keys() {
             if !admission.world.peers.contains_key(name) {
-                tracing::info!(node = %name, "left the mesh");
+                tracing::info!(event = "PeerLeft", node = %name, "left the mesh");
             }
         }
     }
@@ -154,7 +157,7 @@ impl Outcome {
         if waiting.is_empty() && !(self.installed && cni_files::are_there(config)) {
             let changed = cni_files::install(config)?;
             if changed || !self.installed {
-                tracing::info!("pods can be attached");
+                tracing::info!(event = "PodsCanBeAttached", "pods can be attached");
             }
             self.installed = true;
         }
@@ -275,6 +278,7 @@ impl Outcome {
         Status {
             node: config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            taken_at: keys.now().unix,
             backend: self.chosen.as_ref().map(|chosen| chosen.backend.to_string()).unwrap_or_default(),
             backend_reason: self.chosen.as_ref().map(|chosen| chosen.reason.clone()).unwrap_or_default(),
             ready: waiting_for.is_empty(),

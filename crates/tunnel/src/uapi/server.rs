@@ -54,7 +54,10 @@ impl Server {
             match catch_unwind(AssertUnwindSafe(|| serve(&listener, &device))) {
                 Ok(Ok(())) => {}
                 Ok(Err(errno)) => {
-                    tracing::error!(interface = device.name(), cause = %errno, "configuration socket ended");
+                    tracing::error!(
+                        event = "ConfigurationSocketFailed", link = device.name(), error = %errno,
+                        "configuration socket ended"
+                    );
                 }
                 // What it was changing may be half done.
                 Err(_) => device.fail(Failure::Panic("configuration")),

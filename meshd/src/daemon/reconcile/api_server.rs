@@ -72,8 +72,13 @@ impl Reconciler {
         self.asked = Some(Instant::now());
         match tokio::time::timeout(PATIENCE, servers::addresses(&self.client)).await {
             Ok(Ok(addresses)) => self.policy.api_servers.extend(addresses),
-            Ok(Err(error)) => warn!(cause = %Chain(&error), "the API server does not name its own addresses"),
-            Err(_) => warn!("the API server does not answer in time"),
+            Ok(Err(error)) => {
+                warn!(
+                    event = "ApiServerAddressesUnknown", error = %Chain(&error),
+                    "the API server does not name its own addresses"
+                );
+            }
+            Err(_) => warn!(event = "ApiServerTimeout", "the API server does not answer in time"),
         }
         let Some(other) = self.cluster.any_other() else {
             self.asked = None;
@@ -83,13 +88,17 @@ impl Reconciler {
             Ok(Ok(fence)) => {
                 if fence == Fence::Missing {
                     warn!(
-                        "TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml"
+                        event = "TrustPolicyMissing",
+                        "the API server lets this daemon change other Nodes; apply deploy/base/policy-own-node.yaml"
                     );
                 }
                 self.outcome.fence = fence;
             }
-            Ok(Err(error)) => warn!(cause = %Chain(&error), "the trust policy could not be tested"),
-            Err(_) => warn!("the API server does not answer in time"),
+            Ok(Err(error)) => warn!(
+                event = "TrustPolicyUntested", error = %Chain(&error),
+                "the trust policy could not be tested"
+            ),
+            Err(_) => warn!(event = "ApiServerTimeout", "the API server does not answer in time"),
         }
     }
 }

@@ -123,7 +123,10 @@ impl Reconciler {
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
             Err(error) => {
-                error!(cause = %Chain(&error), "start without the last known peers");
+                error!(
+                    event = "PeersNotRestored", error = %Chain(&error),
+                    "start without the last known peers"
+                );
                 None
             }
         };
@@ -167,7 +170,10 @@ impl Reconciler {
     pub(super) async fn learn(&mut self, change: Change) -> bool {
         match change {
             Change::Failed(error) => {
-                warn!(cause = %Chain(&error), "the API server is away; the mesh stays as it is");
+                warn!(
+                    event = "ApiServerUnreachable", error = %Chain(&error),
+                    "the API server is away; the mesh stays as it is"
+                );
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }
@@ -191,7 +197,10 @@ impl Reconciler {
         let turn = match self.prepare().await {
             Ok(turn) => turn,
             Err(error) => {
-                error!(cause = %Chain(&error), "the node's network can't be observed; nothing is changed");
+                error!(
+                    event = "ObservationFailed", error = %Chain(&error),
+                    "the node's network can't be observed; nothing is changed"
+                );
                 self.outcome.failures = vec![Chain(&error).to_string()];
                 return true;
             }
@@ -215,7 +224,7 @@ impl Reconciler {
         if let Err(error) =
             self.outcome.tell_cni(&self.config, &turn.admission, &turn.underlay, &turn.desired)
         {
-            warn!(cause = %Chain(&error), "the CNI side is not up to date");
+            warn!(event = "CniFilesNotWritten", error = %Chain(&error), "the CNI side is not up to date");
             self.outcome.failures.push(Chain(&error).to_string());
         }
         !self.outcome.failures.is_empty()
@@ -283,11 +292,11 @@ impl Reconciler {
             fault::point("step.before");
             match perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await {
                 Ok(()) => {
-                    info!(step = %op, "done");
+                    info!(event = "StepDone", step = %op, "done");
                     self.outcome.counters.steps += 1;
                 }
                 Err(error) => {
-                    warn!(step = %op, cause = %Chain(&error), "failed; will try again");
+                    warn!(event = "StepFailed", step = %op, error = %Chain(&error), "failed; will try again");
                     self.outcome.counters.failed_steps += 1;
                     failures.push(format!("{op}: {}", Chain(&error)));
                 }
@@ -311,7 +320,7 @@ impl Reconciler {
         if self.cluster.is_listed()
             && let Err(error) = self.cache.save(&memory)
         {
-            warn!(cause = %Chain(&error), "the last known peers are not kept");
+            warn!(event = "PeersNotStored", error = %Chain(&error), "the last known peers are not kept");
             return false;
         }
         true

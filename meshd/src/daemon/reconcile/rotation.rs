@@ -68,7 +68,10 @@ impl Reconciler {
     pub(super) async fn converse(&mut self, desired: &Network) {
         match self.peer_channel.update_sockets(&self.host, desired).await {
             Ok(busy) => busy.into_iter().for_each(|slot| self.keys.tell(Input::Received(slot))),
-            Err(error) => warn!(cause = %Chain(&error), "the control channel can't be put in place"),
+            Err(error) => warn!(
+                event = "ControlChannelUnavailable", error = %Chain(&error),
+                "the control channel can't be put in place"
+            ),
         }
         self.tick();
         self.peer_channel.send_probes();
@@ -117,7 +120,10 @@ impl Reconciler {
         let idle = self.keys.rotation().is_some_and(|rotation| !rotation.busy());
         let due = self.renewed.is_none_or(|renewed| renewed.elapsed() >= ASK);
         if outdated && idle && due && self.outcome.failures.is_empty() {
-            info!("a device is another backend's than new ones; its slot gets a new key and a new device");
+            info!(
+                event = "BackendOutdated",
+                "a device is another backend's than new ones; its slot gets a new key and a new device"
+            );
             self.renewed = Some(Instant::now());
             self.keys.tell(Input::Rotate(Cause::Request));
         }
