@@ -32,8 +32,10 @@ fn auto_selects_what_is_available_and_kernel_fails_where_it_is_missing() {
     );
     let told = || {
         let events = mesh.api().core_events().unwrap();
-        let message = format!("WireGuard by {backend}: {reason}");
-        events.iter().any(|event| event["reason"] == "BackendChosen" && event["message"] == message.as_str())
+        let message = format!("{backend} selected: {reason}");
+        events
+            .iter()
+            .any(|event| event["reason"] == "BackendSelected" && event["message"] == message.as_str())
     };
     let since = Instant::now();
     while !told() {

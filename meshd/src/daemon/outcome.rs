@@ -52,7 +52,7 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Nothing has come of anything yet.
     pub(super) fn new(chosen: Chosen) -> Self {
-        let untold = Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason));
+        let untold = Some(format!("{} selected: {}", chosen.backend, chosen.reason));
         Self { chosen: Some(chosen), untold, ..Self::default() }
     }
 

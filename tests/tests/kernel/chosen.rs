@@ -43,11 +43,11 @@ fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
             page.contains(&format!("meshd_backend_info{{slot=\"a\",backend=\"{backend}\"}} 1")),
             "{page}"
         );
-        let message = format!("WireGuard by {backend}: {reason}");
+        let message = format!("{backend} selected: {reason}");
         let event = || {
             let events = mesh.api().core_events().unwrap();
             events.iter().any(|event| {
-                event["reason"] == "BackendChosen"
+                event["reason"] == "BackendSelected"
                     && event["message"] == message.as_str()
                     && event["involvedObject"]["name"] == node
             })
