@@ -74,7 +74,10 @@ pub(crate) async fn serve(listener: UnixListener, requests: mpsc::Sender<Control
                     if let Ok(Err(error)) =
                         tokio::time::timeout(ANSWER_TIMEOUT, answer(stream, requests)).await
                     {
-                        debug!(cause = %error, "control socket client disconnected");
+                        debug!(
+                            event = "ControlClientDisconnected", %error,
+                            "control socket client disconnected"
+                        );
                     }
                 });
             }

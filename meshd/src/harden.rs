@@ -14,7 +14,7 @@ impl MissingProtections {
     /// Logs a warning for each.
     pub(crate) fn warn(&self) {
         for protection in &self.0 {
-            tracing::warn!("{protection}");
+            tracing::warn!(event = "MemoryProtectionMissing", "{protection}");
         }
     }
 

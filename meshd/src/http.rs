@@ -52,11 +52,11 @@ impl Server {
 }
 
 async fn health(State(view): State<View>) -> Response {
-    let silent = view.turned.borrow().elapsed();
-    if silent < STUCK_AFTER {
+    let idle = view.turned.borrow().elapsed();
+    if idle < STUCK_AFTER {
         "ok\n".into_response()
     } else {
-        let text = format!("no reconciliation for {} s\n", silent.as_secs());
+        let text = format!("no reconciliation for {} s\n", idle.as_secs());
         (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
     }
 }

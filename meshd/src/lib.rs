@@ -1,8 +1,8 @@
 //! The node daemon of a mesh and its command line.
 //!
 //! It publishes this node's public keys as annotations, watches all Nodes, and keeps the node's network as
-//! `plan` says it should be. Decisions are made in `plan`, keys live in `keyring`, packets in `tunnel` or the
-//! kernel, which is behind `linux` and `kernel-wireguard`; here they are wired together.
+//! `plan` wants it. Decisions are made in `plan`, keys are in `keyring`, packets are handled by `tunnel` or the
+//! kernel, which is behind `linux` and `kernel-wireguard`; this crate connects them.
 
 pub mod api;
 mod cache;

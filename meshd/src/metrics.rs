@@ -1,15 +1,17 @@
-//! The status as Prometheus metrics, made when somebody asks.
+//! The status as Prometheus metrics, rendered on request. docs/metrics.md lists them; a test checks that it does.
 
 use std::fmt;
+use std::time::Duration;
 
+use keyring::pq::Protection;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::api::fence::Fence;
-use crate::status::Status;
+use crate::status::{PeerSlotStatus, PeerStatus, Status};
 
 /// Renders all metrics in the text format of `OpenMetrics` 1.0.
 pub(crate) fn render(status: watch::Receiver<Status>) -> Result<String, fmt::Error> {
@@ -23,22 +25,83 @@ pub(crate) fn render(status: watch::Receiver<Status>) -> Result<String, fmt::Err
 #[derive(Debug)]
 struct View(watch::Receiver<Status>);
 
-/// One metric: name, help, type, and its samples with labels.
-type Row<'a> = (&'static str, &'static str, MetricType, Vec<(Vec<(&'static str, &'a str)>, u64)>);
+/// One metric with its samples. The unit is appended to its name.
+struct Metric<'a> {
+    name: &'static str,
+    kind: MetricType,
+    unit: Option<Unit>,
+    help: &'static str,
+    samples: Vec<Sample<'a>>,
+}
+
+struct Sample<'a> {
+    labels: Vec<(&'static str, &'a str)>,
+    value: Value,
+}
+
+#[derive(Clone, Copy)]
+enum Value {
+    Integer(u64),
+    Float(f64),
+}
+
+impl From<u64> for Value {
+    fn from(number: u64) -> Self {
+        Self::Integer(number)
+    }
+}
+
+impl From<bool> for Value {
+    fn from(flag: bool) -> Self {
+        Self::Integer(flag.into())
+    }
+}
+
+impl From<Duration> for Value {
+    fn from(duration: Duration) -> Self {
+        Self::Float(duration.as_secs_f64())
+    }
+}
+
+impl<'a> Metric<'a> {
+    fn gauge(name: &'static str, help: &'static str, value: impl Into<Value>) -> Self {
+        Self::gauges(name, help, vec![sample(vec![], value)])
+    }
+
+    fn gauges(name: &'static str, help: &'static str, samples: Vec<Sample<'a>>) -> Self {
+        Self { name, kind: MetricType::Gauge, unit: None, help, samples }
+    }
+
+    fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
+        Self::counters(name, help, vec![sample(vec![], value)])
+    }
+
+    fn counters(name: &'static str, help: &'static str, samples: Vec<Sample<'a>>) -> Self {
+        Self { name, kind: MetricType::Counter, unit: None, help, samples }
+    }
+
+    fn unit(self, unit: Unit) -> Self {
+        Self { unit: Some(unit), ..self }
+    }
+}
+
+fn sample<'a>(labels: Vec<(&'static str, &'a str)>, value: impl Into<Value>) -> Sample<'a> {
+    Sample { labels, value: value.into() }
+}
 
 impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let status = self.0.borrow();
-        for (name, help, kind, samples) in node_rows(&status).into_iter().chain(peer_rows(&status)) {
-            let counter = matches!(kind, MetricType::Counter);
-            let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-            for (labels, value) in samples {
+        let groups =
+            [node(&status), mesh(&status), rotation(&status), loop_counters(&status), peers(&status)];
+        for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
+            let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
+            for Sample { labels, value } in samples {
                 let labels = labels.as_slice();
-                let mut sample = metric.encode_family(&labels)?;
-                if counter {
-                    sample.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+                if labels.is_empty() {
+                    encode(&mut metric, kind, value)?;
                 } else {
-                    sample.encode_gauge(&value)?;
+                    encode(&mut metric.encode_family(&labels)?, kind, value)?;
                 }
             }
         }
@@ -46,161 +109,218 @@ impl Collector for View {
     }
 }
 
-fn node_rows(status: &Status) -> Vec<Row<'_>> {
-    let gauge = |name, help, value| (name, help, MetricType::Gauge, vec![(vec![], value)]);
-    let counter = |name, help, value| (name, help, MetricType::Counter, vec![(vec![], value)]);
-    let drops = [
-        ("out", status.guard.dropped_out),
-        ("in", status.guard.dropped_in),
-        ("spoofed", status.guard.dropped_spoofed),
-    ];
-    let drops = drops.into_iter().map(|(direction, count)| (vec![("direction", direction)], count)).collect();
-    let rejected = status
-        .rejected
-        .iter()
-        .map(|rejected| (vec![("node", rejected.node.as_str()), ("reason", rejected.code.as_str())], 1))
-        .collect();
+fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Result<(), fmt::Error> {
+    match (kind, value) {
+        (MetricType::Counter, Value::Integer(value)) => {
+            encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        }
+        (MetricType::Counter, Value::Float(value)) => {
+            encoder.encode_counter::<NoLabelSet, _, u64>(&value, None)
+        }
+        (_, Value::Integer(value)) => encoder.encode_gauge(&value),
+        (_, Value::Float(value)) => encoder.encode_gauge(&value),
+    }
+}
+
+fn node(status: &Status) -> Vec<Metric<'_>> {
     let backends = status.slots.iter().filter_map(|(slot, device)| {
-        Some((vec![("slot", slot.as_str()), ("backend", device.as_ref()?.backend.as_str())], 1))
+        let backend = device.as_ref()?.backend.as_str();
+        Some(sample(vec![("slot", slot.as_str()), ("backend", backend)], 1))
     });
+    let drops = [
+        ("unencrypted_out", status.guard.dropped_out),
+        ("unencrypted_in", status.guard.dropped_in),
+        ("spoofed_source", status.guard.dropped_spoofed),
+    ];
+    let control = [("accepted", status.control.received), ("unknown_sender", status.control.unknown_senders)];
     vec![
-        ("backend", "Which WireGuard carries a slot's packets.", MetricType::Gauge, backends.collect()),
-        gauge("ready", "Whether pods can be attached and reach the mesh.", u64::from(status.ready)),
-        gauge(
-            "guard_stands",
-            "Whether the guard's table stands unchanged.",
-            u64::from(status.guard.in_place),
+        Metric::gauges(
+            "build_info",
+            "Version of the daemon; always 1.",
+            vec![sample(vec![("version", status.version.as_str())], 1)],
         ),
-        (
+        Metric::gauges(
+            "backend_info",
+            "WireGuard implementation of a slot's device, kernel or userspace; always 1.",
+            backends.collect(),
+        ),
+        Metric::gauge("ready", "Whether pods can be attached and reach the mesh.", status.ready),
+        Metric::gauge(
+            "guard_in_place",
+            "Whether the guard's nftables table is in place and unchanged.",
+            status.guard.in_place,
+        ),
+        Metric::counters(
             "guard_dropped_packets",
-            "Packets with a pod address that the guard dropped.",
-            MetricType::Counter,
-            drops,
+            "Packets dropped by the guard: with a pod address outside the tunnel, leaving or arriving, or from a pod with a source address that is not its own.",
+            drops.map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
         ),
-        gauge("generation", "Generation of this node's keys.", status.generation),
-        gauge(
-            "oldest_key_age_seconds",
-            "Seconds since the older of this node's keys was made.",
-            status.rotation.keys.iter().map(|key| key.age_seconds).max().unwrap_or_default(),
+        Metric::gauge(
+            "memory_protections_missing",
+            "Protections of the daemon's memory that could not be set up; the log names them.",
+            status.missing_protections.len() as u64,
         ),
-        gauge(
-            "rotation_busy",
-            "Whether keys are being replaced or are about to be.",
-            u64::from(status.rotation.busy),
+        Metric::counters(
+            "control_messages",
+            "Messages received on the control channel; those of unknown senders are dropped.",
+            control.map(|(result, count)| sample(vec![("result", result)], count)).into(),
         ),
-        gauge(
-            "rotation_blocking_peers",
-            "Peers that are alive and made the last rotation be given up.",
-            status.rotation.blocked_by.len() as u64,
-        ),
-        counter("rotations", "Rotations that went through.", status.rotation.finished),
-        counter("rotations_rolled_back", "Rotations that were given up.", status.rotation.rolled_back),
-        gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
-        gauge("pending_nodes", "Nodes that have not published anything yet.", status.pending.len() as u64),
-        gauge("kept_nodes", "Nodes no longer listed that are kept for now.", status.kept.len() as u64),
-        ("rejected", "Nodes, or parts of what they publish, that were refused.", MetricType::Gauge, rejected),
-        gauge(
-            "api_connected",
-            "Whether Nodes are being watched.",
-            u64::from(status.api.listed && status.api.error.is_none()),
-        ),
-        gauge(
-            "published",
-            "Whether this node's annotations are as they should be.",
-            u64::from(status.api.published),
-        ),
-        gauge(
-            "trust_policy_missing",
-            "Whether the API server would let this daemon change another Node.",
-            u64::from(status.api.trust_policy == Fence::Missing),
-        ),
-        counter("reconciles", "Reconciliations.", status.counters.reconciles),
-        counter("steps", "Steps performed to repair or change the node's network.", status.counters.steps),
-        counter("failed_steps", "Steps that failed and are tried again.", status.counters.failed_steps),
-        counter(
-            "device_restarts",
-            "Devices that were gone and were made anew.",
-            status.counters.device_restarts,
-        ),
-        counter("brakes", "Times that a mass removal of peers was braked.", status.counters.brakes),
     ]
 }
 
-fn peer_rows(status: &Status) -> Vec<Row<'_>> {
-    let samples = |value: fn(&crate::status::PeerSlotStatus) -> Option<u64>| -> Vec<_> {
-        let slots = status
-            .peers
-            .iter()
-            .flat_map(|peer| peer.slots.iter().map(move |(slot, state)| (peer, slot, state)));
+fn mesh(status: &Status) -> Vec<Metric<'_>> {
+    let rejected = status.rejected.iter().map(|rejected| {
+        sample(vec![("node", rejected.node.as_str()), ("reason", rejected.code.as_str())], 1)
+    });
+    vec![
+        Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
+        Metric::gauge(
+            "pending_nodes",
+            "Nodes that have not published keys yet.",
+            status.pending.len() as u64,
+        ),
+        Metric::gauge(
+            "kept_nodes",
+            "Nodes that the API server no longer lists but that are kept for now.",
+            status.kept.len() as u64,
+        ),
+        Metric::gauges(
+            "rejected_nodes",
+            "Nodes that were rejected, as a whole or in part, with the reason; always 1.",
+            rejected.collect(),
+        ),
+        Metric::gauge(
+            "api_server_connected",
+            "Whether Nodes are being watched.",
+            status.api.listed && status.api.error.is_none(),
+        ),
+        Metric::gauge(
+            "annotations_published",
+            "Whether this node's annotations are published and up to date.",
+            status.api.published,
+        ),
+        Metric::gauge(
+            "trust_policy_missing",
+            "Whether the API server would let this daemon modify another Node.",
+            status.api.trust_policy == Fence::Missing,
+        ),
+    ]
+}
+
+fn rotation(status: &Status) -> Vec<Metric<'_>> {
+    let rotation = &status.rotation;
+    let oldest = rotation.keys.iter().map(|key| key.age_seconds).max();
+    let rotations = [("completed", rotation.finished), ("rolled_back", rotation.rolled_back)];
+    vec![
+        Metric::gauge("key_generation", "Generation of this node's keys.", status.generation),
+        Metric::gauges(
+            "oldest_key_created_timestamp",
+            "Unix time at which the older of this node's keys was created.",
+            oldest.map(|age| sample(vec![], timestamp(status, age))).into_iter().collect(),
+        )
+        .unit(Unit::Seconds),
+        Metric::gauge(
+            "rotation_in_progress",
+            "Whether a rotation of this node's keys is in progress or requested.",
+            rotation.busy,
+        ),
+        Metric::gauge(
+            "rotation_blocking_peers",
+            "Peers that were alive but did not follow, so that the last rotation was rolled back.",
+            rotation.blocked_by.len() as u64,
+        ),
+        Metric::counters(
+            "rotations",
+            "Rotations of this node's keys that ended.",
+            rotations.map(|(result, count)| sample(vec![("result", result)], count)).into(),
+        ),
+    ]
+}
+
+fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
+    let counters = &status.counters;
+    let steps = [("success", counters.steps), ("failure", counters.failed_steps)];
+    vec![
+        Metric::counter("reconciliations", "Reconciliations of the node's network.", counters.reconciles),
+        Metric::counters(
+            "reconcile_steps",
+            "Changes made to the node's network; failed ones are retried.",
+            steps.map(|(result, count)| sample(vec![("result", result)], count)).into(),
+        ),
+        Metric::counter(
+            "device_recreations",
+            "WireGuard devices that disappeared and were recreated.",
+            counters.device_restarts,
+        ),
+        Metric::counter(
+            "brake_activations",
+            "Times that the brake held a mass removal of peers.",
+            counters.brakes,
+        ),
+    ]
+}
+
+/// The Unix time of something that had this age when the status was taken.
+fn timestamp(status: &Status, age_seconds: u64) -> u64 {
+    status.taken_at.saturating_sub(age_seconds)
+}
+
+fn peers(status: &Status) -> Vec<Metric<'_>> {
+    let of_peers = |value: fn(&PeerStatus) -> Option<Value>| -> Vec<_> {
+        let peers = status.peers.iter();
+        peers.filter_map(|peer| Some(sample(vec![("peer", peer.node.as_str())], value(peer)?))).collect()
+    };
+    let of_slots = |value: &dyn Fn(&PeerSlotStatus) -> Option<Value>| -> Vec<_> {
+        let slots = status.peers.iter().flat_map(|peer| peer.slots.iter().map(move |slot| (peer, slot)));
         slots
-            .filter_map(|(peer, slot, state)| {
-                Some((vec![("peer", peer.node.as_str()), ("slot", slot.as_str())], value(state.as_ref()?)?))
+            .filter_map(|(peer, (slot, state))| {
+                let labels = vec![("peer", peer.node.as_str()), ("slot", slot.as_str())];
+                Some(sample(labels, value(state.as_ref()?)?))
             })
             .collect()
     };
-    let of_peers = |value: fn(&crate::status::PeerStatus) -> Option<u64>| -> Vec<_> {
-        let peers = status.peers.iter();
-        peers.filter_map(|peer| Some((vec![("peer", peer.node.as_str())], value(peer)?))).collect()
-    };
     vec![
-        (
-            "peer_round_trip_microseconds",
-            "From a question inside the tunnel to its answer; absent while there is none.",
-            MetricType::Gauge,
-            of_peers(|peer| peer.round_trip_microseconds),
+        Metric::gauges(
+            "peer_round_trip",
+            "Round-trip time inside the tunnel; absent if the last probe was not answered.",
+            of_peers(|peer| peer.round_trip_microseconds.map(Duration::from_micros).map(Value::from)),
+        )
+        .unit(Unit::Seconds),
+        Metric::gauges(
+            "peer_full_size_packets_lost",
+            "Whether packets of the MTU's size are lost on the path while smaller ones arrive; absent while unknown.",
+            of_peers(|peer| peer.full_size_passes.map(|passes| Value::from(!passes))),
         ),
-        (
-            "peer_full_size_lost",
-            "Whether packets of the size of the MTU are lost on the way while smaller ones arrive.",
-            MetricType::Gauge,
-            of_peers(|peer| peer.full_size_passes.map(|passes| u64::from(!passes))),
-        ),
-        (
-            "peer_handshake_age_seconds",
-            "Seconds since the last completed handshake; absent before the first one.",
-            MetricType::Gauge,
-            samples(|slot| slot.handshake_age),
-        ),
-        (
-            "peer_received_bytes",
-            "Bytes received from the peer.",
-            MetricType::Counter,
-            samples(|slot| Some(slot.received)),
-        ),
-        ("peer_sent_bytes", "Bytes sent to the peer.", MetricType::Counter, samples(|slot| Some(slot.sent))),
-        (
+        Metric::gauges(
+            "peer_last_handshake_timestamp",
+            "Unix time of the last completed handshake; absent before the first one.",
+            of_slots(&|slot| slot.handshake_age.map(|age| timestamp(status, age).into())),
+        )
+        .unit(Unit::Seconds),
+        Metric::counters(
+            "peer_received",
+            "Bytes received from the peer, since the slot's device has had its key.",
+            of_slots(&|slot| Some(slot.received.into())),
+        )
+        .unit(Unit::Bytes),
+        Metric::counters(
+            "peer_sent",
+            "Bytes sent to the peer, since the slot's device has had its key.",
+            of_slots(&|slot| Some(slot.sent.into())),
+        )
+        .unit(Unit::Bytes),
+        Metric::gauges(
             "peer_preshared_key_proven",
-            "Whether a handshake with the slot's preshared key has been seen.",
-            MetricType::Gauge,
-            samples(|slot| Some(u64::from(slot.pq.protection == keyring::pq::Protection::Proven))),
+            "Whether a handshake with the slot's current preshared key has been seen.",
+            of_slots(&|slot| Some((slot.pq.protection == Protection::Proven).into())),
         ),
-        (
+        Metric::counters(
             "peer_endpoint_drifts",
-            "Authenticated packets that came from another address than the published endpoint.",
-            MetricType::Counter,
-            samples(|slot| Some(slot.endpoint_drifts)),
+            "Authenticated packets from another address than the published endpoint.",
+            of_slots(&|slot| Some(slot.endpoint_drifts.into())),
         ),
     ]
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_metric_has_help_and_rejections_carry_their_reason() {
-        let mut status = Status::default();
-        status.rejected.push(crate::status::RejectedStatus {
-            node: "n9".to_owned(),
-            code: "key-zero".to_owned(),
-            reason: String::new(),
-            stays: false,
-        });
-        let (_sender, receiver) = watch::channel(status);
-        let text = render(receiver).unwrap();
-        assert!(text.contains("meshd_rejected{node=\"n9\",reason=\"key-zero\"} 1"), "{text}");
-        assert!(text.contains("# TYPE meshd_guard_dropped_packets counter"), "{text}");
-        assert!(text.contains("meshd_guard_dropped_packets_total{direction=\"in\"} 0"), "{text}");
-        assert!(text.ends_with("# EOF\n"));
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Which WireGuard carries the packets, where the kernel's may be missing.
+//! Selection of the backend, also where the kernel has no WireGuard.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -13,9 +13,9 @@ fn kernel_has_wireguard(lab: &Lab) -> bool {
     node.ip("link add probe type wireguard\nlink del probe\n").is_ok()
 }
 
-/// The same question to the kernel, asked another way, has the same answer.
+/// Agrees with `ip link add type wireguard`.
 #[test]
-fn auto_takes_what_there_is_and_the_kernel_alone_is_refused_where_it_has_none() {
+fn auto_selects_what_is_available_and_kernel_fails_where_it_is_missing() {
     require::all(&[Need::Namespaces, Need::Tun, Need::Nftables]);
     let lab = Lab::builder().nodes(2).api(ApiKind::StandIn).build().unwrap();
     let kernel = kernel_has_wireguard(&lab);
@@ -32,8 +32,10 @@ fn auto_takes_what_there_is_and_the_kernel_alone_is_refused_where_it_has_none() 
     );
     let told = || {
         let events = mesh.api().core_events().unwrap();
-        let message = format!("WireGuard by {backend}: {reason}");
-        events.iter().any(|event| event["reason"] == "BackendChosen" && event["message"] == message.as_str())
+        let message = format!("{backend} selected: {reason}");
+        events
+            .iter()
+            .any(|event| event["reason"] == "BackendSelected" && event["message"] == message.as_str())
     };
     let since = Instant::now();
     while !told() {

@@ -1,4 +1,4 @@
-//! What other Nodes say is not believed: a bad one is left out with its reason, and the mesh goes on.
+//! Annotations of other Nodes are not trusted: a bad Node is rejected with a reason, and the mesh continues.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// A Node that no machine stands behind.
+/// A Node without a machine.
 fn node(uid_annotation: &str, pod_cidr: &str, address: &str) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Node",
@@ -35,19 +35,19 @@ fn key(byte: u8) -> String {
     BASE64.encode([byte; 32])
 }
 
-/// Makes Node n9, then lets it say something; returns its UID.
-fn make(mesh: &Mesh, pod_cidr: &str, address: &str) -> String {
+/// Creates Node n9; returns its UID.
+fn create(mesh: &Mesh, pod_cidr: &str, address: &str) -> String {
     let made = mesh.api().create_node(node("", pod_cidr, address)).unwrap();
     let status = json!({"status": {"addresses": [{"type": "InternalIP", "address": address}]}});
     mesh.api().patch_node_status("n9", &status).unwrap();
     made["metadata"]["uid"].as_str().unwrap().to_owned()
 }
 
-fn say(mesh: &Mesh, text: &str) {
+fn announce(mesh: &Mesh, text: &str) {
     mesh.api().patch_node("n9", &json!({"metadata": {"annotations": {"meshd.dev/state": text}}})).unwrap();
 }
 
-/// What is refused: the code, a podCIDR, an address, and what the Node says once its UID is known.
+/// A rejection: its code, a podCIDR, an address, and the annotation, given the Node's UID.
 type Case<'a> = (&'a str, &'a str, &'a str, Box<dyn Fn(&str) -> String>);
 
 fn bad_nodes(api: ApiKind) {
@@ -89,35 +89,37 @@ fn bad_nodes(api: ApiKind) {
         ("pod-cidr-outside", "10.250.0.0/24", address, Box::new(|uid| state(uid, &key(7), &key(8)))),
     ];
     for (code, pod_cidr, address, text) in cases {
-        let uid = make(&mesh, pod_cidr, address);
-        say(&mesh, &text(&uid));
-        mesh.wait("n1", &format!("n9 is refused: {code}"), WITHIN, |status| refusals(status, "n9") == [code]);
+        let uid = create(&mesh, pod_cidr, address);
+        announce(&mesh, &text(&uid));
+        mesh.wait("n1", &format!("n9 is rejected: {code}"), WITHIN, |status| {
+            refusals(status, "n9") == [code]
+        });
         let status = mesh.status("n1").unwrap();
         let peers: Vec<&str> =
             status["peers"].as_array().unwrap().iter().filter_map(|peer| peer["node"].as_str()).collect();
         assert_eq!(peers, ["n2"], "{code}: only n9 is left out");
         Flow::new(&a.end(), &b.end(), IpVersion::V4, Protocol::Tcp).must_pass();
         let logged = mesh.daemon("n1").json_log().unwrap();
-        let told = |line: &Value| line["node"] == "n9" && line["reason"] == code;
-        assert!(logged.iter().any(told), "{code} is a field of a log line");
+        let matches = |line: &Value| line["node"] == "n9" && line["reason"] == code;
+        assert!(logged.iter().any(matches), "{code} is a field of a log line");
         mesh.unregister("n9").unwrap();
         mesh.wait("n1", "n9 is forgotten", WITHIN, |status| refusals(status, "n9").is_empty());
     }
 }
 
 #[test]
-fn a_bad_node_is_left_out_alone() {
+fn only_the_bad_node_is_rejected() {
     bad_nodes(ApiKind::StandIn);
 }
 
 #[test]
-fn a_bad_node_is_left_out_alone_with_a_real_api_server() {
+fn only_the_bad_node_is_rejected_with_a_real_api_server() {
     bad_nodes(ApiKind::Real);
 }
 
-/// Addresses are granted apart from podCIDRs: a node that claims what it may not keeps its pods in the mesh.
+/// Addresses are admitted separately from podCIDRs: a node with a rejected address keeps its pods in the mesh.
 #[test]
-fn claims_on_addresses_are_refused_alone() {
+fn only_the_bad_address_is_rejected() {
     let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).build().unwrap()).unwrap();
     let api = mesh.api().host().address(IpVersion::V4).unwrap().to_string();
     for (code, address) in [
@@ -130,9 +132,9 @@ fn claims_on_addresses_are_refused_alone() {
         ("address-special", "224.0.0.1"),
         ("address-invalid", "nowhere"),
     ] {
-        let uid = make(&mesh, "10.244.9.0/24", address);
-        say(&mesh, &state(&uid, &key(7), &key(8)));
-        mesh.wait("n1", &format!("{address} is refused: {code}"), WITHIN, |status| {
+        let uid = create(&mesh, "10.244.9.0/24", address);
+        announce(&mesh, &state(&uid, &key(7), &key(8)));
+        mesh.wait("n1", &format!("{address} is rejected: {code}"), WITHIN, |status| {
             let granted = |peer: &Value| peer["node"] == "n9" && peer["addresses"] == json!([]);
             refusals(status, "n9") == [code] && status["peers"].as_array().unwrap().iter().any(granted)
         });
@@ -141,20 +143,20 @@ fn claims_on_addresses_are_refused_alone() {
     }
 }
 
-/// A node that was good keeps its place when it says something bad, or something old.
+/// A node keeps its last valid state when it announces something invalid or outdated.
 #[test]
-fn the_last_good_word_of_a_node_stands() {
+fn the_last_valid_state_of_a_node_is_kept() {
     let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).build().unwrap()).unwrap();
-    let uid = make(&mesh, "10.244.9.0/24", "198.18.0.99");
-    say(&mesh, &state(&uid, &key(7), &key(8)).replace("\"gen\":1", "\"gen\":5"));
+    let uid = create(&mesh, "10.244.9.0/24", "198.18.0.99");
+    announce(&mesh, &state(&uid, &key(7), &key(8)).replace("\"gen\":1", "\"gen\":5"));
     mesh.wait("n1", "n9 has joined", WITHIN, |status| status["peers"].as_array().unwrap().len() == 2);
     for (code, text) in [
         ("annotation-json", "garbage".to_owned()),
         ("generation-went-back", state(&uid, &key(9), &key(10)).replace("\"gen\":1", "\"gen\":4")),
         ("generation-reused", state(&uid, &key(9), &key(10)).replace("\"gen\":1", "\"gen\":5")),
     ] {
-        say(&mesh, &text);
-        mesh.wait("n1", &format!("refused: {code}"), WITHIN, |status| refusals(status, "n9") == [code]);
+        announce(&mesh, &text);
+        mesh.wait("n1", &format!("rejected: {code}"), WITHIN, |status| refusals(status, "n9") == [code]);
         let status = mesh.status("n1").unwrap();
         let peers = status["peers"].as_array().unwrap();
         let kept = peers.iter().find(|peer| peer["node"] == "n9").unwrap();
@@ -164,7 +166,7 @@ fn the_last_good_word_of_a_node_stands() {
 
 /// A wrong flag or file is refused at once, with the option's name and what was expected.
 #[test]
-fn a_bad_configuration_ends_with_64() {
+fn a_bad_configuration_exits_with_64() {
     let lab = Lab::builder().nodes(1).family(Family::V4).build().unwrap();
     let mesh = Mesh::idle(lab);
     let node = mesh.node("n1").unwrap();
@@ -179,10 +181,10 @@ fn a_bad_configuration_ends_with_64() {
     ] {
         let arguments = mesh.arguments("n1", &flags);
         let output = node.command(lab::bin("meshd").unwrap()).arg("run").args(&arguments).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(64), "{flags:?}: {said}");
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(64), "{flags:?}: {stderr}");
         for part in parts {
-            assert!(said.contains(part), "{part} in {said}");
+            assert!(stderr.contains(part), "{part} in {stderr}");
         }
     }
 }

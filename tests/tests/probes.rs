@@ -1,4 +1,4 @@
-//! The way to each peer is measured inside the tunnel, and a way that loses large packets is named.
+//! The path to each peer is probed inside the tunnel, and loss of full-size packets is reported.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -7,17 +7,17 @@ use std::time::Duration;
 use lab::Lab;
 use lab::mesh::Mesh;
 
-/// How long a change on the way may go unnoticed: three probes and the time until the next one.
+/// How long a change of the path may go unnoticed: three probes and the time until the next one.
 const WITHIN: Duration = Duration::from_secs(20);
 
 #[test]
-fn a_way_that_loses_large_packets_is_named() {
+fn loss_of_full_size_packets_is_reported() {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     for node in mesh.node_names() {
         mesh.start_with(&node, &["--probe-interval", "2s"]).unwrap();
     }
     mesh.wait_formed();
-    mesh.wait("n1", "a way that is as it should be", WITHIN, |status| {
+    mesh.wait("n1", "a working path", WITHIN, |status| {
         let peer = &status["peers"][0];
         peer["full_size_passes"] == true
             && peer["round_trip_microseconds"].as_u64().is_some_and(|took| took > 0)
@@ -26,21 +26,18 @@ fn a_way_that_loses_large_packets_is_named() {
         let node = mesh.node("n2").unwrap();
         node.command("nft").args([rules]).run().unwrap();
     };
-    // As a link on the way does that has a smaller MTU, and whose ICMP errors somebody drops. A datagram of full size is
-    // 1,500 bytes long on the wire.
+    // Like a link with a smaller MTU whose ICMP errors are dropped. A full-size datagram has 1,500 bytes on the wire.
     nft("add table inet narrow");
     nft("add chain inet narrow in { type filter hook prerouting priority -350; }");
     nft("add rule inet narrow in udp dport 51840 ip length > 1400 drop");
-    mesh.wait("n1", "the loss of large packets", WITHIN, |status| {
+    mesh.wait("n1", "loss of full-size packets", WITHIN, |status| {
         status["peers"][0]["full_size_passes"] == false
     });
     let shown = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["status"]).run().unwrap();
-    assert!(shown.contains("n2: packets of 1420 bytes do not arrive there, smaller ones do"), "{shown}");
-    // The other way is as good as before.
+    assert!(shown.contains("n2: packets of 1420 bytes are lost, smaller ones arrive"), "{shown}");
+    // The other direction still works.
     let back = mesh.status("n2").unwrap()["peers"][0].clone();
     assert!(back["round_trip_microseconds"].is_u64(), "{back:#}");
     nft("delete table inet narrow");
-    mesh.wait("n1", "that the way is good again", WITHIN, |status| {
-        status["peers"][0]["full_size_passes"] == true
-    });
+    mesh.wait("n1", "the path to recover", WITHIN, |status| status["peers"][0]["full_size_passes"] == true);
 }

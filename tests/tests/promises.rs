@@ -1,4 +1,4 @@
-//! The promises of `SECURITY.md` name tests; the tests have to be there.
+//! The tests that `SECURITY.md` names exist.
 
 #![expect(clippy::unwrap_used, reason = "a source that can't be read fails the test")]
 
@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 const MARK: &str = "[test: ";
 
 #[test]
-fn every_test_that_the_security_page_names_is_there() {
+fn every_test_named_by_the_security_page_exists() {
     let page = std::fs::read_to_string(root().join("SECURITY.md")).unwrap();
     let named = named_tests(&page);
     assert!(named.len() > 20, "the page names few tests: {named:?}");
-    let there = tests_below(&root());
-    let missing: Vec<_> = named.iter().filter(|name| !there.contains(*name)).collect();
-    assert!(missing.is_empty(), "named, but not there: {missing:?}");
+    let existing = tests_below(&root());
+    let missing: Vec<_> = named.iter().filter(|name| !existing.contains(*name)).collect();
+    assert!(missing.is_empty(), "named, but missing: {missing:?}");
 }
 
 #[test]
@@ -34,17 +34,17 @@ fn named_tests(page: &str) -> BTreeSet<(String, String)> {
         .collect()
 }
 
-/// The tests in all sources, by the name of the file or, for `tests.rs` and `mod.rs`, of its folder.
-fn tests_below(folder: &Path) -> BTreeSet<(String, String)> {
+/// The tests in all sources, by the name of the file or, for `tests.rs` and `mod.rs`, of its directory.
+fn tests_below(directory: &Path) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
+    for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
             found.extend(tests_below(&path));
         } else if let Some(stem) = name.strip_suffix(".rs") {
             let module = if ["tests", "mod"].contains(&stem) {
-                folder.file_name().unwrap_or_default().to_string_lossy().into_owned()
+                directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
             } else {
                 stem.to_owned()
             };

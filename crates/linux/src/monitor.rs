@@ -62,7 +62,7 @@ async fn listen(socket: TokioSocket, sender: mpsc::Sender<Notice>) {
             // ENOBUFS: more changes than the socket could hold; that is a notice as well.
             && error.raw_os_error() != Some(rustix::io::Errno::NOBUFS.raw_os_error())
         {
-            warn!(cause = %error, "changes in the kernel are no longer noticed at once");
+            warn!(event = "KernelNoticesLost", %error, "changes in the kernel are no longer noticed at once");
             return;
         }
         // A full queue holds a notice that has not been looked at yet; a closed one ends the next turn.

@@ -81,7 +81,7 @@ fn serve_until(options: &BareOptions, signals: &SignalFd) -> Result<(), TunnelEr
         uapi_dir: Some(options.uapi_dir.clone()),
         ..InterfaceConfig::new(&options.name)
     })?;
-    tracing::info!(interface = options.name, "serving");
+    tracing::info!(event = "TunnelStarted", link = options.name, "serving");
     loop {
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(CHECK).unwrap_or(PollTimeout::ZERO);
@@ -90,7 +90,12 @@ fn serve_until(options: &BareOptions, signals: &SignalFd) -> Result<(), TunnelEr
             Err(source) => return Err(TunnelError::Event { operation: "wait for a signal", source }),
         }
         if let Ok(Some(signal)) = signals.read_signal() {
-            tracing::info!(interface = options.name, signal = signal.ssi_signo, "terminated");
+            tracing::info!(
+                event = "TunnelStopped",
+                link = options.name,
+                signal = signal.ssi_signo,
+                "terminated"
+            );
             return Ok(());
         }
         match interface.health() {
@@ -101,7 +106,11 @@ fn serve_until(options: &BareOptions, signals: &SignalFd) -> Result<(), TunnelEr
             }
         }
         if !interface.uapi_socket_stands() {
-            tracing::info!(interface = options.name, "configuration socket is gone");
+            tracing::info!(
+                event = "ConfigurationSocketGone",
+                link = options.name,
+                "configuration socket is gone"
+            );
             return Ok(());
         }
     }

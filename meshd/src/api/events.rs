@@ -36,7 +36,10 @@ pub async fn run(client: Client, node: NodeName, mut node_events: mpsc::Receiver
     while let Some(node_event) = node_events.recv().await {
         let reason = node_event.reason;
         if let Err(error) = events.create(&PostParams::default(), &event(&node, &node_event)).await {
-            warn!(reason, cause = %Chain(&error), "Kubernetes Event not published");
+            warn!(
+                event = "KubernetesEventNotPublished", reason, error = %Chain(&error),
+                "Kubernetes Event not published"
+            );
         }
     }
 }

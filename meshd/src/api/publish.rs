@@ -38,11 +38,18 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
             None => false,
             Some(publication) => match publish(&client, publication).await {
                 Ok(()) => {
-                    info!(node = %publication.node, "published own annotations");
+                    info!(
+                        event = "AnnotationsPublished", node = %publication.node,
+                        "published own annotations"
+                    );
                     false
                 }
                 Err(error) => {
-                    warn!(node = %publication.node, cause = %Chain(&error), "own annotations not published; will try again");
+                    warn!(
+                        event = "AnnotationsNotPublished", node = %publication.node,
+                        error = %Chain(&error),
+                        "own annotations not published; will try again"
+                    );
                     true
                 }
             },

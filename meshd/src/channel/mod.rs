@@ -69,7 +69,10 @@ impl Channel {
         match Socket::open(&binding, self.port, slot, self.received.clone()) {
             Ok(socket) => *current = Some(socket),
             Err(error) => {
-                warn!(%slot, cause = %Chain(&error), "control channel not available on this slot; will retry");
+                warn!(
+                    event = "ControlChannelUnavailable", %slot, error = %Chain(&error),
+                    "control channel not available on this slot; will retry"
+                );
             }
         }
     }
@@ -78,7 +81,10 @@ impl Channel {
     pub(crate) fn send(&self, over: Slot, to: IpAddr, message: &Message) {
         let Some(socket) = self.sockets.get(over) else { return };
         if let Err(error) = socket.send((to, self.port).into(), &message.encode()) {
-            debug!(slot = %over, %to, cause = %error, "control message not sent");
+            debug!(
+                event = "ControlMessageNotSent", slot = %over, address = %to, %error,
+                "control message not sent"
+            );
         }
     }
 }

@@ -87,7 +87,7 @@ async fn read(udp: Arc<UdpSocket>, slot: Slot, received: mpsc::Sender<ReceivedMe
             Ok((len, from)) => (len, from.ip()),
             // Most likely the device is gone; the control loop will open a new socket.
             Err(error) => {
-                debug!(%slot, cause = %error, "control channel read failed");
+                debug!(event = "ControlChannelReadFailed", %slot, %error, "control channel read failed");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
@@ -101,7 +101,10 @@ async fn read(udp: Arc<UdpSocket>, slot: Slot, received: mpsc::Sender<ReceivedMe
                 // Full: the sender retransmits.
                 Err(mpsc::error::TrySendError::Full(_)) | Ok(()) => {}
             },
-            Err(error) => debug!(%slot, %from, cause = %error, "control message refused"),
+            Err(error) => debug!(
+                event = "ControlMessageRefused", %slot, address = %from, %error,
+                "control message refused"
+            ),
         }
     }
 }

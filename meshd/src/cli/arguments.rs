@@ -8,6 +8,78 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
 use crate::config::{Config, ConfigError, OPTIONS, Source, Sources, from_sources};
 
+/// The subcommands of `meshd`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subcommand {
+    Run,
+    Status,
+    Plan,
+    Rotate,
+    Keys,
+    Audit,
+    Uninstall,
+    Tunnel,
+    Options,
+}
+
+impl Subcommand {
+    /// In the order of help.
+    const ALL: [Self; 9] = [
+        Self::Run,
+        Self::Status,
+        Self::Plan,
+        Self::Rotate,
+        Self::Keys,
+        Self::Audit,
+        Self::Uninstall,
+        Self::Tunnel,
+        Self::Options,
+    ];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Status => "status",
+            Self::Plan => "plan",
+            Self::Rotate => "rotate",
+            Self::Keys => "keys",
+            Self::Audit => "audit",
+            Self::Uninstall => "uninstall",
+            Self::Tunnel => "tunnel",
+            Self::Options => "options",
+        }
+    }
+
+    fn command(self) -> Command {
+        let command = Command::new(self.name());
+        match self {
+            Self::Run => configured(command.about("Run the node daemon").after_help(
+                "Example:\n  meshd run --node-name n1 --cluster-cidr 10.244.0.0/16 --service-cidr 10.96.0.0/12",
+            )),
+            Self::Status => command
+                .about("Show the mesh as seen by this node's daemon")
+                .arg(output_argument())
+                .arg(socket_argument())
+                .after_help("Example:\n  meshd status -o json | jq '.peers[] | {node, active}'"),
+            Self::Plan => command
+                .about("Show what the daemon would change now, without changing anything")
+                .arg(output_argument())
+                .arg(socket_argument())
+                .after_help("Example:\n  meshd plan"),
+            Self::Rotate => rotate(command),
+            Self::Keys => command
+                .about("Show fingerprint, age and state of this node's keys; never a secret")
+                .arg(output_argument())
+                .arg(socket_argument())
+                .after_help("Example:\n  meshd keys -o json | jq '.keys[].age_seconds'"),
+            Self::Audit => audit(command),
+            Self::Uninstall => uninstall(command),
+            Self::Tunnel => tunnel(command),
+            Self::Options => command.about("Print the options of `meshd run` as a page of documentation"),
+        }
+    }
+}
+
 /// The whole command line.
 pub(super) fn command() -> Command {
     Command::new("meshd")
@@ -15,100 +87,68 @@ pub(super) fn command() -> Command {
         .about("Encrypted pod networking for Kubernetes: a WireGuard mesh between nodes that fails closed")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommand(configured(Command::new("run").about("Run the node daemon").after_help(
-            "Example:\n  meshd run --node-name n1 --cluster-cidr 10.244.0.0/16 --service-cidr 10.96.0.0/12",
-        )))
-        .subcommand(
-            Command::new("status")
-                .about("Show the mesh as this node's daemon sees it")
-                .arg(output_argument())
-                .arg(socket_argument())
-                .after_help("Example:\n  meshd status -o json | jq '.peers[] | {node, active}'"),
-        )
-        .subcommand(
-            Command::new("plan")
-                .about("Show what the daemon would change now; changes nothing")
-                .arg(output_argument())
-                .arg(socket_argument())
-                .after_help("Example:\n  meshd plan"),
-        )
-        .subcommand(rotate())
-        .subcommand(
-            Command::new("keys")
-                .about("Show this node's keys: fingerprints, ages and what each is for; never a secret")
-                .arg(output_argument())
-                .arg(socket_argument())
-                .after_help("Example:\n  meshd keys -o json | jq '.keys[].age_seconds'"),
-        )
-        .subcommand(audit())
-        .subcommand(configured(
-            Command::new("uninstall")
-                .about("Remove everything that meshd made on this node but its audit trail, the guard last")
-                .arg(
-                    Arg::new("keep-annotations")
-                        .long("keep-annotations")
-                        .action(ArgAction::SetTrue)
-                        .help("Leave the annotations on the Node, for when the API server is away"),
-                )
-                .arg(
-                    Arg::new("purge-audit")
-                        .long("purge-audit")
-                        .action(ArgAction::SetTrue)
-                        .help("Remove the audit trail too; without this flag it is kept as evidence"),
-                )
-                .after_help("Example:\n  meshd uninstall --config /etc/meshd.yaml"),
-        ))
-        .subcommand(
-            Command::new("tunnel")
-                .about("Run one bare userspace WireGuard interface that `wg set` configures")
-                .arg(Arg::new("name").value_name("NAME").required(true).help("Name of the interface"))
-                .arg(
-                    Arg::new("wireguard-dir")
-                        .long("wireguard-dir")
-                        .value_name("FOLDER")
-                        .default_value("/var/run/wireguard")
-                        .value_parser(value_parser!(PathBuf))
-                        .help("Folder of the control socket"),
-                )
-                .arg(
-                    Arg::new("background")
-                        .long("background")
-                        .action(ArgAction::SetTrue)
-                        .help("Return once the interface is there, and go on in the background"),
-                )
-                .after_help(
-                    "Example:\n  meshd tunnel --background wg0\n  wg set wg0 listen-port 51820 private-key key",
-                ),
-        )
-        .subcommand(Command::new("options").about("Print the options of `meshd run` as a page of documentation"))
+        .subcommands(Subcommand::ALL.map(Subcommand::command))
 }
 
-fn rotate() -> Command {
-    Command::new("rotate")
-        .about("Replace keys without losing a packet, and show how far it is")
-        .long_about(
-            "Replace keys without losing a packet, and show how far it is. Without a node's name: the keys of the node \
-             that this runs on, by way of its daemon. With names or --all: by way of the API server, from anywhere.",
+/// The subcommand of a parsed command line, with its arguments.
+pub(super) fn subcommand(matches: &ArgMatches) -> Option<(Subcommand, &ArgMatches)> {
+    let (name, matches) = matches.subcommand()?;
+    let found = Subcommand::ALL.into_iter().find(|subcommand| subcommand.name() == name)?;
+    Some((found, matches))
+}
+
+fn uninstall(command: Command) -> Command {
+    configured(command.about("Remove everything that meshd set up on this node but its audit trail, the guard last"))
+        .arg(flag("keep-annotations", "Leave the Node's annotations, for when the API server is unreachable"))
+        .arg(flag("purge-audit", "Remove the audit trail too; without this flag it is kept as evidence"))
+        .after_help("Example:\n  meshd uninstall --config /etc/meshd.yaml")
+}
+
+fn tunnel(command: Command) -> Command {
+    command
+        .about("Run a single userspace WireGuard interface, configured by `wg set`")
+        .arg(Arg::new("name").value_name("NAME").required(true).help("Name of the interface"))
+        .arg(
+            Arg::new("wireguard-dir")
+                .long("wireguard-dir")
+                .value_name("DIRECTORY")
+                .default_value("/var/run/wireguard")
+                .value_parser(value_parser!(PathBuf))
+                .help("Directory of the control socket"),
         )
-        .arg(flag("dry-run", "Show what would be done, and what would be waited for"))
+        .arg(flag("background", "Return once the interface exists and continue in the background"))
+        .after_help(
+            "Example:\n  meshd tunnel --background wg0\n  wg set wg0 listen-port 51820 private-key key",
+        )
+}
+
+fn rotate(command: Command) -> Command {
+    command
+        .about("Replace keys without losing a packet, and show progress")
+        .long_about(
+            "Replace keys without losing a packet, and show progress. Without --node and --all, replaces the keys of the \
+             node on which it runs, through the local daemon. With them, requests it through the API server, from \
+             anywhere.",
+        )
+        .arg(flag("dry-run", "Show what would be done and what would be waited for"))
         .arg(flag(
             "emergency",
-            "Replace both keys at once: for a key that others may know. Traffic breaks until peers know the new ones",
+            "Replace both keys at once, if a key may be compromised. Traffic is interrupted until peers know the new ones",
         ))
         .arg(
             Arg::new("node")
                 .long("node")
                 .value_name("NAME")
                 .action(ArgAction::Append)
-                .help("A node to ask through the API server, as often as there are some"),
+                .help("A node whose keys to replace, through the API server; may be repeated"),
         )
-        .arg(flag("all", "Ask every node that has meshd").conflicts_with("node"))
+        .arg(flag("all", "Replace the keys of every node that runs meshd, through the API server").conflicts_with("node"))
         .arg(
             Arg::new("kubeconfig")
                 .long("kubeconfig")
                 .value_name("FILE")
                 .value_parser(value_parser!(PathBuf))
-                .help("Kubeconfig for --node and --all; without it that of kubectl, or the pod's service account"),
+                .help("Kubeconfig for --node and --all; without it kubectl's, or the pod's service account"),
         )
         .arg(
             Arg::new("timeout")
@@ -116,7 +156,7 @@ fn rotate() -> Command {
                 .value_name("TIME")
                 .value_parser(crate::config::time)
                 .default_value("30m")
-                .help("How long to follow the nodes of --node and --all; they go on after that"),
+                .help("How long to wait for the nodes of --node and --all; they continue after that"),
         )
         .arg(output_argument())
         .arg(socket_argument())
@@ -124,43 +164,43 @@ fn rotate() -> Command {
 }
 
 /// `meshd audit` with its own subcommands.
-fn audit() -> Command {
+fn audit(command: Command) -> Command {
     let trail = || {
         Arg::new("trail")
             .long("trail")
-            .value_name("PLACE")
+            .value_name("PATH")
             .default_value("/var/lib/meshd/audit")
             .value_parser(value_parser!(PathBuf))
-            .help("Folder of a trail, or one of its files")
+            .help("Directory of a trail, or one of its files")
     };
     let filters = |command: Command| {
         command
             .arg(trail())
-            .arg(Arg::new("node").long("node").value_name("NAME").help("Only what concerns this node"))
-            .arg(Arg::new("key").long("key").value_name("FINGERPRINT").help("Only what concerns this key"))
+            .arg(Arg::new("node").long("node").value_name("NAME").help("Only events about this node"))
+            .arg(Arg::new("key").long("key").value_name("FINGERPRINT").help("Only events about this key"))
             .arg(
                 Arg::new("since")
                     .long("since")
                     .value_name("TIME")
                     .value_parser(crate::config::time)
-                    .help("Only the last of it, such as 90s, 24h or 30d"),
+                    .help("Only events of this last period, such as 90s, 24h or 30d"),
             )
     };
-    Command::new("audit")
-        .about("Read the audit trail of keys; works without a daemon")
+    command
+        .about("Read the audit trail of keys; needs no daemon")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
             Command::new("verify")
-                .about("Check that a trail is whole, and that it agrees with what other nodes remember of it")
+                .about("Check that a trail is complete, and that it agrees with what other nodes recorded about it")
                 .arg(trail())
                 .arg(
                     Arg::new("witness")
                         .long("witness")
-                        .value_name("PLACE")
+                        .value_name("PATH")
                         .action(ArgAction::Append)
                         .value_parser(value_parser!(PathBuf))
-                        .help("Trail of another node, as often as there are some"),
+                        .help("Trail of another node; may be repeated"),
                 )
                 .arg(output_argument())
                 .after_help(
@@ -173,11 +213,11 @@ fn audit() -> Command {
                 .after_help("Example:\n  meshd audit show --node n2 --since 24h"),
         )
         .subcommand(
-            filters(Command::new("export").about("Print events in a form that other tools read"))
+            filters(Command::new("export").about("Print events in a format for other tools"))
                 .arg(
                     Arg::new("format")
                         .long("format")
-                        .value_name("FORM")
+                        .value_name("FORMAT")
                         .value_parser(PossibleValuesParser::new(["jsonl", "csv", "ocsf"]))
                         .default_value("jsonl")
                         .help("JSON Lines, comma-separated values, or Open Cybersecurity Schema Framework"),
@@ -187,10 +227,10 @@ fn audit() -> Command {
         .subcommand(
             Command::new("report")
                 .about(
-                    "One page for an auditor: which keys were in use when, and whether the old ones are gone",
+                    "One page for an auditor: which keys were in use when, and whether old ones were destroyed",
                 )
                 .arg(trail().action(ArgAction::Append).help(
-                    "Folder of a trail, as often as there are some; one node's trail tells of all its peers",
+                    "Directory of a trail; may be repeated. One node's trail also records all its peers",
                 ))
                 .arg(
                     Arg::new("max-age")
@@ -198,20 +238,20 @@ fn audit() -> Command {
                         .value_name("TIME")
                         .value_parser(crate::config::time)
                         .default_value("48h")
-                        .help("Age above which a key is called too old"),
+                        .help("Age above which a key is reported as too old"),
                 )
                 .arg(output_argument())
                 .after_help("Example:\n  meshd audit report --trail n1/audit --trail n2/audit --max-age 30d"),
         )
 }
 
-/// Adds the options of the daemon and the configuration file.
+/// Adds the daemon's options and the configuration file.
 fn configured(command: Command) -> Command {
     let file = Arg::new("config")
         .long("config")
         .value_name("FILE")
         .value_parser(value_parser!(PathBuf))
-        .help("YAML file with the same options; flags and environment win over it [env: MESHD_CONFIG]");
+        .help("YAML file with the same options; flags and environment override it [env: MESHD_CONFIG]");
     OPTIONS.iter().fold(command.arg(file), |command, option| {
         let default = option.default.map(|default| format!(" [default: {default}]")).unwrap_or_default();
         let required = if option.required { " [required]" } else { "" };
@@ -233,10 +273,10 @@ fn output_argument() -> Arg {
     Arg::new("output")
         .short('o')
         .long("output")
-        .value_name("FORM")
+        .value_name("FORMAT")
         .value_parser(PossibleValuesParser::new(["table", "json"]))
         .default_value("table")
-        .help("A table for people or JSON for programs")
+        .help("Output format")
 }
 
 fn socket_argument() -> Arg {
@@ -245,7 +285,7 @@ fn socket_argument() -> Arg {
         .value_name("FILE")
         .default_value("/run/meshd/meshd.sock")
         .value_parser(value_parser!(PathBuf))
-        .help("Socket of the running daemon")
+        .help("Control socket of the running daemon")
 }
 
 /// Whether JSON was asked for.
@@ -258,7 +298,7 @@ pub(super) fn path(matches: &ArgMatches, name: &str) -> PathBuf {
     matches.get_one::<PathBuf>(name).cloned().unwrap_or_default()
 }
 
-/// Puts flags, environment and file together.
+/// Reads the configuration from flags, environment and file.
 pub(super) fn config(
     matches: &ArgMatches,
     environment: impl Fn(&str) -> Option<String>,
@@ -284,7 +324,7 @@ fn read(path: &Path) -> Result<String, ConfigError> {
     let bytes = std::fs::read(path).map_err(failed)?;
     String::from_utf8(bytes).map_err(|_| ConfigError::Value {
         option: "config".to_owned(),
-        source_: Source::File(path.to_owned()),
+        origin: Source::File(path.to_owned()),
         found: "bytes that are not UTF-8".to_owned(),
         expected: "a YAML file",
     })

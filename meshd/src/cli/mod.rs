@@ -1,4 +1,4 @@
-//! The command line: what each subcommand takes, and which room does its work.
+//! The command line: parses it and runs one subcommand.
 
 mod arguments;
 mod audit;
@@ -14,19 +14,20 @@ use std::process::ExitCode;
 
 use clap::ArgMatches;
 
+use self::arguments::Subcommand;
 use crate::chain::Chain;
 use crate::config::ConfigError;
 
 /// Exit code for a wrong flag, variable or configuration file (`EX_USAGE` of `sysexits.h`).
 const EX_USAGE: u8 = 64;
 
-/// Runs the command line that `arguments` spell, program name first.
+/// Runs the command line `arguments`, program name first.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let matches = match arguments::command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
         Err(error) => {
             let usage = error.use_stderr();
-            // The terminal may be gone; there is nobody left to tell then.
+            // The terminal may be gone.
             let _ = error.print();
             return if usage { ExitCode::from(EX_USAGE) } else { ExitCode::SUCCESS };
         }
@@ -46,31 +47,35 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn dispatch(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
-    let done = match matches.subcommand() {
-        Some(("run", matches)) => run::run(matches),
-        Some(("status", matches)) => query::status(matches),
-        Some(("plan", matches)) => query::plan(matches),
-        Some(("rotate", matches)) if fleet::is_wanted(matches) => fleet::rotate(matches),
-        Some(("rotate", matches)) => rotate::rotate(matches),
-        Some(("keys", matches)) => rotate::keys(matches),
-        Some(("audit", matches)) => return audit::audit(matches),
-        Some(("uninstall", matches)) => run::uninstall(matches),
-        Some(("tunnel", matches)) => run::tunnel(matches),
-        _ => output::print(&crate::config::reference()),
+    // clap has refused a command line without a known subcommand.
+    let Some((subcommand, matches)) = arguments::subcommand(matches) else {
+        return Ok(ExitCode::from(EX_USAGE));
+    };
+    let done = match subcommand {
+        Subcommand::Run => run::run(matches),
+        Subcommand::Status => query::status(matches),
+        Subcommand::Plan => query::plan(matches),
+        Subcommand::Rotate if fleet::is_wanted(matches) => fleet::rotate(matches),
+        Subcommand::Rotate => rotate::rotate(matches),
+        Subcommand::Keys => rotate::keys(matches),
+        Subcommand::Audit => return audit::audit(matches),
+        Subcommand::Uninstall => run::uninstall(matches),
+        Subcommand::Tunnel => run::tunnel(matches),
+        Subcommand::Options => output::print(&crate::config::reference()),
     };
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// Why a subcommand ended without doing its work.
+/// Why a subcommand failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
     /// The configuration was refused.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The daemon could not go on.
+    /// The daemon failed.
     #[error(transparent)]
     Daemon(#[from] crate::daemon::DaemonError),
-    /// Things are left that should have been removed.
+    /// Not everything could be removed.
     #[error(transparent)]
     Uninstall(#[from] crate::uninstall::UninstallError),
     /// The bare tunnel ended.
@@ -82,19 +87,19 @@ pub enum CommandError {
     /// A trail could not be read.
     #[error(transparent)]
     Trail(#[from] keyring::audit::TrailError),
-    /// A rotation was given up.
-    #[error("the rotation was rolled back because of {}: alive, but not answering over the new key; see the log, and check that both UDP ports are open", nodes.join(", "))]
+    /// A rotation was rolled back.
+    #[error("rotation rolled back: {} alive, but not answering with the new key; see the log, and check that both UDP ports are open", nodes.join(", "))]
     Blocked {
         /// The nodes that did not follow.
         nodes: Vec<String>,
     },
-    /// There is no client for the API server.
+    /// The client for the API server could not be created.
     #[error(transparent)]
     Connect(Box<crate::api::connect::ConnectError>),
     /// The API server did not list the Nodes.
-    #[error("list the Nodes: expected an API server that answers, and the right to list and patch nodes")]
+    #[error("list Nodes: expected a reachable API server and permission to list and patch nodes")]
     List(#[source] Box<crate::api::nodes::WatchError>),
-    /// A node can't be asked.
+    /// A node that can't rotate on request.
     #[error("node {node}: expected {}", if *missing { "the name of a Node" } else { "a Node with the annotation meshd.dev/state; is meshd running there?" })]
     NotInTheMesh {
         /// The name that was given.
@@ -102,21 +107,21 @@ pub enum CommandError {
         /// Whether there is no such Node.
         missing: bool,
     },
-    /// A node could not be asked.
-    #[error("annotate Node {node}; those before it have been asked")]
+    /// A rotation could not be requested.
+    #[error("annotate Node {node}; nodes before it have been annotated")]
     Ask {
         /// The node.
         node: String,
         /// The cause.
         source: Box<kube::Error>,
     },
-    /// Nodes that have not replaced their keys in time.
-    #[error("not done in time: {}; they go on by themselves, and `kubectl describe node` or `meshd status` there says what they wait for", nodes.join(", "))]
+    /// Nodes that have not replaced their keys within the timeout.
+    #[error("not finished within the timeout: {}; they continue, and `kubectl describe node` or `meshd status` there shows what they wait for", nodes.join(", "))]
     NotYet {
         /// The nodes.
         nodes: Vec<String>,
     },
-    /// Output could not be put into JSON.
+    /// Output could not be rendered as JSON.
     #[error("render as JSON")]
     Render(#[source] serde_json::Error),
     /// The runtime could not be set up.

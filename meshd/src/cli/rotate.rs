@@ -83,9 +83,10 @@ fn preview(status: &Status) -> String {
     let no_handshake = |peer: &&PeerStatus| {
         peer.slots.iter().all(|(_, slot)| slot.as_ref().is_none_or(|slot| slot.handshake_age.is_none()))
     };
-    let silent: Vec<&str> = status.peers.iter().filter(no_handshake).map(|peer| peer.node.as_str()).collect();
-    if !silent.is_empty() {
-        lines.push(format!("no handshake yet, skipped if still not responding: {}", silent.join(", ")));
+    let unreached: Vec<&str> =
+        status.peers.iter().filter(no_handshake).map(|peer| peer.node.as_str()).collect();
+    if !unreached.is_empty() {
+        lines.push(format!("no handshake yet, skipped if still not responding: {}", unreached.join(", ")));
     }
     for key in &rotation.keys {
         let (fingerprint, slot, state, age) = (key.key.fingerprint(), key.slot, &key.state, key.age_seconds);

@@ -1,4 +1,4 @@
-//! Configuration of the daemon: one table of options, three sources, one validated value.
+//! The daemon's configuration: one table of options, three sources, one validated value.
 
 mod options;
 mod read;
@@ -21,54 +21,54 @@ pub(crate) use value::time;
 
 pub use read::{ConfigError, Source, Sources, from_sources};
 
-/// How private keys are kept.
+/// How private keys are stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeyStorage {
-    /// On a tmpfs: a key that is on no disk can't be stolen with it.
+    /// On a tmpfs, so that they can't be stolen with the disk.
     Tmpfs,
-    /// Encrypted under a key that the operator supplies.
+    /// Encrypted under a key supplied by the operator.
     Sealed(SealingSource),
-    /// As they are.
+    /// Unencrypted on disk.
     PlainOnDisk,
 }
 
-/// Where the operator's key for sealing is.
+/// Where the operator's sealing key is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SealingSource {
     /// In a file.
     File(PathBuf),
-    /// A systemd credential: a file of this name in the folder that `CREDENTIALS_DIRECTORY` names (systemd.exec(5)).
+    /// A systemd credential: a file of this name in the directory `CREDENTIALS_DIRECTORY` (systemd.exec(5)).
     Credential(String),
 }
 
-/// Everything that the daemon is told from outside, checked.
+/// The validated configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Name of the Node that this daemon runs on.
     pub node_name: String,
-    /// Kubeconfig file; none means the service account of the pod.
+    /// Kubeconfig file; none uses the pod's service account.
     pub kubeconfig: Option<PathBuf>,
-    /// The cluster's pod ranges. Whatever lies in them never leaves a node in clear.
+    /// The cluster's pod CIDRs. Packets with such an address never leave a node unencrypted.
     pub cluster_cidrs: Vec<IpNetwork>,
-    /// The cluster's service ranges.
+    /// The cluster's service CIDRs.
     pub service_cidrs: Vec<IpNetwork>,
-    /// Ranges that node addresses must lie in; empty means anywhere.
+    /// CIDRs that node addresses must be in; empty allows any.
     pub node_cidrs: Vec<IpNetwork>,
-    /// Addresses of the API server that ordinary nodes may never claim, beside those that it names itself.
+    /// Further API server addresses that only control-plane nodes may claim.
     pub api_servers: BTreeSet<IpAddr>,
-    /// Addresses that peers reach this node at; empty means those of its Node that are on its own links.
+    /// Addresses at which peers reach this node; empty means those of its Node that are on its own links.
     pub endpoints: Vec<IpAddr>,
-    /// Whether this node is behind NAT: peers then follow the address that it really sends from.
+    /// Whether this node is behind NAT: peers then follow the source address of its packets.
     pub nat: bool,
     /// Name of each slot's interface.
     pub links: PerSlot<LinkName>,
     /// UDP port of each slot.
     pub ports: PerSlot<u16>,
-    /// Who carries the packets.
+    /// WireGuard implementation.
     pub backend: Wish,
-    /// Whether the kernel's devices are to receive in threads of their own.
+    /// Whether the kernel's devices receive in threads of their own.
     pub threaded_napi: bool,
-    /// MTU of the mesh; none computes it from the route to each endpoint.
+    /// MTU of the mesh; none derives it from the route to each endpoint.
     pub mtu: Option<u32>,
     /// Number of the routing table for peers' node addresses.
     pub table: u32,
@@ -76,32 +76,32 @@ pub struct Config {
     pub rule_priority: u32,
     /// UDP port of the control channel inside the tunnel.
     pub control_port: u16,
-    /// How often the way to each peer is measured; zero never.
+    /// How often the path to each peer is probed; zero never.
     pub probe_interval: Duration,
     /// When and how this node's keys are replaced.
     pub rotation: Policy,
-    /// Whether and how preshared keys are agreed on with peers.
+    /// Whether and how preshared keys are negotiated with peers.
     pub pq: keyring::pq::Terms,
-    /// Folder of the key file.
+    /// Directory of the key file.
     pub key_dir: PathBuf,
-    /// What keeps the key file from whoever gets hold of the disk.
+    /// How private keys at rest are protected.
     pub key_storage: KeyStorage,
-    /// Folder for what must survive a reboot: the last known peers.
+    /// Directory of what must survive a reboot.
     pub state_dir: PathBuf,
-    /// Folder for the daemon's socket and what the CNI plugin reads.
+    /// Directory of the daemon's control socket and of the CNI plugin's node file.
     pub run_dir: PathBuf,
-    /// Folder of the WireGuard control sockets that `wg` looks for.
+    /// Directory of the WireGuard control sockets that `wg` reads.
     pub wireguard_dir: PathBuf,
-    /// Folder of the kernel's settings, with those of the network below `net`.
+    /// Directory of the kernel's sysctls, with those of the network below `net`.
     pub sysctl_dir: PathBuf,
-    /// Folder that the container runtime reads network configurations from.
+    /// Directory from which the container runtime reads network configurations.
     pub cni_conf_dir: PathBuf,
-    /// Folder that the container runtime finds plugins in.
+    /// Directory of the container runtime's CNI plugins.
     pub cni_bin_dir: PathBuf,
-    /// Where health and metrics are served.
+    /// Address of health and metrics.
     pub listen: SocketAddr,
     /// Whether log lines are JSON.
     pub log_json: bool,
-    /// Which log lines are written, in `tracing`'s filter syntax.
+    /// Log filter, in `tracing`'s syntax.
     pub log_filter: String,
 }

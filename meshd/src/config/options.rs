@@ -1,17 +1,30 @@
-//! The table of options: flags, environment variables, the YAML file and the documentation come from it.
+//! The table of options. Each row has the type, the parser, the default and the text of one option; flags, environment
+//! variables, the YAML file and docs/options.md are derived from it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
 
-/// One option of `meshd run`.
+use ipnetwork::IpNetwork;
+use keyring::pq::Mode;
+use plan::network::LinkName;
+
+use super::SealingSource;
+use super::value::{self, Expected, Storage};
+use crate::device::Wish;
+
+/// What help texts and documentation say about an option of `meshd run`.
 #[derive(Debug)]
 pub struct OptionSpec {
-    /// Name of the flag without dashes, and of the key in the YAML file.
+    /// Name of the flag without dashes, and key in the YAML file.
     pub name: &'static str,
-    /// Shape of the value, for help texts.
+    /// Form of the value, for help texts.
     pub value: &'static str,
-    /// Value that stands when no source has one; none means that the option is required or may be absent.
+    /// Value if no source sets one.
     pub default: Option<&'static str>,
-    /// Whether there must be a value.
+    /// Whether a source must set it.
     pub required: bool,
     /// What the option does, in one or two sentences.
     pub help: &'static str,
@@ -22,208 +35,211 @@ impl OptionSpec {
     pub fn environment(&self) -> String {
         format!("MESHD_{}", self.name.replace('-', "_").to_uppercase())
     }
+}
+
+/// Parses the text of a value.
+pub(super) type Parse<T> = fn(&str) -> Result<T, Expected>;
+
+/// An option that always has a value: it is required or has a default.
+pub(super) struct Valued<T: 'static> {
+    pub(super) spec: OptionSpec,
+    pub(super) parse: Parse<T>,
+}
+
+impl<T> Valued<T> {
+    const fn required(name: &'static str, value: &'static str, parse: Parse<T>, help: &'static str) -> Self {
+        Self { spec: OptionSpec { name, value, default: None, required: true, help }, parse }
+    }
 
     const fn new(
         name: &'static str,
         value: &'static str,
-        default: Option<&'static str>,
+        default: &'static str,
+        parse: Parse<T>,
         help: &'static str,
     ) -> Self {
-        Self { name, value, default, required: false, help }
-    }
-
-    const fn required(name: &'static str, value: &'static str, help: &'static str) -> Self {
-        Self { name, value, default: None, required: true, help }
+        Self { spec: OptionSpec { name, value, default: Some(default), required: false, help }, parse }
     }
 }
 
-/// All options, in the order in which help shows them.
-pub static OPTIONS: &[OptionSpec] = &[
-    OptionSpec::required("node-name", "NAME", "Name of the Node that this daemon runs on."),
-    OptionSpec::required(
-        "cluster-cidr",
-        "CIDR[,CIDR]",
-        "The cluster's pod ranges, as the controller manager has them. Packets with such an address leave a node through WireGuard or not at all.",
-    ),
-    OptionSpec::required(
-        "service-cidr",
-        "CIDR[,CIDR]",
-        "The cluster's service ranges, as the API server has them. No node may claim an address in them.",
-    ),
-    OptionSpec::new(
-        "node-cidr",
-        "CIDR[,CIDR]",
-        None,
-        "Ranges of the nodes' own addresses. With it a kubelet can't draw pods' traffic to any other address to its node; without it the first claim of an address wins.",
-    ),
-    OptionSpec::new(
-        "kubeconfig",
-        "FILE",
-        None,
+/// An option that may be absent.
+pub(super) struct Optional<T: 'static> {
+    pub(super) spec: OptionSpec,
+    pub(super) parse: Parse<T>,
+}
+
+impl<T> Optional<T> {
+    const fn new(name: &'static str, value: &'static str, parse: Parse<T>, help: &'static str) -> Self {
+        Self { spec: OptionSpec { name, value, default: None, required: false, help }, parse }
+    }
+}
+
+/// Defines a typed constant for each row, and the list of all rows.
+macro_rules! table {
+    ($($row:ident: $type:ty = $option:expr;)*) => {
+        $(pub(super) static $row: $type = $option;)*
+
+        /// All options, in the order of help and documentation.
+        pub static OPTIONS: &[&OptionSpec] = &[$(&$row.spec),*];
+    };
+}
+
+table! {
+    NODE_NAME: Valued<String> = Valued::required(
+        "node-name", "NAME", value::node_name,
+        "Name of the Node that this daemon runs on.",
+    );
+    CLUSTER_CIDR: Valued<Vec<IpNetwork>> = Valued::required(
+        "cluster-cidr", "CIDR[,CIDR]", value::cidrs,
+        "The cluster's pod CIDRs, as configured on the controller manager. Packets with such an address leave a node through WireGuard or not at all.",
+    );
+    SERVICE_CIDR: Valued<Vec<IpNetwork>> = Valued::required(
+        "service-cidr", "CIDR[,CIDR]", value::cidrs,
+        "The cluster's service CIDRs, as configured on the API server. No node may claim an address in them.",
+    );
+    NODE_CIDR: Optional<Vec<IpNetwork>> = Optional::new(
+        "node-cidr", "CIDR[,CIDR]", value::cidrs,
+        "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, the first claim of an address wins.",
+    );
+    KUBECONFIG: Optional<PathBuf> = Optional::new(
+        "kubeconfig", "FILE", value::file,
         "Kubeconfig file; without it the pod's service account is used.",
-    ),
-    OptionSpec::new(
-        "api-server-address",
-        "IP[,IP]",
-        None,
-        "More addresses of the API server that only control-plane nodes may claim, beside those in the endpoints of the service `kubernetes`.",
-    ),
-    OptionSpec::new(
-        "endpoint",
-        "IP[,IP]",
-        None,
-        "Addresses that peers reach this node at; without it those of its Node that are on its own links. The annotation config.meshd.dev/endpoint on the Node wins over both.",
-    ),
-    OptionSpec::new(
-        "nat",
-        "true|false",
-        Some("false"),
-        "This node is behind NAT: peers follow the address that it really sends from, and keepalives hold the way open.",
-    ),
-    OptionSpec::new("interface-a", "NAME", Some("mesh-a"), "Interface of slot a."),
-    OptionSpec::new("interface-b", "NAME", Some("mesh-b"), "Interface of slot b."),
-    OptionSpec::new("port-a", "PORT", Some("51840"), "UDP port of slot a."),
-    OptionSpec::new("port-b", "PORT", Some("51841"), "UDP port of slot b."),
-    OptionSpec::new(
-        "backend",
-        "auto|kernel|userspace",
-        Some("auto"),
-        "Which WireGuard carries the packets: the kernel's, or an engine in the daemon. auto takes the kernel's where a WireGuard link can be made and read. Devices that are there keep theirs until their key is replaced.",
-    ),
-    OptionSpec::new(
-        "threaded-napi",
-        "true|false",
-        Some("false"),
-        "Has the kernel's WireGuard receive in a thread for each peer, which can spread over the CPUs, where few peers send much. Needs the node's /sys, writable.",
-    ),
-    OptionSpec::new(
-        "mtu",
-        "BYTES",
-        None,
+    );
+    API_SERVER_ADDRESS: Optional<BTreeSet<IpAddr>> = Optional::new(
+        "api-server-address", "IP[,IP]", value::addresses,
+        "Further API server addresses that only control-plane nodes may claim, in addition to the endpoints of the service `kubernetes`.",
+    );
+    ENDPOINT: Optional<Vec<IpAddr>> = Optional::new(
+        "endpoint", "IP[,IP]", value::addresses,
+        "Addresses at which peers reach this node; without it those addresses of its Node that are on its own links. The annotation config.meshd.dev/endpoint on the Node overrides both.",
+    );
+    NAT: Valued<bool> = Valued::new(
+        "nat", "true|false", "false", value::boolean,
+        "This node is behind NAT: peers follow the source address of its packets, and keepalives keep the NAT mapping open.",
+    );
+    INTERFACE_A: Valued<LinkName> = Valued::new(
+        "interface-a", "NAME", "mesh-a", value::link,
+        "Interface of slot a.",
+    );
+    INTERFACE_B: Valued<LinkName> = Valued::new(
+        "interface-b", "NAME", "mesh-b", value::link,
+        "Interface of slot b.",
+    );
+    PORT_A: Valued<u16> = Valued::new("port-a", "PORT", "51840", value::port, "UDP port of slot a.");
+    PORT_B: Valued<u16> = Valued::new("port-b", "PORT", "51841", value::port, "UDP port of slot b.");
+    BACKEND: Valued<Wish> = Valued::new(
+        "backend", "auto|kernel|userspace", "auto", value::backend,
+        "WireGuard implementation: the kernel's, or the userspace engine in the daemon. auto selects the kernel's if a WireGuard link can be created and read. Existing devices keep theirs until their key is replaced.",
+    );
+    THREADED_NAPI: Valued<bool> = Valued::new(
+        "threaded-napi", "true|false", "false", value::boolean,
+        "Lets the kernel's WireGuard receive in one thread per peer, which spreads the load over CPUs where few peers send much. Needs write access to the node's /sys.",
+    );
+    MTU: Optional<u32> = Optional::new(
+        "mtu", "BYTES", value::mtu,
         "MTU of the mesh; without it that of the route to each endpoint less 80 bytes.",
-    ),
-    OptionSpec::new("table", "NUMBER", Some("5184"), "Routing table for peers' node addresses."),
-    OptionSpec::new(
-        "rule-priority",
-        "NUMBER",
-        Some("5184"),
-        "Priority of the rule by which pods look that table up.",
-    ),
-    OptionSpec::new(
-        "control-port",
-        "PORT",
-        Some("51842"),
-        "UDP port on which nodes speak to each other inside the tunnel.",
-    ),
-    OptionSpec::new(
-        "probe-interval",
-        "TIME",
-        Some("30s"),
-        "How often the way to each peer is measured inside the tunnel: its round trip, and whether packets of full size pass; 0 never.",
-    ),
-    OptionSpec::new(
-        "rotation-interval",
-        "TIME",
-        Some("24h"),
+    );
+    TABLE: Valued<u32> = Valued::new(
+        "table", "NUMBER", "5184", value::table,
+        "Routing table for peers' node addresses.",
+    );
+    RULE_PRIORITY: Valued<u32> = Valued::new(
+        "rule-priority", "NUMBER", "5184", value::priority,
+        "Priority of the policy rules that look up that table for pods.",
+    );
+    CONTROL_PORT: Valued<u16> = Valued::new(
+        "control-port", "PORT", "51842", value::port,
+        "UDP port of the control channel between nodes, inside the tunnel.",
+    );
+    PROBE_INTERVAL: Valued<Duration> = Valued::new(
+        "probe-interval", "TIME", "30s", value::time,
+        "How often the path to each peer is probed inside the tunnel for its round-trip time and for loss of full-size packets; 0 disables probes.",
+    );
+    ROTATION_INTERVAL: Valued<Duration> = Valued::new(
+        "rotation-interval", "TIME", "24h", value::time,
         "Age at which this node's keys are replaced; 0 replaces them on request only. Times are numbers with ms, s, m, h or d.",
-    ),
-    OptionSpec::new(
-        "rotation-jitter",
-        "PERCENT",
-        Some("20"),
-        "How far that age may differ by chance, so that nodes do not rotate together.",
-    ),
-    OptionSpec::new(
-        "max-key-age",
-        "TIME",
-        None,
+    );
+    ROTATION_JITTER: Valued<u32> = Valued::new(
+        "rotation-jitter", "PERCENT", "20", value::percent,
+        "Random variation of that age, so that nodes do not rotate at the same time.",
+    );
+    MAX_KEY_AGE: Optional<Duration> = Optional::new(
+        "max-key-age", "TIME", value::time,
         "Age at which a rotation no longer waits for peers that are alive but do not follow; without it twice the interval.",
-    ),
-    OptionSpec::new(
-        "rotation-drain",
-        "TIME",
-        Some("10s"),
-        "How long a slot must have been quiet before its key is taken away.",
-    ),
-    OptionSpec::new(
-        "rotation-timeout",
-        "TIME",
-        Some("60s"),
+    );
+    ROTATION_DRAIN: Valued<Duration> = Valued::new(
+        "rotation-drain", "TIME", "10s", value::time,
+        "How long a slot must have been idle before its key is replaced.",
+    );
+    ROTATION_TIMEOUT: Valued<Duration> = Valued::new(
+        "rotation-timeout", "TIME", "60s", value::time,
         "How long a peer may take to acknowledge a step of a rotation.",
-    ),
-    OptionSpec::new(
-        "pq",
-        "off|prefer|require",
-        Some("prefer"),
-        "Preshared keys from ML-KEM-768 with each peer, against whoever records traffic for a quantum computer: none, with every peer that has them too, or no pod's packet without.",
-    ),
-    OptionSpec::new(
-        "pq-interval",
-        "TIME",
-        Some("1h"),
-        "Age at which a preshared key is replaced; 0 replaces it only when a private key is.",
-    ),
-    OptionSpec::new("key-dir", "FOLDER", Some("/run/meshd/keys"), "Folder of the private keys, mode 0700."),
-    OptionSpec::new(
-        "key-storage",
-        "tmpfs|sealed|plain-on-disk",
-        Some("tmpfs"),
-        "What keeps the keys from whoever gets hold of the disk: there is none, and after a reboot the node makes new keys; they are encrypted under sealing-key; or nothing.",
-    ),
-    OptionSpec::new(
-        "sealing-key",
-        "FILE",
-        None,
-        "File with the key that seals the private keys, 32 bytes or their base64; credential:NAME is the systemd credential of that name.",
-    ),
-    OptionSpec::new(
-        "state-dir",
-        "FOLDER",
-        Some("/var/lib/meshd"),
-        "Folder of the last known peers, for a start without the API server.",
-    ),
-    OptionSpec::new(
-        "run-dir",
-        "FOLDER",
-        Some("/run/meshd"),
-        "Folder of the daemon's socket and of the CNI plugin's input.",
-    ),
-    OptionSpec::new(
-        "wireguard-dir",
-        "FOLDER",
-        Some("/var/run/wireguard"),
-        "Folder of the control sockets that `wg show` looks for.",
-    ),
-    OptionSpec::new(
-        "sysctl-dir",
-        "FOLDER",
-        Some("/proc/sys"),
-        "Folder of the kernel's settings. In a container /proc/sys is read-only, so the node's net/ is mounted below another folder.",
-    ),
-    OptionSpec::new(
-        "cni-conf-dir",
-        "FOLDER",
-        Some("/etc/cni/net.d"),
-        "Folder that gets the CNI network configuration.",
-    ),
-    OptionSpec::new("cni-bin-dir", "FOLDER", Some("/opt/cni/bin"), "Folder that gets the CNI plugin."),
-    OptionSpec::new("listen", "IP:PORT", Some("127.0.0.1:9384"), "Where health and metrics are served."),
-    OptionSpec::new("log-format", "text|json", Some("text"), "Form of the log lines."),
-    OptionSpec::new(
-        "log-level",
-        "FILTER",
-        Some("info,boringtun=off"),
+    );
+    PQ: Valued<Mode> = Valued::new(
+        "pq", "off|prefer|require", "prefer", value::pq_mode,
+        "Preshared keys from ML-KEM-768 with each peer, against traffic being recorded now and decrypted with a quantum computer later. off: none; prefer: with every peer that supports them; require: no pod traffic without.",
+    );
+    PQ_INTERVAL: Valued<Duration> = Valued::new(
+        "pq-interval", "TIME", "1h", value::pq_interval,
+        "Age at which a preshared key is replaced; 0 replaces it only together with a private key.",
+    );
+    KEY_DIR: Valued<PathBuf> = Valued::new(
+        "key-dir", "DIRECTORY", "/run/meshd/keys", value::directory,
+        "Directory of the private keys, mode 0700.",
+    );
+    KEY_STORAGE: Valued<Storage> = Valued::new(
+        "key-storage", "tmpfs|sealed|plain-on-disk", "tmpfs", value::storage,
+        "How private keys at rest are protected. tmpfs: never on disk, new keys after a reboot; sealed: encrypted under sealing-key; plain-on-disk: not at all.",
+    );
+    SEALING_KEY: Optional<SealingSource> = Optional::new(
+        "sealing-key", "FILE", value::sealing,
+        "File with the key that encrypts the private keys, 32 bytes or their base64; credential:NAME is the systemd credential of that name.",
+    );
+    STATE_DIR: Valued<PathBuf> = Valued::new(
+        "state-dir", "DIRECTORY", "/var/lib/meshd", value::directory,
+        "Directory of the last known peers, for a start without the API server, and of the audit trail.",
+    );
+    RUN_DIR: Valued<PathBuf> = Valued::new(
+        "run-dir", "DIRECTORY", "/run/meshd", value::directory,
+        "Directory of the daemon's control socket and of the CNI plugin's node file.",
+    );
+    WIREGUARD_DIR: Valued<PathBuf> = Valued::new(
+        "wireguard-dir", "DIRECTORY", "/var/run/wireguard", value::directory,
+        "Directory of the control sockets that `wg show` reads.",
+    );
+    SYSCTL_DIR: Valued<PathBuf> = Valued::new(
+        "sysctl-dir", "DIRECTORY", "/proc/sys", value::directory,
+        "Directory of the kernel's sysctls. In a container /proc/sys is read-only, so the node's net/ is mounted below another directory.",
+    );
+    CNI_CONF_DIR: Valued<PathBuf> = Valued::new(
+        "cni-conf-dir", "DIRECTORY", "/etc/cni/net.d", value::directory,
+        "Directory in which the CNI network configuration is installed.",
+    );
+    CNI_BIN_DIR: Valued<PathBuf> = Valued::new(
+        "cni-bin-dir", "DIRECTORY", "/opt/cni/bin", value::directory,
+        "Directory in which the CNI plugin is installed.",
+    );
+    LISTEN: Valued<SocketAddr> = Valued::new(
+        "listen", "IP:PORT", "127.0.0.1:9384", value::socket,
+        "Address on which health and metrics are served.",
+    );
+    LOG_FORMAT: Valued<bool> = Valued::new(
+        "log-format", "text|json", "text", value::log_json,
+        "Format of log lines.",
+    );
+    LOG_LEVEL: Valued<String> = Valued::new(
+        "log-level", "FILTER", "info,boringtun=off", value::log_filter,
         "Which lines are logged: a level, or a filter such as info,meshd=debug.",
-    ),
-];
+    );
+}
 
 /// The options as a page of documentation.
 pub fn reference() -> String {
     let mut page = String::from(
         "# Options of `meshd run`\n\n\
-         Flags win over environment variables, those over the YAML file (`--config FILE`), that over the default.\n\
-         In the YAML file a list may be written as a list or with commas. This page is printed by\n\
-         `meshd options`; a test keeps it true.\n\n\
+         Flags override environment variables, which override the YAML file (`--config FILE`), which overrides the\n\
+         defaults. In the YAML file a list may be a YAML list or separated by commas. This page is the output of\n\
+         `meshd options`; a test checks that it is up to date.\n\n\
          | flag and YAML key | environment | value | default | |\n|---|---|---|---|---|\n",
     );
     for option in OPTIONS {

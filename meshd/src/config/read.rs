@@ -1,4 +1,4 @@
-//! From flags, environment and file to one [`Config`]; every refusal names the option and its source.
+//! Reads one [`Config`] from flags, environment and file; every error names the option and its source.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,10 +8,11 @@ use keyring::PerSlot;
 use keyring::rotation::{Policy, PolicyError, Terms};
 use serde_json::Value;
 
-use super::value::{self, Expected};
-use super::{Config, KeyStorage, OPTIONS, OptionSpec};
+use super::options::{self, OPTIONS, OptionSpec, Optional, Parse, Valued};
+use super::value::{Expected, Storage};
+use super::{Config, KeyStorage};
 
-/// Raw values by option name, one map a source.
+/// Unparsed values by option name, one map per source.
 #[derive(Debug, Default)]
 pub struct Sources {
     /// From the command line.
@@ -31,7 +32,7 @@ pub enum Source {
     Environment,
     /// The YAML file.
     File(PathBuf),
-    /// No source had a value.
+    /// No source.
     Nowhere,
 }
 
@@ -49,13 +50,13 @@ impl fmt::Display for Source {
 /// Why a configuration was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A value that can't be taken.
-    #[error("option {option} ({source_}): {found:?}: expected {expected}")]
+    /// An invalid value.
+    #[error("option {option} ({origin}): {found:?}: expected {expected}")]
     Value {
         /// Name of the option.
         option: String,
         /// Where the value came from.
-        source_: Source,
+        origin: Source,
         /// The value, at most 80 characters of it.
         found: String,
         /// What was expected.
@@ -73,15 +74,15 @@ pub enum ConfigError {
         /// Name of its environment variable.
         environment: String,
     },
-    /// A key in the file that is no option.
-    #[error("option {option:?} ({source_}): expected one of the options that `meshd run --help` lists")]
+    /// An unknown key in the file.
+    #[error("option {option:?} ({origin}): expected one of the options that `meshd run --help` lists")]
     Unknown {
         /// The key.
         option: String,
         /// The file.
-        source_: Source,
+        origin: Source,
     },
-    /// Two options that can't stand together.
+    /// Two options that contradict each other.
     #[error("options {first} and {second}: expected {expected}")]
     Conflict {
         /// One of them.
@@ -91,7 +92,7 @@ pub enum ConfigError {
         /// What was expected.
         expected: Expected,
     },
-    /// Options of the rotation that can't stand together.
+    /// Options of the rotation that contradict each other.
     #[error("options rotation-interval, rotation-jitter, max-key-age, rotation-drain and rotation-timeout")]
     Rotation {
         /// What is wrong.
@@ -115,7 +116,7 @@ pub enum ConfigError {
     },
 }
 
-/// Reads the configuration out of its sources.
+/// Reads the configuration from its sources.
 pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
     let file = match &sources.file {
         Some((path, text)) => file_values(path, text)?,
@@ -124,39 +125,36 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
     let values = Values { sources, file };
     let rotation = rotation(&values)?;
     let config = Config {
-        node_name: values.one("node-name", value::node_name)?,
-        kubeconfig: values.maybe("kubeconfig", value::file)?,
-        cluster_cidrs: values.filled_list("cluster-cidr", value::cidr)?,
-        service_cidrs: values.filled_list("service-cidr", value::cidr)?,
-        node_cidrs: values.list("node-cidr", value::cidr)?,
-        api_servers: values.list("api-server-address", value::address)?.into_iter().collect(),
-        endpoints: values.list("endpoint", value::address)?,
-        nat: values.one("nat", value::boolean)?,
-        links: PerSlot {
-            a: values.one("interface-a", value::link)?,
-            b: values.one("interface-b", value::link)?,
-        },
-        ports: PerSlot { a: values.one("port-a", value::port)?, b: values.one("port-b", value::port)? },
-        backend: values.one("backend", value::backend)?,
-        threaded_napi: values.one("threaded-napi", value::boolean)?,
-        mtu: values.maybe("mtu", value::mtu)?,
-        table: values.one("table", value::table)?,
-        rule_priority: values.one("rule-priority", value::priority)?,
-        control_port: values.one("control-port", value::port)?,
-        probe_interval: values.one("probe-interval", value::time)?,
+        node_name: values.get(&options::NODE_NAME)?,
+        kubeconfig: values.find(&options::KUBECONFIG)?,
+        cluster_cidrs: values.non_empty(&options::CLUSTER_CIDR)?,
+        service_cidrs: values.non_empty(&options::SERVICE_CIDR)?,
+        node_cidrs: values.find(&options::NODE_CIDR)?.unwrap_or_default(),
+        api_servers: values.find(&options::API_SERVER_ADDRESS)?.unwrap_or_default(),
+        endpoints: values.find(&options::ENDPOINT)?.unwrap_or_default(),
+        nat: values.get(&options::NAT)?,
+        links: PerSlot { a: values.get(&options::INTERFACE_A)?, b: values.get(&options::INTERFACE_B)? },
+        ports: PerSlot { a: values.get(&options::PORT_A)?, b: values.get(&options::PORT_B)? },
+        backend: values.get(&options::BACKEND)?,
+        threaded_napi: values.get(&options::THREADED_NAPI)?,
+        mtu: values.find(&options::MTU)?,
+        table: values.get(&options::TABLE)?,
+        rule_priority: values.get(&options::RULE_PRIORITY)?,
+        control_port: values.get(&options::CONTROL_PORT)?,
+        probe_interval: values.get(&options::PROBE_INTERVAL)?,
         pq: pq(&values, &rotation)?,
         rotation,
-        key_dir: values.one("key-dir", value::folder)?,
+        key_dir: values.get(&options::KEY_DIR)?,
         key_storage: key_storage(&values)?,
-        state_dir: values.one("state-dir", value::folder)?,
-        run_dir: values.one("run-dir", value::folder)?,
-        wireguard_dir: values.one("wireguard-dir", value::folder)?,
-        sysctl_dir: values.one("sysctl-dir", value::folder)?,
-        cni_conf_dir: values.one("cni-conf-dir", value::folder)?,
-        cni_bin_dir: values.one("cni-bin-dir", value::folder)?,
-        listen: values.one("listen", value::socket)?,
-        log_json: values.one("log-format", value::log_json)?,
-        log_filter: values.one("log-level", value::log_filter)?,
+        state_dir: values.get(&options::STATE_DIR)?,
+        run_dir: values.get(&options::RUN_DIR)?,
+        wireguard_dir: values.get(&options::WIREGUARD_DIR)?,
+        sysctl_dir: values.get(&options::SYSCTL_DIR)?,
+        cni_conf_dir: values.get(&options::CNI_CONF_DIR)?,
+        cni_bin_dir: values.get(&options::CNI_BIN_DIR)?,
+        listen: values.get(&options::LISTEN)?,
+        log_json: values.get(&options::LOG_FORMAT)?,
+        log_filter: values.get(&options::LOG_LEVEL)?,
     };
     refuse_conflicts(&config)?;
     Ok(config)
@@ -164,11 +162,11 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
 
 fn rotation(values: &Values<'_>) -> Result<Policy, ConfigError> {
     let terms = Terms {
-        interval: values.one("rotation-interval", value::time)?,
-        jitter: values.one("rotation-jitter", value::percent)?,
-        max_age: values.maybe("max-key-age", value::time)?,
-        drain: values.one("rotation-drain", value::time)?,
-        timeout: values.one("rotation-timeout", value::time)?,
+        interval: values.get(&options::ROTATION_INTERVAL)?,
+        jitter: values.get(&options::ROTATION_JITTER)?,
+        max_age: values.find(&options::MAX_KEY_AGE)?,
+        drain: values.get(&options::ROTATION_DRAIN)?,
+        timeout: values.get(&options::ROTATION_TIMEOUT)?,
     };
     Policy::new(terms).map_err(|source| ConfigError::Rotation { source })
 }
@@ -176,9 +174,9 @@ fn rotation(values: &Values<'_>) -> Result<Policy, ConfigError> {
 fn pq(values: &Values<'_>, rotation: &Policy) -> Result<keyring::pq::Terms, ConfigError> {
     let usual = keyring::pq::Terms::default();
     Ok(keyring::pq::Terms {
-        mode: values.one("pq", value::pq_mode)?,
-        interval: values.one("pq-interval", value::pq_interval)?,
-        // A rotation that waited to its own end would be given up.
+        mode: values.get(&options::PQ)?,
+        interval: values.get(&options::PQ_INTERVAL)?,
+        // Shorter than the timeout of a rotation, which waits for preshared keys.
         patience: usual.patience.min(rotation.timeout() / 2),
         ..usual
     })
@@ -186,13 +184,13 @@ fn pq(values: &Values<'_>, rotation: &Policy) -> Result<keyring::pq::Terms, Conf
 
 fn key_storage(values: &Values<'_>) -> Result<KeyStorage, ConfigError> {
     let conflict = |expected| ConfigError::Conflict { first: "key-storage", second: "sealing-key", expected };
-    let sealing = values.maybe("sealing-key", value::sealing)?;
-    match (values.one("key-storage", value::storage)?, sealing) {
-        (value::Storage::Tmpfs, None) => Ok(KeyStorage::Tmpfs),
-        (value::Storage::PlainOnDisk, None) => Ok(KeyStorage::PlainOnDisk),
-        (value::Storage::Sealed, Some(source)) => Ok(KeyStorage::Sealed(source)),
-        (value::Storage::Sealed, None) => Err(conflict("a sealing-key where keys are sealed")),
-        (_, Some(_)) => Err(conflict("key-storage sealed where there is a sealing-key")),
+    let sealing = values.find(&options::SEALING_KEY)?;
+    match (values.get(&options::KEY_STORAGE)?, sealing) {
+        (Storage::Tmpfs, None) => Ok(KeyStorage::Tmpfs),
+        (Storage::PlainOnDisk, None) => Ok(KeyStorage::PlainOnDisk),
+        (Storage::Sealed, Some(source)) => Ok(KeyStorage::Sealed(source)),
+        (Storage::Sealed, None) => Err(conflict("a sealing-key with key-storage sealed")),
+        (_, Some(_)) => Err(conflict("key-storage sealed with a sealing-key")),
     }
 }
 
@@ -202,7 +200,7 @@ fn refuse_conflicts(config: &Config) -> Result<(), ConfigError> {
         return conflict("port-a", "port-b", "two different ports");
     }
     if [config.ports.a, config.ports.b].contains(&config.control_port) {
-        return conflict("control-port", "port-a and port-b", "another port than the slots'");
+        return conflict("control-port", "port-a and port-b", "a port that no slot uses");
     }
     if config.links.a == config.links.b {
         return conflict("interface-a", "interface-b", "two different names");
@@ -212,29 +210,29 @@ fn refuse_conflicts(config: &Config) -> Result<(), ConfigError> {
         .iter()
         .any(|cluster| config.service_cidrs.iter().any(|service| plan::prefix::overlap(*cluster, *service)));
     if overlap {
-        return conflict("cluster-cidr", "service-cidr", "ranges that don't overlap");
+        return conflict("cluster-cidr", "service-cidr", "CIDRs that don't overlap");
     }
     Ok(())
 }
 
-/// The file's values as text; lists joined by commas, since that is how every source writes them.
+/// The file's values as text, with lists joined by commas as in the other sources.
 fn file_values(path: &Path, text: &str) -> Result<BTreeMap<String, String>, ConfigError> {
     let mapping: BTreeMap<String, Value> = if text.trim().is_empty() {
         BTreeMap::new()
     } else {
         serde_saphyr::from_str(text).map_err(|source| ConfigError::Yaml { path: path.to_owned(), source })?
     };
-    let source_ = Source::File(path.to_owned());
+    let origin = Source::File(path.to_owned());
     let mut values = BTreeMap::new();
     for (option, value) in mapping {
         if !OPTIONS.iter().any(|known| known.name == option) {
-            return Err(ConfigError::Unknown { option: shortened(&option), source_ });
+            return Err(ConfigError::Unknown { option: shortened(&option), origin });
         }
         let Some(text) = scalar_or_list(&value) else {
             let found = shortened(&value.to_string());
             return Err(ConfigError::Value {
                 option,
-                source_,
+                origin,
                 found,
                 expected: "a value or a list of values",
             });
@@ -258,14 +256,14 @@ fn scalar_or_list(value: &Value) -> Option<String> {
     }
 }
 
-/// Looks each option up: flag, then environment, then file, then default.
+/// Looks options up: flag, then environment, then file, then default.
 struct Values<'a> {
     sources: &'a Sources,
     file: BTreeMap<String, String>,
 }
 
 impl Values<'_> {
-    fn raw(&self, option: &OptionSpec) -> (Option<&str>, Source) {
+    fn text(&self, option: &OptionSpec) -> (Option<&str>, Source) {
         if let Some(text) = self.sources.flags.get(option.name) {
             return (Some(text), Source::Flag);
         }
@@ -278,61 +276,40 @@ impl Values<'_> {
         }
     }
 
-    fn maybe<T>(
-        &self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, Expected>,
-    ) -> Result<Option<T>, ConfigError> {
-        let Some(option) = OPTIONS.iter().find(|option| option.name == name) else {
-            return Err(ConfigError::Unknown { option: name.to_owned(), source_: Source::Nowhere });
-        };
-        let (text, source_) = self.raw(option);
+    fn parsed<T>(&self, option: &OptionSpec, parse: Parse<T>) -> Result<Option<T>, ConfigError> {
+        let (text, origin) = self.text(option);
         let Some(text) = text else { return Ok(None) };
         let refused = |expected| ConfigError::Value {
-            option: name.to_owned(),
-            source_,
+            option: option.name.to_owned(),
+            origin,
             found: shortened(text),
             expected,
         };
         parse(text).map(Some).map_err(refused)
     }
 
-    fn one<T>(
-        &self,
-        name: &'static str,
-        parse: impl Fn(&str) -> Result<T, Expected>,
-    ) -> Result<T, ConfigError> {
-        self.maybe(name, parse)?.ok_or_else(|| missing(name))
+    /// The value of an option that may be absent.
+    fn find<T>(&self, option: &Optional<T>) -> Result<Option<T>, ConfigError> {
+        self.parsed(&option.spec, option.parse)
     }
 
-    fn list<T>(
-        &self,
-        name: &'static str,
-        one: impl Fn(&str) -> Result<T, Expected>,
-    ) -> Result<Vec<T>, ConfigError> {
-        Ok(self.maybe(name, |text| value::list(text, &one))?.unwrap_or_default())
+    /// The value of an option that is required or has a default.
+    fn get<T>(&self, option: &Valued<T>) -> Result<T, ConfigError> {
+        self.parsed(&option.spec, option.parse)?.ok_or_else(|| missing(&option.spec))
     }
 
-    fn filled_list<T>(
-        &self,
-        name: &'static str,
-        one: impl Fn(&str) -> Result<T, Expected>,
-    ) -> Result<Vec<T>, ConfigError> {
-        let values = self.list(name, one)?;
-        if values.is_empty() { Err(missing(name)) } else { Ok(values) }
+    /// A required list.
+    fn non_empty<T>(&self, option: &Valued<Vec<T>>) -> Result<Vec<T>, ConfigError> {
+        let values = self.get(option)?;
+        if values.is_empty() { Err(missing(&option.spec)) } else { Ok(values) }
     }
 }
 
-fn missing(name: &'static str) -> ConfigError {
-    let option = OPTIONS.iter().find(|option| option.name == name);
-    ConfigError::Missing {
-        option: name,
-        value: option.map_or("a value", |option| option.value),
-        environment: option.map_or_else(String::new, OptionSpec::environment),
-    }
+fn missing(option: &OptionSpec) -> ConfigError {
+    ConfigError::Missing { option: option.name, value: option.value, environment: option.environment() }
 }
 
-/// Enough of a value to recognize it by; a value may be megabytes long.
+/// The start of a value, which may be megabytes long.
 fn shortened(text: &str) -> String {
     text.chars().take(80).collect()
 }

@@ -8,7 +8,7 @@ fn sources(pairs: &[(&str, &str)]) -> Sources {
 }
 
 #[test]
-fn defaults_fill_what_no_source_sets() {
+fn defaults_apply_where_no_source_sets_a_value() {
     let config = from_sources(&sources(&[])).unwrap();
     assert_eq!(config.ports, PerSlot { a: 51840, b: 51841 });
     assert_eq!(config.listen.to_string(), "127.0.0.1:9384");
@@ -16,7 +16,7 @@ fn defaults_fill_what_no_source_sets() {
 }
 
 #[test]
-fn flags_win_over_environment_over_file() {
+fn flags_override_environment_overrides_file() {
     let mut sources = sources(&[("port-a", "1")]);
     sources.environment =
         [("port-a".to_owned(), "2".to_owned()), ("port-b".to_owned(), "22".to_owned())].into();
@@ -26,7 +26,7 @@ fn flags_win_over_environment_over_file() {
 }
 
 #[test]
-fn the_file_takes_lists_in_both_forms() {
+fn the_file_may_hold_lists_in_both_forms() {
     let mut sources = Sources::default();
     let text = "node-name: n1\ncluster-cidr: [10.244.0.0/16, 'fd00:10:244::/48']\nservice-cidr: 10.96.0.0/16, fd00:10:96::/112\n";
     sources.file = Some(("/etc/meshd.yaml".into(), text.to_owned()));
@@ -35,14 +35,14 @@ fn the_file_takes_lists_in_both_forms() {
 }
 
 #[test]
-fn every_refusal_names_the_option_and_what_was_expected() {
+fn every_error_names_the_option_and_what_was_expected() {
     for (name, value, expected) in [
         ("cluster-cidr", "10.244.0.1/16", "host bits are zero"),
         ("cluster-cidr", "10.244.0.0", "host bits are zero"),
         ("cluster-cidr", "0.0.0.0/0", "host bits are zero"),
         ("cluster-cidr", "", "no value"),
         ("port-a", "0", "1 to 65535"),
-        ("control-port", "51840", "another port"),
+        ("control-port", "51840", "no slot uses"),
         ("rotation-interval", "24", "a time such as"),
         ("rotation-interval", "h", "a time such as"),
         ("rotation-interval", "1m", "four timeouts and two drains"),
@@ -57,8 +57,8 @@ fn every_refusal_names_the_option_and_what_was_expected() {
         ("table", "254", "other than"),
         ("key-dir", "keys", "absolute"),
         ("key-storage", "disk", "tmpfs, sealed or plain-on-disk"),
-        ("key-storage", "sealed", "a sealing-key where keys are sealed"),
-        ("sealing-key", "/etc/key", "key-storage sealed where"),
+        ("key-storage", "sealed", "a sealing-key with key-storage sealed"),
+        ("sealing-key", "/etc/key", "key-storage sealed with"),
         ("sealing-key", "key", "credential:NAME"),
         ("sealing-key", "credential:../key", "credential:NAME"),
         ("listen", "localhost:1", "IP address with a port"),
@@ -75,7 +75,7 @@ fn every_refusal_names_the_option_and_what_was_expected() {
 }
 
 #[test]
-fn unknown_and_misshapen_entries_of_the_file_are_refused() {
+fn unknown_and_malformed_entries_of_the_file_are_refused() {
     for (text, part) in [
         ("clustercidr: x", "clustercidr"),
         ("port-a: {x: 1}", "port-a"),
@@ -88,6 +88,16 @@ fn unknown_and_misshapen_entries_of_the_file_are_refused() {
         sources.file = Some(("/etc/meshd.yaml".into(), text.to_owned()));
         let error = from_sources(&sources).unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("meshd.yaml"), "{text}: {error}");
+    }
+}
+
+/// A row of the table that the configuration does not read would be accepted and ignored.
+#[test]
+fn every_option_is_read() {
+    for option in OPTIONS {
+        let errors = ["", "!"].map(|value| from_sources(&sources(&[(option.name, value)])));
+        let named = |error: &ConfigError| error.to_string().contains(option.name);
+        assert!(errors.iter().any(|result| result.as_ref().is_err_and(named)), "{}", option.name);
     }
 }
 

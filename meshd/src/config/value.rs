@@ -1,4 +1,4 @@
-//! Parsers for the values of options: each says what it expected.
+//! Parsers for the values of options; each error names what was expected.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
+use plan::desired::MIN_MTU;
 use plan::network::LinkName;
 use wireguard::Backend;
 
@@ -13,14 +14,19 @@ use crate::device::Wish;
 
 use super::SealingSource;
 
-/// What was expected where a value could not be taken.
+/// What was expected instead of a value that was refused.
 pub(crate) type Expected = &'static str;
 
-pub(super) fn list<T>(text: &str, one: impl Fn(&str) -> Result<T, Expected>) -> Result<Vec<T>, Expected> {
-    text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(one).collect()
+/// A list separated by commas.
+fn list<T, L: FromIterator<T>>(text: &str, item: fn(&str) -> Result<T, Expected>) -> Result<L, Expected> {
+    text.split(',').map(str::trim).filter(|text| !text.is_empty()).map(item).collect()
 }
 
-pub(super) fn cidr(text: &str) -> Result<IpNetwork, Expected> {
+pub(super) fn cidrs(text: &str) -> Result<Vec<IpNetwork>, Expected> {
+    list(text, cidr)
+}
+
+fn cidr(text: &str) -> Result<IpNetwork, Expected> {
     const EXPECTED: Expected = "CIDRs whose host bits are zero, such as 10.244.0.0/16 or fd00:10:244::/48";
     let parsed: IpNetwork = text.parse().map_err(|_| EXPECTED)?;
     if !text.contains('/') || parsed.network() != parsed.ip() || parsed.prefix() == 0 {
@@ -29,7 +35,11 @@ pub(super) fn cidr(text: &str) -> Result<IpNetwork, Expected> {
     Ok(parsed)
 }
 
-pub(super) fn address(text: &str) -> Result<IpAddr, Expected> {
+pub(super) fn addresses<L: FromIterator<IpAddr>>(text: &str) -> Result<L, Expected> {
+    list(text, address)
+}
+
+fn address(text: &str) -> Result<IpAddr, Expected> {
     text.parse().map_err(|_| "IP addresses, such as 192.0.2.1 or 2001:db8::1")
 }
 
@@ -46,8 +56,7 @@ pub(super) fn port(text: &str) -> Result<u16, Expected> {
 
 pub(super) fn mtu(text: &str) -> Result<u32, Expected> {
     match text.parse() {
-        // 1280 is the least that IPv6 works with (RFC 8200 section 5).
-        Ok(mtu) if (1280..=65_535).contains(&mtu) => Ok(mtu),
+        Ok(mtu) if (MIN_MTU..=65_535).contains(&mtu) => Ok(mtu),
         _ => Err("an MTU from 1280 to 65535 bytes"),
     }
 }
@@ -62,7 +71,7 @@ pub(super) fn table(text: &str) -> Result<u32, Expected> {
 
 pub(super) fn priority(text: &str) -> Result<u32, Expected> {
     match text.parse() {
-        // The main table is looked up at 32766; a later rule would never be asked.
+        // The main table is looked up at 32766; a later rule would never match.
         Ok(priority) if (1..32_766).contains(&priority) => Ok(priority),
         _ => Err("a priority from 1 to 32765"),
     }
@@ -98,9 +107,9 @@ pub(super) fn pq_mode(text: &str) -> Result<Mode, Expected> {
 
 pub(super) fn pq_interval(text: &str) -> Result<Duration, Expected> {
     match time(text) {
-        // One takes a few seconds on each slot.
+        // An exchange takes a few seconds on each slot.
         Ok(interval) if interval.is_zero() || interval >= Duration::from_secs(10) => Ok(interval),
-        _ => Err("0, or a time from 10s up"),
+        _ => Err("0, or a time of at least 10s"),
     }
 }
 
@@ -144,7 +153,7 @@ pub(super) fn link(text: &str) -> Result<LinkName, Expected> {
     text.parse().map_err(|_| "an interface name of 1 to 15 characters")
 }
 
-pub(super) fn folder(text: &str) -> Result<PathBuf, Expected> {
+pub(super) fn directory(text: &str) -> Result<PathBuf, Expected> {
     let path = PathBuf::from(text);
     if path.is_absolute() { Ok(path) } else { Err("an absolute path") }
 }
@@ -153,7 +162,7 @@ pub(super) fn file(text: &str) -> Result<PathBuf, Expected> {
     if text.is_empty() { Err("the path of a file") } else { Ok(PathBuf::from(text)) }
 }
 
-/// Value of `key-storage`.
+/// Values of `key-storage`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Storage {
     Tmpfs,
@@ -173,15 +182,15 @@ pub(super) fn storage(text: &str) -> Result<Storage, Expected> {
 pub(super) fn sealing(text: &str) -> Result<SealingSource, Expected> {
     const EXPECTED: Expected = "an absolute path, or credential:NAME";
     match text.strip_prefix("credential:") {
-        // The name is joined to a folder: it must stay in it.
+        // The name is joined to a directory and must not leave it.
         Some(name) if name.is_empty() || name.starts_with('.') || name.contains('/') => Err(EXPECTED),
         Some(name) => Ok(SealingSource::Credential(name.to_owned())),
-        None => folder(text).map(SealingSource::File).map_err(|_| EXPECTED),
+        None => directory(text).map(SealingSource::File).map_err(|_| EXPECTED),
     }
 }
 
 pub(super) fn node_name(text: &str) -> Result<String, Expected> {
-    // RFC 1123 subdomain, as the API server demands of Node names.
+    // RFC 1123 subdomain, as required by the API server.
     let label = |label: &str| {
         let bytes = label.as_bytes();
         let inner = bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-');

@@ -211,7 +211,10 @@ impl Audit {
             Ok(head) => {
                 self.waiting.clear();
                 if self.failed {
-                    warn!("the audit trail can be written again; nothing of it was lost");
+                    warn!(
+                        event = "AuditTrailRecovered",
+                        "the audit trail can be written again; nothing of it was lost"
+                    );
                 }
                 self.failed = false;
                 if let Some(anchor) = &mut self.anchor {
@@ -220,7 +223,10 @@ impl Audit {
             }
             Err(error) => {
                 if !self.failed {
-                    error!(cause = %Chain(&error), "no key is replaced until the audit trail can be written again");
+                    error!(
+                        event = "AuditTrailFailed", error = %Chain(&error),
+                        "no key is replaced until the audit trail can be written again"
+                    );
                 }
                 self.failed = true;
             }

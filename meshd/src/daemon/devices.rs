@@ -51,11 +51,17 @@ impl Devices {
             match device::adopt(link) {
                 Ok(found) => {
                     let device = found?;
-                    info!(%slot, %link, backend = %device.backend(), "took over a device that was there");
+                    info!(
+                        event = "DeviceAdopted", %slot, %link, backend = %device.backend(),
+                        "took over a device that was there"
+                    );
                     Some(Running::new(link, device, threaded))
                 }
                 Err(error) => {
-                    warn!(%slot, %link, cause = %Chain(&error), "what is there can't be taken over");
+                    warn!(
+                        event = "DeviceNotAdopted", %slot, %link, error = %Chain(&error),
+                        "what is there can't be taken over"
+                    );
                     None
                 }
             }
@@ -80,7 +86,10 @@ impl Devices {
                 Ok(link.map(|link| (link, state)))
             }
             Err(error) if error.is_gone() => {
-                error!(%slot, %link, cause = %Chain(&error), "the WireGuard device is gone; making it anew");
+                error!(
+                    event = "DeviceLost", %slot, %link, error = %Chain(&error),
+                    "the WireGuard device is gone; making it anew"
+                );
                 *running = None;
                 self.restarts += 1;
                 Ok(None)
@@ -114,7 +123,10 @@ impl Devices {
         match self.observe(slot) {
             Ok(found) => found,
             Err(error) => {
-                warn!(%slot, cause = %Chain(&error), "the WireGuard device can't be read");
+                warn!(
+                    event = "DeviceUnreadable", %slot, error = %Chain(&error),
+                    "the WireGuard device can't be read"
+                );
                 None
             }
         }
@@ -229,7 +241,10 @@ impl Devices {
             && let Err(error) = running.device.initiate_handshake(*key)
         {
             // A peer that is gone again needs none, and any other will be spoken to as soon as there is traffic.
-            debug!(%slot, peer = %key, cause = %Chain(&error), "no handshake was started");
+            debug!(
+                event = "HandshakeNotInitiated", %slot, %key, error = %Chain(&error),
+                "no handshake was started"
+            );
         }
     }
 
@@ -246,9 +261,15 @@ impl Devices {
 /// Asks for the kernel's threads. Packets pass without them too.
 fn thread(link: &LinkName) {
     match linux::napi::set_threaded(link) {
-        Ok(true) => info!(%link, "the kernel receives in a thread for each peer"),
+        Ok(true) => info!(
+            event = "ThreadedNapiEnabled", %link,
+            "the kernel receives in a thread for each peer"
+        ),
         Ok(false) => {}
-        Err(error) => warn!(%link, cause = %Chain(&error), "option threaded-napi has no effect"),
+        Err(error) => warn!(
+            event = "ThreadedNapiFailed", %link, error = %Chain(&error),
+            "option threaded-napi has no effect"
+        ),
     }
 }
 

@@ -43,13 +43,17 @@ impl Keys {
     pub(super) fn open(config: &Config) -> Result<Self, KeysError> {
         let store = FileStore::open(&config.key_dir, protection(&config.key_storage)?)?;
         let keys = if let Some(keys) = store.load()? {
-            info!(generation = keys.journal.generation, step = ?keys.journal.step, "loaded keys");
+            info!(
+                event = "KeysLoaded", generation = keys.journal.generation,
+                rotation_step = ?keys.journal.step,
+                "loaded keys"
+            );
             keys
         } else {
             let keys = NodeKeys::cold(1, unix())?;
             store.save(&keys)?;
             for (slot, record) in keys.journal.slots.iter() {
-                info!(%slot, fingerprint = %record.key.fingerprint(), "made a new key");
+                info!(event = "KeyCreated", %slot, key = %record.key.fingerprint(), "made a new key");
             }
             keys
         };
@@ -120,7 +124,10 @@ impl Keys {
                         self.tell(Input::Generated(keys));
                     }
                     Err(error) => {
-                        error!(cause = %Chain(&error), "no new keys can be made; the present ones stay");
+                        error!(
+                            event = "KeyCreationFailed", error = %Chain(&error),
+                            "no new keys can be made; the present ones stay"
+                        );
                         self.tell(Input::PersistFailed);
                     }
                 },
@@ -140,7 +147,10 @@ impl Keys {
                 Effect::Destroy(record) => {
                     fault::point("destroy.before");
                     if !self.ring.destroy(&record.key) {
-                        error!(key = %record.key.fingerprint(), "a key that the journal names was to be destroyed");
+                        error!(
+                            event = "KeyDestructionRefused", key = %record.key.fingerprint(),
+                            "a key that the journal names was to be destroyed"
+                        );
                     }
                 }
                 Effect::Note(note) => {
@@ -161,7 +171,10 @@ impl Keys {
         fault::point("journal.before");
         let former = std::mem::replace(&mut self.ring.journal, journal);
         if let Err(error) = self.store.save(&self.ring) {
-            error!(cause = %Chain(&error), "the rotation's next step can't be kept; the present one stays");
+            error!(
+                event = "RotationNotStored", error = %Chain(&error),
+                "the rotation's next step can't be kept; the present one stays"
+            );
             self.ring.journal = former;
             return Input::PersistFailed;
         }
@@ -191,7 +204,10 @@ impl Keys {
         let former: Vec<_> = all.into_iter().map(|one| keep(&mut self.ring, one)).collect();
         let saved = self.store.save(&self.ring);
         if let Err(error) = &saved {
-            error!(cause = %Chain(error), "preshared keys can't be kept; those that were stay");
+            error!(
+                event = "PresharedKeysNotStored", error = %Chain(error),
+                "preshared keys can't be kept; those that were stay"
+            );
             for one in former {
                 drop(keep(&mut self.ring, one));
             }
@@ -203,7 +219,10 @@ impl Keys {
     pub(super) fn forget_preshared(&mut self, peer: &PeerId) {
         self.ring.forget_preshared(peer);
         if let Err(error) = self.store.save(&self.ring) {
-            warn!(cause = %Chain(&error), "preshared keys of a node that is gone are still on disk");
+            warn!(
+                event = "PresharedKeysNotDeleted", error = %Chain(&error),
+                "preshared keys of a node that is gone are still on disk"
+            );
         }
     }
 
@@ -283,7 +302,10 @@ fn protection(storage: &KeyStorage) -> Result<Protection, KeysError> {
     match storage {
         KeyStorage::Tmpfs => Ok(Protection::Tmpfs),
         KeyStorage::PlainOnDisk => {
-            warn!("private keys are kept on the disk as they are (key-storage plain-on-disk)");
+            warn!(
+                event = "KeysUnprotected",
+                "private keys are kept on the disk as they are (key-storage plain-on-disk)"
+            );
             Ok(Protection::PlainOnDisk)
         }
         KeyStorage::Sealed(SealingSource::File(path)) => Ok(Protection::Sealed(SealingKey::read(path)?)),
@@ -328,29 +350,64 @@ fn unix() -> u64 {
 fn tell_log(note: &Note) {
     let names = |peers: &[PeerId]| peers.iter().map(PeerId::as_str).collect::<Vec<_>>().join(", ");
     match note {
-        Note::Begun(cause) => info!(?cause, "rotation: begins"),
-        Note::Staged(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: new key stored"),
-        Note::Draining(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: peers leave the slot"),
-        Note::Installed(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: new key in its slot"),
-        Note::Acknowledged(peer, slot) => info!(%peer, %slot, "rotation: acknowledged"),
+        Note::Begun(cause) => info!(event = "RotationStarted", trigger = ?cause, "rotation: begins"),
+        Note::Staged(slot, key) => info!(
+            event = "RotationKeyStored", %slot, key = %key.fingerprint(),
+            "rotation: new key stored"
+        ),
+        Note::Draining(slot, key) => info!(
+            event = "RotationDraining", %slot, key = %key.fingerprint(),
+            "rotation: peers leave the slot"
+        ),
+        Note::Installed(slot, key) => info!(
+            event = "RotationKeyInstalled", %slot, key = %key.fingerprint(),
+            "rotation: new key in its slot"
+        ),
+        Note::Acknowledged(peer, slot) => info!(
+            event = "RotationAcknowledged", peer_uid = %peer, %slot,
+            "rotation: acknowledged"
+        ),
         Note::Verified(peer, slot, key) => {
-            info!(%peer, %slot, key = %key.fingerprint(), "rotation: answers over the new key");
+            info!(
+                event = "RotationKeyVerified", peer_uid = %peer, %slot, key = %key.fingerprint(),
+                "rotation: answers over the new key"
+            );
         }
-        Note::Active(slot, key) => info!(%slot, key = %key.fingerprint(), "rotation: now preferred"),
-        Note::Skipped(peer) => warn!(%peer, "rotation: silent; not waited for"),
-        Note::Forced(peer) => warn!(%peer, "rotation: does not follow, but the keys are too old to wait"),
+        Note::Active(slot, key) => info!(
+            event = "RotationKeyActive", %slot, key = %key.fingerprint(),
+            "rotation: now preferred"
+        ),
+        Note::Skipped(peer) => warn!(
+            event = "RotationPeerSkipped", peer_uid = %peer,
+            "rotation: silent; not waited for"
+        ),
+        Note::Forced(peer) => warn!(
+            event = "RotationPeerForced", peer_uid = %peer,
+            "rotation: does not follow, but the keys are too old to wait"
+        ),
         Note::Blocked(slot, peers) => {
-            warn!(%slot, peers = names(peers), "RotationBlocked: alive, but does not follow");
+            warn!(
+                event = "RotationBlocked", %slot, peer_uids = names(peers),
+                "rotation: alive, but does not follow"
+            );
         }
         Note::RolledBack(slot, key, peers) => {
-            warn!(%slot, key = %key.fingerprint(), peers = names(peers), "RotationBlocked: rolled back");
+            warn!(
+                event = "RotationRolledBack", %slot, key = %key.fingerprint(), peer_uids = names(peers),
+                "rotation: rolled back"
+            );
         }
         Note::Destroyed(slot, key, age) => {
-            info!(%slot, key = %key.fingerprint(), age_seconds = age.as_secs(), "rotation: key destroyed");
+            info!(
+                event = "KeyDestroyed", %slot, key = %key.fingerprint(), age_seconds = age.as_secs(),
+                "rotation: key destroyed"
+            );
         }
-        Note::Finished(took) => info!(seconds = took.as_secs_f64(), "rotation: finished"),
+        Note::Finished(took) => {
+            info!(event = "RotationFinished", seconds = took.as_secs_f64(), "rotation: finished");
+        }
         Note::Outgrown(generation) => {
-            info!(generation, "took a generation above the one on our Node");
+            info!(event = "GenerationAdvanced", generation, "took a generation above the one on our Node");
         }
     }
 }

@@ -83,11 +83,11 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         tokio::spawn(control::serve(listener, asked_in)),
         tokio::spawn(async move {
             if let Err(error) = web.serve(http::View { status, turned }).await {
-                warn!(cause = %error, "health and metrics are no longer served");
+                warn!(event = "HttpServerFailed", %error, "health and metrics are no longer served");
             }
         }),
     ];
-    info!(node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
+    info!(event = "Started", node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
     let outputs =
         Outputs { wanted: wanted_in, heard: heard_in, node_events: node_events_in, answers: answers_in };
@@ -100,7 +100,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         task.abort();
     }
     crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
-    info!("stopped; the guard, the links and the routes stay");
+    info!(event = "Stopped", "stopped; the guard, the links and the routes stay");
     ended
 }
 

@@ -53,7 +53,7 @@ pub(super) struct Outcome {
 impl Outcome {
     /// Nothing has come of anything yet.
     pub(super) fn new(chosen: Chosen) -> Self {
-        let untold = Some(format!("WireGuard by {}: {}", chosen.backend, chosen.reason));
+        let untold = Some(format!("{} selected: {}", chosen.backend, chosen.reason));
         Self { chosen: Some(chosen), untold, ..Self::default() }
     }
 
@@ -111,17 +111,20 @@ impl Outcome {
         for rejected in &admission.rejected {
             if !self.admission.rejected.contains(rejected) {
                 let (node, code, stays) = (&rejected.node, rejected.reason.code(), rejected.stays);
-                tracing::warn!(%node, reason = code, stays, cause = %rejected.reason, "refused");
+                tracing::warn!(
+                    event = "NodeRejected", %node, reason = code, stays, error = %rejected.reason,
+                    "rejected"
+                );
             }
         }
         for (name, member) in &admission.world.peers {
             if self.admission.world.peers.get(name).is_none_or(|former| former.uid != member.uid) {
-                tracing::info!(node = %name, uid = %member.uid, "joined the mesh");
+                tracing::info!(event = "PeerJoined", node = %name, peer_uid = %member.uid, "joined the mesh");
             }
         }
         for name in self.admission.world.peers.keys() {
             if !admission.world.peers.contains_key(name) {
-                tracing::info!(node = %name, "left the mesh");
+                tracing::info!(event = "PeerLeft", node = %name, "left the mesh");
             }
         }
     }
@@ -145,7 +148,7 @@ impl Outcome {
         if waiting.is_empty() && !in_place {
             let changed = cni_files::install(config, &mut self.chained)?;
             if changed || !self.installed {
-                tracing::info!("pods can be attached");
+                tracing::info!(event = "PodsCanBeAttached", "pods can be attached");
             }
             self.installed = true;
         }
@@ -266,6 +269,7 @@ impl Outcome {
         Status {
             node: config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            taken_at: keys.now().unix,
             backend: self.chosen.as_ref().map(|chosen| chosen.backend.to_string()).unwrap_or_default(),
             backend_reason: self.chosen.as_ref().map(|chosen| chosen.reason.clone()).unwrap_or_default(),
             ready: waiting_for.is_empty(),

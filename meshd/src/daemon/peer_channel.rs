@@ -219,7 +219,10 @@ impl PeerChannel {
             Message::Pair(bytes) => match pq::Message::decode(bytes) {
                 Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),
                 Err(error) => {
-                    debug!(%peer, cause = %error, "preshared key message refused");
+                    debug!(
+                        event = "PresharedMessageRefused", peer_uid = %peer, %error,
+                        "preshared key message refused"
+                    );
                     None
                 }
             },

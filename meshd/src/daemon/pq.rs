@@ -96,7 +96,10 @@ impl Pairs {
         let former = self.machines.iter().find(|(known, pair)| !is_there(known) && pair.is_bound_to(statics));
         let Some(former) = former.map(|(known, _)| known.clone()) else { return };
         if let Some(pair) = self.machines.remove(&former) {
-            info!(%peer, %former, "a Node was made anew; the preshared keys with its node stand");
+            info!(
+                event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former,
+                "a Node was made anew; the preshared keys with its node stand"
+            );
             self.machines.insert(peer.clone(), pair);
             self.unwritten.remove(&former);
             self.unwritten.insert(peer.clone());
@@ -111,7 +114,7 @@ impl Pairs {
         }
         let mut chance = [0; 8];
         if let Err(error) = getrandom::fill(&mut chance).map_err(KeyError::Random) {
-            warn!(cause = %error, "no randomness; tried again at the next turn");
+            warn!(event = "RandomnessUnavailable", %error, "no randomness; tried again at the next turn");
             return;
         }
         let kept = keys.ring().preshared_of(peer);
@@ -128,7 +131,10 @@ impl Pairs {
         for peer in gone {
             let since = *self.gone.entry(peer.clone()).or_insert(now);
             if now >= since + GONE {
-                info!(%peer, "forgot the preshared keys with a node that is gone");
+                info!(
+                    event = "PresharedKeysForgotten", peer_uid = %peer,
+                    "forgot the preshared keys with a node that is gone"
+                );
                 keys.forget_preshared(&peer);
                 self.gone.remove(&peer);
             }
@@ -292,22 +298,49 @@ pub(super) fn carried(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, 
 
 fn tell_log(peer: &PeerId, note: &Note) {
     match note {
-        Note::Agreed(slot, epoch, id) => info!(%peer, %slot, epoch, key = %id, "preshared key: agreed"),
-        Note::Proven(slot, epoch, id) => info!(%peer, %slot, epoch, key = %id, "preshared key: proven"),
+        Note::Agreed(slot, epoch, id) => info!(
+            event = "PresharedKeyAgreed", peer_uid = %peer, %slot, epoch, key = %id,
+            "preshared key: agreed"
+        ),
+        Note::Proven(slot, epoch, id) => info!(
+            event = "PresharedKeyProven", peer_uid = %peer, %slot, epoch, key = %id,
+            "preshared key: proven"
+        ),
         Note::Outlived(slot, epoch) => {
-            info!(%peer, %slot, epoch, "preshared key: ended with a static key");
+            info!(
+                event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch,
+                "preshared key: ended with a static key"
+            );
         }
         Note::GivenUp(slot, epoch) => {
-            warn!(%peer, %slot, epoch, "PresharedKeyGivenUp: no answer over either slot; the peer may have lost its keys");
+            warn!(
+                event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch,
+                "preshared key: no answer over either slot; the peer may have lost its keys"
+            );
         }
-        Note::Refused(slot, epoch, why) => info!(%peer, %slot, epoch, ?why, "preshared key: refused"),
-        Note::Differs(slot) => warn!(%peer, %slot, "preshared key: the peer holds another one"),
+        Note::Refused(slot, epoch, why) => info!(
+            event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, reason = ?why,
+            "preshared key: refused"
+        ),
+        Note::Differs(slot) => warn!(
+            event = "PresharedKeyMismatch", peer_uid = %peer, %slot,
+            "preshared key: the peer holds another one"
+        ),
         Note::Forged(slot, epoch) => {
-            warn!(%peer, %slot, epoch, "PresharedKeyRefused: what the peer sent does not fit; it was changed on its way");
+            warn!(
+                event = "PresharedKeyRefused", peer_uid = %peer, %slot, epoch,
+                "preshared key: what the peer sent does not fit; it was changed on its way"
+            );
         }
-        Note::Failed(slot, error) => warn!(%peer, %slot, cause = %error, "preshared key: no exchange"),
+        Note::Failed(slot, error) => warn!(
+            event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error,
+            "preshared key: no exchange"
+        ),
         Note::NotKept(slot, epoch) => {
-            warn!(%peer, %slot, epoch, "preshared key: not kept, so not used");
+            warn!(
+                event = "PresharedKeyNotStored", peer_uid = %peer, %slot, epoch,
+                "preshared key: not kept, so not used"
+            );
         }
     }
 }

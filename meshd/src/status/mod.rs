@@ -22,6 +22,9 @@ pub struct Status {
     pub node: String,
     /// Version of the daemon.
     pub version: String,
+    /// Unix time, in seconds, at which this status was taken.
+    #[serde(default)]
+    pub taken_at: u64,
     /// Backend of new devices: `kernel` or `userspace`.
     pub backend: String,
     /// Why it was selected.

@@ -46,9 +46,9 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
         guard.dropped_spoofed
     )?;
     let policy = match status.api.trust_policy {
-        Fence::Stands => "admission policy in place",
-        Fence::Missing => "ADMISSION POLICY MISSING",
-        Fence::Unknown => "admission policy not tested yet",
+        Fence::Stands => "trust policy in place",
+        Fence::Missing => "TRUST POLICY MISSING",
+        Fence::Unknown => "trust policy not tested yet",
     };
     let connection = match (&status.api.error, status.api.listed) {
         (Some(error), _) => format!("unreachable: {error}"),

@@ -39,12 +39,15 @@ fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
         assert_eq!(backends(&status), [backend; 2]);
         assert_eq!(kinds(&mesh, node), kind);
         let page = mesh.node(node).unwrap().net().run(metrics).unwrap();
-        assert!(page.contains(&format!("meshd_backend{{slot=\"a\",backend=\"{backend}\"}} 1")), "{page}");
-        let message = format!("WireGuard by {backend}: {reason}");
+        assert!(
+            page.contains(&format!("meshd_backend_info{{slot=\"a\",backend=\"{backend}\"}} 1")),
+            "{page}"
+        );
+        let message = format!("{backend} selected: {reason}");
         let event = || {
             let events = mesh.api().core_events().unwrap();
             events.iter().any(|event| {
-                event["reason"] == "BackendChosen"
+                event["reason"] == "BackendSelected"
                     && event["message"] == message.as_str()
                     && event["involvedObject"]["name"] == node
             })

@@ -14,7 +14,7 @@ fn arguments_and_variables_are_options_of_the_daemon() {
     let container = container();
     assert_eq!(container["args"], json!(["run", "--config=/etc/meshd/config.yaml"]));
     assert_eq!(container.get("command"), None, "the image's entry point is the program");
-    let known: BTreeSet<String> = OPTIONS.iter().map(meshd::config::OptionSpec::environment).collect();
+    let known: BTreeSet<String> = OPTIONS.iter().map(|option| option.environment()).collect();
     for variable in list(&container, "/env") {
         let name = string(variable, "/name");
         assert!(known.contains(name), "{name} is not an option of the daemon");
@@ -51,7 +51,7 @@ fn every_directory_of_the_daemon_is_mounted_from_the_same_path_of_the_host() {
         &config.cni_conf_dir,
         &config.cni_bin_dir,
     ];
-    let options = OPTIONS.iter().filter(|option| option.name.ends_with("-dir")).count();
+    let options = OPTIONS.iter().filter(|option| option.value == "DIRECTORY").count();
     assert_eq!(
         options,
         directories.len() + 1,

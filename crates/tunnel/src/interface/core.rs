@@ -153,7 +153,10 @@ impl Core {
     /// Stops all threads, because of `failure` unless there was another before.
     pub(crate) fn fail(&self, failure: Failure) {
         if self.failure.set(failure).is_ok() && failure != Failure::ShutDown {
-            tracing::error!(interface = self.name(), cause = %failure, "interface stopped");
+            tracing::error!(
+                event = "InterfaceStopped", link = self.name(), error = %failure,
+                "interface stopped"
+            );
         }
         let _ = self.stop.write(1);
     }

@@ -54,7 +54,10 @@ impl Server {
             match catch_unwind(AssertUnwindSafe(|| serve(&listener, &core))) {
                 Ok(Ok(())) => {}
                 Ok(Err(errno)) => {
-                    tracing::error!(interface = core.name(), cause = %errno, "configuration socket ended");
+                    tracing::error!(
+                        event = "ConfigurationSocketFailed", link = core.name(), error = %errno,
+                        "configuration socket ended"
+                    );
                 }
                 // What it was changing may be half done.
                 Err(_) => core.fail(Failure::Panic("configuration")),

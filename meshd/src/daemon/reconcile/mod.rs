@@ -120,7 +120,10 @@ impl Reconciler {
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
             Err(error) => {
-                error!(cause = %Chain(&error), "start without the last known peers");
+                error!(
+                    event = "PeersNotRestored", error = %Chain(&error),
+                    "start without the last known peers"
+                );
                 None
             }
         };
@@ -168,7 +171,10 @@ impl Reconciler {
         let now = self.started.elapsed();
         let changed = match change {
             Change::Failed(error) => {
-                warn!(cause = %Chain(&error), "the API server is away; the mesh stays as it is");
+                warn!(
+                    event = "ApiServerUnreachable", error = %Chain(&error),
+                    "the API server is away; the mesh stays as it is"
+                );
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }

@@ -121,7 +121,7 @@ impl Reconciler {
         let Some(own) = self.cluster.own_record() else { return };
         if let Some(message) = self.outcome.take_choice() {
             let node_event =
-                NodeEvent { uid: own.uid.clone(), warning: false, reason: "BackendChosen", message };
+                NodeEvent { uid: own.uid.clone(), warning: false, reason: "BackendSelected", message };
             // Full while the API server is away: an Event is not worth waiting for.
             let _ = self.node_events.try_send(node_event);
         }
