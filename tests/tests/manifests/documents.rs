@@ -1,10 +1,19 @@
-//! What the documents tell an operator to type: it names what exists.
+//! The documents: the commands, make targets and source files that they name exist.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 2] = ["README.md", "deploy/README.md"];
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "RELEASING.md",
+    "SECURITY.md",
+    "deploy/README.md",
+    "docs/glossary.md",
+];
 
 #[test]
 fn what_the_documents_apply_is_an_overlay_of_this_repository_or_the_readers_own() {
@@ -26,21 +35,27 @@ fn every_make_target_in_the_documents_exists() {
     let makefile = read("Makefile");
     let targets: BTreeSet<&str> =
         makefile.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name).collect();
-    for document in ["README.md", "deploy/README.md", "CONTRIBUTING.md", "RELEASING.md", "SECURITY.md"] {
+    for document in DOCUMENTS {
         for name in make_targets(&read(document)) {
             assert!(targets.contains(&*name), "{document}: make {name}");
         }
     }
 }
 
-/// The targets in code: after `make` at the start of a line or of a quotation.
+/// The targets in code: after `make` at the start of a quotation, or of a line in a block.
 fn make_targets(text: &str) -> BTreeSet<String> {
-    let starts = text.match_indices("make ").filter(|(at, _)| text[..*at].ends_with(['`', '\n']));
-    let names = starts.map(|(at, make)| {
-        let rest = text[at + make.len()..].trim_start();
-        rest.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '-').collect::<String>()
-    });
-    names.filter(|name| !name.is_empty()).collect()
+    let mut in_block = false;
+    let mut targets = BTreeSet::new();
+    for line in text.lines() {
+        let line = line.trim_start();
+        in_block ^= line.starts_with("```");
+        let quoted = line.split("`make ").skip(1);
+        for rest in quoted.chain(line.strip_prefix("make ").filter(|_| in_block)) {
+            let name = rest.split(|letter: char| !letter.is_ascii_lowercase() && letter != '-').next();
+            targets.extend(name.filter(|name| !name.is_empty()).map(str::to_owned));
+        }
+    }
+    targets
 }
 
 #[test]
@@ -48,6 +63,44 @@ fn targets_are_found_in_code_and_not_in_prose() {
     let text =
         "Run `make test`, or `make\nprove-rotation`.\n```\nmake image   # comment\n```\nThese make sense.";
     assert_eq!(make_targets(text), ["test".to_owned(), "image".to_owned()].into());
+}
+
+#[test]
+fn every_source_file_in_the_documents_exists() {
+    for document in DOCUMENTS {
+        let text = read(document);
+        let missing: Vec<String> =
+            source_files(&text).into_iter().filter(|path| !repository(path).is_file()).collect();
+        assert_eq!(missing, Vec::<String>::new(), "{document}");
+    }
+    assert!(source_files(&read("ARCHITECTURE.md")).len() > 30, "the walk of one Node names its files");
+}
+
+/// The paths of Rust sources and scripts in code. One that does not start with a directory of the repository is in the
+/// directory of the one before.
+fn source_files(text: &str) -> Vec<String> {
+    let mut directory = String::new();
+    let mut paths = Vec::new();
+    for code in text.split('`').skip(1).step_by(2) {
+        let extension = Path::new(code).extension().and_then(|extension| extension.to_str());
+        if code.contains(char::is_whitespace) || !matches!(extension, Some("rs" | "sh")) {
+            continue;
+        }
+        let first = code.split('/').next().unwrap_or_default();
+        if code.contains('/') && repository(first).is_dir() {
+            directory = code.rsplit_once('/').map(|(directory, _)| directory.to_owned()).unwrap_or_default();
+            paths.push(code.to_owned());
+        } else {
+            paths.push(format!("{directory}/{code}"));
+        }
+    }
+    paths
+}
+
+#[test]
+fn source_files_are_found_in_code_with_their_directories() {
+    let text = "`tests/src/lab.rs`, `node.rs` and `kube/mod.rs`; `lab.rs x` is none, nor is lab.rs.";
+    assert_eq!(source_files(text), ["tests/src/lab.rs", "tests/src/node.rs", "tests/src/kube/mod.rs"]);
 }
 
 #[test]
