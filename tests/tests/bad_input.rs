@@ -107,7 +107,7 @@ fn bad_nodes(api: ApiKind) {
 
 #[test]
 fn a_bad_node_is_left_out_alone() {
-    bad_nodes(ApiKind::StandIn);
+    bad_nodes(ApiKind::Fake);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use keyring::PrivateKey;
-use lab::netlink::Witness;
+use lab::netlink::Monitor;
 use lab::require::{self, Need};
 use lab::{ApiKind, Lab};
 use meshd::device::{Device as _, Kernel};
@@ -26,7 +26,7 @@ fn change_among(peers: u32) -> (Duration, usize, usize) {
         device.add_peer(*key, &peer).unwrap();
     }
     assert_eq!(device.state().unwrap().peers.len(), keys.len());
-    let witness = Witness::start(node).unwrap();
+    let monitor = Monitor::start(node).unwrap();
     let changed = keys[keys.len() / 2];
     let change = |port: u16| PeerChange {
         endpoint: Some(([198, 18, 9, 9], port).into()),
@@ -34,7 +34,7 @@ fn change_among(peers: u32) -> (Duration, usize, usize) {
         ..PeerChange::default()
     };
     device.update_peer(changed, &change(1)).unwrap();
-    let seen = witness.stop(node).unwrap();
+    let seen = monitor.stop(node).unwrap();
     let mut times: Vec<Duration> = (2..52)
         .map(|port| {
             let since = Instant::now();
