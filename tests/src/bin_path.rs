@@ -16,7 +16,7 @@ pub fn bin(name: &str) -> Result<PathBuf, Error> {
     Err(Error::File { action: "find", path, source: io::Error::new(io::ErrorKind::NotFound, hint) })
 }
 
-/// The folder that cargo puts everything of this build profile into, `target/debug` for example.
+/// The directory of this build profile, `target/debug` for example.
 pub(crate) fn profile_dir() -> Result<PathBuf, Error> {
     let own = std::env::current_exe().map_err(|source| Error::File {
         action: "find",
@@ -24,12 +24,12 @@ pub(crate) fn profile_dir() -> Result<PathBuf, Error> {
         source,
     })?;
     let dir = own.parent().unwrap_or_else(|| Path::new("/"));
-    // Tests are in `deps`, examples in `examples`, programs in the folder itself.
+    // Tests are in `deps`, examples in `examples`, programs in the directory itself.
     let in_subfolder = ["deps", "examples"].iter().any(|name| dir.ends_with(name));
     Ok(if in_subfolder { dir.parent().unwrap_or(dir) } else { dir }.to_path_buf())
 }
 
-/// Cargo's target folder.
+/// Cargo's target directory.
 pub fn target_dir() -> Result<PathBuf, Error> {
     let profile = profile_dir()?;
     Ok(profile.parent().unwrap_or(&profile).to_path_buf())

@@ -1,4 +1,4 @@
-//! Records what is on the underlay interfaces of nodes, and judges each frame as it comes.
+//! Captures the underlay interfaces of nodes, and classifies each frame as it arrives.
 
 use std::fmt;
 use std::io;
@@ -7,20 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::classify::{self, Class, Message, Sighting};
+use crate::classify::{self, AddressMatch, Class, Message};
 use crate::error::Error;
 use crate::host::Host;
 use crate::packet_socket::{PacketSocket, SNAP_LENGTH};
 
 pub use crate::classify::Rules;
 
-/// How many offending frames are kept per interface; all are counted.
-const KEPT: usize = 64;
+/// How many frames with pods' addresses are kept per interface; all are counted.
+const VIOLATIONS_KEPT: usize = 64;
 
 /// A running capture. It ends when dropped.
 #[derive(Debug)]
 pub struct Capture {
-    taps: Vec<Tap>,
+    interfaces: Vec<InterfaceCapture>,
     stop: Arc<AtomicBool>,
 }
 
@@ -35,35 +35,35 @@ pub struct Report {
     pub leaked: u64,
     /// Frames with a pod's address outside WireGuard that came to a captured host: leaks of others, or injected.
     pub arrived: u64,
-    /// Frames in which the lab's marker could be read. Traffic between hosts, and what is masqueraded to the outside,
+    /// Frames in which the lab's marker was unencrypted. Traffic between hosts, and what is masqueraded to the outside,
     /// is so by design.
     pub marked: u64,
     /// Everything else.
     pub other: u64,
-    /// Frames that the capture missed for want of room. Any but zero makes it worthless.
+    /// Frames that the capture missed because its buffer was full. It proves nothing unless this is zero.
     pub dropped: u64,
-    /// The first offending frames, in the order of time.
-    pub offences: Vec<Offence>,
+    /// The first frames with pods' addresses outside WireGuard, in the order of time.
+    pub violations: Vec<Violation>,
 }
 
 /// A frame with a pod's address outside WireGuard.
 #[derive(Clone, Debug)]
-pub struct Offence {
+pub struct Violation {
     /// When it was read from the socket.
     pub at: SystemTime,
-    /// On whose interface it was.
+    /// The host whose interface it was on.
     pub host: String,
     /// Whether that host sent it; otherwise it received it.
     pub outgoing: bool,
     /// Where the address was.
-    pub sighting: Sighting,
+    pub matched: AddressMatch,
     /// The frame, up to its first 512 bytes.
     pub frame: Vec<u8>,
 }
 
-/// One interface.
+/// The capture on one interface.
 #[derive(Debug)]
-struct Tap {
+struct InterfaceCapture {
     host: String,
     seen: Arc<Mutex<Report>>,
     /// Counts how often the socket was found empty.
@@ -72,18 +72,18 @@ struct Tap {
 }
 
 impl Capture {
-    /// Starts to record on one interface of each host. All are recording when this returns.
+    /// Starts capturing on one interface of each host. All are capturing when this returns.
     pub fn start(hosts: &[&Host], interface: &str, rules: &Rules) -> Result<Self, Error> {
         let stop = Arc::new(AtomicBool::new(false));
-        let mut capture = Self { taps: Vec::new(), stop };
+        let mut capture = Self { interfaces: Vec::new(), stop };
         for host in hosts {
-            capture.tap(host, interface, rules)?;
+            capture.add(host, interface, rules)?;
         }
         Ok(capture)
     }
 
     /// Adds an interface of another host to the capture, for nodes that join later.
-    pub fn tap(&mut self, host: &Host, interface: &str, rules: &Rules) -> Result<(), Error> {
+    pub fn add(&mut self, host: &Host, interface: &str, rules: &Rules) -> Result<(), Error> {
         let (seen, idle) = (Arc::<Mutex<Report>>::default(), Arc::<AtomicU64>::default());
         let (ready, opened) = mpsc::channel();
         let mut reader = Reader {
@@ -104,7 +104,12 @@ impl Capture {
                 Err(source) => drop(ready.send(Err(source))),
             }
         });
-        self.taps.push(Tap { host: host.name().to_owned(), seen, idle, thread: Some(thread) });
+        self.interfaces.push(InterfaceCapture {
+            host: host.name().to_owned(),
+            seen,
+            idle,
+            thread: Some(thread),
+        });
         let opened =
             opened.recv().unwrap_or_else(|_entering_failed| Err(io::Error::other("no such namespace")));
         opened.map_err(|source| Error::Socket {
@@ -116,33 +121,36 @@ impl Capture {
 
     /// What was seen so far, all interfaces together. Frames that were sent before the call are in it.
     pub fn report(&self) -> Report {
-        self.settle();
+        self.drain();
         let mut sum = Report::default();
-        for tap in &self.taps {
-            sum.add(&tap.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        for interface in &self.interfaces {
+            sum.add(&interface.seen.lock().unwrap_or_else(PoisonError::into_inner));
         }
-        sum.offences.sort_by_key(|offence| offence.at);
+        sum.violations.sort_by_key(|violation| violation.at);
         sum
     }
 
     /// What was seen so far on one host's interface.
     pub fn report_of(&self, host: &Host) -> Report {
-        self.settle();
-        let taps = self.taps.iter().filter(|tap| tap.host == host.name());
-        taps.fold(Report::default(), |mut sum, tap| {
-            sum.add(&tap.seen.lock().unwrap_or_else(PoisonError::into_inner));
+        self.drain();
+        let interfaces = self.interfaces.iter().filter(|interface| interface.host == host.name());
+        interfaces.fold(Report::default(), |mut sum, interface| {
+            sum.add(&interface.seen.lock().unwrap_or_else(PoisonError::into_inner));
             sum
         })
     }
 
-    /// Waits until every frame that is queued now has been judged: until each socket was found empty once, or, under
+    /// Waits until every frame that is queued now has been classified: until each socket was found empty once, or, under
     /// traffic that never pauses, for a second.
-    fn settle(&self) {
+    fn drain(&self) {
         let since = Instant::now();
-        let before: Vec<_> = self.taps.iter().map(|tap| tap.idle.load(Ordering::Acquire)).collect();
-        for (tap, before) in self.taps.iter().zip(before) {
-            // One emptiness may have been found before the call and counted after it; the second is news.
-            while tap.idle.load(Ordering::Acquire) < before + 2 && since.elapsed() < Duration::from_secs(1) {
+        let before: Vec<_> =
+            self.interfaces.iter().map(|interface| interface.idle.load(Ordering::Acquire)).collect();
+        for (interface, before) in self.interfaces.iter().zip(before) {
+            // The first may have been found empty before the call and counted after it; the second was found since.
+            while interface.idle.load(Ordering::Acquire) < before + 2
+                && since.elapsed() < Duration::from_secs(1)
+            {
                 thread::sleep(Duration::from_millis(1));
             }
         }
@@ -152,8 +160,8 @@ impl Capture {
 impl Drop for Capture {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
-        for tap in &mut self.taps {
-            let _result = tap.thread.take().map(JoinHandle::join);
+        for interface in &mut self.interfaces {
+            let _result = interface.thread.take().map(JoinHandle::join);
         }
     }
 }
@@ -175,7 +183,7 @@ impl Reader {
             match socket.receive(&mut buffer) {
                 Ok(Some(received)) => {
                     let frame = buffer.get(..received.length).unwrap_or(&buffer);
-                    self.judge(frame, received.outgoing);
+                    self.count(frame, received.outgoing);
                     frames += 1;
                     // Under traffic that never pauses, losses have to show as well.
                     if frames.is_multiple_of(4096) {
@@ -196,7 +204,7 @@ impl Reader {
         }
     }
 
-    fn judge(&self, frame: &[u8], outgoing: bool) {
+    fn count(&self, frame: &[u8], outgoing: bool) {
         let class = classify::classify(frame, &self.rules);
         let marked = classify::marked(frame);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,18 +213,18 @@ impl Reader {
             Class::WireGuard(Message::Data) => seen.data += 1,
             Class::WireGuard(_) => seen.handshakes += 1,
             Class::Other => seen.other += 1,
-            Class::PodAddress(sighting) => {
+            Class::PodAddress(matched) => {
                 *if outgoing { &mut seen.leaked } else { &mut seen.arrived } += 1;
-                if seen.offences.len() < KEPT {
+                if seen.violations.len() < VIOLATIONS_KEPT {
                     let (at, host, frame) = (SystemTime::now(), self.host.clone(), frame.to_vec());
-                    seen.offences.push(Offence { at, host, outgoing, sighting, frame });
+                    seen.violations.push(Violation { at, host, outgoing, matched, frame });
                 }
             }
         }
     }
 
     fn count_dropped(&self, socket: &PacketSocket) {
-        // Not to know is as bad as to have missed something.
+        // If it is unknown, frames may have been missed.
         let dropped = socket.dropped().unwrap_or(1);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).dropped += dropped;
     }
@@ -237,7 +245,7 @@ impl Report {
     ///
     /// # Panics
     ///
-    /// If so, with the first offences.
+    /// If so, with the first violations.
     #[track_caller]
     pub fn assert_sealed(&self) {
         assert_eq!(self.dropped, 0, "the capture missed frames and proves nothing");
@@ -252,7 +260,7 @@ impl Report {
         self.marked += other.marked;
         self.other += other.other;
         self.dropped += other.dropped;
-        self.offences.extend_from_slice(&other.offences);
+        self.violations.extend_from_slice(&other.violations);
     }
 }
 
@@ -270,11 +278,11 @@ impl fmt::Display for Report {
             self.other,
             self.dropped
         )?;
-        let since = self.offences.first().map_or(SystemTime::UNIX_EPOCH, |offence| offence.at);
-        for offence in &self.offences {
-            let after = offence.at.duration_since(since).unwrap_or_default();
-            let verb = if offence.outgoing { "sent" } else { "received" };
-            writeln!(f, "  +{:.3} s {} {verb} {}", after.as_secs_f64(), offence.host, offence.sighting)?;
+        let since = self.violations.first().map_or(SystemTime::UNIX_EPOCH, |violation| violation.at);
+        for violation in &self.violations {
+            let after = violation.at.duration_since(since).unwrap_or_default();
+            let verb = if violation.outgoing { "sent" } else { "received" };
+            writeln!(f, "  +{:.3} s {} {verb} {}", after.as_secs_f64(), violation.host, violation.matched)?;
         }
         Ok(())
     }

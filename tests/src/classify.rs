@@ -1,7 +1,7 @@
 //! What a frame on the underlay is: WireGuard, something with a pod's address, or neither. Pure.
 //!
-//! Suspicion is the rule: addresses are looked for wherever a packet can carry them in clear - IP headers, ARP,
-//! neighbour discovery, IP within IP, and the packet that an ICMP error quotes.
+//! Addresses are searched for wherever a packet can carry them unencrypted: IP headers, ARP, neighbour discovery, IP
+//! within IP, and the packet that an ICMP error quotes.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 
 use crate::frame::MARKER;
 
-/// What is looked for.
+/// What to search for.
 #[derive(Clone, Debug)]
 pub struct Rules {
     cluster: Vec<IpNetwork>,
@@ -22,8 +22,8 @@ pub struct Rules {
 pub enum Class {
     /// A WireGuard message to or from one of the ports.
     WireGuard(Message),
-    /// A pod's address, in clear.
-    PodAddress(Sighting),
+    /// A pod's address, unencrypted.
+    PodAddress(AddressMatch),
     /// Anything else.
     Other,
 }
@@ -43,7 +43,7 @@ pub enum Message {
 
 /// Where a pod's address was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sighting {
+pub struct AddressMatch {
     /// The part of the frame: `ipv4`, `ipv6`, `arp`, `neighbour discovery`, `icmp error`, `ip in ip`.
     pub place: &'static str,
     /// Source there.
@@ -55,7 +55,7 @@ pub struct Sighting {
 }
 
 impl Rules {
-    /// Looks for addresses in these ranges, and for WireGuard on the mesh's default ports 51840 and 51841.
+    /// Searches for addresses in these ranges, and for WireGuard on the mesh's default ports 51840 and 51841.
     pub fn new(cluster: impl IntoIterator<Item = IpNetwork>) -> Self {
         Self { cluster: cluster.into_iter().collect(), ports: vec![51840, 51841] }
     }
@@ -67,7 +67,7 @@ impl Rules {
         self
     }
 
-    fn sighting(
+    fn match_addresses(
         &self,
         place: &'static str,
         source: IpAddr,
@@ -75,12 +75,12 @@ impl Rules {
         protocol: Option<u8>,
     ) -> Option<Class> {
         let pod = |address| self.cluster.iter().any(|range| range.contains(address));
-        let seen = Sighting { place, source, destination, protocol };
+        let seen = AddressMatch { place, source, destination, protocol };
         (pod(source) || pod(destination)).then_some(Class::PodAddress(seen))
     }
 }
 
-/// Says what an Ethernet frame is. A frame may be cut off, but not before byte 150.
+/// Classifies an Ethernet frame. A frame may be truncated, but not before byte 150.
 pub fn classify(frame: &[u8], rules: &Rules) -> Class {
     let Some((mut kind, mut rest)) = frame.get(12..).and_then(ethertype) else { return Class::Other };
     // Tags of 802.1Q and 802.1ad.
@@ -97,7 +97,7 @@ pub fn classify(frame: &[u8], rules: &Rules) -> Class {
     }
 }
 
-/// Whether the lab's own [`MARKER`] is to be read in a frame.
+/// Whether a frame contains the lab's own [`MARKER`] unencrypted.
 pub fn marked(frame: &[u8]) -> bool {
     frame.windows(MARKER.len()).any(|window| window == MARKER)
 }
@@ -106,7 +106,7 @@ fn ethertype(bytes: &[u8]) -> Option<(u16, &[u8])> {
     bytes.split_first_chunk().map(|(kind, rest)| (u16::from_be_bytes(*kind), rest))
 }
 
-/// An IP packet; `place` is empty for the outermost one. Nested deeper than any honest packet, it is left alone.
+/// An IP packet; `place` is empty for the outermost one. Nested deeper than any legitimate packet, it is not parsed.
 fn ip(packet: &[u8], rules: &Rules, place: &'static str, depth: u8) -> Class {
     let Some(header) = Header::parse(packet) else { return Class::Other };
     let name = match (place, header.source) {
@@ -114,7 +114,8 @@ fn ip(packet: &[u8], rules: &Rules, place: &'static str, depth: u8) -> Class {
         ("", IpAddr::V6(_)) => "ipv6",
         (inner, _) => inner,
     };
-    if let Some(seen) = rules.sighting(name, header.source, header.destination, Some(header.protocol)) {
+    if let Some(seen) = rules.match_addresses(name, header.source, header.destination, Some(header.protocol))
+    {
         return seen;
     }
     if !header.first_fragment || depth > 3 {
@@ -165,7 +166,7 @@ fn icmp6(header: &Header<'_>, rules: &Rules, depth: u8) -> Class {
         // Neighbour solicitation and advertisement, redirect: the target follows eight bytes of header.
         Some(135..=137) => {
             let target = header.payload.get(8..).and_then(v6).unwrap_or(header.destination);
-            rules.sighting("neighbour discovery", header.source, target, None).unwrap_or(Class::Other)
+            rules.match_addresses("neighbour discovery", header.source, target, None).unwrap_or(Class::Other)
         }
         _ => Class::Other,
     }
@@ -176,7 +177,7 @@ fn arp(packet: &[u8], rules: &Rules) -> Option<Class> {
     if packet.get(..6)? != [0, 1, 8, 0, 6, 4] {
         return None;
     }
-    rules.sighting("arp", v4(packet.get(14..)?)?, v4(packet.get(24..)?)?, None)
+    rules.match_addresses("arp", v4(packet.get(14..)?)?, v4(packet.get(24..)?)?, None)
 }
 
 /// What is needed of an IP header.
@@ -245,7 +246,7 @@ fn v6(bytes: &[u8]) -> Option<IpAddr> {
     bytes.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets).into())
 }
 
-impl fmt::Display for Sighting {
+impl fmt::Display for AddressMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} > {}", self.place, self.source, self.destination)?;
         self.protocol.map_or(Ok(()), |protocol| write!(f, " protocol {protocol}"))

@@ -12,16 +12,16 @@ use serde_json::{Map, Value, json};
 use crate::error::Error;
 use crate::host::Host;
 
-/// Where runtimes look for configuration lists.
+/// Where runtimes search for configuration lists.
 pub const CONFIG_DIR: &str = "/etc/cni/net.d";
-/// Where runtimes look for plugins.
+/// Where runtimes search for plugins.
 pub const PLUGIN_DIR: &str = "/opt/cni/bin";
 
 /// A CNI call could not be made, or the plugin refused it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CniError {
-    /// No configuration list is there (yet).
+    /// There is no configuration list (yet).
     #[error("no *.conflist in {CONFIG_DIR} of {0}: its network is not ready")]
     NotReady(String),
     /// A configuration list or a result is not the JSON that the specification wants.
@@ -41,12 +41,12 @@ pub enum CniError {
         /// What it lacks.
         expected: &'static str,
     },
-    /// The plugin's binary is in none of the folders.
+    /// The plugin's binary is in none of the directories.
     #[error("no plugin {plugin} in {path}")]
     NoPlugin {
         /// Its type.
         plugin: String,
-        /// The folders, separated by colons.
+        /// The directories, separated by colons.
         path: String,
     },
     /// The plugin answered with an error object.
@@ -257,7 +257,7 @@ pub fn addresses(result: &Value) -> Vec<std::net::IpAddr> {
     addresses
 }
 
-/// The error that a failed plugin's output stands for.
+/// The error that a failed plugin reports in its output.
 pub fn refusal(plugin: &str, command: &'static str, output: &Output) -> CniError {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let object: Option<Value> = serde_json::from_slice(&output.stdout).ok();
@@ -294,7 +294,7 @@ fn parse_result(plugin: &str, stdout: &[u8]) -> Result<Value, CniError> {
 
 fn find_plugin(host: &Host, kind: &str) -> Result<PathBuf, Error> {
     let path = Path::new(PLUGIN_DIR).join(kind);
-    // A slash would lead out of the folder, which the specification forbids.
+    // A slash would lead out of the directory, which the specification forbids.
     if !kind.contains('/') && host.run(|| path.is_file())? {
         return Ok(path);
     }

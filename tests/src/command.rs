@@ -11,7 +11,7 @@ use crate::daemon::Daemon;
 use crate::error::Error;
 use crate::space::{NetNs, Space, program};
 
-/// A program to be run in a host's namespaces (and in those of one of its pods, if [made there](crate::Pod::command)).
+/// A program to be run in a host's namespaces (and in those of one of its pods, if [started there](crate::Pod::command)).
 ///
 /// Standard input is empty unless [`input`](Self::input) is called; the working directory is `/`.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl<'a> Command<'a> {
     }
 
     /// Starts the program as a daemon. Standard output and error go to `HOST-NAME.out` and `HOST-NAME.err` in the
-    /// lab's folder, appended if a daemon of that name ran there before.
+    /// lab's directory, appended if a daemon of that name ran there before.
     pub fn daemon(mut self, name: &str) -> Result<Daemon, Error> {
         let file =
             |suffix: &str| -> PathBuf { self.logs.join(format!("{}-{name}.{suffix}", self.space.name())) };
@@ -139,7 +139,7 @@ fn read_all(pipe: Option<impl io::Read>) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Waits for a child by asking now and then, because others may want to kill it meanwhile.
+/// Waits for a child by polling, so that the lock is free for others to kill it.
 fn wait(child: &Arc<Mutex<Child>>) -> io::Result<std::process::ExitStatus> {
     loop {
         if let Some(status) = child.lock().unwrap_or_else(PoisonError::into_inner).try_wait()? {

@@ -91,7 +91,7 @@ impl Daemon {
             .collect())
     }
 
-    /// Waits until the log contains a text. Fails early if the program ends without having said it.
+    /// Waits until the log contains a text. Fails early if the program ends before that.
     pub fn wait_log(&self, text: &str, within: Duration) -> Result<(), Error> {
         let since = Instant::now();
         loop {

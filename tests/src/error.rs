@@ -9,23 +9,23 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A new set of namespaces could not be made.
+    /// A new set of namespaces could not be created.
     #[error("create the namespaces of {host}; needs root, or a user namespace with CAP_SYS_ADMIN")]
     CreateSpace {
         /// Host that they were for.
         host: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// The private file tree of a host could not be made.
+    /// The private directories of a host could not be mounted.
     #[error("mount {what} at {}", path.display())]
     Mount {
         /// Kind of file system, or what is bound there.
         what: &'static str,
         /// Where.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -34,7 +34,7 @@ pub enum Error {
     Enter {
         /// Whose.
         host: String,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
@@ -116,7 +116,7 @@ pub enum Error {
     /// An API server could not be started or used.
     #[error(transparent)]
     Api(#[from] crate::kube::ApiError),
-    /// Neither root nor a user namespace is to be had.
+    /// Neither root nor a user namespace is available.
     #[error(transparent)]
     Sandbox(#[from] crate::sandbox::SandboxError),
 }

@@ -14,11 +14,11 @@ use crate::frame::MARKER;
 use crate::host::End;
 use crate::ping::{self, PingOutcome};
 
-/// How long a probe waits for its answer if nothing else is said.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a probe waits for its answer by default.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often a server looks whether it is to end.
-const TICK: Duration = Duration::from_millis(20);
+/// How often a server checks whether it should stop.
+const STOP_POLL_PERIOD: Duration = Duration::from_millis(20);
 
 /// Transport of a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -38,12 +38,12 @@ pub struct Flow {
     to: End,
     version: IpVersion,
     protocol: Protocol,
-    patience: Duration,
+    timeout: Duration,
 }
 
-/// What came of an exchange.
+/// The outcome of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
+pub struct ProbeResult {
     /// Source address that the server saw, if anything reached it at all.
     pub source: Option<IpAddr>,
     /// Whether the answer came back.
@@ -67,23 +67,23 @@ impl Protocol {
 impl Flow {
     /// An exchange to be made: `from` asks, `to` answers.
     pub fn new(from: &End, to: &End, version: IpVersion, protocol: Protocol) -> Self {
-        Self { from: from.clone(), to: to.clone(), version, protocol, patience: PATIENCE }
+        Self { from: from.clone(), to: to.clone(), version, protocol, timeout: ANSWER_TIMEOUT }
     }
 
-    /// How long to wait for the answer, 2 s if not said.
+    /// How long to wait for the answer, 2 s by default.
     #[must_use]
-    pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
         self
     }
 
-    /// Makes the exchange, with a server that is there only for it. That nothing gets through is no failure but is
-    /// [`Seen`]; it fails only if the ends themselves can't be used.
-    pub fn probe(&self) -> Result<Seen, Error> {
+    /// Makes the exchange, with a server that exists only for it. No answer is not an error but a
+    /// [`ProbeResult`]; it fails only if the ends themselves can't be used.
+    pub fn probe(&self) -> Result<ProbeResult, Error> {
         let address = self.to.address(self.version)?;
         match self.protocol {
-            Protocol::Tcp => self.exchange(TcpServer::bind, |to| ask_tcp(to, self.patience), address),
-            Protocol::Udp => self.exchange(UdpServer::bind, |to| ask_udp(to, self.patience), address),
+            Protocol::Tcp => self.exchange(TcpServer::bind, |to| ask_tcp(to, self.timeout), address),
+            Protocol::Udp => self.exchange(UdpServer::bind, |to| ask_udp(to, self.timeout), address),
             Protocol::Icmp => self.ping(address),
         }
     }
@@ -96,7 +96,7 @@ impl Flow {
     #[track_caller]
     pub fn must_pass(&self) -> IpAddr {
         match self.probe() {
-            Ok(Seen { source: Some(source), answered: true }) => source,
+            Ok(ProbeResult { source: Some(source), answered: true }) => source,
             Ok(seen) => panic!("{self}: {seen}"),
             Err(error) => panic!("{self}: {}", crate::error::chain(&error)),
         }
@@ -107,9 +107,9 @@ impl Flow {
         bind: impl Fn(IpAddr) -> io::Result<S> + Sync,
         ask: impl FnOnce(SocketAddr) -> bool + Send,
         address: IpAddr,
-    ) -> Result<Seen, Error> {
-        // On the address that is asked, so that the answer comes from there whatever the way back prefers. An address
-        // that is not the server's own is a service's, that only leads here: then on all.
+    ) -> Result<ProbeResult, Error> {
+        // On the address that is asked, so that the answer comes from there whichever source the route back prefers. An
+        // address that is not the server's own is a service's that leads here: then on all.
         let any: IpAddr = match self.version {
             IpVersion::V4 => Ipv4Addr::UNSPECIFIED.into(),
             IpVersion::V6 => Ipv6Addr::UNSPECIFIED.into(),
@@ -118,34 +118,34 @@ impl Flow {
         let server = self.to.net().run(|| bind(address).or_else(|_not_own| bind(any)))?.map_err(failed)?;
         let port = server.port().map_err(failed)?;
         let stop = Arc::new(AtomicBool::new(false));
-        let told = Arc::clone(&stop);
-        let serving: JoinHandle<Option<IpAddr>> = thread::spawn(move || server.serve(&told));
+        let stop_flag = Arc::clone(&stop);
+        let serving: JoinHandle<Option<IpAddr>> = thread::spawn(move || server.serve(&stop_flag));
         let answered = self.from.net().run(|| ask(SocketAddr::new(address, port)));
         stop.store(true, Ordering::Release);
         let source = serving.join().unwrap_or_default();
-        Ok(Seen { source: source.map(|source| source.to_canonical()), answered: answered? })
+        Ok(ProbeResult { source: source.map(|source| source.to_canonical()), answered: answered? })
     }
 
-    fn ping(&self, address: IpAddr) -> Result<Seen, Error> {
-        let witness = ping::Witness::start(&self.to, self.version)?;
+    fn ping(&self, address: IpAddr) -> Result<ProbeResult, Error> {
+        let monitor = ping::EchoMonitor::start(&self.to, self.version)?;
         let (since, mut answered) = (Instant::now(), false);
-        while !answered && since.elapsed() < self.patience {
-            let patience = self.patience.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
-            answered = ping::ping(&self.from, address, 56, false, patience)? == PingOutcome::Answered;
+        while !answered && since.elapsed() < self.timeout {
+            let timeout = self.timeout.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
+            answered = ping::ping(&self.from, address, 56, false, timeout)? == PingOutcome::Answered;
         }
-        Ok(Seen { source: witness.source(), answered })
+        Ok(ProbeResult { source: monitor.source(), answered })
     }
 }
 
 /// The serving half of an exchange. Its socket is in its network namespace, whichever thread uses it.
 trait Server: Send + 'static {
     fn port(&self) -> io::Result<u16>;
-    /// Answers until told to stop; returns the first source that it saw.
+    /// Answers until it should stop; returns the first source that it saw.
     fn serve(self, stop: &AtomicBool) -> Option<IpAddr>;
 }
 
-/// Sends datagrams under a source address of the sender's choice, which its host must have on a link. What becomes of
-/// them is for the receiver to say.
+/// Sends datagrams under a source address of the sender's choice, which its host must have on a link. Whether
+/// they arrive is for the receiver to check.
 pub fn send_udp(from: &End, source: IpAddr, to: IpAddr, port: u16, count: u32) -> Result<(), Error> {
     let send = || {
         let socket = UdpSocket::bind((source, 0))?;
@@ -173,7 +173,7 @@ impl TcpServer {
     fn answer(mut stream: &TcpStream) -> io::Result<()> {
         let mut line = [0; MARKER.len()];
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER_TIMEOUT))?;
         stream.read_exact(&mut line)?;
         stream.write_all(&line)
     }
@@ -192,7 +192,7 @@ impl Server for TcpServer {
                     source = source.or_else(|| Some(peer.ip()));
                     let _client_notices = Self::answer(&stream);
                 }
-                Err(_nobody_yet) => thread::sleep(Duration::from_millis(1)),
+                Err(_no_connection_yet) => thread::sleep(Duration::from_millis(1)),
             }
         }
         source
@@ -202,7 +202,7 @@ impl Server for TcpServer {
 impl UdpServer {
     fn bind(address: IpAddr) -> io::Result<Self> {
         let socket = UdpSocket::bind((address, 0))?;
-        socket.set_read_timeout(Some(TICK))?;
+        socket.set_read_timeout(Some(STOP_POLL_PERIOD))?;
         Ok(Self(socket))
     }
 }
@@ -224,10 +224,10 @@ impl Server for UdpServer {
     }
 }
 
-fn ask_tcp(to: SocketAddr, patience: Duration) -> bool {
+fn ask_tcp(to: SocketAddr, timeout: Duration) -> bool {
     let exchange = || -> io::Result<bool> {
-        let mut stream = TcpStream::connect_timeout(&to, patience)?;
-        stream.set_read_timeout(Some(patience))?;
+        let mut stream = TcpStream::connect_timeout(&to, timeout)?;
+        stream.set_read_timeout(Some(timeout))?;
         stream.write_all(MARKER)?;
         let mut answer = [0; MARKER.len()];
         stream.read_exact(&mut answer)?;
@@ -236,11 +236,11 @@ fn ask_tcp(to: SocketAddr, patience: Duration) -> bool {
     exchange().unwrap_or(false)
 }
 
-fn ask_udp(to: SocketAddr, patience: Duration) -> bool {
+fn ask_udp(to: SocketAddr, timeout: Duration) -> bool {
     let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let since = Instant::now();
     let Ok(socket) = UdpSocket::bind((any, 0)) else { return false };
-    while since.elapsed() < patience {
+    while since.elapsed() < timeout {
         let mut answer = [0; 64];
         // Not connected: an ICMP error about one datagram must not spoil the next. But an answer counts only if it
         // comes from where the question went.
@@ -261,12 +261,12 @@ impl fmt::Display for Flow {
     }
 }
 
-impl fmt::Display for Seen {
+impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.source, self.answered) {
             (Some(source), true) => write!(f, "answered, source seen {source}"),
             (Some(source), false) => write!(f, "arrived from {source}, but no answer came back"),
-            (None, true) => f.write_str("answered by somebody else"),
+            (None, true) => f.write_str("answered by another host"),
             (None, false) => f.write_str("nothing arrived"),
         }
     }

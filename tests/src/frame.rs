@@ -1,8 +1,8 @@
-//! Ethernet frames put together by hand, for packets that no honest host would send. Pure.
+//! Hand-built Ethernet frames, for packets that no regular host would send. Pure.
 
 use std::net::IpAddr;
 
-/// Bytes that all traffic of the lab carries in its payload, so that it is known when seen in clear.
+/// Bytes that all traffic of the lab carries in its payload, so that it is recognized when captured unencrypted.
 pub const MARKER: &[u8; 8] = b"MESHDLAB";
 
 /// Where a frame comes from and goes to, in link-layer addresses.
@@ -14,7 +14,7 @@ pub struct Link {
     pub to: [u8; 6],
 }
 
-/// A frame with a UDP datagram, checksums right. Both addresses have to be of the same IP version; the payload is cut
+/// A frame with a UDP datagram, with correct checksums. Both addresses have to be of the same IP version; the payload is cut
 /// to 1400 bytes.
 ///
 /// # Panics
@@ -39,7 +39,7 @@ pub fn udp(link: Link, from: (IpAddr, u16), to: (IpAddr, u16), payload: &[u8]) -
     ip(link, from.0, to.0, 17, &datagram)
 }
 
-/// A frame with an IP packet of any protocol, header checksum right.
+/// A frame with an IP packet of any protocol, with a correct header checksum.
 ///
 /// # Panics
 ///

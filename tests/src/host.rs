@@ -91,7 +91,7 @@ impl Host {
         self.run(|| std::fs::read(path))?.map_err(failed)
     }
 
-    /// Writes a file as the host sees it; missing folders are made.
+    /// Writes a file as the host sees it; missing directories are created.
     pub fn write(&self, path: impl AsRef<Path>, bytes: impl AsRef<[u8]>) -> Result<(), Error> {
         let (path, bytes) = (path.as_ref(), bytes.as_ref());
         let failed = |source| Error::File { action: "write", path: path.into(), source };
@@ -136,7 +136,7 @@ impl End {
         Self { net: net.clone(), addresses }
     }
 
-    /// What messages call it.
+    /// Its name, for messages.
     pub fn name(&self) -> &str {
         self.net.name()
     }

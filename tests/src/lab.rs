@@ -1,4 +1,4 @@
-//! The lab: nodes, an underlay, a host outside and an API server, made together and gone together.
+//! The lab: nodes, an underlay, a host outside and an API server, created together and removed together.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -22,7 +22,7 @@ use crate::underlay::Switch;
 /// A cluster's machines in namespaces. Everything ends when it is dropped; nothing of it is visible outside.
 #[derive(Debug)]
 pub struct Lab {
-    // Order of fields is order of drop: those who use come before what they use.
+    // Fields are dropped in order: users come before what they use.
     api: Option<ApiServer>,
     nodes: Vec<Node>,
     outside: Host,
@@ -32,7 +32,7 @@ pub struct Lab {
     keep: bool,
 }
 
-/// What a lab is to be; [`Lab::builder`].
+/// The settings of a lab; see [`Lab::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
     nodes: u8,
@@ -46,12 +46,12 @@ pub struct Builder {
 }
 
 impl Lab {
-    /// Three nodes, dual stack, the stand-in as API server, all nodes registered: change what is wanted otherwise.
+    /// Three nodes, dual stack, the fake API server, all nodes registered. Methods of the builder change that.
     pub fn builder() -> Builder {
         Builder {
             nodes: 3,
             family: Family::Dual,
-            api: ApiKind::StandIn,
+            api: ApiKind::Fake,
             register: true,
             fence: true,
             mtu: Vec::new(),
@@ -104,12 +104,12 @@ impl Lab {
         self.family.versions().iter().map(|&version| address::cluster_range(version)).collect()
     }
 
-    /// The folder of logs and other files; removed with the lab unless the test failed or the lab is kept.
+    /// The directory of logs and other files; removed with the lab unless the test failed or the lab is kept.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Starts to record on the underlay interface of every node that exists now.
+    /// Starts capturing on the underlay interface of every node that exists now.
     pub fn capture(&self) -> Result<Capture, Error> {
         let hosts: Vec<&Host> = self.nodes.iter().map(|node| &**node).collect();
         Capture::start(&hosts, "eth0", &Rules::new(self.cluster_ranges()))
@@ -126,7 +126,7 @@ impl Lab {
         self.nodes.last().ok_or_else(|| Error::NoNode(format!("n{number}")))
     }
 
-    /// Takes a node away as when its power fails: its processes are killed, its interfaces are gone. Its Node object stays.
+    /// Removes a node as when its power fails: its processes are killed, its interfaces are gone. Its Node object stays.
     pub fn remove_node(&mut self, name: &str) -> Result<(), Error> {
         let gone = self.nodes.iter().position(|node| node.name() == name);
         let node = self.nodes.remove(gone.ok_or_else(|| Error::NoNode(name.to_owned()))?);
@@ -149,7 +149,7 @@ impl Lab {
         self.switch.set_cable(host, up)
     }
 
-    /// Routes the podCIDRs of all nodes over the underlay in clear, on every node and on the outside host: the
+    /// Routes the podCIDRs of all nodes over the underlay unencrypted, on every node and on the outside host: the
     /// network of [`plain pods`](Node::plain_pod), and the positive control for captures.
     pub fn connect_plainly(&self) -> Result<(), Error> {
         let own = |host: &Host, node: &Node| host.number() == node.number();
@@ -175,7 +175,7 @@ impl Lab {
         hosts.map(|host| format!("{}: nsenter -t {}{user} -n -m -u", host.name(), host.pid())).collect()
     }
 
-    /// Prints how to enter the hosts, and stays until the process is ended; everything goes with it.
+    /// Prints how to enter the hosts, and blocks until the process is killed, which removes everything.
     pub fn hold(&self) -> ! {
         eprintln!("The lab stays up until this process (pid {}) ends. To enter a host:", std::process::id());
         for line in self.how_to_enter() {
@@ -220,7 +220,7 @@ impl Builder {
         self
     }
 
-    /// Whether Node objects are made for all nodes at the start.
+    /// Whether Node objects are created for all nodes at the start.
     #[must_use]
     pub fn register(mut self, register: bool) -> Self {
         self.register = register;
@@ -234,28 +234,28 @@ impl Builder {
         self
     }
 
-    /// MTU in bytes of a node's underlay interface, 1500 if not said.
+    /// MTU in bytes of a node's underlay interface, 1500 by default.
     #[must_use]
     pub fn mtu(mut self, node: &str, mtu: u32) -> Self {
         self.mtu.push((node.to_owned(), mtu));
         self
     }
 
-    /// The folder of logs, instead of one below `target/lab`.
+    /// The directory of logs, instead of one below `target/lab`.
     #[must_use]
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.dir = Some(dir.into());
         self
     }
 
-    /// Whether the lab stays up (see [`Lab::hold`]) when it is dropped. The environment's `LAB_KEEP=1` says so too.
+    /// Whether the lab stays up (see [`Lab::hold`]) when it is dropped. Also set by `LAB_KEEP=1` in the environment.
     #[must_use]
     pub fn keep(mut self, keep: bool) -> Self {
         self.keep = keep;
         self
     }
 
-    /// Makes the lab: namespaces, wires, API server, Node objects.
+    /// Creates the lab: namespaces, links, API server, Node objects.
     pub fn build(self) -> Result<Lab, Error> {
         let dir = self.dir.map_or_else(fresh_dir, Ok)?;
         std::fs::create_dir_all(&dir).map_err(|source| Error::File {
@@ -301,8 +301,8 @@ impl Drop for Lab {
     }
 }
 
-/// The outside host forwards, has the addresses that stand for the internet, and swallows what is for pods: answering
-/// that they are unreachable would put their addresses on the wire where a capture looks for them.
+/// The outside host forwards, has the addresses that stand for the internet, and drops what is for pods: answering
+/// that they are unreachable would put their addresses on the wire where a capture searches for them.
 fn equip_outside(outside: &Host, family: Family) -> Result<(), Error> {
     plain::enable_forwarding(outside)?;
     let mut lines = String::new();
@@ -314,7 +314,7 @@ fn equip_outside(outside: &Host, family: Family) -> Result<(), Error> {
     outside.ip(&lines)
 }
 
-/// A folder that no other lab has: of this process, and counted within it.
+/// A directory that no other lab has: named by this process, and numbered within it.
 fn fresh_dir() -> Result<PathBuf, Error> {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let number = COUNT.fetch_add(1, Ordering::Relaxed);

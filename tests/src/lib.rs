@@ -11,7 +11,7 @@
 //!
 //! Every host has network, mount, host-name and process namespaces of its own, so that daemons run there with their
 //! default paths and ports, several labs run at once, and nothing is left when a lab is dropped, or when the process
-//! that made it is killed.
+//! that created it is killed.
 //!
 //! ```no_run
 //! use lab::{Family, Flow, IpVersion, Lab, Protocol};
@@ -67,7 +67,7 @@ pub use capture::Capture;
 pub use command::Command;
 pub use daemon::Daemon;
 pub use error::{Error, chain};
-pub use flow::{Flow, Protocol, Seen};
+pub use flow::{Flow, ProbeResult, Protocol};
 pub use host::{End, Host};
 pub use inventory::Inventory;
 pub use kube::{ApiKind, ApiServer};

@@ -33,9 +33,9 @@ pub struct Mesh {
     lab: Lab,
 }
 
-/// An end of a flow with what stands in a report about it.
+/// An end of a flow with its description for reports.
 #[derive(Clone, Debug)]
-pub struct Named {
+pub struct NamedEnd {
     /// `n1/a` for pod a on node n1, `n1` for the node itself, `outside`.
     pub name: String,
     /// The node that it is on; none outside.
@@ -49,7 +49,7 @@ pub struct Named {
 }
 
 impl Mesh {
-    /// Starts a daemon on every node, and waits until the mesh stands.
+    /// Starts a daemon on every node, and waits until the mesh has formed.
     pub fn form(lab: Lab) -> Result<Self, Error> {
         let mut mesh = Self::idle(lab);
         for name in mesh.node_names() {
@@ -59,7 +59,7 @@ impl Mesh {
         Ok(mesh)
     }
 
-    /// A mesh whose daemons are all to be started yet.
+    /// A mesh without running daemons.
     pub fn idle(lab: Lab) -> Self {
         Self { daemons: BTreeMap::new(), lab }
     }
@@ -128,15 +128,15 @@ impl Mesh {
         Ok(())
     }
 
-    /// What `meshd status -o json` says on a node; none while no daemon answers. Asked at the daemon's socket itself:
-    /// who waits for something asks often, and a process for each question takes the cores from what is waited for.
+    /// What `meshd status -o json` says on a node; none while no daemon answers. Reads the daemon's socket
+    /// directly: callers that wait for something poll often, and a process for each poll would take CPU from the daemons.
     pub fn status(&self, node: &str) -> Option<Value> {
-        self.ask(node, "status")
+        self.request(node, "status")
     }
 
-    /// What the daemon of a node answers to a line on its socket, such as `status` or `rotate`; none while no daemon
-    /// answers.
-    pub fn ask(&self, node: &str, line: &str) -> Option<Value> {
+    /// The answer of a node's daemon to a request line on its socket, such as `status` or `rotate`; none while no
+    /// daemon answers.
+    pub fn request(&self, node: &str, line: &str) -> Option<Value> {
         let ask = || -> std::io::Result<Vec<u8>> {
             let mut stream = UnixStream::connect("/run/meshd/meshd.sock")?;
             stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -149,11 +149,11 @@ impl Mesh {
         serde_json::from_slice(&answer).ok()
     }
 
-    /// Waits until the status of a node is as wanted; returns how long that took.
+    /// Waits until the status of a node meets a condition; returns how long that took.
     ///
     /// # Panics
     ///
-    /// If it is not so within the time, with the last status.
+    /// If it does not in time, with the last status.
     #[track_caller]
     pub fn wait(
         &self,
@@ -186,12 +186,12 @@ impl Mesh {
     pub fn wait_formed(&self) {
         let peers = self.daemons.len() - 1;
         for node in self.daemons.keys() {
-            self.wait(node, "the mesh stands", FORMED_WITHIN, |status| is_formed(status, peers));
+            self.wait(node, "the mesh has formed", FORMED_WITHIN, |status| is_formed(status, peers));
         }
     }
 
     /// Waits until every node with a daemon has proven its preshared keys with all others on both slots. Until then
-    /// peers are taken out of devices and put back, and the slot that carries the packets changes.
+    /// peers are removed from devices and added again, and the active slot changes.
     #[track_caller]
     pub fn wait_proven(&self) {
         for node in self.daemons.keys() {
@@ -208,23 +208,23 @@ impl Mesh {
         self.lab.nodes().iter().map(|node| node.name().to_owned()).collect()
     }
 
-    /// Makes pods of these names on every node.
+    /// Creates pods of these names on every node.
     pub fn pods(&self, names: &[&str]) -> Result<Vec<Pod<'_>>, Error> {
         let nodes = self.lab.nodes().iter();
         nodes.flat_map(|node| names.iter().map(move |name| node.pod(name))).collect()
     }
 
     /// All pods and all nodes as ends of flows.
-    pub fn ends(&self) -> Vec<Named> {
+    pub fn ends(&self) -> Vec<NamedEnd> {
         let mut ends = Vec::new();
         for node in self.lab.nodes() {
             let owner = Some(node.name().to_owned());
             let name = node.name().to_owned();
             let mesh = node.pod_ranges().iter().map(|range| first_usable(*range)).collect();
-            ends.push(Named { name, node: owner.clone(), is_pod: false, end: node.end(), mesh });
+            ends.push(NamedEnd { name, node: owner.clone(), is_pod: false, end: node.end(), mesh });
             for pod in node.pods() {
                 let name = format!("{}/{}", node.name(), pod.name());
-                ends.push(Named {
+                ends.push(NamedEnd {
                     name,
                     node: owner.clone(),
                     is_pod: true,
@@ -276,9 +276,9 @@ pub fn refusals(status: &Value, node: &str) -> Vec<String> {
 }
 
 /// The source addresses that the Kubernetes network model promises the server of a flow inside the cluster: the
-/// client's own. A node that speaks to a pod of its own may use its mesh address as well, which is as much its own;
+/// client's own. A node that talks to a pod of its own may use its mesh address as well, which is as much its own;
 /// with IPv6 the kernel prefers it, because it is closer to the pod's (RFC 6724 section 5, rule 8).
-pub fn promised_sources(from: &Named, to: &Named, version: IpVersion) -> Result<Vec<IpAddr>, Error> {
+pub fn promised_sources(from: &NamedEnd, to: &NamedEnd, version: IpVersion) -> Result<Vec<IpAddr>, Error> {
     let mut promised = vec![from.end.address(version)?];
     if !from.is_pod && from.node == to.node {
         let pod = to.end.address(version)?;
@@ -288,7 +288,7 @@ pub fn promised_sources(from: &Named, to: &Named, version: IpVersion) -> Result<
 }
 
 /// One line about a flow, as reports and failures print it.
-pub fn describe(from: &Named, to: &Named, version: IpVersion, protocol: flow::Protocol) -> String {
+pub fn describe(from: &NamedEnd, to: &NamedEnd, version: IpVersion, protocol: flow::Protocol) -> String {
     format!("{} -> {} ({}, {})", from.name, to.name, version.as_str(), protocol.as_str())
 }
 

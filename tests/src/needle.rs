@@ -1,4 +1,4 @@
-//! Looks for a secret wherever it could have been left: in the memory of a process, in files, in texts.
+//! Searches for a secret wherever it could have been left: in the memory of a process, in files, in text.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader};
@@ -13,7 +13,7 @@ use crate::host::Host;
 use crate::inventory;
 use crate::mounts::{OUTER_PROC, PRIVATE};
 
-/// A 32-byte secret in every form in which it could be written down.
+/// A 32-byte secret in every encoding in which it could be written.
 #[derive(Clone, Debug)]
 pub struct Secret {
     forms: Vec<Vec<u8>>,
@@ -52,7 +52,7 @@ impl Secret {
         &self.forms
     }
 
-    /// How often the secret stands in some bytes, in any form.
+    /// How often the secret occurs in some bytes, in any form.
     pub fn count(&self, bytes: &[u8]) -> usize {
         let distinct: std::collections::BTreeSet<&Vec<u8>> = self.forms.iter().collect();
         distinct.into_iter().map(|form| memmem(bytes, form)).sum()
@@ -63,7 +63,7 @@ impl Secret {
     }
 }
 
-/// How often `needle` stands in `hay`. By its first byte first: whole memories are searched.
+/// How often `needle` occurs in `hay`. Searches for the first byte first, since all memory of a process is searched.
 fn memmem(hay: &[u8], needle: &[u8]) -> usize {
     let Some(first) = needle.first() else { return 0 };
     let mut found = 0;
@@ -78,7 +78,7 @@ fn memmem(hay: &[u8], needle: &[u8]) -> usize {
     found
 }
 
-/// How often the secret stands in the memory of a process: everything that it may read or write. Needs root.
+/// How often the secret occurs in the memory of a process: all that it may read. Needs root.
 pub fn in_memory(pid: u32, secret: &Secret) -> io::Result<usize> {
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     let mut found = 0;
@@ -193,12 +193,12 @@ mod tests {
 
     #[test]
     fn a_secret_in_a_file_is_found() {
-        let folder = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().unwrap();
         let secret = Secret::new(&[7; 32]);
-        std::fs::create_dir(folder.path().join("deep")).unwrap();
-        std::fs::write(folder.path().join("deep/file"), BASE64.encode([7; 32])).unwrap();
-        std::fs::write(folder.path().join("other"), BASE64.encode([8; 32])).unwrap();
-        let found = in_files(&[folder.path(), Path::new("/nowhere")], &secret).unwrap();
-        assert_eq!(found, [folder.path().join("deep/file")]);
+        std::fs::create_dir(directory.path().join("deep")).unwrap();
+        std::fs::write(directory.path().join("deep/file"), BASE64.encode([7; 32])).unwrap();
+        std::fs::write(directory.path().join("other"), BASE64.encode([8; 32])).unwrap();
+        let found = in_files(&[directory.path(), Path::new("/nowhere")], &secret).unwrap();
+        assert_eq!(found, [directory.path().join("deep/file")]);
     }
 }

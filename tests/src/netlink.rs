@@ -17,8 +17,8 @@ const IFNAME: u16 = 2;
 const PEERS: u16 = 8;
 /// Bytes of a netlink header and a generic netlink header.
 const HEADERS: usize = 20;
-/// Longer than a message takes to come by.
-const LINGER: Duration = Duration::from_millis(100);
+/// Longer than the delivery of a message takes.
+const DELIVERY_TIME: Duration = Duration::from_millis(100);
 
 /// A message that changes a WireGuard interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,31 +33,31 @@ pub struct SetDevice {
 
 /// Watches a host's netlink messages until it is dropped.
 #[derive(Debug)]
-pub struct Witness {
+pub struct Monitor {
     stop: Arc<AtomicBool>,
     seen: Arc<Mutex<Vec<SetDevice>>>,
     thread: Option<JoinHandle<io::Result<()>>>,
 }
 
-impl Witness {
-    /// Starts to watch. Needs the kernel module `nlmon`.
+impl Monitor {
+    /// Starts watching. Needs the kernel module `nlmon`.
     pub fn start(host: &Host) -> Result<Self, Error> {
         host.ip("link add nlmon0 type nlmon\nlink set nlmon0 up\n")?;
         let failed =
             |source| Error::Socket { action: "watch netlink on", host: host.name().to_owned(), source };
         let socket = host.net().run(|| PacketSocket::open("nlmon0"))?.map_err(failed)?;
         let (stop, seen) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<_>>>::default());
-        let (told, into) = (Arc::clone(&stop), Arc::clone(&seen));
+        let (stop_flag, into) = (Arc::clone(&stop), Arc::clone(&seen));
         let watch = move || {
             let mut buffer = [0; SNAP_LENGTH];
-            while !told.load(Ordering::Acquire) {
+            while !stop_flag.load(Ordering::Acquire) {
                 let Some(received) = socket.receive(&mut buffer)? else { continue };
                 let found = buffer.get(..received.length).and_then(set_device);
                 into.lock().unwrap_or_else(PoisonError::into_inner).extend(found);
             }
             match socket.dropped()? {
                 0 => Ok(()),
-                _ => Err(io::Error::other("messages were lost for want of room")),
+                _ => Err(io::Error::other("messages were lost because the socket's buffer was full")),
             }
         };
         Ok(Self { stop, seen, thread: Some(std::thread::spawn(watch)) })
@@ -65,7 +65,7 @@ impl Witness {
 
     /// All changes so far.
     pub fn changes(&self) -> Vec<SetDevice> {
-        std::thread::sleep(LINGER);
+        std::thread::sleep(DELIVERY_TIME);
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -86,11 +86,11 @@ impl Witness {
     }
 }
 
-impl Drop for Witness {
+impl Drop for Monitor {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         if let Some(thread) = self.thread.take() {
-            // Whoever wants to know calls `stop`.
+            // Callers that need the result use `stop`.
             let _ended = thread.join();
         }
     }

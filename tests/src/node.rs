@@ -47,7 +47,7 @@ struct PodState {
     wiring: Wiring,
 }
 
-/// Who made the pod's network.
+/// How the pod's network was set up.
 #[derive(Debug)]
 enum Wiring {
     /// Plugins, by this configuration and with this result.
@@ -66,7 +66,7 @@ impl Node {
         &self.pod_ranges
     }
 
-    /// The Node object as a cluster's control plane would have made it.
+    /// The Node object as a cluster's control plane would create it.
     pub fn object(&self) -> Value {
         let ranges: Vec<_> = self.pod_ranges.iter().map(ToString::to_string).collect();
         let addresses = self.addresses().into_iter().map(|ip| json!({"type": "InternalIP", "address": ip}));
@@ -85,7 +85,7 @@ impl Node {
         self.host.command(program).env("KUBECONFIG", KUBECONFIG).env("NODE_NAME", self.name())
     }
 
-    /// Puts a CNI plugin's binary where the runtime looks for it.
+    /// Installs a CNI plugin's binary where the runtime searches for it.
     pub fn install_plugin(&self, binary: &Path) -> Result<(), Error> {
         let target = Path::new(cni::PLUGIN_DIR).join(binary.file_name().unwrap_or_default());
         let link = || match std::os::unix::fs::symlink(binary, &target) {
@@ -107,7 +107,7 @@ impl Node {
         NetworkConfig::load(self).map(drop)
     }
 
-    /// The pod of this name: made through the CNI plugins if it is not there.
+    /// The pod of this name: created through the CNI plugins if it does not exist.
     pub fn pod(&self, name: &str) -> Result<Pod<'_>, Error> {
         if let Some(state) = self.lock().get(name).cloned() {
             return Ok(Pod { node: self, state });
@@ -131,7 +131,7 @@ impl Node {
         }))
     }
 
-    /// The pod of this name: wired by the lab itself with plain routes if it is not there. Together with
+    /// The pod of this name: connected by the lab itself with plain routes if it does not exist. Together with
     /// [`Lab::connect_plainly`](crate::Lab::connect_plainly) this is a pod network without any encryption.
     pub fn plain_pod(&self, name: &str) -> Result<Pod<'_>, Error> {
         if let Some(state) = self.lock().get(name).cloned() {
@@ -158,7 +158,7 @@ impl Node {
         Ok((net, Attachment { container_id, netns: Some(path), ifname: "eth0".into() }))
     }
 
-    /// Removes what [`sandbox`](Self::sandbox) made. The namespace itself goes with its last user.
+    /// Removes what [`sandbox`](Self::sandbox) created. The namespace itself exists as long as something uses it.
     pub fn remove_netns(&self, attachment: &Attachment) -> Result<(), Error> {
         let Some(path) = &attachment.netns else { return Ok(()) };
         let remove = || {

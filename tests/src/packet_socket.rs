@@ -10,14 +10,14 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, sockopt};
 
-/// Bytes of each frame that are kept; enough for all headers that are looked at and for the lab's marker.
+/// Bytes of each frame that are kept; enough for all headers that are examined and for the lab's marker.
 pub(crate) const SNAP_LENGTH: usize = 512;
 
 /// Bytes that the kernel may queue for us: some hundred thousand frames.
 const QUEUE_BYTES: usize = 256 << 20;
 
-/// How long a receiver waits for a frame before it looks around.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// How long a receiver waits for a frame before it returns without one.
+const RECEIVE_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// A socket bound to one interface.
 #[derive(Debug)]
@@ -46,7 +46,7 @@ impl PacketSocket {
         if sockopt::set_socket_recv_buffer_size_force(&fd, QUEUE_BYTES).is_err() {
             sockopt::set_socket_recv_buffer_size(&fd, QUEUE_BYTES)?;
         }
-        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(PATIENCE))?;
+        sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, Some(RECEIVE_TIMEOUT))?;
         cut_off(&fd)?;
         bind(&fd, interface)?;
         Ok(Self(fd))

@@ -28,18 +28,18 @@ pub enum PingOutcome {
 /// Sends one echo request and waits for the reply.
 ///
 /// `size` is the payload in bytes: the IP packet is 28 bytes longer with IPv4, 48 with IPv6. With `whole` it may not
-/// be fragmented, by the sender or on the way (the DF bit).
+/// be fragmented, by the sender or on the path (the DF bit).
 pub fn ping(
     from: &End,
     to: IpAddr,
     size: usize,
     whole: bool,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<PingOutcome, Error> {
     let mut command = Command::new("ping");
     let pattern = format!("{:016x}", u64::from_be_bytes(*MARKER));
     command.args(["-n", "-c", "1", "-p", &pattern, "-M", if whole { "do" } else { "dont" }]);
-    command.args(["-s", &size.to_string(), "-W", &format!("{:.3}", patience.as_secs_f64()), &to.to_string()]);
+    command.args(["-s", &size.to_string(), "-W", &format!("{:.3}", timeout.as_secs_f64()), &to.to_string()]);
     // Messages are parsed, so they must not be translated.
     command.env("LC_ALL", "C");
     let output = from.net().run(|| command.output())?.map_err(|source| Error::Run {
@@ -72,12 +72,12 @@ fn outcome(output: &Output) -> Result<PingOutcome, String> {
 
 /// A raw socket that gets a copy of every echo request with the lab's marker.
 #[derive(Debug)]
-pub(crate) struct Witness {
+pub(crate) struct EchoMonitor {
     socket: OwnedFd,
     version: IpVersion,
 }
 
-impl Witness {
+impl EchoMonitor {
     /// Watches from now on.
     pub(crate) fn start(end: &End, version: IpVersion) -> Result<Self, Error> {
         let (family, protocol) = match version {

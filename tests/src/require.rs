@@ -1,4 +1,4 @@
-//! What a test needs from the machine, said at its start: what is missing fails the test with what to do about it.
+//! What a test needs from the machine, checked at its start: the test fails with what is missing and what to do about it.
 
 use std::fmt;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::space::Space;
 /// Something that a machine may lack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// Network, mount, host-name and process namespaces with the right to make links in them.
+    /// Network, mount, host-name and process namespaces with the right to create links in them.
     Namespaces,
     /// `/dev/net/tun`.
     Tun,

@@ -6,7 +6,7 @@ use std::io;
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
-/// Namespaces for a lab can't be had.
+/// Namespaces for a lab are not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SandboxError {
@@ -25,14 +25,14 @@ pub enum SandboxError {
     IdMap {
         /// The file below `/proc/self`.
         file: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         #[source]
         source: io::Error,
     },
-    /// Mounts can't be kept to ourselves.
+    /// Mounts can't be made private.
     #[error("make the mounts of the sandbox private")]
     Mounts(#[source] io::Error),
-    /// Tunnel devices can't be made.
+    /// Tunnel devices can't be created.
     #[error("open /dev/net/tun; {}", tun_advice(.0))]
     Tun(#[source] io::Error),
 }
@@ -76,7 +76,7 @@ pub fn enter() -> Result<Sandbox, SandboxError> {
     Ok(sandbox)
 }
 
-/// Tells whether tunnel devices can be made, as far as that shows without making one.
+/// Checks that tunnel devices can be created, as far as that is possible without creating one.
 pub(crate) fn check_tun() -> Result<(), SandboxError> {
     OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(SandboxError::Tun)
 }

@@ -1,4 +1,4 @@
-//! A host's namespaces: network, mounts, host name and processes, held by one small process and gone with it.
+//! A host's namespaces: network, mounts, host name and processes, kept by one small process and removed with it.
 //!
 //! The holder is `cat` reading a pipe whose other end only this process has: when this process ends, however it
 //! ends, the pipe closes and the holder ends. The holder is the first process of a process namespace, so the kernel
@@ -47,12 +47,12 @@ impl NetNs {
         Self { fd: Arc::new(fd), name: name.into() }
     }
 
-    /// What messages call it.
+    /// Its name, for messages.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Moves the calling thread into the namespace for good. Only for threads made for that purpose.
+    /// Moves the calling thread into the namespace permanently. Only for threads started for that purpose.
     pub fn enter(&self) -> Result<(), Error> {
         setns(&self.fd, CloneFlags::CLONE_NEWNET)
             .map_err(|errno| Error::Enter { host: self.name.to_string(), source: errno.into() })
@@ -80,7 +80,7 @@ impl AsFd for NetNs {
 }
 
 impl Space {
-    /// Makes the namespaces with `lo` up, the host name set, and a private file tree (see [`mounts`]).
+    /// Creates the namespaces with `lo` up, the host name set, and a private file tree (see [`mounts`]).
     pub(crate) fn create(name: &str) -> Result<Self, Error> {
         let failed = |source| Error::CreateSpace { host: name.to_owned(), source };
         let space = scoped(|| {
@@ -120,7 +120,7 @@ impl Space {
         Ok(space)
     }
 
-    /// What messages call the host.
+    /// The host's name, for messages.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
@@ -212,7 +212,7 @@ impl fmt::Debug for NetNs {
     }
 }
 
-/// Makes a network namespace with `lo` up on the calling thread, which is in it from then on, and binds it to a path.
+/// Creates a network namespace with `lo` up for the calling thread, which stays in it, and binds it to a path.
 pub(crate) fn new_net_at(path: &Path, name: &str) -> Result<NetNs, Error> {
     let failed = |source| Error::CreateSpace { host: name.to_owned(), source };
     File::create_new(path).map_err(|source| Error::File { action: "create", path: path.into(), source })?;
@@ -258,7 +258,7 @@ fn ip_batch(host: &str, lines: &str) -> Result<(), Error> {
     })
 }
 
-/// Runs a closure on a fresh thread and waits: the thread may change its namespaces without harm to anybody.
+/// Runs a closure on a fresh thread and waits: the thread may change its namespaces without affecting others.
 fn scoped<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     thread::scope(|scope| match scope.spawn(work).join() {
         Ok(value) => value,

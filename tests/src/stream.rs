@@ -15,8 +15,8 @@ use crate::error::Error;
 use crate::frame::MARKER;
 use crate::host::End;
 
-/// How long the receiver of a stream waits for stragglers after the last datagram was sent.
-const GRACE: Duration = Duration::from_millis(500);
+/// How long the receiver of a stream waits for late datagrams after the last one was sent.
+const LATE_ARRIVAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A running UDP stream in one direction. Each datagram has the lab's marker and a sequence number.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub struct Stream {
     receiver: Option<JoinHandle<u64>>,
 }
 
-/// What became of a stream.
+/// The outcome of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StreamReport {
     /// Datagrams that the sender tried to send.
@@ -41,8 +41,8 @@ pub struct StreamReport {
     pub received: u64,
     /// Datagrams that never arrived.
     pub lost: u64,
-    /// Of these, how many did reach the receiver's socket and found it full, because this process was not given the
-    /// time to read them: the machine's fault, not the network's.
+    /// Of these, how many did reach the receiver's socket and found it full, because this process was not scheduled
+    /// in time to read them: not the network's fault.
     pub overflowed: u64,
     /// Arrivals beyond the first of the same datagram.
     pub duplicated: u64,
@@ -71,7 +71,7 @@ impl Stream {
         let stop = Arc::new(AtomicBool::new(false));
         let (sent, refused) = (Arc::<AtomicU64>::default(), Arc::<AtomicU64>::default());
         let arrivals = Arc::<Mutex<Vec<(u64, Instant)>>>::default();
-        let sending = Sending {
+        let sending = Sender {
             outbox,
             target,
             interval: Duration::from_secs(1) / per_second.max(1),
@@ -80,15 +80,15 @@ impl Stream {
             refused: Arc::clone(&refused),
             stop: Arc::clone(&stop),
         };
-        let (seen, told, place) = (Arc::clone(&arrivals), Arc::clone(&stop), to.net().clone());
+        let (seen, stop_flag, place) = (Arc::clone(&arrivals), Arc::clone(&stop), to.net().clone());
         Ok(Self {
             stop,
             sent,
             refused,
             arrivals,
             receiver: Some(thread::spawn(move || {
-                receive(&inbox, &seen, &told);
-                // Asked while the socket is still open. Not to know counts as none.
+                receive(&inbox, &seen, &stop_flag);
+                // Read while the socket is still open. If it can't be read, it counts as none.
                 place.run(|| overflows(port, version)).ok().flatten().unwrap_or(0)
             })),
             sender: Some(thread::spawn(move || sending.run())),
@@ -121,7 +121,7 @@ impl Stream {
         }
     }
 
-    /// Stops sending, waits for stragglers, and counts.
+    /// Stops sending, waits for late datagrams, and counts.
     pub fn stop(mut self) -> StreamReport {
         let overflowed = self.halt();
         let arrivals = self.lock();
@@ -154,11 +154,11 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let _nobody_asks = self.halt();
+        let _not_reported = self.halt();
     }
 }
 
-struct Sending {
+struct Sender {
     outbox: UdpSocket,
     target: SocketAddr,
     interval: Duration,
@@ -168,12 +168,12 @@ struct Sending {
     stop: Arc<AtomicBool>,
 }
 
-impl Sending {
+impl Sender {
     fn run(mut self) {
         let start = Instant::now();
         let mut number = 0u64;
         while !self.stop.load(Ordering::Acquire) {
-            // The schedule is kept on average: whoever was put to sleep too long catches up.
+            // The rate is kept on average: a sender that slept too long catches up.
             let due = self.interval.mul_f64(f64::from(u32::try_from(number).unwrap_or(u32::MAX)));
             if let Some(early) = due.checked_sub(start.elapsed()) {
                 thread::sleep(early);
@@ -194,7 +194,9 @@ fn receive(inbox: &UdpSocket, arrivals: &Mutex<Vec<(u64, Instant)>>, stop: &Atom
     let mut over: Option<Instant> = None;
     let _valid_duration = inbox.set_read_timeout(Some(Duration::from_millis(20)));
     loop {
-        if stop.load(Ordering::Acquire) && over.get_or_insert_with(Instant::now).elapsed() > GRACE {
+        if stop.load(Ordering::Acquire)
+            && over.get_or_insert_with(Instant::now).elapsed() > LATE_ARRIVAL_TIMEOUT
+        {
             return;
         }
         let Ok(length) = inbox.recv(&mut buffer) else { continue };
@@ -227,7 +229,7 @@ pub struct Connection {
     receiver: Option<JoinHandle<io::Result<()>>>,
 }
 
-/// What became of a connection.
+/// The outcome of a connection.
 #[derive(Debug)]
 pub struct ConnectionReport {
     /// Bytes that the sender handed to its kernel.
@@ -251,12 +253,12 @@ impl Connection {
         let outgoing = outgoing.map_err(|source| failed("connect", from, source))?;
         let (incoming, _peer) = listener.accept().map_err(|source| failed("accept", to, source))?;
         let (stop, received) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicU64>::default());
-        let (told, counted) = (Arc::clone(&stop), Arc::clone(&received));
+        let (stop_flag, counted) = (Arc::clone(&stop), Arc::clone(&received));
         Ok(Self {
             stop,
             received,
-            sender: Some(thread::spawn(move || pour(outgoing, per_second, &told))),
-            receiver: Some(thread::spawn(move || drink(incoming, &counted))),
+            sender: Some(thread::spawn(move || send_pattern(outgoing, per_second, &stop_flag))),
+            receiver: Some(thread::spawn(move || verify_pattern(incoming, &counted))),
         })
     }
 
@@ -265,7 +267,7 @@ impl Connection {
         self.received.load(Ordering::Acquire)
     }
 
-    /// Stops sending, waits until all is through, and closes.
+    /// Stops sending, waits until everything was received, and closes.
     pub fn close(mut self) -> ConnectionReport {
         let (sent, received) = self.halt();
         let (sent, mut broken) = match sent {
@@ -291,7 +293,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let _nobody_asks = self.halt();
+        let _not_reported = self.halt();
     }
 }
 
@@ -325,7 +327,7 @@ fn pattern(position: u64) -> u8 {
     MARKER[usize::try_from(position % 8).unwrap_or_default()]
 }
 
-fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io::Result<u64> {
+fn send_pattern(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io::Result<u64> {
     // A connection that makes no progress for this long counts as broken.
     stream.set_write_timeout(Some(Duration::from_mins(1)))?;
     let start = Instant::now();
@@ -345,7 +347,7 @@ fn pour(mut stream: TcpStream, per_second: Option<u32>, stop: &AtomicBool) -> io
     Ok(sent)
 }
 
-fn drink(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
+fn verify_pattern(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_mins(1)))?;
     let mut buffer = vec![0; 65536];
     let mut position = 0u64;
@@ -367,7 +369,7 @@ fn drink(mut stream: TcpStream, received: &AtomicU64) -> io::Result<()> {
     }
 }
 
-/// A UDP socket that counts what reaches it: what must get nothing, gets nothing.
+/// A UDP socket that counts what reaches it, for tests that nothing does.
 #[derive(Debug)]
 pub struct Sink {
     socket: UdpSocket,
@@ -387,10 +389,10 @@ impl Sink {
         self.port
     }
 
-    /// The sources of the datagrams that came since the last call, after waiting `patience` for the last of them.
-    pub fn drain(&self, patience: Duration) -> Vec<SocketAddr> {
+    /// The sources of the datagrams that came since the last call, after waiting `timeout` for the last of them.
+    pub fn drain(&self, timeout: Duration) -> Vec<SocketAddr> {
         let (since, mut sources, mut buffer) = (Instant::now(), Vec::new(), [0; 2048]);
-        while let Some(left) = patience.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
+        while let Some(left) = timeout.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
             let _valid_duration = self.socket.set_read_timeout(Some(left));
             if let Ok((_, from)) = self.socket.recv_from(&mut buffer) {
                 sources.push(from);
@@ -403,7 +405,7 @@ impl Sink {
 fn bind_udp(end: &End, version: IpVersion) -> Result<UdpSocket, Error> {
     let failed = |source| Error::Socket { action: "bind", host: end.name().to_owned(), source };
     let socket = end.net().run(|| UdpSocket::bind((any(version), 0)))?.map_err(failed)?;
-    // A receiver that is not scheduled for a while must not look like a network that loses.
+    // A receiver that is not scheduled for a while must not be taken for packet loss.
     let room = 8 << 20;
     if sockopt::set_socket_recv_buffer_size_force(&socket, room).is_err() {
         sockopt::set_socket_recv_buffer_size(&socket, room).map_err(|errno| failed(errno.into()))?;

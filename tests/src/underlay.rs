@@ -23,7 +23,7 @@ impl Switch {
     /// A switch that nothing is plugged into.
     pub(crate) fn create(family: Family) -> Result<Self, Error> {
         let space = Space::create("switch")?;
-        // A switch speaks for itself to nobody: without this the bridge takes part in IPv6 discovery.
+        // A switch sends nothing of its own; without this the bridge takes part in IPv6 discovery.
         let silent = || std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
         space.run(silent)?.map_err(|source| Error::File {
             action: "write",
@@ -34,13 +34,13 @@ impl Switch {
         Ok(Self { space, family })
     }
 
-    /// Makes a host and plugs it in: addresses by its number, default routes by way of the outside host.
+    /// Creates a host and connects it: addresses by its number, default routes via the outside host.
     pub(crate) fn plug(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
         let space = Space::create(name)?;
         let versions = self.family.versions();
         let addresses = versions.iter().map(|&version| address::underlay(number, version)).collect();
         let host = Host::new(number, space, addresses, logs);
-        // Addresses are usable at once: nobody else can have them.
+        // No duplicate address detection: no other host can have them.
         host.sysctl("net/ipv6/conf/all/accept_ra", "0")?;
         host.sysctl("net/ipv6/conf/default/accept_ra", "0")?;
         host.sysctl("net/ipv6/conf/default/accept_dad", "0")?;

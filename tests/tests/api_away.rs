@@ -1,4 +1,4 @@
-//! The API server may be away, start anew with nothing, or forget: the mesh stays.
+//! The API server is unreachable, restarted, or loses its store: the mesh keeps working.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -18,10 +18,10 @@ fn pair(mesh: &Mesh) -> (Pod<'_>, Pod<'_>) {
     (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap())
 }
 
-/// Started while the API server is away, a node is in the mesh by what it remembers.
+/// A node that is started while the API server is unreachable joins the mesh with its cached peers.
 #[test]
 fn a_node_starts_without_the_api_server() {
-    let mut mesh = formed(ApiKind::StandIn);
+    let mut mesh = formed(ApiKind::Fake);
     let (here, there) = {
         let (a, b) = pair(&mesh);
         (a.end(), b.end())
@@ -42,19 +42,19 @@ fn a_node_starts_without_the_api_server() {
     });
 }
 
-/// What is remembered is believed only if it is whole.
+/// Cached peers are used only if the file is intact.
 #[test]
-fn a_damaged_memory_is_not_used() {
-    let mut mesh = formed(ApiKind::StandIn);
+fn a_damaged_cache_of_peers_is_not_used() {
+    let mut mesh = formed(ApiKind::Fake);
     mesh.stop("n1", Signal::KILL).unwrap();
     mesh.api().stop().unwrap();
     let node = mesh.node("n1").unwrap();
-    let memory = String::from_utf8(node.read("/var/lib/meshd/peers.json").unwrap()).unwrap();
-    assert!(memory.contains("10.244.2.0/24"), "{memory}");
-    node.write("/var/lib/meshd/peers.json", memory.replace("10.244.2.0/24", "10.244.3.0/25")).unwrap();
+    let cache = String::from_utf8(node.read("/var/lib/meshd/peers.json").unwrap()).unwrap();
+    assert!(cache.contains("10.244.2.0/24"), "{cache}");
+    node.write("/var/lib/meshd/peers.json", cache.replace("10.244.2.0/24", "10.244.3.0/25")).unwrap();
     mesh.start("n1").unwrap();
     mesh.daemon("n1").wait_log("start without the last known peers", WITHIN).unwrap();
-    mesh.wait("n1", "guard up, nobody believed", WITHIN, |status| {
+    mesh.wait("n1", "guard up, no peers", WITHIN, |status| {
         status["guard"]["in_place"] == true
             && status["ready"] == false
             && status["peers"].as_array().unwrap().is_empty()
@@ -68,8 +68,8 @@ fn outage(api: ApiKind) {
     mesh.api().stop().unwrap();
     // Longer than a watch lasts, so that its renewal fails as well.
     thread::sleep(Duration::from_secs(70));
-    mesh.wait("n1", "the outage is told", WITHIN, |status| status["api"]["error"].is_string());
-    mesh.wait("n1", "nobody was removed", WITHIN, |status| status["peers"].as_array().unwrap().len() == 2);
+    mesh.wait("n1", "the outage is reported", WITHIN, |status| status["api"]["error"].is_string());
+    mesh.wait("n1", "no peer was removed", WITHIN, |status| status["peers"].as_array().unwrap().len() == 2);
     mesh.api().resume().unwrap();
     mesh.wait("n1", "the outage is over", Duration::from_mins(1), |status| {
         status["api"]["error"].is_null() && is_formed(status, 2)
@@ -78,24 +78,28 @@ fn outage(api: ApiKind) {
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
 }
 
-#[test]
-fn an_outage_is_survived() {
-    outage(ApiKind::StandIn);
+/// Runs a check with the fake and the real API server, at the same time because most of it is waiting.
+fn with_both_servers(check: fn(ApiKind)) {
+    thread::scope(|scope| {
+        for kind in [ApiKind::Fake, ApiKind::Real] {
+            scope.spawn(move || check(kind));
+        }
+    });
 }
 
 #[test]
-fn an_outage_of_a_real_api_server_is_survived() {
-    outage(ApiKind::Real);
+fn an_outage_of_the_api_server_loses_no_packet() {
+    with_both_servers(outage);
 }
 
-/// An API server that starts anew with an empty store knows no Node: nobody is removed, and when the Nodes are made
-/// anew, with other UIDs, the daemons publish themselves again. Not a packet is lost.
+/// A restarted API server with an empty store has no Nodes: no peer is removed, and when the Nodes are recreated, with
+/// other UIDs, the daemons publish again. No packet is lost.
 fn emptied(api: ApiKind) {
     let mesh = formed(api);
     let (here, there) = pair(&mesh);
     let stream = Stream::start(&here.end(), &there.end(), IpVersion::V4, 200).unwrap();
     mesh.api().wipe().unwrap();
-    mesh.wait("n1", "the empty list is not believed", Duration::from_mins(1), |status| {
+    mesh.wait("n1", "the empty list is not acted on", Duration::from_mins(1), |status| {
         status["api"]["error"].is_null() && status["kept"].as_array().unwrap().len() == 3
     });
     assert_eq!(mesh.status("n1").unwrap()["peers"].as_array().unwrap().len(), 2);
@@ -103,8 +107,8 @@ fn emptied(api: ApiKind) {
         mesh.register(node).unwrap();
     }
     mesh.wait_formed();
-    // A watch that was just being renewed goes on without an error on a store that it does not know; it is found out when
-    // the daemon asks for its own Node, every 30 s.
+    // A watch that was just being renewed continues without an error on the new store; the daemon notices when it gets its
+    // own Node, every 30 s.
     mesh.wait("n1", "the new Nodes have replaced the old ones", WITHIN * 3, |status| {
         status["kept"].as_array().unwrap().is_empty()
     });
@@ -114,18 +118,13 @@ fn emptied(api: ApiKind) {
 }
 
 #[test]
-fn an_emptied_store_is_survived() {
-    emptied(ApiKind::StandIn);
+fn an_empty_store_of_the_api_server_loses_no_packet() {
+    with_both_servers(emptied);
 }
 
+/// A daemon that starts before its Node exists installs the guard and lets nothing through.
 #[test]
-fn an_emptied_store_of_a_real_api_server_is_survived() {
-    emptied(ApiKind::Real);
-}
-
-/// A daemon that starts before its Node has been seen closes the node, and opens nothing.
-#[test]
-fn the_guard_stands_before_anything_is_known() {
+fn the_guard_is_in_place_before_the_node_is_known() {
     let lab = Lab::builder().nodes(1).family(Family::Dual).register(false).build().unwrap();
     let mut mesh = Mesh::idle(lab);
     mesh.start("n1").unwrap();

@@ -17,7 +17,7 @@ fn kernel_has_wireguard(lab: &Lab) -> bool {
 #[test]
 fn auto_selects_what_is_available_and_kernel_fails_where_it_is_missing() {
     require::all(&[Need::Namespaces, Need::Tun, Need::Nftables]);
-    let lab = Lab::builder().nodes(2).api(ApiKind::StandIn).build().unwrap();
+    let lab = Lab::builder().nodes(2).api(ApiKind::Fake).build().unwrap();
     let kernel = kernel_has_wireguard(&lab);
     let mut mesh = Mesh::idle(lab);
     mesh.start_with("n1", &["--backend", "auto"]).unwrap();

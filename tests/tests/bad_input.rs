@@ -109,7 +109,7 @@ fn bad_nodes(api: ApiKind) {
 
 #[test]
 fn only_the_bad_node_is_rejected() {
-    bad_nodes(ApiKind::StandIn);
+    bad_nodes(ApiKind::Fake);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn leases(node: &Node) -> usize {
 }
 
 #[test]
-fn pods_live_through_foreign_plugins() {
+fn pods_are_created_and_deleted_by_other_plugins() {
     let lab = lab();
     let node = &lab.nodes()[0];
     assert!(matches!(node.pod("a"), Err(Error::Cni(CniError::NotReady(_)))));
@@ -50,7 +50,7 @@ fn pods_live_through_foreign_plugins() {
         assert!(
             pod.addresses().iter().zip(node.pod_ranges()).all(|(address, range)| range.contains(*address))
         );
-        // The second plugin of the chain changed what the first one made.
+        // The second plugin of the chain changed what the first one created.
         let link = pod.command("ip").args(["link", "show", "eth0"]).run().unwrap();
         assert!(link.contains("02:00:00:00:77:77"), "{link}");
         pod.check().unwrap();
@@ -70,7 +70,7 @@ fn pods_live_through_foreign_plugins() {
 }
 
 #[test]
-fn a_refusal_is_an_error_object_and_leaves_nothing() {
+fn a_failed_add_is_an_error_object_and_leaves_nothing() {
     let lab = lab();
     let node = &lab.nodes()[0];
     let broken = json!({"name": "broken", "cniVersion": "1.0.0", "plugins": [
@@ -94,7 +94,7 @@ fn a_refusal_is_an_error_object_and_leaves_nothing() {
 }
 
 #[test]
-fn many_calls_at_once_and_calls_by_hand() {
+fn concurrent_calls_and_single_calls_succeed() {
     let lab = lab();
     let node = &lab.nodes()[0];
     configure(node);
@@ -119,7 +119,7 @@ fn many_calls_at_once_and_calls_by_hand() {
     };
     let output = version.run(node).unwrap();
     assert!(output.status.success() && String::from_utf8_lossy(&output.stdout).contains("supportedVersions"));
-    // DEL for a pod that never was, without a namespace: success, as the specification wants it.
+    // DEL for a pod that never existed, without a namespace, succeeds as the specification requires.
     let config = NetworkConfig::load(node).unwrap();
     let gone = Attachment { container_id: "never-was".into(), netns: None, ifname: "eth0".into() };
     config.del(node, &gone, None).unwrap();

@@ -1,8 +1,8 @@
-//! The lab itself: before it is believed about the mesh, it has to be right about networks that are known.
+//! The lab itself: it has to be right about networks that are known before its results about the mesh count.
 #![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::frame::{self, Link};
 use lab::inventory::Change;
@@ -14,6 +14,9 @@ use lab::{
 };
 use nix::sched::{CloneFlags, unshare};
 use rustix::mount::{MountPropagationFlags, mount_change};
+
+/// How long a packet may take on a busy machine.
+const ARRIVED_WITHIN: Duration = Duration::from_secs(5);
 
 fn plain(nodes: u8, family: Family) -> Lab {
     require::all(&[Need::Namespaces]);
@@ -45,7 +48,7 @@ fn a_family_that_a_lab_does_not_have_is_not_there() {
 }
 
 #[test]
-fn plain_pods_pass_every_protocol_and_their_addresses_are_seen() {
+fn plain_pods_reach_each_other_over_every_protocol_under_their_own_addresses() {
     let lab = plain(2, Family::Dual);
     lab.connect_plainly().unwrap();
     let (n1, n2) = (lab.node("n1").unwrap(), lab.node("n2").unwrap());
@@ -61,21 +64,21 @@ fn plain_pods_pass_every_protocol_and_their_addresses_are_seen() {
 }
 
 #[test]
-fn a_flow_that_nothing_carries_is_seen_as_silence() {
+fn a_flow_without_a_route_gets_no_answer() {
     let lab = plain(2, Family::Dual);
     let pod = lab.node("n1").unwrap().plain_pod("a").unwrap();
     let other = lab.node("n2").unwrap().plain_pod("b").unwrap();
     for protocol in Protocol::ALL {
         for &version in Family::Dual.versions() {
             let flow = Flow::new(&pod.end(), &other.end(), version, protocol);
-            let seen = flow.patience(Duration::from_millis(300)).probe().unwrap();
+            let seen = flow.timeout(Duration::from_millis(300)).probe().unwrap();
             assert_eq!((seen.source, seen.answered), (None, false), "{protocol:?} {version:?}");
         }
     }
 }
 
 #[test]
-fn a_capture_sees_pod_addresses_in_clear_on_both_sides() {
+fn a_capture_sees_unencrypted_pod_addresses_on_both_sides() {
     let lab = plain(2, Family::Dual);
     lab.connect_plainly().unwrap();
     let a = lab.node("n1").unwrap().plain_pod("a").unwrap();
@@ -91,26 +94,31 @@ fn a_capture_sees_pod_addresses_in_clear_on_both_sides() {
         assert!(report.marked >= 2 * least, "{report}");
     }
     let sender = capture.report_of(lab.node("n1").unwrap());
-    assert!(sender.offences[0].outgoing && sender.offences[0].host == "n1");
+    assert!(sender.violations[0].outgoing && sender.violations[0].host == "n1");
 }
 
 #[test]
 #[should_panic(expected = "pod addresses outside WireGuard")]
-fn a_leak_fails_the_test_that_asks() {
+fn a_leak_fails_the_assertion() {
     let lab = plain(2, Family::V4);
     let pod = lab.node("n1").unwrap().plain_pod("a").unwrap();
     let capture = lab.capture().unwrap();
-    // Nobody routes it, so it takes the default route: this is how plaintext leaves a node that nothing stops.
+    // It takes the default route, as unencrypted traffic leaves a node without a guard.
     let nowhere = pod.end().at("10.244.77.7".parse().unwrap());
     Flow::new(&pod.end(), &nowhere, IpVersion::V4, Protocol::Udp)
-        .patience(Duration::from_millis(300))
+        .timeout(Duration::from_millis(300))
         .probe()
         .unwrap();
+    // On a busy machine the packet may still be on its way to the underlay.
+    let since = Instant::now();
+    while capture.report().leaked == 0 && since.elapsed() < ARRIVED_WITHIN {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     capture.report().assert_sealed();
 }
 
 #[test]
-fn injected_frames_arrive_and_are_told_from_leaks() {
+fn injected_frames_arrive_and_are_distinguished_from_leaks() {
     let lab = plain(1, Family::Dual);
     let node = lab.node("n1").unwrap();
     let pod = node.plain_pod("a").unwrap();
@@ -125,7 +133,10 @@ fn injected_frames_arrive_and_are_told_from_leaks() {
         let to = (pod.address(version).unwrap(), sink.port());
         let frame = frame::udp(link, (source.parse().unwrap(), 4000), to, frame::MARKER);
         lab.outside().inject(&frame).unwrap();
-        let sources = sink.drain(Duration::from_millis(200));
+        let (since, mut sources) = (Instant::now(), Vec::new());
+        while sources.is_empty() && since.elapsed() < ARRIVED_WITHIN {
+            sources = sink.drain(Duration::from_millis(200));
+        }
         assert_eq!(sources.len(), 1);
         assert_eq!(sources[0].ip().to_string(), source);
         let report = capture.report();
@@ -139,9 +150,9 @@ fn streams_count_what_is_lost_and_connections_survive_it() {
     let (n1, n2) = (lab.node("n1").unwrap(), lab.node("n2").unwrap());
     let stream = Stream::start(&n1.end(), &n2.end(), IpVersion::V4, 500).unwrap();
     let connection = Connection::open(&n1.end(), &n2.end(), IpVersion::V4, Some(100_000)).unwrap();
-    stream.wait_arrival(std::time::Instant::now(), Duration::from_secs(2)).unwrap();
+    stream.wait_arrival(Instant::now(), Duration::from_secs(2)).unwrap();
     lab.set_cable(n2, false).unwrap();
-    let cut = std::time::Instant::now();
+    let cut = Instant::now();
     std::thread::sleep(Duration::from_millis(300));
     lab.set_cable(n2, true).unwrap();
     let outage = stream.wait_arrival(cut + Duration::from_millis(100), Duration::from_secs(5)).unwrap();
@@ -159,9 +170,11 @@ fn streams_count_what_is_lost_and_connections_survive_it() {
 }
 
 #[test]
-fn an_unhurt_stream_loses_nothing() {
+fn an_undisturbed_stream_loses_nothing() {
     let lab = plain(2, Family::V6);
     let (n1, n2) = (lab.node("n1").unwrap(), lab.node("n2").unwrap());
+    // The kernel queues only some packets while it resolves a neighbour's link address, which takes long on a busy machine.
+    Flow::new(&n1.end(), &n2.end(), IpVersion::V6, Protocol::Udp).must_pass();
     let stream = Stream::start(&n1.end(), &n2.end(), IpVersion::V6, 2000).unwrap();
     std::thread::sleep(Duration::from_secs(1));
     let report = stream.stop();
@@ -188,14 +201,14 @@ fn whole_pings_pass_up_to_the_mtu_and_fail_locally_beyond_it() {
 }
 
 #[test]
-fn the_internet_is_beyond_the_gateway_and_a_cut_cable_is_silent() {
+fn the_internet_is_behind_the_gateway_and_unreachable_without_a_cable() {
     let lab = plain(1, Family::Dual);
     let node = lab.node("n1").unwrap();
     for &version in Family::Dual.versions() {
         let flow = Flow::new(&node.end(), &lab.internet(), version, Protocol::Tcp);
         assert_eq!(flow.must_pass(), node.address(version).unwrap());
         lab.set_cable(node, false).unwrap();
-        assert!(!flow.clone().patience(Duration::from_millis(200)).probe().unwrap().answered);
+        assert!(!flow.clone().timeout(Duration::from_millis(200)).probe().unwrap().answered);
         lab.set_cable(node, true).unwrap();
     }
 }
@@ -204,8 +217,8 @@ fn the_internet_is_beyond_the_gateway_and_a_cut_cable_is_silent() {
 fn nodes_have_their_own_files_and_the_machine_sees_none_of_them() {
     let lab = plain(2, Family::V4);
     let (n1, n2) = (lab.node("n1").unwrap(), lab.node("n2").unwrap());
-    for folder in lab::PRIVATE {
-        let file = format!("{folder}/lab-was-here");
+    for directory in lab::PRIVATE {
+        let file = format!("{directory}/lab-was-here");
         n1.write(&file, "n1").unwrap();
         assert_eq!(n1.read(&file).unwrap(), b"n1");
         assert!(n2.read(&file).is_err(), "{file}");
@@ -341,7 +354,7 @@ fn footprint() -> (BTreeSet<String>, BTreeSet<String>) {
 
 #[test]
 fn nothing_is_left_when_a_lab_is_dropped() {
-    // Other tests of this program run in the same process; a program of one test only has no neighbours.
+    // Other tests of this program run in the same process, so this one gets a process of its own.
     let run = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "alone::leaves_nothing", "--ignored", "--nocapture"])
         .output()
@@ -382,7 +395,7 @@ mod alone {
 }
 
 #[test]
-fn labs_run_side_by_side_with_the_same_addresses() {
+fn labs_run_in_parallel_with_the_same_addresses() {
     let labs: Vec<_> = (0..3).map(|_| plain(2, Family::Dual)).collect();
     std::thread::scope(|scope| {
         for lab in &labs {

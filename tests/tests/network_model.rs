@@ -4,11 +4,11 @@
 
 use std::time::Duration;
 
-use lab::mesh::{Mesh, Named, describe, promised_sources};
+use lab::mesh::{Mesh, NamedEnd, describe, promised_sources};
 use lab::ping::{PingOutcome, ping};
 use lab::{Family, Flow, IpVersion, Lab, Protocol};
 
-/// How much a packet of ICMP echo has beyond its payload.
+/// Header bytes of an ICMP echo packet.
 const fn echo_overhead(version: IpVersion) -> usize {
     match version {
         IpVersion::V4 => 28,
@@ -53,7 +53,7 @@ fn model(family: Family) {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} flows are not as promised:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(wrong.is_empty(), "{} flows failed:\n{}", wrong.len(), wrong.join("\n"));
 
     full_size(&mesh, family);
     egress(&mesh, family);
@@ -64,7 +64,7 @@ fn model(family: Family) {
 }
 
 /// Every ordered pair in which one end is a pod: traffic between nodes' own processes is not the mesh's.
-fn pairs(ends: &[Named]) -> impl Iterator<Item = (&Named, &Named)> {
+fn pairs(ends: &[NamedEnd]) -> impl Iterator<Item = (&NamedEnd, &NamedEnd)> {
     let all = ends.iter().flat_map(|from| ends.iter().map(move |to| (from, to)));
     all.filter(|(from, to)| from.name != to.name && (from.is_pod || to.is_pod))
 }
@@ -77,15 +77,15 @@ fn full_size(mesh: &Mesh, family: Family) {
     for version in family.versions().iter().copied() {
         let target = there.address(version).unwrap();
         let whole = mtu - echo_overhead(version);
-        let patience = Duration::from_secs(2);
-        let at_size = |size| ping(&here.end(), target, size, true, patience).unwrap();
+        let timeout = Duration::from_secs(2);
+        let at_size = |size| ping(&here.end(), target, size, true, timeout).unwrap();
         assert_eq!(at_size(whole), PingOutcome::Answered, "{} bytes, {}", mtu, version.as_str());
         assert_eq!(at_size(whole + 1), PingOutcome::TooLong, "{} bytes, {}", mtu + 1, version.as_str());
         lab::stream::transfer(&here.end(), &there.end(), version, 10 << 20).unwrap();
     }
 }
 
-/// N16: outside the cluster the node's address is seen.
+/// N16: outside the cluster the source is the node's address.
 fn egress(mesh: &Mesh, family: Family) {
     for node in mesh.nodes() {
         let pod = node.pod("a").unwrap();

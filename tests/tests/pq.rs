@@ -1,4 +1,4 @@
-//! Preshared keys between whole nodes: agreed on by themselves, kept over rotations, and demanded where they are required.
+//! Preshared keys between nodes: agreed on automatically, kept over rotations, and enforced where they are required.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use lab::mesh::{Mesh, is_proven};
 use lab::ping::{PingOutcome, ping};
-use lab::{Flow, IpVersion, Lab, Protocol, Seen, Signal, Stream};
+use lab::{Flow, IpVersion, Lab, ProbeResult, Protocol, Signal, Stream};
 use serde_json::Value;
 
 /// Short steps, so that a rotation takes seconds. What they wait for is the same.
 const QUICK: [&str; 4] = ["--rotation-drain", "500ms", "--rotation-timeout", "10s"];
-/// How long pairs may take until all is proven.
+/// How long pairs may take to prove all keys.
 const WITHIN: Duration = Duration::from_mins(1);
 
-/// A mesh in which each node has the mode that stands at its place.
+/// A mesh of nodes with these modes, in order.
 fn mesh(modes: &[&str]) -> Mesh {
     let nodes = u8::try_from(modes.len()).unwrap();
     let mut mesh = Mesh::idle(Lab::builder().nodes(nodes).build().unwrap());
@@ -36,7 +36,7 @@ fn shown(mesh: &Mesh, node: &str, slot: &str) -> Vec<(String, String)> {
     text.lines().map(parse).collect()
 }
 
-/// The preshared key that each of two nodes has with the other on a slot: one and the same.
+/// The preshared key that two nodes have with each other on a slot; it has to be the same on both.
 fn shared(mesh: &Mesh, one: &str, other: &str, slot: &str) -> String {
     let public = |node: &str| mesh.status(node).unwrap()["slots"][slot]["key"].as_str().unwrap().to_owned();
     let with = |node: &str, peer: &str| {
@@ -79,7 +79,7 @@ fn assert_nothing_lost(streams: Vec<Stream>) {
 }
 
 #[test]
-fn all_pairs_agree_by_themselves_and_again_at_a_rotation_and_lose_nothing() {
+fn all_pairs_agree_automatically_and_again_at_a_rotation_and_lose_nothing() {
     let mesh = mesh(&["prefer", "prefer", "prefer"]);
     // From before the first key: the slots change under traffic.
     let first = streams(&mesh);
@@ -99,7 +99,7 @@ fn all_pairs_agree_by_themselves_and_again_at_a_rotation_and_lose_nothing() {
 }
 
 #[test]
-fn with_require_a_peer_without_gets_no_packet_of_pods_and_its_node_still_answers() {
+fn with_require_a_peer_without_pq_gets_no_pod_traffic_but_its_node_still_answers() {
     let mesh = mesh(&["require", "off", "require"]);
     for (node, peer) in [("n1", "n3"), ("n3", "n1")] {
         mesh.wait(node, &format!("proven with {peer}"), WITHIN, |status| {
@@ -107,7 +107,7 @@ fn with_require_a_peer_without_gets_no_packet_of_pods_and_its_node_still_answers
             found.is_some_and(|found| found["pq"]["blocked"] == false)
         });
     }
-    mesh.wait("n1", "says why", WITHIN, |status| {
+    mesh.wait("n1", "the reason is reported", WITHIN, |status| {
         let found = status["peers"].as_array().unwrap().iter().find(|found| found["node"] == "n2");
         found.is_some_and(|found| found["pq"]["blocked"] == true && found["pq"]["enabled"] == false)
     });
@@ -121,12 +121,12 @@ fn with_require_a_peer_without_gets_no_packet_of_pods_and_its_node_still_answers
         Flow::new(from, to, IpVersion::V4, Protocol::Udp).must_pass();
     }
     for (from, to) in [(&one, &off), (&off, &one), (&three, &off), (&off, &three)] {
-        let patience = Duration::from_millis(700);
-        let flow = Flow::new(from, to, IpVersion::V4, Protocol::Udp).patience(patience);
-        assert_eq!(flow.probe().unwrap(), Seen { source: None, answered: false }, "{flow}");
+        let timeout = Duration::from_millis(700);
+        let flow = Flow::new(from, to, IpVersion::V4, Protocol::Udp).timeout(timeout);
+        assert_eq!(flow.probe().unwrap(), ProbeResult { source: None, answered: false }, "{flow}");
     }
     capture.report().assert_sealed();
-    // The nodes themselves still speak, by both devices.
+    // The nodes themselves still communicate, over both devices.
     let node = mesh.node("n1").unwrap().end();
     for link in ["mesh-a", "mesh-b"] {
         let routes =
@@ -156,16 +156,16 @@ fn keys_are_renewed_while_traffic_flows_and_survive_a_restart() {
     mesh.stop("n1", Signal::KILL).unwrap();
     mesh.start_with("n1", &[&QUICK[..], &["--pq", "require", "--pq-interval", "0"]].concat()).unwrap();
     mesh.wait("n1", "proven again", WITHIN, is_proven);
-    // Unless it was renewed in between it is the same; in either case both have one.
+    // It is the same unless it was renewed in between; in either case both have one.
     let now = shared(&mesh, "n1", "n2", "a");
     assert!(!now.contains("none") && !kept.contains("none"));
     let pods = mesh.pods(&["a"]).unwrap();
     Flow::new(&pods[0].end(), &pods[1].end(), IpVersion::V4, Protocol::Udp).must_pass();
 }
 
-/// What a node remembers is enough: nobody has to tell it who it is before it may use the keys that it has.
+/// The cached peers are enough: a node does not need its own Node to use the keys that it has.
 #[test]
-fn a_node_that_starts_while_the_api_server_is_away_has_its_keys() {
+fn a_node_that_starts_without_the_api_server_has_its_preshared_keys() {
     let flags = [&QUICK[..], &["--pq", "require", "--pq-interval", "0"]].concat();
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     for node in mesh.node_names() {

@@ -114,8 +114,8 @@ fn wait_heads_recorded(mesh: &Mesh) {
 /// A thousand turns of the loop, each triggered by a change that does not concern meshd, under a fast stream.
 #[test]
 fn a_turn_without_a_difference_writes_nothing_and_loses_nothing() {
-    let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).api(ApiKind::StandIn).build().unwrap())
-        .unwrap();
+    let mesh =
+        Mesh::form(Lab::builder().nodes(2).family(Family::V4).api(ApiKind::Fake).build().unwrap()).unwrap();
     let (a, b) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
     mesh.wait_proven();
     let node = mesh.node("n1").unwrap();

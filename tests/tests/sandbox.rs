@@ -81,12 +81,8 @@ fn in_sandbox(directory: &Path) -> Result<(), Box<dyn Error>> {
     let kind = sandbox::enter()?;
     assert_eq!(kind, Sandbox::User);
     assert_ne!(outside, links()?, "the machine's network is out of sight");
-    let lab = Lab::builder()
-        .nodes(2)
-        .family(Family::Dual)
-        .api(ApiKind::StandIn)
-        .dir(directory.join("lab"))
-        .build()?;
+    let lab =
+        Lab::builder().nodes(2).family(Family::Dual).api(ApiKind::Fake).dir(directory.join("lab")).build()?;
     lab.connect_plainly()?;
     let (a, b) = (lab.node("n1")?.plain_pod("a")?, lab.node("n2")?.plain_pod("b")?);
     let capture = lab.capture()?;

@@ -1,5 +1,5 @@
-//! Nothing with a pod address is ever on the underlay outside WireGuard, whatever happens to the daemon, its links,
-//! its routes, the cluster or the API server; and nothing of the kind that comes from the underlay is delivered.
+//! No packet with a pod address is ever on the underlay outside WireGuard, whatever happens to the daemon, its links, its
+//! routes, the cluster or the API server; and no such packet from the underlay is delivered to a pod.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lab::mesh::Mesh;
 use lab::{End, Family, Flow, IpVersion, Lab, Protocol, Signal, Sink, Stream, frame};
 
-/// How long traffic may take to come back after a disturbance.
+/// How long traffic may take to recover after a disturbance.
 const BACK_WITHIN: Duration = Duration::from_secs(20);
 
 fn formed(nodes: u8, family: Family) -> Mesh {
@@ -21,9 +21,9 @@ fn end(mesh: &Mesh, node: &str, pod: &str) -> End {
     mesh.node(node).unwrap().pod(pod).unwrap().end()
 }
 
-/// Without the guard and what stands beside it the detector sees plaintext: it would see it with them as well.
+/// The positive control: without the guard and the unreachable routes the capture sees unencrypted packets.
 #[test]
-fn control_without_the_guard_plaintext_is_seen() {
+fn control_without_the_guard_unencrypted_packets_are_captured() {
     let mut mesh = formed(2, Family::Dual);
     let (a, b) = (end(&mesh, "n1", "a"), end(&mesh, "n2", "a"));
     let capture = mesh.capture().unwrap();
@@ -43,12 +43,15 @@ fn control_without_the_guard_plaintext_is_seen() {
     }
     let report = capture.report();
     let families: Vec<bool> =
-        report.offences.iter().map(|offence| offence.sighting.destination.is_ipv4()).collect();
-    assert!(families.contains(&true) && families.contains(&false), "plaintext of both families: {report}");
+        report.violations.iter().map(|violation| violation.matched.destination.is_ipv4()).collect();
+    assert!(
+        families.contains(&true) && families.contains(&false),
+        "unencrypted packets of both families: {report}"
+    );
 }
 
-/// One capture over a whole life: start, stop, kill, join, leave, deleted routes and links, an injected route, an API
-/// server that is away. Traffic goes on all the while, and comes back each time.
+/// One capture over start, stop, kill, join, leave, deleted routes and links, an injected route, and an unreachable API
+/// server. Traffic runs throughout and recovers each time.
 #[test]
 fn nothing_leaks_whatever_happens() {
     let lab = Lab::builder().nodes(3).family(Family::Dual).build().unwrap();
@@ -91,8 +94,8 @@ fn nothing_leaks_whatever_happens() {
     disturb("both links deleted", "sh", &["-c", "ip link del mesh-a; ip link del mesh-b"]);
     disturb("a flushed guard", "nft", &["flush", "chain", "inet", "meshd", "outbound"]);
 
-    // A more specific route to the underlay, as a rogue DHCP server would set it. It stays: its traffic is lost, not
-    // leaked, until it goes.
+    // A more specific route to the underlay, as a rogue DHCP server would set it. While it exists its traffic is
+    // lost, not leaked.
     let node = mesh.node("n1").unwrap();
     let gateway = mesh.outside().address(IpVersion::V4).unwrap().to_string();
     node.command("ip").args(["route", "add", "10.244.2.0/25", "via", &gateway]).run().unwrap();
@@ -100,10 +103,10 @@ fn nothing_leaks_whatever_happens() {
     node.command("ip").args(["route", "del", "10.244.2.0/25"]).run().unwrap();
     back("a more specific route");
 
-    // A node joins, and goes as by a power failure.
+    // A node joins, and leaves as by a power failure.
     let joined = mesh.add_node(true).unwrap().name().to_owned();
     capture
-        .tap(mesh.node(&joined).unwrap(), "eth0", &lab::capture::Rules::new(mesh.cluster_ranges()))
+        .add(mesh.node(&joined).unwrap(), "eth0", &lab::capture::Rules::new(mesh.cluster_ranges()))
         .unwrap();
     mesh.start(&joined).unwrap();
     mesh.wait_formed();
@@ -126,9 +129,9 @@ fn nothing_leaks_whatever_happens() {
     assert!(report.wireguard() > 1000, "the capture saw the tunnels: {report}");
 }
 
-/// Plaintext from the underlay to a pod: none is delivered, and it is counted. Without the guard it is delivered.
+/// Unencrypted packets from the underlay to a pod are not delivered but counted. Without the guard they are delivered.
 #[test]
-fn plaintext_from_the_underlay_is_not_delivered() {
+fn unencrypted_packets_from_the_underlay_are_not_delivered() {
     let mut mesh = formed(2, Family::V4);
     let pod = end(&mesh, "n1", "a");
     let target = pod.address(IpVersion::V4).unwrap();
@@ -153,10 +156,10 @@ fn plaintext_from_the_underlay_is_not_delivered() {
 
     mesh.stop("n1", Signal::KILL).unwrap();
     mesh.node("n1").unwrap().command("nft").args(["delete", "table", "inet", "meshd"]).run().unwrap();
-    assert!(delivered(&mesh) > 0, "the control: without the guard it is delivered");
+    assert!(delivered(&mesh) > 0, "positive control: delivered without the guard");
 }
 
-/// A pod that sends under another address reaches nobody.
+/// Packets that a pod sends from another address are not delivered.
 #[test]
 fn a_pod_can_send_only_as_itself() {
     let mesh = formed(2, Family::Dual);
@@ -174,7 +177,10 @@ fn a_pod_can_send_only_as_itself() {
             assert_eq!(sink.drain(Duration::from_millis(300)).len(), 0, "{foreign}");
             let own = here.address(version).unwrap();
             lab::flow::send_udp(&here.end(), own, target.address(version).unwrap(), sink.port(), 20).unwrap();
-            assert!(!sink.drain(Duration::from_millis(300)).is_empty(), "the control: as itself it may");
+            assert!(
+                !sink.drain(Duration::from_millis(300)).is_empty(),
+                "positive control: delivered from its own address"
+            );
         }
     }
     mesh.wait("n1", "spoofed packets are counted", Duration::from_secs(3), |status| {

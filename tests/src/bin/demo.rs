@@ -8,11 +8,11 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use lab::capture::Report;
-use lab::mesh::{Mesh, Named, promised_sources};
+use lab::mesh::{Mesh, NamedEnd, promised_sources};
 use lab::{ApiKind, Capture, Family, Flow, IpVersion, Lab, Protocol, Signal, Stream, sandbox};
 use serde_json::{Value, json};
 
-/// How long the engine stays dead in the demonstration.
+/// How long the daemon is down in the demonstration.
 const DEAD_FOR: Duration = Duration::from_secs(2);
 /// Packets a second of the stream that runs over the kill.
 const PACE: u32 = 200;
@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     match shown {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => {
-            say("\nNot everything is as it should be; see above.");
+            say("\nSome checks failed; see above.");
             ExitCode::FAILURE
         }
         Err(error) => {
@@ -35,12 +35,12 @@ fn main() -> ExitCode {
     }
 }
 
-/// Shows everything; says whether all of it was as it should be.
+/// Runs the whole demonstration; returns whether every check passed.
 fn demonstrate(keep: bool) -> Result<bool, Box<dyn std::error::Error>> {
     let since = Instant::now();
     let step = |what: &str| say(&format!("[{:5.1} s] {what}", since.elapsed().as_secs_f32()));
     step("three nodes, a host outside and a Node API, each in namespaces of its own");
-    let lab = Lab::builder().nodes(3).family(Family::Dual).api(ApiKind::StandIn).keep(keep).build()?;
+    let lab = Lab::builder().nodes(3).family(Family::Dual).api(ApiKind::Fake).keep(keep).build()?;
     let capture = lab.capture()?;
     step("meshd on each node: keys, annotations, tunnels, guard");
     let mut mesh = Mesh::form(lab)?;
@@ -132,7 +132,7 @@ fn flows(mesh: &Mesh) -> Result<Vec<Value>, lab::Error> {
 
 #[expect(clippy::too_many_arguments, reason = "the columns of a row of the report")]
 fn row(
-    from: &Named,
+    from: &NamedEnd,
     to: &str,
     version: IpVersion,
     protocol: Protocol,
@@ -170,10 +170,10 @@ fn kill(mesh: &mut Mesh, capture: &Capture) -> Result<Value, lab::Error> {
     }))
 }
 
-/// A kind of flow: its name, its path, and what else is true of it.
+/// A kind of flow: its name, its path, and which flows belong to it.
 type Kind<'a> = (&'a str, &'a str, &'a dyn Fn(&Value) -> bool);
 
-/// One line for each kind of flow, and each flow that is not as it should be.
+/// One line for each kind of flow, and one for each flow that failed.
 fn print_flows(flows: &[Value]) {
     say("Flows, with the source address that the server saw (IPv4 and IPv6; TCP, UDP, ICMP):\n");
     say(&format!("  {:<34} {:<12} {:>8}  {}", "flow", "path", "ok", "example of a source seen"));
@@ -201,27 +201,27 @@ fn print_flows(flows: &[Value]) {
         ));
     }
     for flow in flows.iter().filter(|flow| flow["ok"] != true) {
-        say(&format!("  NOT AS PROMISED: {flow}"));
+        say(&format!("  FAILED: {flow}"));
     }
 }
 
 fn print_capture(report: &Report) {
-    say("\nWhat a capture on every node's underlay interface saw, from before the first daemon on:\n");
-    say(&format!("  WireGuard packets                    {}", report.wireguard()));
-    say(&format!("  packets with a pod address in clear  {}", report.pod_addresses()));
+    say("\nCaptured on every node's underlay interface since before the first daemon was started:\n");
+    say(&format!("  WireGuard packets                      {}", report.wireguard()));
+    say(&format!("  unencrypted packets with a pod address {}", report.pod_addresses()));
 }
 
 fn print_kill(kill: &Value) {
-    say(&format!("\nWhat happened while meshd on n1 was dead for {} s (SIGKILL):\n", DEAD_FOR.as_secs()));
+    say(&format!("\nWhile meshd on n1 was down for {} s (SIGKILL):\n", DEAD_FOR.as_secs()));
     say(&format!("  packets sent by the pod meanwhile    {}", kill["sent"]));
-    say(&format!("  of them seen in clear                {}", kill["leaked"]));
+    say(&format!("  captured unencrypted                 {}", kill["leaked"]));
     say(&format!("  traffic back after the restart       {} ms", kill["recovered_ms"]));
 }
 
 fn write_report(report: &Value) -> Result<(), Box<dyn std::error::Error>> {
-    let folder = lab::target_dir()?.join("demo");
-    std::fs::create_dir_all(&folder)?;
-    let path = folder.join("report.json");
+    let directory = lab::target_dir()?.join("demo");
+    std::fs::create_dir_all(&directory)?;
+    let path = directory.join("report.json");
     std::fs::write(&path, format!("{report:#}\n"))?;
     let shown =
         std::env::current_dir().ok().and_then(|here| path.strip_prefix(here).ok().map(Path::to_path_buf));
@@ -230,6 +230,6 @@ fn write_report(report: &Value) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn say(line: &str) {
-    // The terminal may be gone; there is nobody left to tell then.
+    // The terminal may be closed.
     let _ = writeln!(std::io::stdout(), "{line}");
 }

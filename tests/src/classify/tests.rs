@@ -15,7 +15,7 @@ fn at(text: &str) -> IpAddr {
 
 fn place(frame: &[u8]) -> Option<&'static str> {
     match classify(frame, &rules()) {
-        Class::PodAddress(sighting) => Some(sighting.place),
+        Class::PodAddress(matched) => Some(matched.place),
         Class::WireGuard(_) | Class::Other => None,
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::ApiError;
 
-/// Version of the server that the set-up builds; the name of its folder in the cache.
+/// Version of the server that the set-up builds; the name of its directory in the cache.
 const CACHED: &str = "meshd/kube-1.20.2-2";
 
 /// The programs of a real API server.
@@ -17,19 +17,19 @@ pub struct Assets {
 }
 
 impl Assets {
-    /// Looks in `KUBEBUILDER_ASSETS` if that is set, else in the cache that `scripts/setup.sh test` fills.
+    /// Searches `KUBEBUILDER_ASSETS` if that is set, else in the cache that `scripts/setup.sh test` fills.
     pub fn find() -> Result<Self, ApiError> {
         let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
         let cache = || {
             let base = set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")));
             base.unwrap_or_default().join(CACHED)
         };
-        let folder = set("KUBEBUILDER_ASSETS").unwrap_or_else(cache);
+        let directory = set("KUBEBUILDER_ASSETS").unwrap_or_else(cache);
         let program = |program: &'static str| {
-            let path = folder.join(program);
+            let path = directory.join(program);
             match std::fs::metadata(&path) {
                 Ok(_) => Ok(path),
-                Err(source) => Err(ApiError::NoAssets { program, looked: folder.clone(), source }),
+                Err(source) => Err(ApiError::NoAssets { program, looked: directory.clone(), source }),
             }
         };
         Ok(Self { kube_apiserver: program("kube-apiserver")?, etcd: program("etcd")? })

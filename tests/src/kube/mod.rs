@@ -1,6 +1,6 @@
-//! API servers of a lab, on a host of their own on the underlay: a real kube-apiserver with etcd, or the stand-in.
+//! API servers of a lab, on a host of their own on the underlay: a real kube-apiserver with etcd, or a fake one.
 //!
-//! Both are used in the same way: users with tokens and kubeconfigs, stop, start again, start again with nothing.
+//! Both are used in the same way: users with tokens and kubeconfigs, stop, start, start with an empty store.
 
 pub mod assets;
 mod real;
@@ -22,7 +22,7 @@ use serde_json::Value;
 
 use crate::host::Host;
 use crate::nodeapi;
-use crate::nodeapi::StandIn;
+use crate::nodeapi::Fake;
 use real::RealApi;
 pub use users::ADMIN;
 use users::Users;
@@ -31,12 +31,12 @@ use users::Users;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ApiError {
-    /// kube-apiserver or etcd is nowhere to be found.
+    /// kube-apiserver or etcd was not found.
     #[error("find {program} in {}; run scripts/setup.sh test", looked.display())]
     NoAssets {
         /// Which.
         program: &'static str,
-        /// The folder that was looked in.
+        /// The directory that was searched.
         looked: PathBuf,
         /// What looking there gave.
         #[source]
@@ -112,8 +112,8 @@ pub enum ApiError {
 pub enum ApiKind {
     /// None at all.
     None,
-    /// The stand-in for Nodes: ready at once.
-    StandIn,
+    /// A fake server for Nodes: ready at once.
+    Fake,
     /// kube-apiserver with etcd: ready after some seconds.
     Real,
 }
@@ -132,7 +132,7 @@ pub struct ApiServer {
 
 #[derive(Debug)]
 enum Backend {
-    StandIn(StandIn),
+    Fake(Fake),
     Real(RealApi),
 }
 
@@ -154,9 +154,9 @@ impl ApiServer {
             let ca = real.wait_ready(&host)?;
             (Backend::Real(real), Some(ca))
         } else {
-            let stand_in = StandIn::start(host.net(), address, users.clone(), fence)
-                .map_err(|source| ApiError::Start { what: "the stand-in", source })?;
-            (Backend::StandIn(stand_in), None)
+            let fake = Fake::start(host.net(), address, users.clone(), fence)
+                .map_err(|source| ApiError::Start { what: "the fake API server", source })?;
+            (Backend::Fake(fake), None)
         };
         let api = Self { backend: Mutex::new(backend), kind, server, ca, users, fence, host };
         if kind == ApiKind::Real {
@@ -271,7 +271,7 @@ impl ApiServer {
             .collect()
     }
 
-    /// All Events that were created through the core group, as daemons do: the stand-in keeps the groups apart, a real
+    /// All Events that were created through the core group, as daemons do: the fake server keeps the groups apart, a real
     /// server shows each Event in both.
     pub fn core_events(&self) -> Result<Vec<Value>, ApiError> {
         use k8s_openapi::api::core::v1::Event;
@@ -285,10 +285,10 @@ impl ApiServer {
     }
 
     /// Requests of each kind since the start, by Kubernetes' verb and the resource: `patch nodes`, `create events`,
-    /// `list nodes`. Only the stand-in counts them.
+    /// `list nodes`. Only the fake server counts them.
     pub fn requests(&self) -> Option<BTreeMap<String, u64>> {
         match &*self.lock() {
-            Backend::StandIn(server) => Some(server.requests()),
+            Backend::Fake(server) => Some(server.requests()),
             Backend::Real(_) => None,
         }
     }
@@ -296,18 +296,18 @@ impl ApiServer {
     /// Stops the server at once (SIGKILL): connections are cut, the port is closed. Its data stays.
     pub fn stop(&self) -> Result<(), ApiError> {
         match &mut *self.lock() {
-            Backend::StandIn(server) => server.stop(),
+            Backend::Fake(server) => server.stop(),
             Backend::Real(server) => server.stop(),
         }
         Ok(())
     }
 
-    /// Starts it again after [`stop`](Self::stop). Watches from before get 410: a server that starts anew has no
+    /// Starts it again after [`stop`](Self::stop). Watches from before get 410: a restarted server has no
     /// history of changes.
     pub fn resume(&self) -> Result<(), ApiError> {
         match &mut *self.lock() {
-            Backend::StandIn(server) => {
-                server.resume().map_err(|source| ApiError::Start { what: "the stand-in", source })
+            Backend::Fake(server) => {
+                server.resume().map_err(|source| ApiError::Start { what: "the fake API server", source })
             }
             Backend::Real(server) => {
                 server.launch(&self.host, &self.users)?;
@@ -321,7 +321,7 @@ impl ApiServer {
     pub fn wipe(&self) -> Result<(), ApiError> {
         self.stop()?;
         match &mut *self.lock() {
-            Backend::StandIn(server) => server.wipe(),
+            Backend::Fake(server) => server.wipe(),
             Backend::Real(server) => server.wipe(&self.host)?,
         }
         self.resume()?;

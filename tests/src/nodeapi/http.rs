@@ -1,4 +1,4 @@
-//! The stand-in's door: HTTP requests in, objects, refusals and watch streams out.
+//! The HTTP side of the fake API server: requests in, objects, errors and watch streams out.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::request::{Query, Target, encode_page, qualified};
 use super::status::Status;
-use super::store::{Moment, Part, Store, merge, text};
+use super::store::{Part, RequestContext, Store, merge, text};
 use super::{PORT, Shared};
 
 /// How often a watch that asked for bookmarks gets one.
@@ -27,7 +27,7 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_mins(1);
 /// How long before the end of a watch its last bookmark comes.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 
-/// How long a watch lasts that does not say; the real server picks a time between 30 and 60 minutes.
+/// How long a watch without a timeout lasts; the real server picks a time between 30 and 60 minutes.
 const WATCH_TIME: Duration = Duration::from_mins(30);
 
 /// Serves until the runtime ends.
@@ -36,7 +36,7 @@ pub(super) async fn serve(listener: TcpListener, shared: Arc<Shared>) -> io::Res
     axum::serve(tokio::net::TcpListener::from_std(listener)?, router).await
 }
 
-/// A request that was let in.
+/// A request of an authenticated and authorized user.
 struct Request {
     method: Method,
     target: Target,
@@ -53,17 +53,17 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    // Of API groups that nobody serves not even the errors are of their kind.
+    // For an API group that is not served, the real server does not answer with a Status object either.
     if uri.path().starts_with("/apis/") && !uri.path().starts_with("/apis/events.k8s.io/v1/") {
         return (StatusCode::NOT_FOUND, "404 page not found\n").into_response();
     }
-    let outcome =
-        admit(&shared, method, &uri, &pairs, &headers, body).and_then(|request| respond(&shared, &request));
+    let outcome = authorize(&shared, method, &uri, &pairs, &headers, body)
+        .and_then(|request| respond(&shared, &request));
     outcome.unwrap_or_else(|status| object(status.code(), &status.body()))
 }
 
-/// Finds out who asks and for what, and refuses who may not.
-fn admit(
+/// Authenticates and authorizes a request.
+fn authorize(
     shared: &Shared,
     method: Method,
     uri: &Uri,
@@ -72,7 +72,7 @@ fn admit(
     body: Bytes,
 ) -> Result<Request, Status> {
     let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
-    // Without a token one is anonymous; with one that nobody has one is refused.
+    // A request without a token is anonymous; one with an unknown token is refused.
     let token = header(header::AUTHORIZATION).and_then(|text| text.strip_prefix("Bearer ")).map(str::trim);
     let user = token.filter(|token| !token.is_empty());
     let user =
@@ -119,8 +119,8 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
             Ok(watch(shared, &request.query))
         }
         Target::Nodes if request.method == Method::GET => list(&mut shared.lock().nodes, &request.query),
-        Target::Nodes => change(shared, request, |nodes, moment| {
-            nodes.create(parse(&request.body)?, moment).map(|node| object(201, &node))
+        Target::Nodes => change(shared, request, |nodes, context| {
+            nodes.create(parse(&request.body)?, context).map(|node| object(201, &node))
         }),
         Target::Node { name, .. } if request.method == Method::GET => {
             shared.lock().nodes.get(name).map(|node| object(200, &node))
@@ -128,13 +128,13 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
         Target::Node { name, status } if request.method == Method::PATCH => {
             let patch = merge_patch(request)?;
             let part = if *status { Part::Status } else { Part::Main };
-            change(shared, request, |nodes, moment| {
-                nodes.patch(name, part, &patch, moment.dry_run).map(|node| object(200, &node))
+            change(shared, request, |nodes, context| {
+                nodes.patch(name, part, &patch, context.dry_run).map(|node| object(200, &node))
             })
         }
-        Target::Node { name, .. } => change(shared, request, |nodes, moment| {
+        Target::Node { name, .. } => change(shared, request, |nodes, context| {
             let options = if request.body.is_empty() { json!({}) } else { parse(&request.body)? };
-            let dry_run = moment.dry_run || options["dryRun"].get(0) == Some(&json!("All"));
+            let dry_run = context.dry_run || options["dryRun"].get(0) == Some(&json!("All"));
             let node = nodes.delete(name, text(&options, "/preconditions/uid"), dry_run)?;
             let details = json!({"name": name, "kind": "nodes", "uid": node["metadata"]["uid"]});
             let body = json!({
@@ -145,15 +145,16 @@ fn respond(shared: &Arc<Shared>, request: &Request) -> Result<Response, Status> 
     }
 }
 
-/// Makes a change to the Nodes and tells the watches.
+/// Changes the Nodes and notifies the watches.
 fn change(
     shared: &Shared,
     request: &Request,
-    work: impl FnOnce(&mut Store, Moment<'_>) -> Result<Response, Status>,
+    work: impl FnOnce(&mut Store, RequestContext<'_>) -> Result<Response, Status>,
 ) -> Result<Response, Status> {
     let (now, uid) = (now(), fresh_uid());
     let mut state = shared.lock();
-    let response = work(&mut state.nodes, Moment { now: &now, uid: &uid, dry_run: request.query.dry_run })?;
+    let response =
+        work(&mut state.nodes, RequestContext { now: &now, uid: &uid, dry_run: request.query.dry_run })?;
     shared.changed.send_replace(state.nodes.revision());
     Ok(response)
 }
@@ -221,7 +222,7 @@ fn watch(shared: &Arc<Shared>, query: &Query) -> Response {
             let added = matching.map(|node| json!({"type": "ADDED", "object": **node})).collect();
             (state.nodes.revision(), added, false)
         }
-        // Once a watch is accepted, what is wrong with it is said in the stream.
+        // Once a watch is accepted, its errors are sent in the stream.
         Some(revision) => match state.nodes.since(revision) {
             Ok(_) => (revision, Vec::new(), false),
             Err(expired) => (revision, vec![expired.event()], true),

@@ -1,4 +1,4 @@
-//! A stand-in for the Kubernetes API server, as far as Nodes go: needs nothing installed, starts in milliseconds.
+//! A fake Kubernetes API server for Nodes: needs nothing installed, starts in milliseconds.
 //!
 //! Nodes: get, list (paged), watch (bookmarks, 410), create, merge patch (uid and resourceVersion as preconditions, dry
 //! run), status, delete. Events: create, patch, list. The endpoints of the API server. Bearer tokens, and who may do
@@ -29,9 +29,9 @@ use store::Store;
 /// Port that it listens on, in the namespace of its own host.
 pub(crate) const PORT: u16 = 8080;
 
-/// A stand-in with what it knows. It serves while it runs, and knows what it knows while it does not.
+/// The fake server with its objects, which it keeps while it is stopped.
 #[derive(Debug)]
-pub(crate) struct StandIn {
+pub(crate) struct Fake {
     shared: Arc<Shared>,
     net: NetNs,
     running: Option<Running>,
@@ -64,7 +64,7 @@ struct State {
     requests: BTreeMap<String, u64>,
 }
 
-impl StandIn {
+impl Fake {
     /// Starts to serve in a network namespace, on all its addresses. `address` is the one that it says it has.
     pub(crate) fn start(net: &NetNs, address: IpAddr, users: Users, fence: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
@@ -91,7 +91,7 @@ impl StandIn {
         }
     }
 
-    /// Serves again after a stop. As with a real server that was started anew, the history of changes is forgotten.
+    /// Serves again after a stop. As with a real server that was restarted, the history of changes is lost.
     pub(crate) fn resume(&mut self) -> io::Result<()> {
         if self.running.is_some() {
             return Ok(());
@@ -131,7 +131,7 @@ impl StandIn {
     }
 }
 
-impl Drop for StandIn {
+impl Drop for Fake {
     fn drop(&mut self) {
         self.stop();
     }

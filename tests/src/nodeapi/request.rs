@@ -1,4 +1,4 @@
-//! A request to the stand-in as a value: what its path and query ask for, and whether its user may. Pure.
+//! A request to the fake API server as a value: what its path and query ask for, and whether its user may. Pure.
 
 use std::collections::BTreeMap;
 
@@ -25,7 +25,7 @@ pub(crate) enum Target {
     Health,
 }
 
-/// The query of a request, with the values that the stand-in understands.
+/// The query of a request, with the values that the fake server understands.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Query {
     pub(crate) watch: bool,
@@ -118,7 +118,7 @@ impl Target {
 }
 
 impl Query {
-    /// Parses the query; what the stand-in does not understand and would have to obey is refused, not ignored.
+    /// Parses the query; what the fake server does not understand is refused, not ignored.
     pub(crate) fn parse(pairs: &BTreeMap<String, String>) -> Result<Self, Status> {
         let value = |key: &str| pairs.get(key).map(String::as_str).filter(|value| !value.is_empty());
         let number = |key: &'static str| {
@@ -145,7 +145,8 @@ impl Query {
                 return Err(Status::invalid("Options", "", "dryRun", &cause));
             }
         };
-        let unsupported = |what: &str| Status::bad_request(format!("the stand-in does not know {what}"));
+        let unsupported =
+            |what: &str| Status::bad_request(format!("the lab's fake API server does not support {what}"));
         let name = match value("fieldSelector").map(|selector| selector.split_once('=')) {
             None => None,
             Some(Some(("metadata.name", name))) => Some(name.trim_start_matches('=').to_owned()),

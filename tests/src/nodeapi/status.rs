@@ -91,7 +91,7 @@ impl Status {
         Self::new(410, "Expired", message, Value::Null)
     }
 
-    /// A body that can't be made into an object.
+    /// A body that can't be decoded into an object.
     pub(crate) fn unprocessable(message: impl Into<String>) -> Self {
         Self::new(422, "Invalid", message, json!({}))
     }

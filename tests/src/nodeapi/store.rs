@@ -1,4 +1,4 @@
-//! What the stand-in knows: Nodes, their history, and the rules by which they change. Pure: time and ids are arguments.
+//! The Nodes of the fake API server, their history, and the rules by which they change. Pure: time and ids are arguments.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ const SNAPSHOTS: usize = 32;
 
 type Nodes = BTreeMap<String, Arc<Value>>;
 
-/// All Nodes, now and some time back.
+/// All Nodes, with recent history.
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     revision: u64,
@@ -41,12 +41,12 @@ pub(crate) struct Change {
     pub(crate) object: Arc<Value>,
 }
 
-/// Where and when a request happens.
+/// What a request depends on beside its content.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Moment<'a> {
+pub(crate) struct RequestContext<'a> {
     /// RFC 3339, in seconds.
     pub(crate) now: &'a str,
-    /// A fresh id for an object that may be made.
+    /// A fresh UID for an object that may be created.
     pub(crate) uid: &'a str,
     /// Whether everything is checked and nothing is kept.
     pub(crate) dry_run: bool,
@@ -146,8 +146,12 @@ impl Store {
         self.nodes.values()
     }
 
-    /// Makes a Node; returns it.
-    pub(crate) fn create(&mut self, mut node: Value, moment: Moment<'_>) -> Result<Arc<Value>, Status> {
+    /// Creates a Node; returns it.
+    pub(crate) fn create(
+        &mut self,
+        mut node: Value,
+        context: RequestContext<'_>,
+    ) -> Result<Arc<Value>, Status> {
         let name = text(&node, "/metadata/name").unwrap_or_default().to_owned();
         if name.is_empty() {
             return Err(Status::invalid(
@@ -165,18 +169,18 @@ impl Store {
         }
         node["apiVersion"] = json!("v1");
         node["kind"] = json!("Node");
-        node["metadata"]["uid"] = json!(moment.uid);
-        node["metadata"]["creationTimestamp"] = json!(moment.now);
+        node["metadata"]["uid"] = json!(context.uid);
+        node["metadata"]["creationTimestamp"] = json!(context.now);
         normalize(&mut node);
         validate(&node)?;
         if self.nodes.contains_key(&name) {
             return Err(Status::already_exists("nodes", &name));
         }
-        Ok(self.keep(&name, "ADDED", node, moment.dry_run))
+        Ok(self.keep(&name, "ADDED", node, context.dry_run))
     }
 
-    /// Applies a JSON merge patch (RFC 7386) to a Node; returns what it is then. Nothing happens, and nobody is told,
-    /// if it changes nothing.
+    /// Applies a JSON merge patch (RFC 7386) to a Node; returns the result. A patch that changes nothing makes
+    /// no new revision.
     pub(crate) fn patch(
         &mut self,
         name: &str,

@@ -1,4 +1,4 @@
-//! What of an answer both servers have to agree on.
+//! The parts of an answer on which both servers have to agree.
 
 use std::collections::BTreeSet;
 
@@ -9,13 +9,13 @@ pub(crate) fn essence(body: &Value) -> Value {
     match body["kind"].as_str() {
         Some("Status") => json!({
             "status": body["status"], "reason": body["reason"],
-            "message": if judged_by_code(body) { Value::Null } else { body["message"].clone() },
+            "message": if compared_by_code(body) { Value::Null } else { body["message"].clone() },
             "name": body["details"]["name"],
         }),
         Some("NodeList") => {
             let items = body["items"].as_array().unwrap();
             json!({
-                // Out of the real server's cache they come in no particular order.
+                // The real server's cache returns them in no particular order.
                 "names": items.iter().map(|item| item["metadata"]["name"].as_str()).collect::<BTreeSet<_>>(),
                 "kinds": items.iter().map(|item| item["kind"].clone()).collect::<Vec<_>>(),
                 "continues": body["metadata"]["continue"].is_string(),
@@ -50,8 +50,8 @@ pub(crate) fn essence(body: &Value) -> Value {
     }
 }
 
-/// Refusals of malformed input: each server words them in its own way, the code and the reason are what counts.
-fn judged_by_code(status: &Value) -> bool {
+/// Errors about malformed input: each server has its own wording, so only code and reason are compared.
+fn compared_by_code(status: &Value) -> bool {
     matches!(
         status["reason"].as_str(),
         Some("Invalid" | "BadRequest" | "UnsupportedMediaType" | "Timeout" | "Expired")

@@ -1,4 +1,4 @@
-//! The stand-in may not lie: the same requests, one by one, to it and to a real kube-apiserver, must come out the same.
+//! The fake API server behaves like a real one: the same requests to both must have the same results.
 #![expect(clippy::unwrap_used, reason = "functions that tests share fail as tests do")]
 
 mod essence;
@@ -33,7 +33,7 @@ fn annotate(key: &str, value: impl Into<Value>) -> Value {
     json!({"metadata": {"annotations": {key: value.into()}}})
 }
 
-fn doors(walk: &mut Walk<'_>) {
+fn access(walk: &mut Walk<'_>) {
     let get = |path| ("GET", path, "", Value::Null);
     for user in ["nobody", "stranger", "n1", "admin"] {
         walk.step(user, get("/api/v1/nodes"));
@@ -70,7 +70,7 @@ fn creation(walk: &mut Walk<'_>) {
     ];
     for body in broken {
         walk.step("admin", create(body));
-        // If one of the servers takes it, that is a difference, but only this one.
+        // If only one of the servers accepts it, that is one difference, not two.
         let _not_there = walk.api.delete_node("broken");
     }
     walk.step("n1", create(node("n4")));
@@ -187,7 +187,7 @@ fn watches(walk: &mut Walk<'_>) {
         let changed = walk.api.patch_node("n1", &annotate("e", "1")).unwrap();
         (watching.join().unwrap(), revision_of(&changed))
     });
-    // The real server repeats itself now and then.
+    // The real server sends some events twice.
     let kinds: BTreeSet<_> = events.iter().map(|event| event_essence(event).to_string()).collect();
     walk.note("a watch with bookmarks that misses something", json!(kinds));
     let said: BTreeSet<_> = events.iter().map(|event| revision_of(&event["object"]) == changed).collect();
@@ -289,9 +289,9 @@ fn stopped_and_started(walk: &mut Walk<'_>) {
 }
 
 fn wiped(walk: &mut Walk<'_>) {
-    // Far enough for the revisions of a fresh start to stay below.
+    // Far enough that the revisions after a restart are lower.
     let before = walk.api.node("n1").unwrap();
-    let rounds = if walk.api.kind() == ApiKind::StandIn { 20 } else { 800 };
+    let rounds = if walk.api.kind() == ApiKind::Fake { 20 } else { 800 };
     walk.api
         .run("admin", |client| async move {
             for round in 0..rounds {
@@ -318,7 +318,7 @@ fn wiped(walk: &mut Walk<'_>) {
 fn whole_walk(api: &ApiServer) -> Vec<(String, Value)> {
     let mut walk = Walk { api, trail: Vec::new() };
     for part in [
-        doors,
+        access,
         creation,
         patches,
         fence,
@@ -340,17 +340,17 @@ fn lab(kind: ApiKind, family: Family, fence: bool) -> Lab {
 }
 
 #[test]
-fn the_stand_in_answers_as_a_real_server_does() {
+fn the_fake_answers_as_a_real_server_does() {
     require::all(&[Need::Namespaces, Need::KubeApiserver]);
-    let (stand_in, real) = std::thread::scope(|scope| {
+    let (fake, real) = std::thread::scope(|scope| {
         let run = |kind| scope.spawn(move || whole_walk(lab(kind, Family::Dual, true).api()));
-        let (stand_in, real) = (run(ApiKind::StandIn), run(ApiKind::Real));
-        (stand_in.join().unwrap(), real.join().unwrap())
+        let (fake, real) = (run(ApiKind::Fake), run(ApiKind::Real));
+        (fake.join().unwrap(), real.join().unwrap())
     });
-    assert_eq!(stand_in.len(), real.len());
-    let differ = stand_in.iter().zip(&real).filter(|((_, one), (_, other))| one != other);
+    assert_eq!(fake.len(), real.len());
+    let differ = fake.iter().zip(&real).filter(|((_, one), (_, other))| one != other);
     let differ: Vec<_> = differ
-        .map(|((what, stand_in), (_, real))| format!("{what}\n  stand-in {stand_in}\n  real     {real}\n"))
+        .map(|((what, fake), (_, real))| format!("{what}\n  fake     {fake}\n  real     {real}\n"))
         .collect();
     assert!(differ.is_empty(), "{} of {} steps differ:\n{}", differ.len(), real.len(), differ.join(""));
 }
@@ -358,7 +358,7 @@ fn the_stand_in_answers_as_a_real_server_does() {
 #[test]
 fn without_the_fence_a_node_may_change_another_on_both_servers() {
     require::all(&[Need::Namespaces, Need::KubeApiserver]);
-    for (kind, family) in [(ApiKind::StandIn, Family::V6), (ApiKind::Real, Family::V6)] {
+    for (kind, family) in [(ApiKind::Fake, Family::V6), (ApiKind::Real, Family::V6)] {
         let lab = lab(kind, family, false);
         let mut walk = Walk { api: lab.api(), trail: Vec::new() };
         walk.api.create_node(node("n2")).unwrap();

@@ -1,4 +1,4 @@
-//! Requests to one server, each with what came of it.
+//! Requests to one server, each with its result.
 
 use futures::{AsyncBufReadExt, TryStreamExt};
 use kube::Client;
@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::essence::essence;
 
-/// One server, and what came of each step so far.
+/// One server, and the result of each step so far.
 pub(crate) struct Walk<'a> {
     pub(crate) api: &'a ApiServer,
     pub(crate) trail: Vec<(String, Value)>,
@@ -18,8 +18,8 @@ pub(crate) struct Walk<'a> {
 pub(crate) type Ask<'a> = (&'a str, &'a str, &'a str, Value);
 
 impl Walk<'_> {
-    /// Makes a request as a user and notes what came back: code, reason, and what of the body is not the server's
-    /// private matter. Returns the whole body.
+    /// Makes a request as a user and records the code, the reason, and those parts of the body that have to agree.
+    /// Returns the whole body.
     pub(crate) fn step(&mut self, user: &str, (method, path, media, body): Ask<'_>) -> Value {
         let body = match body {
             Value::Null => String::new(),

@@ -4,7 +4,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keyring::PresharedKey;
-use lab::{Flow, IpVersion, Protocol, Seen, Stream};
+use lab::{Flow, IpVersion, ProbeResult, Protocol, Stream};
 use wireguard::{Peer, PeerChange, PeerState};
 
 use crate::subject::{Pair, link};
@@ -32,12 +32,12 @@ fn wait(pair: &mut Pair, what: &str, wanted: impl Fn(&mut Pair) -> bool) {
 
 fn passes(pair: &Pair) -> bool {
     let flow = Flow::new(&pair.end(0), &pair.end(1), IpVersion::V4, Protocol::Udp);
-    flow.patience(PATIENCE).probe().unwrap().answered
+    flow.timeout(PATIENCE).probe().unwrap().answered
 }
 
 fn is_silent(pair: &Pair) -> bool {
     let flow = Flow::new(&pair.end(0), &pair.end(1), IpVersion::V4, Protocol::Udp);
-    flow.patience(Duration::from_secs(2)).probe().unwrap() == Seen { source: None, answered: false }
+    flow.timeout(Duration::from_secs(2)).probe().unwrap() == ProbeResult { source: None, answered: false }
 }
 
 pub(crate) fn a_handshake_is_made_on_request_and_both_sides_see_it(mut pair: Pair) {

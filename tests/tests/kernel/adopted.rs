@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lab::netlink::Witness;
+use lab::netlink::Monitor;
 use lab::{IpVersion, Signal, Stream};
 
 use super::{KERNEL, QUICK, formed, mesh, none_lost, pods, shell, streams};
@@ -15,7 +15,7 @@ fn a_killed_daemon_loses_no_packet_and_writes_nothing_when_it_is_back() {
     let capture = mesh.capture().unwrap();
     let streams = vec![Stream::start(&ends[1], &ends[0], IpVersion::V4, 500).unwrap()];
     for signal in [Signal::KILL, Signal::TERM] {
-        let witness = Witness::start(mesh.node("n1").unwrap()).unwrap();
+        let monitor = Monitor::start(mesh.node("n1").unwrap()).unwrap();
         mesh.stop("n1", signal).unwrap();
         std::thread::sleep(Duration::from_secs(3));
         mesh.start_with("n1", &[QUICK.as_slice(), &KERNEL].concat()).unwrap();
@@ -24,12 +24,12 @@ fn a_killed_daemon_loses_no_packet_and_writes_nothing_when_it_is_back() {
         std::thread::sleep(Duration::from_secs(3));
         let node = mesh.node("n1").unwrap();
         let steps = &mesh.status("n1").unwrap()["counters"]["steps"];
-        let seen = witness.changes();
+        let seen = monitor.changes();
         assert_eq!(seen, [], "{signal:?}: the interface was written to");
         assert_eq!(steps, 0, "{signal:?}");
-        // The witness itself is none that sees nothing.
+        // The monitor itself is none that sees nothing.
         shell(node, "wg set mesh-a fwmark 7; wg set mesh-a fwmark 0");
-        let seen = witness.stop(node).unwrap();
+        let seen = monitor.stop(node).unwrap();
         assert!(seen.len() == 2 && seen.iter().all(|seen| seen.link == "mesh-a"), "{seen:?}");
     }
     none_lost(streams);
@@ -52,7 +52,7 @@ fn a_rotation_with_a_crash_at_every_kind_of_boundary_loses_nothing() {
         mesh.start_in("n1", &flags, &[("MESHD_DIE_AT", place)]).unwrap();
         formed(&mesh);
         // No answer if the daemon dies before it can give one.
-        mesh.ask("n1", "rotate");
+        mesh.request("n1", "rotate");
         let died = mesh.daemon("n1").wait(super::WITHIN);
         died.unwrap_or_else(|error| panic!("{place}: the daemon never came by: {error}"));
         mesh.stop("n1", Signal::KILL).unwrap();

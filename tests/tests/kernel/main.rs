@@ -79,7 +79,7 @@ fn none_lost(streams: Vec<Stream>) {
 fn rotate(mesh: &Mesh, node: &str) {
     let before = &mesh.status(node).unwrap()["rotation"];
     let wanted = before["finished"].as_u64().unwrap() + 1;
-    mesh.ask(node, "rotate").unwrap();
+    mesh.request(node, "rotate").unwrap();
     mesh.wait(node, "new keys", WITHIN * 2, |status| {
         let rotation = &status["rotation"];
         assert_eq!(rotation["rolled_back"], before["rolled_back"], "{rotation:#}");

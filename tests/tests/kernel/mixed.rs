@@ -13,7 +13,7 @@ fn kernel_and_engine_nodes_lose_nothing_while_one_of_each_rotates() {
     for (n, from) in ends.iter().enumerate() {
         for (_, to) in ends.iter().enumerate().filter(|(m, _)| *m != n) {
             for (version, protocol) in [(IpVersion::V4, Protocol::Udp), (IpVersion::V6, Protocol::Tcp)] {
-                Flow::new(from, to, version, protocol).patience(super::WITHIN).must_pass();
+                Flow::new(from, to, version, protocol).timeout(super::WITHIN).must_pass();
             }
         }
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kernel_wireguard::Kernel;
 use keyring::PrivateKey;
-use lab::netlink::Witness;
+use lab::netlink::Monitor;
 use lab::require::{self, Need};
 use lab::{ApiKind, Lab};
 use wireguard::{Device as _, Peer, PeerChange};
@@ -25,7 +25,7 @@ fn change_among(peers: u32) -> (Duration, usize, usize) {
         device.add_peer(*key, &peer).unwrap();
     }
     assert_eq!(device.state().unwrap().peers.len(), keys.len());
-    let witness = Witness::start(node).unwrap();
+    let monitor = Monitor::start(node).unwrap();
     let changed = keys[keys.len() / 2];
     let change = |port: u16| PeerChange {
         endpoint: Some(([198, 18, 9, 9], port).into()),
@@ -33,7 +33,7 @@ fn change_among(peers: u32) -> (Duration, usize, usize) {
         ..PeerChange::default()
     };
     device.update_peer(changed, &change(1)).unwrap();
-    let seen = witness.stop(node).unwrap();
+    let seen = monitor.stop(node).unwrap();
     let mut times: Vec<Duration> = (2..52)
         .map(|port| {
             let since = Instant::now();

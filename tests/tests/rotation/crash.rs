@@ -42,6 +42,7 @@ fn a_crash_around_publication_or_destruction_leaves_a_mesh_that_works() {
 }
 
 /// Kills the daemon at boundaries of some kinds, before or after something that lasts, and starts it again each time.
+#[expect(clippy::print_stdout, reason = "says at which boundaries, for those who run the long form")]
 fn crash_at(places: &[&str]) {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     for node in mesh.node_names() {

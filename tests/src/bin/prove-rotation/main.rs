@@ -56,7 +56,7 @@ fn prove() -> Result<bool, Failure> {
     let since = Instant::now();
     let step = |what: &str| say(&format!("[{:5.1} s] {what}", since.elapsed().as_secs_f32()));
     step("four nodes, one pod on each");
-    let lab = Lab::builder().nodes(NODES).family(Family::V4).api(ApiKind::StandIn).build()?;
+    let lab = Lab::builder().nodes(NODES).family(Family::V4).api(ApiKind::Fake).build()?;
     let capture = lab.capture()?;
     let mut mesh = Mesh::idle(lab);
     for node in mesh.node_names() {
@@ -127,7 +127,7 @@ fn start(mesh: &Mesh) -> Result<Traffic, Failure> {
     })
 }
 
-/// Rotates these nodes at once, and looks at one of them meanwhile.
+/// Rotates these nodes at once, and polls one of them meanwhile.
 fn rotate(
     mesh: &Mesh,
     who: &[&str],
@@ -232,14 +232,14 @@ fn conclude(traffic: Traffic, capture: &Capture, times: &[Duration], oldest: u64
 }
 
 fn write(report: &Value, samples: &[Sample]) -> Result<(), Failure> {
-    let folder = lab::target_dir()?.join("rotation");
-    std::fs::create_dir_all(&folder)?;
-    std::fs::write(folder.join("report.json"), serde_json::to_string_pretty(report)? + "\n")?;
-    std::fs::write(folder.join("rotation.svg"), picture::draw(samples))?;
+    let directory = lab::target_dir()?.join("rotation");
+    std::fs::create_dir_all(&directory)?;
+    std::fs::write(directory.join("report.json"), serde_json::to_string_pretty(report)? + "\n")?;
+    std::fs::write(directory.join("rotation.svg"), picture::draw(samples))?;
     say(&format!(
         "\nwritten: {}, {}",
-        folder.join("report.json").display(),
-        folder.join("rotation.svg").display()
+        directory.join("report.json").display(),
+        directory.join("rotation.svg").display()
     ));
     Ok(())
 }
@@ -253,7 +253,7 @@ fn print(report: &Value) -> bool {
         ("lost", number("lost").to_string()),
         ("duplicated", number("duplicated").to_string()),
         ("TCP resets", format!("{} ({} bytes)", number("tcp_resets"), number("tcp_bytes"))),
-        ("in clear", format!("{} of {} captured", number("plaintext"), number("wireguard_packets"))),
+        ("unencrypted", format!("{} of {} captured", number("plaintext"), number("wireguard_packets"))),
         (
             "seconds per rotation",
             format!(
@@ -275,6 +275,6 @@ fn print(report: &Value) -> bool {
 }
 
 fn say(text: &str) {
-    // Nobody may be reading.
+    // The terminal may be closed.
     let _ = writeln!(std::io::stdout(), "{text}");
 }

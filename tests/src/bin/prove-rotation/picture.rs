@@ -82,7 +82,7 @@ pub(crate) fn draw(samples: &[Sample]) -> String {
     let lost = samples.last().map_or(0, |last| last.sent.saturating_sub(last.arrived));
     let _ = writeln!(
         svg,
-        "<text x=\"{LEFT}\" y=\"402\">sent but not yet arrived at the last look: {lost} packets on their way</text>\n</svg>"
+        "<text x=\"{LEFT}\" y=\"402\">in flight at the last sample: {lost} packets</text>\n</svg>"
     );
     svg
 }
@@ -112,7 +112,7 @@ fn steps(samples: &[Sample]) -> Vec<(String, f64, f64)> {
 /// Shortest time over which a rate is computed: over less it shows when the samples were taken and not what happened.
 const SPAN: Duration = Duration::from_millis(80);
 
-/// How fast a count grew between samples. One that fell was begun anew.
+/// How fast a count grew between samples. One that fell was reset.
 fn rates(samples: &[Sample], value: &dyn Fn(&Sample) -> u64) -> Vec<(f64, f64)> {
     let mut spaced: Vec<&Sample> = Vec::new();
     for sample in samples {

@@ -2,11 +2,12 @@
 
 use super::*;
 
-const MOMENT: Moment<'static> = Moment { now: "2026-01-01T00:00:00Z", uid: "uid-1", dry_run: false };
+const CONTEXT: RequestContext<'static> =
+    RequestContext { now: "2026-01-01T00:00:00Z", uid: "uid-1", dry_run: false };
 
 fn store() -> Store {
     let mut store = Store::new();
-    store.create(json!({"metadata": {"name": "n1", "annotations": {"a": "1"}}}), MOMENT).unwrap();
+    store.create(json!({"metadata": {"name": "n1", "annotations": {"a": "1"}}}), CONTEXT).unwrap();
     store
 }
 
@@ -47,7 +48,7 @@ fn a_dry_run_checks_and_keeps_nothing() {
     let patch = json!({"metadata": {"annotations": {"a": "2"}}});
     let shown = store.patch("n1", Part::Main, &patch, true).unwrap();
     assert_eq!(text(&shown, "/metadata/annotations/a"), Some("2"));
-    store.create(json!({"metadata": {"name": "n2"}}), Moment { dry_run: true, ..MOMENT }).unwrap();
+    store.create(json!({"metadata": {"name": "n2"}}), RequestContext { dry_run: true, ..CONTEXT }).unwrap();
     store.delete("n1", None, true).unwrap();
     assert!(store.patch("n9", Part::Main, &patch, true).is_err());
     assert_eq!((store.revision(), store.all().count()), (before, 1));
@@ -77,7 +78,7 @@ fn status_and_spec_are_changed_by_their_own_doors_only() {
 fn pages_are_of_one_revision_until_they_are_forgotten() {
     let mut store = store();
     for name in ["n2", "n3", "n4"] {
-        store.create(json!({"metadata": {"name": name}}), MOMENT).unwrap();
+        store.create(json!({"metadata": {"name": name}}), CONTEXT).unwrap();
     }
     let first = store.list(|_, _| true, 2, None).unwrap();
     let (start, left) = first.rest.clone().unwrap();
