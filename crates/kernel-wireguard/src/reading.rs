@@ -1,4 +1,4 @@
-//! From the kernel's answer to the state of an interface, without a secret that stays.
+//! The kernel's answer read as the state of an interface, without keeping any secret.
 //!
 //! Numbers of attributes are those of `include/uapi/linux/wireguard.h`.
 
@@ -16,26 +16,26 @@ use crate::error::ReadingError;
 pub struct InterfaceState {
     /// The public key, if a private key is set.
     pub public_key: Option<PublicKey>,
-    /// The UDP port that it listens on; one that the kernel chose while the link was made, until one is set.
+    /// The UDP port that it listens on; until one is set, the one that the kernel chose when the link was created.
     pub listen_port: u16,
     /// The mark on outgoing datagrams (`SO_MARK`), zero for none.
     pub fwmark: u32,
-    /// All peers by public key. One whose key nobody can hold (it is of low order) is left out.
+    /// All peers by public key. Peers with a key of low order, which has no private key, are left out.
     pub peers: BTreeMap<PublicKey, PeerStatus>,
 }
 
 /// The state of one peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// Where datagrams to this peer go now.
+    /// The endpoint that datagrams to this peer are sent to now.
     pub endpoint: Option<SocketAddr>,
-    /// The prefixes that this peer owns.
+    /// Its allowed IPs.
     pub allowed_ips: BTreeSet<IpNetwork>,
     /// Seconds between persistent keepalives, zero for none.
     pub keepalive: u16,
-    /// Name of the preshared key, if one is set.
+    /// Id of the preshared key, if one is set.
     pub preshared: Option<PresharedId>,
-    /// When the last handshake was completed, by the wall clock; the kernel has no other time for it.
+    /// When the last handshake was completed, by the wall clock, the only one that the kernel reports.
     pub last_handshake: Option<SystemTime>,
     /// Bytes of UDP payload received from this peer.
     pub rx_bytes: u64,
@@ -44,8 +44,8 @@ pub struct PeerStatus {
 }
 
 impl InterfaceState {
-    /// Takes the attributes of one message of an answer. A peer that did not fit into one message goes on in the next
-    /// one under the same key.
+    /// Takes the attributes of one message of an answer. A peer that does not fit into one message continues in the next
+    /// under the same key.
     pub(crate) fn take(&mut self, body: &[u8]) -> Result<(), ReadingError> {
         for attribute in Attributes::new(body) {
             let (kind, value) = attribute?;
@@ -58,7 +58,7 @@ impl InterfaceState {
                         self.take_peer(peer?.1)?;
                     }
                 }
-                // The private key, 3, is passed over.
+                // The private key, 3, is ignored.
                 _ => {}
             }
         }
@@ -86,7 +86,7 @@ impl InterfaceState {
                 }
                 4 => peer.endpoint = Some(endpoint(kind, value)?),
                 5 => peer.keepalive = number(kind, value)?,
-                6 => peer.last_handshake = moment(kind, value)?,
+                6 => peer.last_handshake = timestamp(kind, value)?,
                 7 => peer.rx_bytes = u64::from_ne_bytes(exact(kind, value)?),
                 8 => peer.tx_bytes = u64::from_ne_bytes(exact(kind, value)?),
                 9 => {
@@ -167,7 +167,7 @@ fn endpoint(kind: u16, value: &[u8]) -> Result<SocketAddr, ReadingError> {
 }
 
 /// A `__kernel_timespec`; zero is never.
-fn moment(kind: u16, value: &[u8]) -> Result<Option<SystemTime>, ReadingError> {
+fn timestamp(kind: u16, value: &[u8]) -> Result<Option<SystemTime>, ReadingError> {
     let bytes: [u8; 16] = exact(kind, value)?;
     let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, n4, n5, n6, n7] = bytes;
     let seconds = i64::from_ne_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
@@ -175,7 +175,7 @@ fn moment(kind: u16, value: &[u8]) -> Result<Option<SystemTime>, ReadingError> {
     if (seconds, nanoseconds) == (0, 0) {
         return Ok(None);
     }
-    // A clock before 1970 is as wrong as any other, and only ages depend on it.
+    // A clock before 1970 is wrong anyway, and only ages depend on it.
     let since = u64::try_from(seconds).unwrap_or_default();
     let rest = u32::try_from(nanoseconds).ok().filter(|rest| *rest < 1_000_000_000).unwrap_or_default();
     Ok(SystemTime::UNIX_EPOCH.checked_add(Duration::new(since, rest)))

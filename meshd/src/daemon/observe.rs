@@ -28,7 +28,7 @@ pub(super) async fn observe(
     desired: &Network,
 ) -> Result<Network, ObserveError> {
     let stands = match &desired.guard {
-        Some(wanted) => guard::stands(wanted)?.then(|| wanted.clone()),
+        Some(wanted) => guard::is_in_place(wanted)?.then(|| wanted.clone()),
         None => None,
     };
     let mut sysctls = BTreeMap::new();
