@@ -1,8 +1,8 @@
 //! How long an ADD and a DEL take beside Debian's `ptp` with `host-local`, in one run.
 //!
-//! `cargo bench -p cni --bench add` runs both plugins turn by turn in namespaces of its own, prints the medians
+//! `cargo bench -p cni --bench add` runs both plugins alternately in namespaces of its own, prints the medians
 //! of every round and of all of them, writes `target/bench/cni.json`, and fails if an ADD takes more than half of
-//! what theirs takes. Times are those that a runtime sees: from the start of the process to its end. It needs
+//! theirs takes. Times are those that a runtime sees: from the start of the process to its end. It needs
 //! root and the package `containernetworking-plugins`. Without `--bench`, as `cargo test` calls it, it makes a
 //! few calls and judges nothing.
 
@@ -23,7 +23,7 @@ const PAIRS: usize = 20;
 /// The largest part of their time that an ADD of ours may take.
 const AT_MOST: f64 = 0.5;
 /// Where Debian puts the plugins.
-const THEIR_FOLDER: &str = "/usr/lib/cni";
+const THEIR_DIR: &str = "/usr/lib/cni";
 /// Set once the process is in its own namespaces.
 const INSIDE: &str = "CNI_BENCH_INSIDE";
 
@@ -37,8 +37,8 @@ fn main() -> Outcome<ExitCode> {
         return Err(again.args(judge.then_some("--bench")).env(INSIDE, "1").exec().into());
     }
     let (rounds, pairs) = if judge { (ROUNDS, PAIRS) } else { (1, 2) };
-    let folder = tempfile::tempdir()?;
-    let (ours, theirs) = contenders(folder.path())?;
+    let directory = tempfile::tempdir()?;
+    let (ours, theirs) = contenders(directory.path())?;
     let mut all = [Times::default(), Times::default()];
     println!("{pairs} ADD and DEL a round, medians in ms");
     println!("round  ADD ours  theirs  ratio   DEL ours  theirs  ratio");
@@ -88,7 +88,7 @@ impl Plugin {
             .env("CNI_CONTAINERID", container)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_NETNS", &self.netns)
-            .env("CNI_PATH", THEIR_FOLDER)
+            .env("CNI_PATH", THEIR_DIR)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -107,11 +107,11 @@ impl Plugin {
 }
 
 /// Both plugins, ready to be called: one IPv4 address a pod, the same MTU, state on the same disk.
-fn contenders(folder: &Path) -> Outcome<(Plugin, Plugin)> {
+fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
     // The names of namespaces are this process's own.
     sh("mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up")?;
     sh("ip netns add ours && ip netns add theirs && sysctl -qw net.ipv4.ip_forward=1")?;
-    let node_file = folder.join("node.json");
+    let node_file = directory.join("node.json");
     let node = cni::node_file::NodeFile {
         ready: true,
         reason: None,
@@ -123,13 +123,13 @@ fn contenders(folder: &Path) -> Outcome<(Plugin, Plugin)> {
     std::fs::write(&node_file, node.render())?;
     let ours = json!({
         "cniVersion": "1.0.0", "name": "meshd", "type": "mesh-cni",
-        "nodeFile": node_file, "stateDir": folder.join("ours"),
+        "nodeFile": node_file, "stateDir": directory.join("ours"),
     });
     let theirs = json!({
         "cniVersion": "1.0.0", "name": "bench", "type": "ptp", "mtu": 1400,
         "ipam": {
             "type": "host-local", "subnet": "10.245.1.0/24",
-            "routes": [{"dst": "0.0.0.0/0"}], "dataDir": folder.join("theirs"),
+            "routes": [{"dst": "0.0.0.0/0"}], "dataDir": directory.join("theirs"),
         },
     });
     let plugin = |binary: PathBuf, conf: &Value, netns: &str| Plugin {
@@ -139,7 +139,7 @@ fn contenders(folder: &Path) -> Outcome<(Plugin, Plugin)> {
     };
     Ok((
         plugin(env!("CARGO_BIN_EXE_mesh-cni").into(), &ours, "ours"),
-        plugin(Path::new(THEIR_FOLDER).join("ptp"), &theirs, "theirs"),
+        plugin(Path::new(THEIR_DIR).join("ptp"), &theirs, "theirs"),
     ))
 }
 
@@ -180,9 +180,9 @@ fn report([ours, theirs]: &[Times; 2]) -> Value {
     ]})
 }
 
-/// Writes the report into the build's folder, in which the binary lies one level down.
+/// Writes the report into the build's directory, in which the binary lies one level down.
 fn write(report: &Value) -> Outcome<PathBuf> {
-    let target = Path::new(env!("CARGO_BIN_EXE_mesh-cni")).ancestors().nth(2).ok_or("no target folder")?;
+    let target = Path::new(env!("CARGO_BIN_EXE_mesh-cni")).ancestors().nth(2).ok_or("no target directory")?;
     std::fs::create_dir_all(target.join("bench"))?;
     let path = target.join("bench/cni.json");
     std::fs::write(&path, format!("{report:#}\n"))?;

@@ -30,8 +30,8 @@ impl Attachment {
     }
 }
 
-/// A letter or digit, then letters, digits, `_`, `.` and `-`: what the CNI specification (sections 1 and 2) says
-/// of the names of networks and of the ids of containers.
+/// A letter or digit, then letters, digits, `_`, `.` and `-`: what the CNI specification (sections 1 and 2)
+/// allows in names of networks and ids of containers.
 pub(crate) fn is_identifier(text: &str) -> bool {
     let mut bytes = text.bytes();
     let first = bytes.next().is_some_and(|byte| byte.is_ascii_alphanumeric());

@@ -1,4 +1,4 @@
-//! What the runtime asks for: environment variables and the configuration, checked before anything is done.
+//! The runtime's call: environment variables and configuration, validated before anything is done.
 
 use std::path::PathBuf;
 
@@ -55,13 +55,13 @@ pub(crate) enum Command {
     Add(Attachment, PathBuf),
     /// Detach a pod. The namespace may be gone.
     Del(Attachment),
-    /// See whether a pod is attached as it should be.
+    /// Check that a pod is attached as ADD left it.
     Check(Attachment, PathBuf),
-    /// See whether pods could be attached.
+    /// Check whether pods could be attached.
     Status,
-    /// Release what belongs to no pod any more.
+    /// Release what belongs to no pod.
     Gc,
-    /// Say which versions are spoken.
+    /// List the supported versions.
     Version,
 }
 

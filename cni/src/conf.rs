@@ -60,7 +60,7 @@ pub(crate) struct PreviousIp {
     pub(crate) address: IpNetwork,
 }
 
-/// The configuration as it stands in the input.
+/// The configuration as it is in the input.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawConf {
@@ -96,19 +96,19 @@ impl Conf {
         if !raw.name.as_deref().is_some_and(is_identifier) {
             return invalid("name", "a letter or digit, then letters, digits, '_', '.' and '-'");
         }
-        let asked = |value: &Option<serde_json::Value>| match value {
+        let requested = |value: &Option<serde_json::Value>| match value {
             None | Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => None,
             Some(serde_json::Value::Object(map)) if map.is_empty() => None,
             Some(other) => Some(other.to_string().chars().take(64).collect()),
         };
-        if let Some(value) = asked(&raw.ipam) {
+        if let Some(value) = requested(&raw.ipam) {
             return Err(CniError::Unsupported {
                 option: "ipam",
                 value,
                 instead: "the plugin gives out the node's podCIDRs",
             });
         }
-        if let Some(value) = asked(&raw.ip_masq) {
+        if let Some(value) = requested(&raw.ip_masq) {
             return Err(CniError::Unsupported { option: "ipMasq", value, instead: "the daemon masquerades" });
         }
         let absolute = |path: &Option<PathBuf>| path.as_ref().is_none_or(|path| path.is_absolute());
@@ -121,7 +121,7 @@ impl Conf {
         if raw.mtu.is_some_and(|mtu| !MTU.contains(&mtu)) {
             return invalid("mtu", "1280 to 65535 bytes");
         }
-        // A former result that can't be read matters to CHECK alone, which says so.
+        // A previous result that can't be read matters to CHECK alone, which reports it.
         let previous = raw.prev_result.and_then(|value| serde_json::from_value(value).ok());
         let valid = raw.valid_attachments.map(|list| {
             list.into_iter()
@@ -138,7 +138,7 @@ impl Conf {
         })
     }
 
-    /// The configuration of a VERSION call, of which only the version counts, if there is one that we speak.
+    /// The configuration of a VERSION call, of which only the version counts, if it is a supported one.
     pub(crate) fn for_version(input: &[u8]) -> Self {
         Self {
             version: version_of(input).unwrap_or(SpecVersion::V1_1_0),

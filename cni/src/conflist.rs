@@ -42,7 +42,7 @@ impl ChainedPlugin {
     }
 }
 
-/// What goes into the configuration.
+/// What the configuration depends on.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the daemon writes the node file.

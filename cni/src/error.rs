@@ -11,14 +11,14 @@ use crate::version::{SpecVersion, version_of};
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CniError {
-    /// A version of the specification that is not spoken.
+    /// A version of the specification that is not supported.
     #[error("CNI version {found:?}: expected 0.4.0, 1.0.0 or 1.1.0")]
     Version {
         /// The version.
         found: String,
     },
     /// An environment variable is missing or no good.
-    #[error("environment variable {name}={found:?}: expected what the CNI specification says of it")]
+    #[error("environment variable {name}={found:?}: expected a value that the CNI specification allows")]
     Environment {
         /// Its name.
         name: &'static str,
@@ -28,7 +28,7 @@ pub enum CniError {
     /// The input is no JSON object of the expected shape.
     #[error("read the network configuration: expected a JSON object of the specification's shape")]
     Decode {
-        /// What the parser says.
+        /// The parser's error.
         source: serde_json::Error,
     },
     /// The input is far longer than any configuration.
@@ -37,7 +37,7 @@ pub enum CniError {
         /// The limit in bytes.
         limit: u64,
     },
-    /// A value in the configuration is no good.
+    /// A value in the configuration is invalid.
     #[error("network configuration, {option}: expected {expected}")]
     Conf {
         /// The key.
@@ -46,7 +46,7 @@ pub enum CniError {
         expected: &'static str,
     },
     /// The daemon has not written the node file.
-    #[error("{} is not there: expected meshd to run on this node; it writes the file once it has seen its Node", path.display())]
+    #[error("{} is not there: expected meshd to run on this node; it writes the file once it has read its Node", path.display())]
     NoDaemon {
         /// The file.
         path: PathBuf,
@@ -57,12 +57,12 @@ pub enum CniError {
         /// The file.
         path: PathBuf,
     },
-    /// The daemon says that pods can't be attached now.
+    /// The daemon reports that pods can't be attached now.
     #[error("pods can't be attached yet: {reason}")]
     NotReady {
         /// Why.
         reason: String,
-        /// Whether the guard stands all the same.
+        /// Whether the guard is in place all the same.
         guard: bool,
     },
     /// All addresses of a family are taken.
@@ -91,7 +91,7 @@ pub enum CniError {
         /// The path.
         path: PathBuf,
     },
-    /// The configuration asks for something that is not done.
+    /// The configuration requests something unsupported.
     #[error("network configuration, {option}={value}: not supported: {instead}")]
     Unsupported {
         /// The key.
@@ -101,7 +101,7 @@ pub enum CniError {
         /// Who does it instead.
         instead: &'static str,
     },
-    /// CHECK was called for an attachment that there is not.
+    /// CHECK was called for a container that is not attached.
     #[error("container {container}, interface {interface}: not attached")]
     NotAttached {
         /// The container's id.
@@ -109,16 +109,16 @@ pub enum CniError {
         /// The interface's name.
         interface: String,
     },
-    /// CHECK found something else than ADD left.
-    #[error("the attachment is not as it was made: {what}: expected {expected}")]
+    /// CHECK found something other than what ADD created.
+    #[error("the attachment differs from what ADD created: {what}: expected {expected}")]
     Mismatch {
         /// What differs.
         what: &'static str,
         /// What was expected.
         expected: String,
     },
-    /// The state can't go while pods are attached.
-    #[error("{count} pods are attached: expected them to be deleted, or moved to another node, before")]
+    /// The state can't be removed while pods are attached.
+    #[error("{count} pods are attached: expected them to be deleted or moved to another node first")]
     Attached {
         /// How many.
         count: usize,
@@ -172,7 +172,7 @@ impl CniError {
         }
     }
 
-    /// The code that STATUS gives: 50 if pods can't be attached, 51 if those that are may be cut off as well.
+    /// The code that STATUS gives: 50 if pods can't be attached, 51 if those that are attached may be cut off as well.
     pub(crate) const fn status_code(&self) -> u32 {
         match self {
             Self::NoDaemon { .. } | Self::NodeFile { .. } | Self::NotReady { guard: false, .. } => 51,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 /// The next free address after `last`, over all `ranges` of one family and round again. An address that was
-/// just freed comes last, so that packets still under way for its former pod meet nobody.
+/// just freed comes last, so that packets still in flight to its previous pod reach no other.
 ///
 /// The network's own address is never given out, nor the broadcast address of IPv4 (RFC 1122 section
 /// 3.2.1.3; the former is the subnet-router anycast address of IPv6, RFC 4291 section 2.6.1). `None` if all
@@ -122,7 +122,7 @@ mod tests {
         );
     }
 
-    /// What may be given out of a range, in order, told in the plainest way.
+    /// What may be given out of a range, in order, written in the plainest form.
     fn usable(range: IpNetwork) -> Vec<IpAddr> {
         let all: Vec<IpAddr> = range.iter().collect();
         match (all.len(), range) {

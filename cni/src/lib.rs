@@ -1,7 +1,7 @@
-//! The CNI plugin of the mesh: attaches pods to their node, and hands out the addresses of its podCIDRs.
+//! The CNI plugin of the mesh: attaches pods to their node and allocates their addresses from its podCIDRs.
 //!
-//! It runs for milliseconds, once for each pod that comes or goes. What it needs to know of the mesh stands in
-//! one file that the daemon writes ([`node_file`]); it talks to nobody else.
+//! It runs for milliseconds, once for each pod that is created or deleted. What it needs to know about the mesh is in
+//! one file that the daemon writes ([`node_file`]); it contacts nothing else.
 //!
 //! ```text
 //!   runtime ──environment, JSON──▶ call ──▶ command ──▶ store (one file a pod, under a lock)
@@ -36,8 +36,8 @@ use call::{Call, CommandName};
 /// Longest configuration that is read, in bytes. Earlier results and lists of attachments are part of it.
 const MAX_INPUT: u64 = 4 << 20;
 
-/// Removes the plugin's own state; says whether there was any. Fails while pods are attached: their addresses
-/// would be given to others.
+/// Removes the plugin's own state; returns whether there was any. Fails while pods are attached: their addresses would
+/// be allocated again.
 pub fn forget(state_dir: &Path) -> Result<bool, CniError> {
     store::forget(state_dir)
 }

@@ -1,4 +1,4 @@
-//! What the daemon tells the plugin: one file, replaced as a whole whenever it changes.
+//! What the plugin reads from the daemon: one file, replaced atomically on every change.
 
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -12,19 +12,19 @@ use crate::error::CniError;
 
 /// What an MTU can be: IPv6 needs the lower bound, a packet's length field limits it to the upper.
 pub(crate) const MTU: RangeInclusive<u32> = MIN_MTU..=65_535;
-/// The version that this code writes and reads. Whatever changes in the file's shape changes it.
+/// The version that this code writes and reads. Any change of the file's format increments it.
 const VERSION: u32 = 1;
 
-/// The state of this node as far as attaching pods goes.
+/// The state of this node as far as it concerns attaching pods.
 ///
-/// It lies in memory (`/run`), so it never tells of a former boot.
+/// It is on a tmpfs (`/run`), so it is never of an earlier boot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeFile {
     /// Whether pods can be attached and reach the mesh.
     pub ready: bool,
     /// Why not.
     pub reason: Option<String>,
-    /// Whether the guard stands. Without it no pod is attached: its packets could leave in clear.
+    /// Whether the guard is in place. Without it no pod is attached: its packets could leave unencrypted.
     pub guard: bool,
     /// The ranges that pods of this node get addresses from.
     pub pod_cidrs: Vec<IpNetwork>,
@@ -77,7 +77,7 @@ impl NodeFile {
         })
     }
 
-    /// Reads the file. A daemon that has not written it yet is a reason to try later.
+    /// Reads the file. If the daemon has not written it yet, the runtime should retry later.
     pub(crate) fn read(path: &Path) -> Result<Self, CniError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,

@@ -1,12 +1,12 @@
-//! Who has which address: one file an attachment, whose name alone reserves its addresses.
+//! Reserved addresses: one file an attachment, whose name alone reserves them.
 //!
 //! A name is `LINK@BOOT@ADDRESS@ADDRESS`, so what is taken is known from a listing, and a file that can't be
-//! read still reserves. Changes are made under a lock; a file appears whole by being renamed.
+//! read still reserves. Changes are made under a lock; files are written under another name and renamed.
 //!
 //! Nothing is forced to disk, which would take as long as all the rest of an ADD. What a killed process wrote
 //! is in the kernel's page cache and stays; what a machine loses when it stops is of no use afterwards, because
-//! links and namespaces are lost with it. `BOOT` is the begin of the kernel's boot id, and what has another one
-//! is dropped on sight.
+//! links and namespaces are lost with it. `BOOT` is the beginning of the kernel's boot id; files of another boot
+//! are removed when they are found.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -24,46 +24,46 @@ use serde::Serialize;
 use crate::attachment::Attachment;
 use crate::error::CniError;
 
-/// How long a call waits for others: far longer than any call holds a lock, shorter than runtimes wait.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a call waits for a lock: far longer than any call holds one, shorter than runtimes' timeouts.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between a file's name parts.
 const SEPARATOR: char = '@';
-/// How the name of a file that is being written begins.
+/// Prefix of the name of a file that is being written.
 const UNFINISHED: &str = ".new-";
-/// Where the kernel tells one boot from another.
+/// The kernel's id of this boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Characters of the boot id that go into names: one boot in four billion is taken for another.
 const BOOT_TAG: usize = 8;
 
-/// The state folder, locked for as long as this value lives.
+/// The state directory, locked as long as this value exists.
 #[derive(Debug)]
 pub(crate) struct Store {
-    folder: PathBuf,
+    dir: PathBuf,
     boot: String,
     _lock: File,
 }
 
-/// The right to attach pods (many at once) or to sweep what belongs to none (alone).
+/// The lock between ADD, which may run many times at once (shared), and GC (exclusive).
 ///
-/// ADD holds it from before it reserves addresses until its link is whole, so that GC never takes a pod that is
-/// just being attached for one that is gone. Whoever needs a [`Store`] as well takes this first.
+/// ADD holds it from before it reserves addresses until its link is complete, so that GC never releases a pod that is
+/// being attached. A call that needs a [`Store`] as well takes this lock first.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct AttachLock {
     _lock: File,
 }
 
-impl Gate {
-    /// Joins those who attach.
-    pub(crate) fn attach(folder: &Path) -> Result<Self, CniError> {
-        make_folder(folder)?;
-        let lock = lock(&folder.join("gate"), Hold::Shared, PATIENCE)?;
+impl AttachLock {
+    /// For ADD: waits for a running GC.
+    pub(crate) fn shared(dir: &Path) -> Result<Self, CniError> {
+        create_dir(dir)?;
+        let lock = lock(&dir.join("gate"), LockMode::Shared, LOCK_TIMEOUT)?;
         Ok(Self { _lock: lock })
     }
 
-    /// Waits until nobody attaches, and keeps others from it.
-    pub(crate) fn sweep(folder: &Path) -> Result<Self, CniError> {
-        make_folder(folder)?;
-        let lock = lock(&folder.join("gate"), Hold::Alone, PATIENCE)?;
+    /// For GC: waits for every running ADD, and makes later ones wait.
+    pub(crate) fn exclusive(dir: &Path) -> Result<Self, CniError> {
+        create_dir(dir)?;
+        let lock = lock(&dir.join("gate"), LockMode::Exclusive, LOCK_TIMEOUT)?;
         Ok(Self { _lock: lock })
     }
 }
@@ -87,34 +87,34 @@ struct Contents<'a> {
 }
 
 impl Store {
-    /// Opens and locks the folder, which is made if it is missing.
-    pub(crate) fn open(folder: &Path) -> Result<Self, CniError> {
-        make_folder(folder)?;
-        Self::lock(folder, PATIENCE)
+    /// Opens and locks the directory, which is created if it is missing.
+    pub(crate) fn open(dir: &Path) -> Result<Self, CniError> {
+        create_dir(dir)?;
+        Self::lock(dir, LOCK_TIMEOUT)
     }
 
-    /// Opens and locks the folder. `None` if there is none: then nothing is stored.
-    pub(crate) fn open_existing(folder: &Path) -> Result<Option<Self>, CniError> {
-        if attachments(folder).is_dir() { Self::lock(folder, PATIENCE).map(Some) } else { Ok(None) }
+    /// Opens and locks the directory. `None` if there is none: then nothing is stored.
+    pub(crate) fn open_existing(dir: &Path) -> Result<Option<Self>, CniError> {
+        if attachments(dir).is_dir() { Self::lock(dir, LOCK_TIMEOUT).map(Some) } else { Ok(None) }
     }
 
-    fn lock(folder: &Path, patience: Duration) -> Result<Self, CniError> {
-        let lock = lock(&folder.join("lock"), Hold::Alone, patience)?;
+    fn lock(dir: &Path, timeout: Duration) -> Result<Self, CniError> {
+        let lock = lock(&dir.join("lock"), LockMode::Exclusive, timeout)?;
         let source = Path::new(BOOT_ID);
         let boot_id = std::fs::read_to_string(source).map_err(failed("read", source))?;
         let boot = boot_id.chars().take(BOOT_TAG).collect();
-        Ok(Self { folder: folder.to_owned(), boot, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), boot, _lock: lock })
     }
 
-    /// Every attachment of this boot that is stored. What a former boot or a killed call left is cleared.
+    /// Every attachment of this boot that is stored. What another boot or a killed call left is removed.
     pub(crate) fn all(&self) -> Result<Vec<Stored>, CniError> {
-        let folder = attachments(&self.folder);
+        let dir = attachments(&self.dir);
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&folder).map_err(failed("list", &folder))? {
-            let file = entry.map_err(failed("list", &folder))?.path();
+        for entry in std::fs::read_dir(&dir).map_err(failed("list", &dir))? {
+            let file = entry.map_err(failed("list", &dir))?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             if name.starts_with(UNFINISHED) {
-                // Whoever was writing it has lost the lock, so it will never be finished.
+                // Its writer no longer holds the lock, so it will never be finished.
                 remove(&file)?;
                 continue;
             }
@@ -131,7 +131,7 @@ impl Store {
         Ok(found)
     }
 
-    /// Every address that is taken.
+    /// Every reserved address.
     pub(crate) fn taken(&self) -> Result<BTreeSet<IpAddr>, CniError> {
         Ok(self.all()?.into_iter().flat_map(|stored| stored.addresses).collect())
     }
@@ -142,7 +142,7 @@ impl Store {
         Ok(self.all()?.into_iter().filter(|stored| stored.host_link == wanted).collect())
     }
 
-    /// The address of a family that was given out last.
+    /// The address of a family that was allocated last.
     pub(crate) fn last(&self, ipv4: bool) -> Option<IpAddr> {
         std::fs::read_to_string(self.last_file(ipv4)).ok()?.trim().parse().ok()
     }
@@ -157,7 +157,7 @@ impl Store {
         let host_link = attachment.host_link();
         let parts = [host_link.clone(), self.boot.clone()].into_iter();
         let name: Vec<String> = parts.chain(addresses.iter().map(ToString::to_string)).collect();
-        let file = attachments(&self.folder).join(name.join(&SEPARATOR.to_string()));
+        let file = attachments(&self.dir).join(name.join(&SEPARATOR.to_string()));
         let Attachment { container, interface } = attachment;
         let contents = Contents { container, interface, netns };
         // Three strings always serialize; a path that is no text is nothing that people need.
@@ -170,7 +170,7 @@ impl Store {
     }
 
     /// Frees what an attachment has, under the lock. Freeing it twice is no error.
-    #[expect(clippy::unused_self, reason = "whoever has a store has the lock")]
+    #[expect(clippy::unused_self, reason = "the caller has the lock")]
     pub(crate) fn release(&self, stored: &Stored) -> Result<(), CniError> {
         remove(&stored.file)
     }
@@ -183,13 +183,13 @@ impl Store {
     }
 
     fn last_file(&self, ipv4: bool) -> PathBuf {
-        self.folder.join(if ipv4 { "last4" } else { "last6" })
+        self.dir.join(if ipv4 { "last4" } else { "last6" })
     }
 
     fn write(&self, path: &Path, text: &str) -> Result<(), CniError> {
         let mut name = std::ffi::OsString::from(UNFINISHED);
         name.push(path.file_name().unwrap_or_default());
-        let unfinished = attachments(&self.folder).join(name);
+        let unfinished = attachments(&self.dir).join(name);
         let written = std::fs::write(&unfinished, text).and_then(|()| std::fs::rename(&unfinished, path));
         written.map_err(|source| {
             // A full disk leaves an empty file; it would reserve nothing, but it is not ours to leave.
@@ -199,27 +199,27 @@ impl Store {
     }
 }
 
-fn attachments(folder: &Path) -> PathBuf {
-    folder.join("attachments")
+fn attachments(dir: &Path) -> PathBuf {
+    dir.join("attachments")
 }
 
-fn make_folder(folder: &Path) -> Result<(), CniError> {
-    std::fs::create_dir_all(attachments(folder)).map_err(failed("make", folder))
+fn create_dir(dir: &Path) -> Result<(), CniError> {
+    std::fs::create_dir_all(attachments(dir)).map_err(failed("create", dir))
 }
 
-/// Who else may have a lock at the same time.
+/// Whether others may hold the lock at the same time.
 #[derive(Clone, Copy)]
-enum Hold {
+enum LockMode {
     Shared,
-    Alone,
+    Exclusive,
 }
 
 /// Opens and locks a file. The kernel unlocks it when the process ends, however it ends.
-fn lock(path: &Path, hold: Hold, patience: Duration) -> Result<File, CniError> {
+fn lock(path: &Path, mode: LockMode, timeout: Duration) -> Result<File, CniError> {
     let file = OpenOptions::new().create(true).append(true).open(path).map_err(failed("open", path))?;
-    let (try_it, wait_for_it) = match hold {
-        Hold::Shared => (FlockOperation::NonBlockingLockShared, FlockOperation::LockShared),
-        Hold::Alone => (FlockOperation::NonBlockingLockExclusive, FlockOperation::LockExclusive),
+    let (try_it, wait_for_it) = match mode {
+        LockMode::Shared => (FlockOperation::NonBlockingLockShared, FlockOperation::LockShared),
+        LockMode::Exclusive => (FlockOperation::NonBlockingLockExclusive, FlockOperation::LockExclusive),
     };
     match flock(&file, try_it) {
         Ok(()) => return Ok(file),
@@ -229,33 +229,33 @@ fn lock(path: &Path, hold: Hold, patience: Duration) -> Result<File, CniError> {
     // The kernel wakes those who wait as soon as the lock is free; trying now and then instead starves some
     // of many. It knows no time limit, so a thread waits, and this one waits for the thread.
     let waiting = file.try_clone().map_err(failed("lock", path))?;
-    let (tell, told) = mpsc::channel();
+    let (sender, receiver) = mpsc::channel();
     let wait = move || {
         let locked = flock(&waiting, wait_for_it);
         drop(waiting);
-        // If nobody listens any more the lock is gone with the file.
-        let _ = tell.send(locked);
+        // After a timeout there is no receiver, and the lock is released with the file.
+        let _ = sender.send(locked);
     };
     std::thread::Builder::new().spawn(wait).map_err(failed("lock", path))?;
-    match told.recv_timeout(patience) {
+    match receiver.recv_timeout(timeout) {
         Ok(Ok(())) => Ok(file),
         Ok(Err(errno)) => Err(failed("lock", path)(errno.into())),
         Err(_) => Err(CniError::Locked { path: path.to_owned() }),
     }
 }
 
-/// Removes the folder unless something is reserved in it.
-pub(crate) fn forget(folder: &Path) -> Result<bool, CniError> {
-    if !folder.exists() {
+/// Removes the directory unless something is reserved in it.
+pub(crate) fn forget(dir: &Path) -> Result<bool, CniError> {
+    if !dir.exists() {
         return Ok(false);
     }
-    let _alone = Gate::sweep(folder)?;
-    let store = Store::open(folder)?;
+    let _lock = AttachLock::exclusive(dir)?;
+    let store = Store::open(dir)?;
     let attached = store.all()?.len();
     if attached > 0 {
         return Err(CniError::Attached { count: attached });
     }
-    std::fs::remove_dir_all(folder).map_err(failed("remove", folder))?;
+    std::fs::remove_dir_all(dir).map_err(failed("remove", dir))?;
     Ok(true)
 }
 

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-/// A version of the specification that is spoken.
+/// A supported version of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SpecVersion {
     /// 0.4.0
@@ -35,8 +35,8 @@ impl SpecVersion {
 pub(crate) fn version_of(input: &[u8]) -> Option<SpecVersion> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
-    struct Only {
+    struct VersionOnly {
         cni_version: String,
     }
-    SpecVersion::parse(&serde_json::from_slice::<Only>(input).ok()?.cni_version)
+    SpecVersion::parse(&serde_json::from_slice::<VersionOnly>(input).ok()?.cni_version)
 }

@@ -1,4 +1,4 @@
-//! ADD: everything is checked first; what was done is undone if a later step fails.
+//! ADD: everything is checked first; if a later step fails, what was done is rolled back.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::error::CniError;
 use crate::ipam;
 use crate::node_file::NodeFile;
 use crate::result::{Attached, render};
-use crate::store::{Gate, Store, Stored};
+use crate::store::{AttachLock, Store, Stored};
 
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Result<String, CniError> {
     let node = ready(conf)?;
@@ -27,7 +27,7 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     let host_link = attachment.host_link();
     let (host_mac, pod_mac) = (mac(attachment, "host"), mac(attachment, "pod"));
 
-    let reservation = Reservation::make(conf, attachment, netns_path, &node)?;
+    let reservation = Reservation::new(conf, attachment, netns_path, &node)?;
     let addresses = reservation.stored.addresses.clone();
     let pod_link = attachment.interface.as_str();
     let pair = Pair { host_link: &host_link, host_mac, pod_link, pod_mac, mtu, addresses: &addresses };
@@ -44,35 +44,30 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     Ok(text)
 }
 
-/// The node file, if it says that pods can be attached.
+/// The node file, if pods can be attached according to it.
 pub(super) fn ready(conf: &Conf) -> Result<NodeFile, CniError> {
     let node = NodeFile::read(&conf.node_file)?;
     if node.ready && node.guard && !node.pod_cidrs.is_empty() {
         return Ok(node);
     }
-    let reason = node.reason.unwrap_or_else(|| "the daemon does not say why".to_owned());
+    let reason = node.reason.unwrap_or_else(|| "the daemon gives no reason".to_owned());
     Err(CniError::NotReady { reason, guard: node.guard })
 }
 
-/// Addresses and, from some point on, a link. Both go when this is dropped, unless it was committed.
+/// Addresses and, from some point on, a link. Dropping it releases both, unless it was committed.
 struct Reservation<'a> {
     conf: &'a Conf,
     stored: Stored,
     committed: bool,
-    _gate: Gate,
+    _lock: AttachLock,
 }
 
 impl<'a> Reservation<'a> {
-    /// Reserves one address of each family that the node has. What an ADD for the same attachment that was
-    /// killed may have left is cleared before.
-    fn make(
-        conf: &'a Conf,
-        attachment: &Attachment,
-        netns: &Path,
-        node: &NodeFile,
-    ) -> Result<Self, CniError> {
-        let gate = Gate::attach(&conf.state_dir)?;
-        // Before the lock is taken: the kernel may take its time to remove a link.
+    /// Reserves one address of each family that the node has. What a killed ADD for the same attachment may
+    /// have left is removed first.
+    fn new(conf: &'a Conf, attachment: &Attachment, netns: &Path, node: &NodeFile) -> Result<Self, CniError> {
+        let lock = AttachLock::shared(&conf.state_dir)?;
+        // Before the store is locked: removing a link may take a while.
         veth::detach(&attachment.host_link())?;
         let store = Store::open(&conf.state_dir)?;
         for stored in store.find(attachment)? {
@@ -80,7 +75,7 @@ impl<'a> Reservation<'a> {
         }
         let addresses = choose(&store, node)?;
         let stored = store.reserve(attachment, netns, &addresses)?;
-        Ok(Self { conf, stored, committed: false, _gate: gate })
+        Ok(Self { conf, stored, committed: false, _lock: lock })
     }
 
     fn commit(mut self) {
@@ -93,8 +88,8 @@ impl Drop for Reservation<'_> {
         if self.committed {
             return;
         }
-        // The error that led here is the one to tell. If clearing fails as well, DEL or GC will do it; while
-        // the link is there its addresses stay reserved.
+        // The error that led here is the one to report. If the rollback fails as well, DEL or GC will do it; as long
+        // as the link exists its addresses stay reserved.
         if veth::detach(&self.stored.host_link).is_ok()
             && let Ok(store) = Store::open(&self.conf.state_dir)
         {

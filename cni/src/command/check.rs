@@ -1,4 +1,4 @@
-//! CHECK: whether the kernel still has what ADD made.
+//! CHECK: whether the kernel still has what ADD created.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,7 +17,7 @@ use crate::store::Store;
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<(), CniError> {
     let previous = conf.previous.as_ref().ok_or(CniError::NoPrevious)?;
     let addresses: BTreeSet<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
-    // The lock is held no longer than this line: the rest may take its time.
+    // The lock is held for this line only: the rest may take a while.
     let stored = Store::open_existing(&conf.state_dir)?.map(|store| store.find(attachment)).transpose()?;
     let stored: BTreeSet<IpAddr> = stored.into_iter().flatten().flat_map(|stored| stored.addresses).collect();
     if stored.is_empty() {

@@ -1,4 +1,4 @@
-//! DEL: always succeeds when nothing is left, whether there was anything or not.
+//! DEL: succeeds when nothing is left, even if there was nothing.
 
 use linux::veth;
 
@@ -7,7 +7,7 @@ use crate::conf::Conf;
 use crate::error::CniError;
 use crate::store::Store;
 
-/// The link goes first: while it is there its addresses are not given to anybody else.
+/// The link is removed first: as long as it exists its addresses must not be reused.
 pub(super) fn run(conf: &Conf, attachment: &Attachment) -> Result<(), CniError> {
     veth::detach(&attachment.host_link())?;
     let Some(store) = Store::open_existing(&conf.state_dir)? else { return Ok(()) };

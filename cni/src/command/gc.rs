@@ -1,4 +1,4 @@
-//! GC: what belongs to no attachment that the runtime names is released.
+//! GC: releases what belongs to no attachment that the runtime lists.
 
 use std::collections::BTreeSet;
 
@@ -7,11 +7,11 @@ use linux::veth;
 use crate::attachment::Attachment;
 use crate::conf::Conf;
 use crate::error::CniError;
-use crate::store::{Gate, Store};
+use crate::store::{AttachLock, Store};
 
-/// Alone, so that no ADD is between reserving its addresses and having made its link.
+/// Under the exclusive lock, so that no ADD is between reserving its addresses and creating its link.
 pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
-    // A runtime that names nothing at all does not mean that all pods are gone.
+    // A missing list does not mean that all pods are gone.
     let Some(valid) = &conf.valid else {
         return Err(CniError::Conf {
             option: "cni.dev/valid-attachments",
@@ -19,7 +19,7 @@ pub(super) fn run(conf: &Conf) -> Result<(), CniError> {
         });
     };
     let stay: BTreeSet<String> = valid.iter().map(Attachment::host_link).collect();
-    let _alone = Gate::sweep(&conf.state_dir)?;
+    let _lock = AttachLock::exclusive(&conf.state_dir)?;
     let store = Store::open(&conf.state_dir)?;
     let mut failed = Vec::new();
     let mut kept = BTreeSet::new();

@@ -1,4 +1,4 @@
-//! One file a command.
+//! The commands, one file each.
 
 mod add;
 mod check;
@@ -10,7 +10,7 @@ mod version;
 use crate::call::{Call, Command};
 use crate::error::CniError;
 
-/// Performs a call; returns what is printed.
+/// Performs a call; returns what is to be printed.
 pub(crate) fn run(call: &Call) -> Result<String, CniError> {
     match &call.command {
         Command::Add(attachment, netns) => add::run(&call.conf, attachment, netns),

@@ -1,4 +1,4 @@
-//! VERSION: which versions of the specification are spoken.
+//! VERSION: the supported versions of the specification.
 
 use serde_json::json;
 

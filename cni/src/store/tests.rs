@@ -14,8 +14,8 @@ fn reserve(store: &Store, container: &str) -> Stored {
 
 #[test]
 fn the_name_reserves_even_if_the_file_is_empty() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
     let stored = reserve(&store, "c1");
     std::fs::write(&stored.file, "").unwrap();
     assert_eq!(store.taken().unwrap(), addresses().into_iter().collect());
@@ -29,17 +29,17 @@ fn the_name_reserves_even_if_the_file_is_empty() {
 
 #[test]
 fn people_find_in_the_file_whose_it_is() {
-    let folder = tempfile::tempdir().unwrap();
-    let stored = reserve(&Store::open(folder.path()).unwrap(), "c1");
+    let dir = tempfile::tempdir().unwrap();
+    let stored = reserve(&Store::open(dir.path()).unwrap(), "c1");
     let text = std::fs::read_to_string(&stored.file).unwrap();
     assert_eq!(text, r#"{"container":"c1","interface":"eth0","netns":"/run/netns/x"}"#);
 }
 
 #[test]
 fn what_a_killed_call_was_writing_is_cleared() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
-    let rest = folder.path().join("attachments/.new-mveth00@10.244.1.9");
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    let rest = dir.path().join("attachments/.new-mveth00@10.244.1.9");
     std::fs::write(&rest, "").unwrap();
     assert!(store.all().unwrap().is_empty());
     assert!(!rest.exists());
@@ -47,11 +47,11 @@ fn what_a_killed_call_was_writing_is_cleared() {
 
 #[test]
 fn a_reboot_frees_everything_but_what_is_not_ours() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
     let now = reserve(&store, "c1");
-    let former = folder.path().join("attachments/mveth0011223344@00000000@10.244.1.7");
-    let foreign = folder.path().join("attachments/README");
+    let former = dir.path().join("attachments/mveth0011223344@00000000@10.244.1.7");
+    let foreign = dir.path().join("attachments/README");
     for path in [&former, &foreign] {
         std::fs::write(path, "").unwrap();
     }
@@ -62,22 +62,22 @@ fn a_reboot_frees_everything_but_what_is_not_ours() {
 
 #[test]
 fn who_waits_too_long_for_the_lock_is_told_to_try_again() {
-    let folder = tempfile::tempdir().unwrap();
-    let held = Store::open(folder.path()).unwrap();
-    let refused = Store::lock(folder.path(), Duration::from_millis(5)).unwrap_err();
+    let dir = tempfile::tempdir().unwrap();
+    let held = Store::open(dir.path()).unwrap();
+    let refused = Store::lock(dir.path(), Duration::from_millis(5)).unwrap_err();
     assert!(matches!(refused, CniError::Locked { .. }));
     assert_eq!(refused.code(), 11);
     drop(held);
-    Store::lock(folder.path(), Duration::from_millis(5)).unwrap();
+    Store::lock(dir.path(), Duration::from_millis(5)).unwrap();
 }
 
 #[test]
 fn who_waits_gets_the_lock_as_soon_as_it_is_free() {
-    let folder = tempfile::tempdir().unwrap();
-    let held = Store::open(folder.path()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let held = Store::open(dir.path()).unwrap();
     let waits = std::thread::spawn({
-        let folder = folder.path().to_owned();
-        move || Store::lock(&folder, PATIENCE).map(drop)
+        let dir = dir.path().to_owned();
+        move || Store::lock(&dir, LOCK_TIMEOUT).map(drop)
     });
     std::thread::sleep(Duration::from_millis(20));
     assert!(!waits.is_finished());
@@ -86,39 +86,39 @@ fn who_waits_gets_the_lock_as_soon_as_it_is_free() {
 }
 
 #[test]
-fn many_attach_at_once_and_nobody_sweeps_meanwhile() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("gate");
-    let sweep = |patience| lock(&path, Hold::Alone, patience);
-    let one = Gate::attach(folder.path()).unwrap();
-    let two = Gate::attach(folder.path()).unwrap();
+fn many_adds_run_at_once_and_gc_waits_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("gate");
+    let exclusive = |timeout| lock(&path, LockMode::Exclusive, timeout);
+    let one = AttachLock::shared(dir.path()).unwrap();
+    let two = AttachLock::shared(dir.path()).unwrap();
     drop(one);
-    assert!(matches!(sweep(Duration::from_millis(5)), Err(CniError::Locked { .. })));
+    assert!(matches!(exclusive(Duration::from_millis(5)), Err(CniError::Locked { .. })));
     drop(two);
-    let sweeping = Gate::sweep(folder.path()).unwrap();
-    let attach = lock(&path, Hold::Shared, Duration::from_millis(5));
+    let collecting = AttachLock::exclusive(dir.path()).unwrap();
+    let attach = lock(&path, LockMode::Shared, Duration::from_millis(5));
     assert!(matches!(attach, Err(CniError::Locked { .. })));
-    drop(sweeping);
+    drop(collecting);
 }
 
 #[test]
-fn without_a_folder_nothing_is_stored_and_none_is_made() {
-    let folder = tempfile::tempdir().unwrap();
-    let missing = folder.path().join("none");
+fn without_a_directory_nothing_is_stored_and_none_is_created() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = dir.path().join("none");
     assert!(Store::open_existing(&missing).unwrap().is_none());
     assert!(!missing.exists());
 }
 
 #[test]
-fn state_is_forgotten_once_nobody_is_attached() {
+fn state_is_removed_once_no_pod_is_attached() {
     let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path().join("state");
-    assert!(!forget(&folder).unwrap());
-    let stored = reserve(&Store::open(&folder).unwrap(), "c1");
-    assert!(matches!(forget(&folder), Err(CniError::Attached { count: 1 })));
-    Store::open(&folder).unwrap().release(&stored).unwrap();
-    assert!(forget(&folder).unwrap());
-    assert!(!folder.exists());
+    let dir = parent.path().join("state");
+    assert!(!forget(&dir).unwrap());
+    let stored = reserve(&Store::open(&dir).unwrap(), "c1");
+    assert!(matches!(forget(&dir), Err(CniError::Attached { count: 1 })));
+    Store::open(&dir).unwrap().release(&stored).unwrap();
+    assert!(forget(&dir).unwrap());
+    assert!(!dir.exists());
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn names_fit_the_kernel_and_differ() {
     assert_eq!(one.len(), 15);
     assert_ne!(one, attachment("c2").host_link());
     assert_ne!(one, Attachment { interface: "eth1".to_owned(), ..attachment("c1") }.host_link());
-    // The parts are told apart: a container's name can't borrow from the interface's.
+    // The parts are separated: a container's name can't borrow from the interface's.
     let shifted = Attachment { container: "c1e".to_owned(), interface: "th0".to_owned() };
     assert_ne!(one, shifted.host_link());
 }

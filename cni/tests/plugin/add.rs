@@ -1,4 +1,4 @@
-//! ADD: what the pod gets, what the runtime is told, and that both agree with the kernel.
+//! ADD: what the pod gets, what the result says, and that both agree with the kernel.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

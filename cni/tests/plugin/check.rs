@@ -1,10 +1,10 @@
-//! CHECK: whatever differs from what ADD made is found.
+//! CHECK: every difference from what ADD created is found.
 
 use serde_json::{Value, json};
 
 use crate::node::{Node, Pod};
 
-/// A pod that was added to a node, and what ADD said.
+/// A pod that was added to a node, and ADD's result.
 struct Attached {
     node: Node,
     pod: Pod,

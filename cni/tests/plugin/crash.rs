@@ -14,7 +14,7 @@ const DUAL: [&str; 2] = ["10.244.1.0/24", "fd00:244:1::/64"];
 /// How often a call is killed.
 const KILLS: u32 = 100;
 
-/// How long `call` takes when nobody disturbs it: the median of a few. `after` undoes what it did.
+/// How long an undisturbed `call` takes: the median of a few. `after` undoes what it did.
 fn duration(call: impl Fn(), after: impl Fn()) -> Duration {
     let one = |_| {
         let since = Instant::now();
@@ -28,20 +28,20 @@ fn duration(call: impl Fn(), after: impl Fn()) -> Duration {
     took[2]
 }
 
-/// Calls until [`KILLS`] calls were killed before they ended, each at a random moment of its `whole` duration.
-/// `look` sees the state that each call left, and whether it was killed, and clears it.
-fn kill(whole: Duration, start: impl Fn() -> Child, mut look: impl FnMut(u32, bool)) {
+/// Calls until [`KILLS`] calls were killed before they ended, each at a random moment of its `duration`.
+/// `inspect` gets the state that each call left, and whether it was killed, and clears it.
+fn kill(duration: Duration, start: impl Fn() -> Child, mut inspect: impl FnMut(u32, bool)) {
     let random = RandomState::new();
     let mut killed = 0;
     for round in 0.. {
         assert!(round < 20 * KILLS, "only {killed} of {round} calls could be killed before they ended");
         let mut child = start();
         let part = u32::try_from(random.hash_one(round) % 1000).unwrap();
-        std::thread::sleep(whole * part / 1000);
+        std::thread::sleep(duration * part / 1000);
         child.kill().unwrap();
         let by_us = child.wait().unwrap().signal() == Some(9);
         killed += u32::from(by_us);
-        look(round, by_us);
+        inspect(round, by_us);
         if killed == KILLS {
             return;
         }
@@ -54,10 +54,10 @@ fn an_add_that_is_killed_anywhere_leaves_nothing_after_del_or_gc() {
     let before = node.listing();
     let attached = node.attached();
     let pod = Pod::new("a");
-    let whole = duration(|| drop(node.add(&pod).addresses()), || node.del(&pod));
+    let undisturbed = duration(|| drop(node.add(&pod).addresses()), || node.del(&pod));
     let (mut reservations, mut links) = (0, 0);
     let add = || node.pod_call("ADD", &pod).start();
-    kill(whole, add, |round, killed| {
+    kill(undisturbed, add, |round, killed| {
         reservations += u32::from(killed && !node.reservations().is_empty());
         links += u32::from(killed && node.attached() != attached);
         if round % 2 == 0 {
@@ -80,9 +80,9 @@ fn a_del_that_is_killed_anywhere_can_be_repeated() {
     let before = node.listing();
     let add = || drop(node.add(&pod).addresses());
     add();
-    let whole = duration(|| node.del(&pod), add);
+    let undisturbed = duration(|| node.del(&pod), add);
     let del = || node.pod_call("DEL", &pod).start();
-    kill(whole, del, |_, _| {
+    kill(undisturbed, del, |_, _| {
         node.del(&pod);
         node.assert_clean(&before);
         add();
@@ -116,7 +116,7 @@ fn a_full_disk_is_told_and_leaves_no_empty_file() {
     node.add(&b).addresses();
 }
 
-/// A read-only state folder can't hide what is there: DEL says that it could not free the address.
+/// A read-only state directory can't hide what is there: DEL reports that it could not free the address.
 #[test]
 fn a_disk_that_can_not_be_written_is_told() {
     let node = Node::new(&DUAL);

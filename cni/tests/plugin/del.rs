@@ -1,4 +1,4 @@
-//! DEL and GC: whatever there is goes, and nothing being there is no error.
+//! DEL and GC: everything is removed, and it is no error if there is nothing.
 
 use std::path::Path;
 

@@ -59,7 +59,7 @@ fn bad_environments_and_configurations_are_refused_before_anything_is_done() {
 }
 
 #[test]
-fn a_node_that_is_not_ready_says_why_and_to_try_again() {
+fn a_node_that_is_not_ready_gives_the_reason_and_to_retry() {
     let node = Node::new(&DUAL);
     let before = node.listing();
     let pod = Pod::new("a");
@@ -79,12 +79,12 @@ fn a_node_that_is_not_ready_says_why_and_to_try_again() {
     });
     refused(50, "the Node has no podCIDR");
     node.set_file(|file| file.pod_cidrs.clear());
-    refused(50, "does not say why");
+    refused(50, "gives no reason");
     node.set_file(|file| {
         file.guard = false;
-        file.reason = Some("the guard does not stand".to_owned());
+        file.reason = Some("the guard is not in place".to_owned());
     });
-    refused(51, "the guard does not stand");
+    refused(51, "the guard is not in place");
     std::fs::write(node.node_file(), "{}").unwrap();
     refused(51, "one version");
     std::fs::remove_file(node.node_file()).unwrap();

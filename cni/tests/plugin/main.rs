@@ -1,6 +1,6 @@
 //! The plugin's binary as a runtime calls it, in network namespaces of the test's own.
 //!
-//! A [`node::Node`] is a network and mount namespace that stands for a node, a [`node::Pod`] a network namespace
+//! A [`node::Node`] is a network and mount namespace in place of a node, a [`node::Pod`] a network namespace
 //! as a runtime makes it. Both live in a process that ends with the test, so tests run beside each other and
 //! leave nothing. They need root, `ip`, `nsenter`, `unshare`, `setpriv` and `ping`.
 

@@ -1,4 +1,4 @@
-//! Namespaces that stand for a node and its pods, and calls of the plugin in them.
+//! Namespaces in place of a node and its pods, and calls of the plugin in them.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use tempfile::TempDir;
 /// MTU that the nodes' files name.
 pub(crate) const MTU: u32 = 1400;
 
-/// A process that keeps namespaces alive; it ends with this value, and with the thread that made it.
+/// A process that keeps namespaces alive; it ends with this value, and with the thread that started it.
 struct Holder(Child);
 
 impl Holder {
@@ -29,7 +29,7 @@ impl Holder {
         let mut line = String::new();
         let output = child.stdout.take().expect("it is piped");
         BufReader::new(output).read_line(&mut line).expect("read from unshare");
-        assert_eq!(line, "ready\n", "namespaces {namespaces:?} can't be made; these tests need root");
+        assert_eq!(line, "ready\n", "namespaces {namespaces:?} can't be created; these tests need root");
         Self(child)
     }
 
@@ -154,7 +154,7 @@ fn outcome(child: Child) -> Outcome {
 /// A node.
 pub(crate) struct Node {
     holder: Holder,
-    folder: TempDir,
+    directory: TempDir,
     file: NodeFile,
 }
 
@@ -166,7 +166,7 @@ impl Node {
         let mesh_addresses: Vec<IpAddr> =
             pod_cidrs.iter().map(|range| range.iter().nth(1).unwrap()).collect();
         let file = NodeFile { ready: true, reason: None, guard: true, pod_cidrs, mesh_addresses, mtu: MTU };
-        let node = Self { holder, folder: TempDir::new().unwrap(), file };
+        let node = Self { holder, directory: TempDir::new().unwrap(), file };
         node.sh("ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         for address in &node.file.mesh_addresses {
             let nodad = if address.is_ipv6() { "nodad" } else { "" };
@@ -188,12 +188,12 @@ impl Node {
     }
 
     pub(crate) fn node_file(&self) -> PathBuf {
-        self.folder.path().join("node.json")
+        self.directory.path().join("node.json")
     }
 
-    /// The plugin's state folder. It is made by the plugin.
+    /// The plugin's state directory, which the plugin creates.
     pub(crate) fn state_dir(&self) -> PathBuf {
-        self.folder.path().join("state")
+        self.directory.path().join("state")
     }
 
     /// Where the test finds a path of the node's mount namespace.
@@ -267,8 +267,8 @@ impl Node {
 
     /// Names of the reservations and of anything else beside them.
     pub(crate) fn reservations(&self) -> Vec<String> {
-        let folder = self.outside(&self.state_dir()).join("attachments");
-        let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+        let directory = self.outside(&self.state_dir()).join("attachments");
+        let Ok(entries) = std::fs::read_dir(directory) else { return Vec::new() };
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
 

@@ -69,7 +69,7 @@ fn wipe(message: &mut WireguardMessage) {
     }
 }
 
-/// Asks for everything about an interface.
+/// Dumps an interface.
 pub(crate) fn read(link: &str) -> Request {
     let attributes = vec![WireguardAttribute::IfName(link.to_owned())];
     Request::new(WireguardCmd::GetDevice, attributes)
@@ -86,18 +86,18 @@ pub(crate) fn listen_port(link: &str, port: u16) -> Request {
     Request::set(link, [WireguardAttribute::ListenPort(port)])
 }
 
-/// Applies settings to a peer: those of its own first, then its prefixes in as many messages as they take. With `only`
-/// a peer that is not there is not made.
+/// Applies settings to a peer: its own first, then its prefixes in as many messages as they take. With `update_only` a
+/// missing peer is not created.
 pub(crate) fn peer(
     link: &str,
     key: &PublicKey,
-    only: bool,
+    update_only: bool,
     change: &PeerChange,
     preshared_key: Option<&PresharedKeyChange>,
 ) -> Vec<Request> {
     let allow: Vec<IpNetwork> = change.allow.iter().copied().collect();
     let mut chunks = allow.chunks(PREFIXES);
-    let mut first = named(key, only);
+    let mut first = named(key, update_only);
     match preshared_key {
         Some(PresharedKeyChange::Set(key)) => {
             first.push(WireguardPeerAttribute::PresharedKey(*key.expose()));
@@ -119,9 +119,9 @@ pub(crate) fn peer(
     messages
 }
 
-/// Takes prefixes from whoever has them, without touching anything else of that peer: a stand-in takes them and is
-/// removed in the same message. Kernels before 6.16 know no other way that does not replace all prefixes of the peer,
-/// which drops its packets for a moment.
+/// Removes prefixes from the peer that has them and leaves the rest of it alone: a stand-in peer takes them over and is
+/// removed in the same message. Before Linux 6.16 the only alternative is to replace all prefixes of the peer, which
+/// drops its packets for a moment.
 pub(crate) fn take(link: &str, stand_in: &PublicKey, prefixes: &[IpNetwork]) -> Vec<Request> {
     let chunks = prefixes.chunks(PREFIXES);
     let taken = chunks.map(|chunk| {
@@ -137,24 +137,24 @@ pub(crate) fn remove(link: &str, key: &PublicKey) -> Request {
     Request::peers(link, vec![removed(key)])
 }
 
-/// Has the kernel send a keepalive at once, which starts a handshake if there is no session: it does when the interval
-/// rises from zero (`set_peer` in `drivers/net/wireguard/netlink.c`). `interval` is what stays.
-pub(crate) fn nudge(link: &str, key: &PublicKey, interval: u16) -> Request {
+/// Has the kernel send a keepalive at once, which initiates a handshake if there is no session: it does when the
+/// interval is raised from zero (`set_peer` in `drivers/net/wireguard/netlink.c`). `interval` is the final value.
+pub(crate) fn initiate_handshake(link: &str, key: &PublicKey, interval: u16) -> Request {
     let step = |interval| {
         let mut step = named(key, true);
         step.push(WireguardPeerAttribute::PersistentKeepalive(interval));
         WireguardPeer(step)
     };
-    // One that is zero rises and falls; one that is not falls and rises.
+    // Zero is raised and reset; any other value is reset and raised.
     let steps = if interval == 0 { vec![step(u16::MAX), step(0)] } else { vec![step(0), step(interval)] };
     Request::peers(link, steps)
 }
 
-/// Room for all that a peer can have, so that a key in it is never left behind when it grows.
-fn named(key: &PublicKey, only: bool) -> Vec<WireguardPeerAttribute> {
+/// With capacity for all attributes of a peer: if it grew, a copy of a key would be left behind.
+fn named(key: &PublicKey, update_only: bool) -> Vec<WireguardPeerAttribute> {
     let mut attributes = Vec::with_capacity(8);
     attributes.push(WireguardPeerAttribute::PublicKey(*key.as_bytes()));
-    if only {
+    if update_only {
         attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly));
     }
     attributes

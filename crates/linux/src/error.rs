@@ -86,7 +86,7 @@ pub enum HostError {
     #[error("put the guard in place: expected at least one cluster range")]
     EmptyGuard,
     /// A kernel setting could not be read or written.
-    #[error("{operation} {}: expected a writable folder of settings (in a container: option sysctl-dir)", path.display())]
+    #[error("{operation} {}: expected a writable directory of settings (in a container: option sysctl-dir)", path.display())]
     Sysctl {
         /// What was tried.
         operation: &'static str,
@@ -95,7 +95,7 @@ pub enum HostError {
         /// The cause.
         source: io::Error,
     },
-    /// The kernel's threads for a link could not be asked for.
+    /// Threaded NAPI could not be enabled for a link.
     #[error("{operation} {}: expected Linux 5.12 or newer and the node's /sys, writable", path.display())]
     Threads {
         /// What was tried.
@@ -148,12 +148,12 @@ impl HostError {
         }
     }
 
-    /// Whether the kernel said that the thing is there already.
+    /// Whether the kernel refused because the object exists already.
     pub fn is_exists(&self) -> bool {
         self.errno() == Some(rustix::io::Errno::EXIST.raw_os_error())
     }
 
-    /// Whether the kernel said that the thing is not there.
+    /// Whether the kernel refused because there is no such object.
     pub fn is_missing(&self) -> bool {
         use rustix::io::Errno;
         let missing = [Errno::NOENT, Errno::SRCH, Errno::NODEV, Errno::ADDRNOTAVAIL];

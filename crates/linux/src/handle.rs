@@ -1,4 +1,4 @@
-//! The connection to the kernel's routing side.
+//! The daemon's rtnetlink connection.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ impl Handle {
         Ok(Self { rtnetlink })
     }
 
-    /// Names of all links by their number.
+    /// Names of all links by interface index.
     pub(crate) async fn link_names(&self) -> Result<BTreeMap<u32, String>, HostError> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let found = self.dump("list", &Subject::Links, &request).await?;
@@ -39,8 +39,8 @@ impl Handle {
         Ok(links.map(|(index, name)| (index, name.to_owned())).collect())
     }
 
-    /// Everything of one kind. Read again when it changed meanwhile, because then something that stood all the
-    /// time may be missing; after some attempts what was read counts.
+    /// Everything of one kind. Read again if it changed meanwhile, because then something that was there all the time
+    /// may be missing; after [`DUMP_ATTEMPTS`] what was read last counts.
     pub(crate) async fn dump(
         &self,
         operation: &'static str,
@@ -53,9 +53,9 @@ impl Handle {
             message.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
             let failed = |error| HostError::rtnetlink(operation, subject.clone(), &error);
             let mut answers = self.rtnetlink.clone().request(message).map_err(failed)?;
-            let (mut found, mut whole) = (Vec::new(), true);
+            let (mut found, mut unchanged) = (Vec::new(), true);
             while let Some(answer) = answers.next().await {
-                whole &= answer.header.flags & NLM_F_DUMP_INTR == 0;
+                unchanged &= answer.header.flags & NLM_F_DUMP_INTR == 0;
                 match answer.payload {
                     NetlinkPayload::InnerMessage(message) => found.push(message),
                     NetlinkPayload::Error(error) => {
@@ -64,14 +64,14 @@ impl Handle {
                     _ => {}
                 }
             }
-            if whole || attempt == DUMP_ATTEMPTS {
+            if unchanged || attempt == DUMP_ATTEMPTS {
                 return Ok(found);
             }
             attempt += 1;
         }
     }
 
-    /// The number of a link that must be there.
+    /// The interface index of a link that must exist.
     pub(crate) async fn index(&self, operation: &'static str, link: &LinkName) -> Result<u32, HostError> {
         let found = self.link_message(link).await?;
         found

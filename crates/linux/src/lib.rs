@@ -1,7 +1,7 @@
 //! The Linux side of a mesh node: links, addresses, routes, rules, the guard, settings, namespaces.
 //!
-//! Everything here is one exchange with the kernel: it decides nothing and remembers nothing. What should be
-//! is decided in `plan`, whose types are used as they are.
+//! Each call is one exchange with the kernel and keeps no state. What the node's network should be is decided in
+//! `plan`, whose types are used as they are.
 //!
 //! A [`Handle`] belongs to the network namespace of the thread that opens it.
 
@@ -25,6 +25,6 @@ pub use link::LinkState;
 pub use monitor::Notice;
 pub use route::Underlay;
 
-/// How the names of pods' interfaces on the node begin. The guard lets them carry pod addresses and holds
-/// each to its own; the CNI plugin names them.
+/// Prefix of the names of pods' interfaces on the node. The guard accepts pod addresses on them, on each its own; the
+/// CNI plugin creates them.
 pub const POD_LINK_PREFIX: &str = "mveth";

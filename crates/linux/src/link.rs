@@ -17,7 +17,7 @@ use crate::message;
 /// A link as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkState {
-    /// Its number.
+    /// Its interface index.
     pub index: u32,
     /// Its kind, such as `veth` or `tun`; none for hardware.
     pub kind: Option<String>,
@@ -25,18 +25,18 @@ pub struct LinkState {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub up: bool,
-    /// Packets that came out of it since it was made.
+    /// Packets received since it was created.
     pub received: u64,
-    /// Its addresses without the link-local ones.
+    /// Its addresses, without link-local ones.
     pub addresses: BTreeSet<IpNetwork>,
 }
 
-/// Packets that may wait in a link: 400 ms of 5,000 packets a second, for which an engine may not get a core on a
+/// Transmit queue length in packets: 400 ms of 5,000 packets a second, for which the engine may not get a core on a
 /// busy small node. The default of a TUN device, 500, loses packets then.
 const QUEUE: u32 = 2000;
 
 impl Handle {
-    /// Looks at a link. `None` if there is no such link.
+    /// Reads a link. `None` if there is no such link.
     pub async fn link(&self, link: &LinkName) -> Result<Option<LinkState>, HostError> {
         let Some(message) = self.link_message(link).await? else { return Ok(None) };
         let mut state = read(&message);
@@ -54,7 +54,7 @@ impl Handle {
         self.change_link("set the MTU of", link, |index| message::link_mtu(index, mtu)).await
     }
 
-    /// Sets a link up, with room for `QUEUE` packets that wait for their engine.
+    /// Sets a link up, with a transmit queue of `QUEUE` packets.
     pub async fn set_up(&self, link: &LinkName) -> Result<(), HostError> {
         self.change_link("set up", link, |index| {
             let mut message = message::link_up(index);
@@ -64,7 +64,7 @@ impl Handle {
         .await
     }
 
-    /// Deletes a link; says whether there was one.
+    /// Deletes a link; returns whether there was one.
     pub async fn delete_link(&self, link: &LinkName) -> Result<bool, HostError> {
         let Some(message) = self.link_message(link).await? else { return Ok(false) };
         match self.rtnetlink.link().del(message.header.index).execute().await {
@@ -85,7 +85,7 @@ impl Handle {
         request.execute().await.map_err(|error| HostError::rtnetlink("add", subject(), &error))
     }
 
-    /// Takes an address off a link. One that is not there is no error.
+    /// Removes an address from a link. One that is not there is no error.
     pub async fn remove_address(&self, link: &LinkName, address: IpNetwork) -> Result<(), HostError> {
         let index = self.index("remove an address", link).await?;
         let subject = || Subject::Address(link.clone(), address);
@@ -107,7 +107,7 @@ impl Handle {
         match self.rtnetlink.link().get().match_name(link.as_str()).execute().try_next().await {
             Ok(found) => Ok(found),
             Err(error) => {
-                let error = HostError::rtnetlink("look at", Subject::Link(link.clone()), &error);
+                let error = HostError::rtnetlink("read", Subject::Link(link.clone()), &error);
                 if error.is_missing() { Ok(None) } else { Err(error) }
             }
         }
@@ -130,7 +130,7 @@ impl Handle {
         Ok(networks.filter(|network| !is_link_local(network.ip())).collect())
     }
 
-    /// Number of the link that one of these addresses is on.
+    /// Interface index of the link that one of these addresses is on.
     pub(crate) async fn index_at(&self, addresses: &[IpAddr]) -> Result<Option<u32>, HostError> {
         let messages = self.address_messages(None).await?;
         let holder = messages
@@ -146,7 +146,7 @@ impl Handle {
             RouteNetlinkMessage::NewAddress(address) => Some(address),
             _ => None,
         });
-        // Filtered here: without strict checking the kernel gives the addresses of all links.
+        // Filtered here: without strict checking the kernel lists the addresses of all links.
         Ok(addresses.filter(|message| index.is_none_or(|index| message.header.index == index)).collect())
     }
 }

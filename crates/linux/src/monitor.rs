@@ -1,4 +1,4 @@
-//! Tells that something changed in the kernel; what it was is looked up by whoever cares.
+//! Notices that something changed in the kernel; what it was is read by the receiver.
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
@@ -9,8 +9,8 @@ use tracing::warn;
 use crate::Handle;
 use crate::error::{HostError, Subject};
 
-/// Something changed. Which thing is not said: a message can get lost when many come at once, so the state
-/// must be read anyway.
+/// Something changed. It does not say what: a message can get lost when many come at once, so the state must be
+/// read anyway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notice;
 
@@ -28,7 +28,7 @@ const ROUTING: [MulticastGroup; 7] = [
 
 impl Handle {
     /// Notices of changes of links, addresses, routes, rules and nft tables, from now until the receiver is
-    /// dropped. Any number of changes that nobody has looked at yet is one notice.
+    /// dropped. Any number of changes that were not received yet is one notice.
     pub fn monitor(&self) -> Result<mpsc::Receiver<Notice>, HostError> {
         let (sender, receiver) = mpsc::channel(1);
         let routing: Vec<u32> = ROUTING.iter().map(|group| *group as u32).collect();
@@ -65,7 +65,7 @@ async fn listen(socket: TokioSocket, sender: mpsc::Sender<Notice>) {
             warn!(event = "KernelNoticesLost", %error, "changes in the kernel are no longer noticed at once");
             return;
         }
-        // A full queue holds a notice that has not been looked at yet; a closed one ends the next turn.
+        // A full queue holds a notice that was not received yet; a closed one ends the loop in its next round.
         let _ = sender.try_send(Notice);
     }
 }

@@ -1,4 +1,4 @@
-//! Which threads of the kernel receive a link's packets.
+//! Threaded NAPI of a link.
 
 use std::path::PathBuf;
 
@@ -6,11 +6,12 @@ use plan::network::LinkName;
 
 use crate::error::HostError;
 
-/// Has the kernel receive a link's packets in threads of their own, which the scheduler can spread over the CPUs, and not
-/// on whichever CPU an interrupt came to (`Documentation/networking/napi.rst`, "Threaded NAPI"). For WireGuard that is a
-/// thread for each peer. Says whether it was otherwise before.
+/// Has the kernel receive a link's packets in threads, which the scheduler can spread over the CPUs, and not on the CPU
+/// that took the interrupt (`Documentation/networking/napi.rst`, "Threaded NAPI"). For WireGuard that is a thread for
+/// each peer. Returns whether that changed anything.
 ///
-/// Fails before the link has a peer, and where `/sys` can't be written, is not that of the thread's network namespace, or belongs to a kernel before 5.12.
+/// Fails as long as the link has no peer, before Linux 5.12, and where `/sys` is read-only or is not that of the
+/// thread's network namespace.
 pub fn set_threaded(link: &LinkName) -> Result<bool, HostError> {
     let path = PathBuf::from(format!("/sys/class/net/{link}/threaded"));
     let failed = |operation, source| HostError::Threads { operation, path: path.clone(), source };

@@ -1,4 +1,4 @@
-//! Network namespaces of others: open one, run something inside.
+//! Other network namespaces: open one, run something inside.
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::error::HostError;
 
-/// An open network namespace. It lives at least as long as this value.
+/// An open network namespace. It exists at least as long as this value.
 #[derive(Debug)]
 pub struct NetworkNamespace {
     file: File,
@@ -22,7 +22,7 @@ impl NetworkNamespace {
     pub fn open(path: &Path) -> Result<Self, HostError> {
         let failed = |source| HostError::Namespace { operation: "open", path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
-        // The nsfs file system alone has such files; another file in this place is a left-over mount point.
+        // The nsfs file system alone has such files; any other file at the path is a left-over mount point.
         let kind = rustix::fs::fstatfs(&file).map_err(|errno| failed(errno.into()))?.f_type;
         if kind != NSFS_MAGIC {
             return Err(failed(io::Error::from(io::ErrorKind::InvalidInput)));
@@ -35,7 +35,7 @@ impl NetworkNamespace {
         let own = Self::open(Path::new("/proc/thread-self/ns/net"))?;
         let identity = |namespace: &Self| {
             let failed =
-                |source| HostError::Namespace { operation: "look at", path: namespace.path.clone(), source };
+                |source| HostError::Namespace { operation: "inspect", path: namespace.path.clone(), source };
             namespace.file.metadata().map(|data| (data.dev(), data.ino())).map_err(failed)
         };
         Ok(identity(&own)? == identity(self)?)

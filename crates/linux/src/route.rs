@@ -1,4 +1,4 @@
-//! Routes of the daemon's own, and what the kernel knows of the way to an address.
+//! The daemon's routes, and the kernel's route to an address.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,24 +12,24 @@ use rustix::io::Errno;
 use crate::error::{HostError, Subject};
 use crate::{Handle, POD_LINK_PREFIX, message};
 
-/// Number of `lo` in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
+/// Interface index of `lo` in every network namespace (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
 const LOOPBACK: u32 = 1;
-/// What the kernel answers when it would not send to an address: to a route of kind unreachable, blackhole or
-/// prohibit, to one that misses, and to an address that is nobody's.
-const NO_WAY: [Errno; 5] =
+/// The kernel's errors for an address that it would not send to: the route is of kind unreachable, blackhole or
+/// prohibit, there is none, or the address is invalid.
+const NO_ROUTE: [Errno; 5] =
     [Errno::HOSTUNREACH, Errno::INVAL, Errno::ACCESS, Errno::NETUNREACH, Errno::NETDOWN];
 
-/// What the node's own network offers on the way to an address.
+/// What the underlay offers towards an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
-    /// Bytes of the largest packet that takes this way.
+    /// Bytes of the largest packet that this route takes.
     pub mtu: u32,
     /// The address that the node would send from.
     pub source: Option<IpAddr>,
 }
 
 impl Handle {
-    /// The daemon's routes in all tables, without those that the CNI plugin made for pods.
+    /// The daemon's routes in all tables, without those that the CNI plugin created for pods.
     pub async fn routes(&self) -> Result<BTreeSet<Route>, HostError> {
         let names = self.link_names().await?;
         let mut routes = BTreeSet::new();
@@ -58,8 +58,8 @@ impl Handle {
             message => message?,
         };
         if route.via == Via::Unreachable && route.destination.is_ipv6() {
-            // Removal does not look at a route's kind (`ip6_route_del` in `net/ipv6/route.c`), so without the
-            // link one that leads somewhere would match as well. Unreachable ones are on the loopback.
+            // Removal ignores a route's kind (`ip6_route_del` in `net/ipv6/route.c`), so without the
+            // link a unicast route would match as well. Unreachable ones are on the loopback.
             message.attributes.push(RouteAttribute::Oif(LOOPBACK));
         }
         let subject = || Subject::Route(Box::new(route.clone()));
@@ -70,14 +70,14 @@ impl Handle {
         }
     }
 
-    /// The way to an address, as a packet of the node's own would take it. `None` if there is none.
+    /// The route that a packet of the node's own would take to an address. `None` if there is none.
     pub async fn underlay(&self, address: IpAddr) -> Result<Option<Underlay>, HostError> {
         let message = message::host_route(address, RouteProtocol::Unspec);
         let found = match self.rtnetlink.route().get(message).execute().try_next().await {
             Ok(found) => found,
             Err(error) => {
                 let error = HostError::rtnetlink("look up", Subject::RouteTo(address), &error);
-                let refused = NO_WAY.iter().any(|errno| error.errno() == Some(errno.raw_os_error()));
+                let refused = NO_ROUTE.iter().any(|errno| error.errno() == Some(errno.raw_os_error()));
                 return if refused || error.is_missing() { Ok(None) } else { Err(error) };
             }
         };
@@ -99,7 +99,7 @@ impl Handle {
     }
 
     async fn link_mtu(&self, index: u32) -> Result<u32, HostError> {
-        let failed = |error| HostError::rtnetlink("look at", Subject::Links, &error);
+        let failed = |error| HostError::rtnetlink("read", Subject::Links, &error);
         let found =
             self.rtnetlink.link().get().match_index(index).execute().try_next().await.map_err(failed)?;
         let mtu = found.as_ref().and_then(message::mtu_of);

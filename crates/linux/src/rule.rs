@@ -1,4 +1,4 @@
-//! Policy rules that look up the mesh's table.
+//! Policy rules that select the mesh's table.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -79,7 +79,7 @@ fn message(rule: &Rule) -> RuleMessage {
     message
 }
 
-/// Reads a rule of ours; none for others'.
+/// Reads one of the daemon's rules; `None` for any other.
 fn read(message: &RuleMessage) -> Option<Rule> {
     let (mut ours, mut table, mut priority, mut source) =
         (false, u32::from(message.header.table), 0, None::<IpAddr>);

@@ -15,14 +15,14 @@ pub fn write(name: &str, value: &str) -> Result<(), HostError> {
     Sysctls::default().write(name, value)
 }
 
-/// The settings as they are found in some folder.
+/// The settings in some directory.
 ///
 /// In a container without privileges `/proc/sys` is read-only, and runtimes refuse to mount anything over it; the
 /// node's `/proc/sys/net` mounted elsewhere can be written. Wherever it is mounted, it shows the settings of the
 /// reader's own network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sysctls {
-    folder: PathBuf,
+    directory: PathBuf,
 }
 
 impl Default for Sysctls {
@@ -32,9 +32,9 @@ impl Default for Sysctls {
 }
 
 impl Sysctls {
-    /// The settings in `folder`, which has `net` in it.
-    pub fn at(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+    /// The settings in `directory`, which contains `net`.
+    pub fn at(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into() }
     }
 
     /// Reads a setting, without the line's end. `None` if the kernel has no such setting.
@@ -57,7 +57,7 @@ impl Sysctls {
     fn path(&self, name: &str) -> Result<PathBuf, HostError> {
         let below = |part: &str| !part.is_empty() && part != "." && part != "..";
         if name.starts_with("net/") && name.split('/').all(below) {
-            Ok(self.folder.join(name))
+            Ok(self.directory.join(name))
         } else {
             Err(HostError::SysctlName { name: name.to_owned() })
         }
@@ -78,13 +78,13 @@ mod tests {
     }
 
     #[test]
-    fn another_folder_is_read_and_written_instead() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(folder.path().join("net/ipv4")).unwrap();
-        let sysctls = Sysctls::at(folder.path());
+    fn another_directory_is_read_and_written_instead() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(directory.path().join("net/ipv4")).unwrap();
+        let sysctls = Sysctls::at(directory.path());
         assert_eq!(sysctls.read("net/ipv4/ip_forward").unwrap(), None);
         sysctls.write("net/ipv4/ip_forward", "made up").unwrap();
         assert_eq!(sysctls.read("net/ipv4/ip_forward").unwrap().as_deref(), Some("made up"));
-        assert_eq!(std::fs::read_to_string(folder.path().join("net/ipv4/ip_forward")).unwrap(), "made up");
+        assert_eq!(std::fs::read_to_string(directory.path().join("net/ipv4/ip_forward")).unwrap(), "made up");
     }
 }

@@ -1,9 +1,9 @@
-//! The pair of interfaces between a node and one of its pods: made whole, looked at, removed.
+//! The pair of interfaces between a node and one of its pods: created, inspected, removed.
 //!
-//! Both ends are made by one message, the pod's end right in its namespace: moving a link between namespaces
-//! waits for a grace period of the kernel, which is longer than all the rest. Neighbours are set for good on
-//! both ends, so the first packet does not wait for ARP or neighbour discovery, and nobody can answer in the
-//! other's name.
+//! Both ends are created by one message, the pod's end directly in its namespace: moving a link between namespaces
+//! waits for a grace period of the kernel, which is longer than all the rest. Neighbour entries are permanent on
+//! both ends, so the first packet does not wait for ARP or neighbour discovery, and no other host can answer in
+//! the other's name.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -28,19 +28,19 @@ use crate::netns::NetworkNamespace;
 use crate::socket::RouteSocket;
 use crate::{message, sysctl};
 
-/// The gateway that every pod has for IPv4. Nobody has the address: the pod's neighbour entry leads to the
+/// The gateway that every pod has for IPv4. No interface has the address: the pod's neighbour entry leads to the
 /// node's end of the pair.
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The same for IPv6.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// How long the two ends may take to notice each other.
+/// How long the node's end may take to get its carrier.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 
-/// A pair to be made.
+/// A pair to be created.
 #[derive(Debug)]
 pub struct Pair<'a> {
     /// Name of the node's end.
@@ -60,7 +60,7 @@ pub struct Pair<'a> {
 /// The end of a pair as the kernel has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct End {
-    /// Number of the link.
+    /// Interface index.
     pub index: u32,
     /// Ethernet address.
     pub mac: Option<Mac>,
@@ -74,14 +74,14 @@ pub struct End {
     pub routes: Vec<IpNetwork>,
 }
 
-/// Makes a pair and everything that packets between the node and the pod need. Fails if the node's end exists
-/// already. What was made when a later step fails is left for [`detach`].
+/// Creates a pair and everything that packets between the node and the pod need. Fails if the node's end exists
+/// already. If a later step fails, what was created is left for [`detach`].
 pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError> {
     let subject = Subject::Veth(pair.host_link.to_owned());
     let mut host = RouteSocket::open()?;
     host.perform("create", &subject, &pair_message(pair, netns), NLM_F_CREATE | NLM_F_EXCL)?;
     netns.run(|| inside(pair, &subject))??;
-    let index = number_of(pair.host_link, &subject)?;
+    let index = required_index_of(pair.host_link, &subject)?;
     if pair.addresses.iter().any(IpAddr::is_ipv4) {
         sysctl::write(&format!("net/ipv4/conf/{}/rp_filter", pair.host_link), "1")?;
     }
@@ -95,14 +95,14 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
         host.perform("set a neighbour of", &subject, &neighbour(index, *address, pair.pod_mac), SET)?;
         host.perform("set a route of", &subject, &route_to_pod(index, *address), SET)?;
     }
-    wait_until_it_sends(&mut host, pair.host_link, &subject)
+    wait_for_carrier(&mut host, pair.host_link, &subject)
 }
 
-/// Waits until the node's end takes packets. It was set up while the pod's end was down; the kernel notices that this
-/// has changed in a worker of its own (`linkwatch_do_dev` in `net/core/link_watch.c`) and drops what is sent until then,
-/// without a word. On a busy node that takes longer than all the rest. An end that stays silent is no error: the pod can
-/// do without its first packets.
-fn wait_until_it_sends(host: &mut RouteSocket, host_link: &str, subject: &Subject) -> Result<(), HostError> {
+/// Waits until the node's end transmits. It was set up while the pod's end was down; the kernel notices that this has
+/// changed in a worker of its own (`linkwatch_do_dev` in `net/core/link_watch.c`) and until then silently drops what is
+/// sent. On a busy node that takes longer than all the rest. A missing carrier is no error: the pod can do without its
+/// first packets.
+fn wait_for_carrier(host: &mut RouteSocket, host_link: &str, subject: &Subject) -> Result<(), HostError> {
     let give_up = Instant::now() + CARRIER_TIMEOUT;
     while Instant::now() < give_up {
         let found = find_link(host, host_link, subject)?;
@@ -115,7 +115,7 @@ fn wait_until_it_sends(host: &mut RouteSocket, host_link: &str, subject: &Subjec
     Ok(())
 }
 
-/// Removes a pair by the node's end, with its routes and neighbours; says whether there was one.
+/// Removes a pair by the node's end, with its routes and neighbour entries; returns whether there was one.
 pub fn detach(host_link: &str) -> Result<bool, HostError> {
     let subject = Subject::Veth(host_link.to_owned());
     if index_of(host_link, &subject)?.is_none() {
@@ -129,7 +129,7 @@ pub fn detach(host_link: &str) -> Result<bool, HostError> {
     }
 }
 
-/// Looks at one end, in the network namespace of the calling thread. `None` if there is no such link.
+/// Reads one end, in the network namespace of the calling thread. `None` if there is no such link.
 pub fn inspect(link: &str) -> Result<Option<End>, HostError> {
     let subject = Subject::Veth(link.to_owned());
     let mut socket = RouteSocket::open()?;
@@ -168,35 +168,35 @@ pub fn host_links() -> Result<Vec<String>, HostError> {
     Ok(names.filter(|name| name.starts_with(crate::POD_LINK_PREFIX)).map(ToOwned::to_owned).collect())
 }
 
-/// The number of a link. `None` if there is no such link. This way of asking does not wait for the kernel's one
-/// lock for changes of links, which others hold for tens of milliseconds while links go away.
+/// The interface index of a link. `None` if there is no such link. This query does not wait for the RTNL lock, which
+/// others hold for tens of milliseconds while links are removed.
 fn index_of(link: &str, subject: &Subject) -> Result<Option<u32>, HostError> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, netdevice::name_to_index, socket_with};
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None);
     match socket.and_then(|socket| name_to_index(socket, link)) {
         Ok(index) => Ok(Some(index)),
         Err(Errno::NODEV) => Ok(None),
-        Err(errno) => Err(HostError::netlink("look at", subject.clone(), io::Error::from(errno))),
+        Err(errno) => Err(HostError::netlink("read", subject.clone(), io::Error::from(errno))),
     }
 }
 
-/// Made if it is missing, replaced if it is there.
+/// Creates what is missing and replaces what is there.
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 
 /// What is done in the pod's namespace.
 fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
     if pair.addresses.iter().any(IpAddr::is_ipv6) {
         // Some runtimes turn IPv6 off in new namespaces; the pod gets an address, so it needs it. Where it is
-        // on, it is not written: a writer tries for the kernel's lock again and again.
+        // on, it is not written: a writer retries for the RTNL lock again and again.
         let disabled = format!("net/ipv6/conf/{}/disable_ipv6", pair.pod_link);
         if sysctl::read(&disabled)?.as_deref() != Some("0") {
             sysctl::write(&disabled, "0")?;
         }
     }
     let mut pod = RouteSocket::open()?;
-    let lo = number_of("lo", subject)?;
+    let lo = required_index_of("lo", subject)?;
     pod.perform("set up the loopback of", subject, &up(lo), 0)?;
-    let index = number_of(pair.pod_link, subject)?;
+    let index = required_index_of(pair.pod_link, subject)?;
     pod.perform("set up the pod's end of", subject, &up(index), 0)?;
     for address in pair.addresses {
         pod.perform("set an address of", subject, &own_address(index, *address), SET)?;
@@ -246,8 +246,8 @@ fn find_link(
     }
 }
 
-fn number_of(name: &str, subject: &Subject) -> Result<u32, HostError> {
-    let missing = || HostError::netlink("look at", subject.clone(), io::Error::from(Errno::NODEV));
+fn required_index_of(name: &str, subject: &Subject) -> Result<u32, HostError> {
+    let missing = || HostError::netlink("read", subject.clone(), io::Error::from(Errno::NODEV));
     index_of(name, subject)?.ok_or_else(missing)
 }
 
@@ -263,7 +263,7 @@ fn neighbour(index: u32, address: IpAddr, mac: Mac) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewNeighbour(message::neighbour(index, address, mac))
 }
 
-/// The route to the pod. It has no preferred source: the kernel removes routes whose source goes away, and a
+/// The route to the pod. It has no preferred source: the kernel removes routes whose source is removed, and a
 /// node's address may.
 fn route_to_pod(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     let message = message::host_route(address, RouteProtocol::Other(ROUTE_PROTOCOL));

@@ -1,4 +1,4 @@
-//! The course of an exchange: send, and read until the kernel says that it is done.
+//! An exchange with the kernel: send, and read up to the last answer.
 
 use zeroize::Zeroize as _;
 
@@ -138,7 +138,7 @@ impl<T: Transport> Exchange<T> {
         &self.received.bytes
     }
 
-    /// Receives one datagram and visits its messages until one says that the exchange is done.
+    /// Receives one datagram and visits its messages until one ends the exchange.
     fn datagram(
         &mut self,
         mut visit: impl FnMut(Message<'_>) -> Result<bool, NetlinkError>,

@@ -28,7 +28,7 @@ impl Transport for Answers {
 
     fn receive(&mut self, buffer: &mut [u8]) -> Result<usize, NetlinkError> {
         let Some(datagram) = self.datagrams.next() else {
-            // A kernel that says nothing more blocks for ever.
+            // With the kernel this would block for ever.
             return Err(NetlinkError::from(std::io::Error::from(std::io::ErrorKind::WouldBlock)));
         };
         let length = datagram.len().min(buffer.len());

@@ -18,7 +18,7 @@ impl Protocol for Route {
     type Request = RouteNetlinkMessage;
 }
 
-/// Runs a test on a thread in a new network namespace, which goes with the thread.
+/// Runs a test on a thread in a new network namespace, which ends with the thread.
 fn in_namespace(test: impl FnOnce(Socket<Route>) + Send + 'static) {
     let inside = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: these tests need root");

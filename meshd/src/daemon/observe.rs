@@ -30,7 +30,7 @@ pub(super) async fn observe(
     changed: bool,
 ) -> Result<Observed, ObserveError> {
     let guard = match &desired.guard {
-        Some(wanted) => guard::stands(wanted)?.then(|| wanted.clone()),
+        Some(wanted) => guard::is_in_place(wanted)?.then(|| wanted.clone()),
         None => None,
     };
     let mut sysctls = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! Whether a rule that the kernel shows is the rule that was sent to it.
 //!
-//! The comment alone does not tell: `nft list ruleset` prints it, so it survives when somebody edits such a
-//! listing and loads it again.
+//! The comment alone is no proof: `nft list ruleset` prints it, so it survives when someone edits such a listing
+//! and loads it again.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ type Attributes = BTreeMap<u16, Vec<u8>>;
 
 /// Whether the kernel's list of expressions does what the wanted one does.
 ///
-/// The kernel adds attributes that were not sent, with the value that stands for "not set": zero, in all
+/// The kernel adds attributes that were not sent, with the value for "not set": zero, in all
 /// expressions that the guard uses (`nft_bitwise_dump`, `nft_lookup_dump` and others in `net/netfilter`). An added
 /// attribute with any other value, such as a lookup's flag "inverted", makes it another rule.
 pub(super) fn same(wanted: &[Expression], found: &[Expression]) -> bool {

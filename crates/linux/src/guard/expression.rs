@@ -1,4 +1,4 @@
-//! Small words of the nft language as netlink expressions: match this, then drop that.
+//! Matches and statements of nftables as netlink expressions.
 
 use std::net::IpAddr;
 
@@ -36,31 +36,31 @@ const IFNAMSIZ: usize = 16;
 /// An address of a packet.
 #[derive(Clone, Copy)]
 pub(super) enum Side {
-    /// Where it comes from.
+    /// Source.
     Source,
-    /// Where it goes.
+    /// Destination.
     Destination,
 }
 
-/// A direction of an interface.
+/// Which interface of a packet.
 #[derive(Clone, Copy)]
-pub(super) enum Way {
-    /// The packet came in by it.
+pub(super) enum Direction {
+    /// The interface it was received on.
     In,
-    /// The packet leaves by it.
+    /// The interface it is sent on.
     Out,
 }
 
 /// The interface has exactly this name.
-pub(super) fn link_is(way: Way, name: &str) -> Vec<Expression> {
+pub(super) fn link_is(direction: Direction, name: &str) -> Vec<Expression> {
     let mut padded = name.as_bytes().to_vec();
     padded.resize(IFNAMSIZ, 0);
-    vec![load_link(way), equals(padded)]
+    vec![load_link(direction), equals(padded)]
 }
 
 /// The interface's name begins like this.
-pub(super) fn link_begins(way: Way, prefix: &str) -> Vec<Expression> {
-    vec![load_link(way), equals(prefix.as_bytes().to_vec())]
+pub(super) fn link_begins(direction: Direction, prefix: &str) -> Vec<Expression> {
+    vec![load_link(direction), equals(prefix.as_bytes().to_vec())]
 }
 
 /// The packet is of this family and its address lies in this prefix.
@@ -85,7 +85,7 @@ pub(super) fn address_in_set(side: Side, ipv4: bool, set: &str) -> Vec<Expressio
     expressions
 }
 
-/// No route leads back to the packet's source by the interface that it came in by.
+/// No route to the packet's source leads out of the interface that it was received on (reverse path filter).
 pub(super) fn source_not_routed_back() -> Vec<Expression> {
     let fib = Expressions::Other {
         expression_type: "fib".to_owned(),
@@ -113,7 +113,7 @@ pub(super) fn discard() -> Expression {
     verdict(NF_DROP)
 }
 
-/// Gives the packet the address of the interface that it leaves by.
+/// Masquerades the packet.
 pub(super) fn masquerade() -> Expression {
     let flags = number(NFTA_MASQ_FLAGS, NF_NAT_RANGE_PROTO_RANDOM_FULLY);
     Expressions::Other { expression_type: "masq".to_owned(), attributes: vec![flags] }.into()
@@ -151,10 +151,10 @@ pub(super) fn counted(expressions: &[Expression]) -> u64 {
         .sum()
 }
 
-fn load_link(way: Way) -> Expression {
-    let key = match way {
-        Way::In => MetaKey::Iifname,
-        Way::Out => MetaKey::Oifname,
+fn load_link(direction: Direction) -> Expression {
+    let key = match direction {
+        Direction::In => MetaKey::Iifname,
+        Direction::Out => MetaKey::Oifname,
     };
     load_meta(key)
 }

@@ -1,7 +1,7 @@
 //! Members of the guard's sets, as the kernel has them.
 //!
 //! They are read here, byte by byte, because the general decoder takes time that grows with the square of their
-//! number: half a second for a thousand nodes, on every look.
+//! number: half a second for a thousand nodes, on every check.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ const NFTA_SET_ELEM_KEY: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
 
 /// The keys of a set's members. `None` if there is no such set, or if it has a member that is more than a key, such
-/// as one that expires or one that stands for all others.
+/// as one that expires or the catch-all element.
 pub(super) fn members(set: &str) -> Result<Option<BTreeSet<Vec<u8>>>, HostError> {
     let attributes = vec![SetElementList::Table(TABLE.to_owned()), SetElementList::Set(set.to_owned())];
     let request = NfTablesMessage::GetSetElement(SetElementMessage { attributes });

@@ -1,7 +1,7 @@
 //! The guard: the nft table `inet meshd`, which drops every packet with a pod address outside WireGuard.
 //!
 //! It is put in place in one transaction, so there is no moment without it, and it outlives the process.
-//! Whether it still stands is asked of the kernel: the chains, all rules in their order with comment and
+//! Whether it still is in place is read from the kernel: the chains, all rules in their order with comment and
 //! expressions, and the members of the sets must be those that `rules` computes.
 
 mod compare;
@@ -40,13 +40,13 @@ const MEMBERS: usize = 1000;
 pub struct Drops {
     /// With a pod address, from outside the mesh.
     pub incoming: u64,
-    /// With a pod address, on the way out in clear.
+    /// With a pod address, leaving unencrypted.
     pub outgoing: u64,
     /// From a pod, under an address that is not its own.
     pub spoofed: u64,
 }
 
-/// Puts the guard in place, whatever was there. Blocks for one exchange with the kernel.
+/// Puts the guard in place and replaces what was there. Blocks for one exchange with the kernel.
 pub fn set(guard: &Guard) -> Result<(), HostError> {
     if guard.cluster.is_empty() {
         return Err(HostError::EmptyGuard);
@@ -64,7 +64,7 @@ pub fn set(guard: &Guard) -> Result<(), HostError> {
     wire::transact("put the guard in place", changes)
 }
 
-/// Removes the guard; says whether there was one.
+/// Removes the guard; returns whether there was one.
 pub fn remove() -> Result<bool, HostError> {
     if !exists()? {
         return Ok(false);
@@ -78,8 +78,8 @@ pub fn exists() -> Result<bool, HostError> {
     Ok(tables()?.iter().any(|table| table.name == TABLE))
 }
 
-/// Whether the guard stands exactly as it should.
-pub fn stands(guard: &Guard) -> Result<bool, HostError> {
+/// Whether exactly this guard is in place.
+pub fn is_in_place(guard: &Guard) -> Result<bool, HostError> {
     let Some(table) = tables()?.into_iter().find(|table| table.name == TABLE) else { return Ok(false) };
     if table.dormant {
         return Ok(false);
@@ -212,7 +212,7 @@ fn tables() -> Result<Vec<FoundTable>, HostError> {
     Ok(tables.map(read).collect())
 }
 
-/// What makes a chain work: where it hangs and what it does by default.
+/// What makes a chain work: its hook and its policy.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ChainShape {
     kind: String,

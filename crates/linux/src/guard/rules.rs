@@ -11,7 +11,7 @@ use plan::network::{Guard, LinkName};
 use sha2::{Digest as _, Sha256};
 
 use super::expression::{
-    Expression, Side, Way, accept, address_in, address_in_set, count, discard, link_begins, link_is,
+    Direction, Expression, Side, accept, address_in, address_in_set, count, discard, link_begins, link_is,
     masquerade, source_not_routed_back,
 };
 use crate::POD_LINK_PREFIX;
@@ -22,14 +22,14 @@ pub(super) const NODES_V4: &str = "nodes4";
 pub(super) const NODES_V6: &str = "nodes6";
 
 /// Priorities of the hooks (`enum nf_ip_hook_priorities` in `include/uapi/linux/netfilter_ipv4.h`).
-/// Coming in, before connection tracking and any DNAT: the addresses are those on the wire.
+/// Ingress, before connection tracking and any DNAT: the addresses are those on the wire.
 const RAW: i32 = -300;
 /// Source NAT.
 const SOURCE_NAT: i32 = 100;
-/// Going out, after source NAT: again the addresses on the wire.
+/// Egress, after source NAT: again the addresses on the wire.
 const LAST: i32 = 300;
 
-/// A chain that hangs on a hook and lets pass what no rule drops.
+/// A base chain; its policy accepts what no rule drops.
 pub(super) struct Chain {
     pub(super) name: &'static str,
     pub(super) kind: &'static str,
@@ -48,15 +48,15 @@ pub(super) struct Rule {
 /// What a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// Lets packets pass that are where they belong.
+    /// Accepts packets that are where they belong.
     Pass,
     /// Drops pod addresses that come from outside the mesh.
     In,
-    /// Drops pod addresses that would leave in clear.
+    /// Drops pod addresses that would leave unencrypted.
     Out,
     /// Drops what a pod sends under an address that is not its own.
     Spoof,
-    /// Gives pods' traffic to the outside the node's address.
+    /// Masquerades pods' traffic to the outside.
     Masquerade,
 }
 
@@ -78,7 +78,7 @@ impl Rule {
     }
 
     /// A comment that only this rule has, for people who list the table and for counting. It is no proof:
-    /// whoever edits a listing and loads it again keeps it.
+    /// someone who edits a listing and loads it again keeps it.
     pub(super) fn comment(&self) -> String {
         let mut bytes = vec![0; self.expressions.as_slice().buffer_len()];
         self.expressions.as_slice().emit(&mut bytes);
@@ -125,8 +125,8 @@ pub(super) fn nodes(guard: &Guard, ipv4: bool) -> BTreeSet<IpAddr> {
 }
 
 fn ingress(guard: &Guard) -> Vec<Rule> {
-    let mut rules = passes(guard, Way::In);
-    // Neighbour discovery and the like: link-local addresses are nobody's but the link's.
+    let mut rules = passes(guard, Direction::In);
+    // Neighbour discovery and the like: link-local addresses are valid on the link alone.
     rules.push(from_pod(Purpose::Pass, &[address_in(Side::Source, LINK_LOCAL)], accept()));
     rules.push(from_pod(
         Purpose::Pass,
@@ -140,15 +140,15 @@ fn ingress(guard: &Guard) -> Vec<Rule> {
 }
 
 fn egress(guard: &Guard) -> Vec<Rule> {
-    let mut rules = passes(guard, Way::Out);
-    rules.push(Rule::new(Purpose::Pass, [link_begins(Way::Out, POD_LINK_PREFIX), vec![accept()]]));
+    let mut rules = passes(guard, Direction::Out);
+    rules.push(Rule::new(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     rules.extend(drops(guard, Purpose::Out));
     rules
 }
 
 fn masquerading(guard: &Guard) -> Vec<Rule> {
-    let mut rules = passes(guard, Way::Out);
-    rules.push(Rule::new(Purpose::Pass, [link_begins(Way::Out, POD_LINK_PREFIX), vec![accept()]]));
+    let mut rules = passes(guard, Direction::Out);
+    rules.push(Rule::new(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     let ranges = guard.no_masquerade.iter().filter(|prefix| !is_host(**prefix));
     for prefix in guard.cluster.iter().chain(ranges) {
         rules.push(Rule::new(Purpose::Pass, [address_in(Side::Destination, *prefix), vec![accept()]]));
@@ -163,14 +163,14 @@ fn masquerading(guard: &Guard) -> Vec<Rule> {
 }
 
 /// The node itself and the mesh may carry pod addresses.
-fn passes(guard: &Guard, way: Way) -> Vec<Rule> {
+fn passes(guard: &Guard, direction: Direction) -> Vec<Rule> {
     let names = guard.mesh_links.iter().map(LinkName::as_str).chain(["lo"]);
-    names.map(|name| Rule::new(Purpose::Pass, [link_is(way, name), vec![accept()]])).collect()
+    names.map(|name| Rule::new(Purpose::Pass, [link_is(direction, name), vec![accept()]])).collect()
 }
 
 fn from_pod(purpose: Purpose, conditions: &[Vec<Expression>], verdict: Expression) -> Rule {
     let counter = if purpose == Purpose::Spoof { vec![count()] } else { Vec::new() };
-    let link = [link_begins(Way::In, POD_LINK_PREFIX)];
+    let link = [link_begins(Direction::In, POD_LINK_PREFIX)];
     Rule::new(purpose, link.into_iter().chain(conditions.iter().cloned()).chain([counter, vec![verdict]]))
 }
 
@@ -188,7 +188,7 @@ fn is_host(prefix: IpNetwork) -> bool {
 
 /// `fe80::/10` (RFC 4291 section 2.5.6).
 const LINK_LOCAL: IpNetwork = v6(0xfe80, 10);
-/// `::/128` (RFC 4291 section 2.5.2): the source while an address is being tried out.
+/// `::/128` (RFC 4291 section 2.5.2): the source of duplicate address detection.
 const UNSPECIFIED: IpNetwork = v6(0, 128);
 /// `ff02::/16` (RFC 4291 section 2.7): never leaves the link.
 const LINK_MULTICAST: IpNetwork = v6(0xff02, 16);

@@ -9,7 +9,7 @@ use plan::network::Guard;
 
 use super::*;
 
-/// Runs a test on a thread in a new network namespace, which goes with the thread.
+/// Runs a test on a thread in a new network namespace, which ends with the thread.
 fn in_namespace(test: impl FnOnce() + Send + 'static) {
     let inside = std::thread::spawn(|| {
         unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: these tests need root");
@@ -48,15 +48,15 @@ fn guard() -> Guard {
 }
 
 #[test]
-fn a_guard_that_was_set_stands() {
+fn a_guard_that_was_set_is_in_place() {
     in_namespace(|| {
         assert!(!exists().unwrap());
-        assert!(!stands(&guard()).unwrap());
+        assert!(!is_in_place(&guard()).unwrap());
         assert_eq!(drops().unwrap(), Drops::default(), "no guard has dropped nothing");
         set(&guard()).unwrap();
-        assert!(stands(&guard()).unwrap(), "{}", nft("list table inet meshd"));
+        assert!(is_in_place(&guard()).unwrap(), "{}", nft("list table inet meshd"));
         set(&guard()).unwrap();
-        assert!(stands(&guard()).unwrap(), "setting it again changes nothing");
+        assert!(is_in_place(&guard()).unwrap(), "setting it again changes nothing");
         assert_eq!(drops().unwrap(), Drops::default());
         assert!(remove().unwrap());
         assert!(!remove().unwrap());
@@ -70,10 +70,10 @@ fn another_guard_does_not_stand_for_this_one() {
         set(&guard()).unwrap();
         let mut other = guard();
         other.no_masquerade.insert("192.0.2.3/32".parse().unwrap());
-        assert!(!stands(&other).unwrap(), "a member of a set differs");
+        assert!(!is_in_place(&other).unwrap(), "a member of a set differs");
         let mut other = guard();
         other.cluster.insert("10.245.0.0/16".parse().unwrap());
-        assert!(!stands(&other).unwrap(), "a rule differs");
+        assert!(!is_in_place(&other).unwrap(), "a rule differs");
     });
 }
 
@@ -99,7 +99,7 @@ fn every_change_by_hand_is_noticed() {
         Box::new(move || {
             drop(nft(&format!("replace rule inet meshd ingress handle {} counter", handle("ingress"))));
         }),
-        // The listing keeps the comments; what they stand for is edited.
+        // The listing keeps the comments; the expressions are edited.
         Box::new(|| reloaded(|listing| listing.replacen("10.244.0.0/16 counter", "10.99.0.0/16 counter", 1))),
         Box::new(|| reloaded(|listing| listing.replace("ip daddr @nodes4", "ip daddr != @nodes4"))),
         Box::new(|| reloaded(|listing| listing.replacen("\"lo\" accept", "\"eth0\" accept", 1))),
@@ -112,10 +112,10 @@ fn every_change_by_hand_is_noticed() {
         in_namespace(move || {
             set(&guard()).unwrap();
             change();
-            let noticed = !stands(&guard()).unwrap();
+            let noticed = !is_in_place(&guard()).unwrap();
             assert!(noticed, "change {index}");
             set(&guard()).unwrap();
-            assert!(stands(&guard()).unwrap(), "set again after change {index}");
+            assert!(is_in_place(&guard()).unwrap(), "set again after change {index}");
         });
     }
 }
@@ -137,8 +137,8 @@ fn any_number_of_nodes_fits_in_one_transaction() {
         }
         set(&guard).unwrap();
         let begin = std::time::Instant::now();
-        assert!(stands(&guard).unwrap());
-        // The daemon looks on every change of anything: the time must not grow with the square of the nodes.
+        assert!(is_in_place(&guard).unwrap());
+        // The daemon checks it after every change of anything: the time must not grow with the square of the nodes.
         assert!(begin.elapsed() < std::time::Duration::from_secs(10), "{:?}", begin.elapsed());
     });
 }

@@ -49,7 +49,7 @@ pub(super) fn transact(operation: &'static str, changes: Vec<Change>) -> Result<
     done.map_err(|source| HostError::netlink(operation, Subject::Guard, source))
 }
 
-/// Asks for everything of one kind. `Ok(None)` if the table does not exist.
+/// Dumps everything of one kind. `Ok(None)` if the table does not exist.
 pub(super) fn dump(
     operation: &'static str,
     request: NfTablesMessage,
@@ -64,8 +64,8 @@ pub(super) fn dump(
     })
 }
 
-/// The same with a reader of the caller's. If tables, of anybody's, change under every attempt, what was read may be half
-/// of each state; the caller finds that it differs, and reads or sets it again.
+/// The same with a reader of the caller's. If any table on the node changes during every attempt, what was read may mix
+/// two states; the caller finds that it differs, and reads or sets it again.
 pub(super) fn dump_with<T>(
     operation: &'static str,
     request: NfTablesMessage,

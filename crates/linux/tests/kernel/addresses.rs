@@ -4,22 +4,22 @@ use std::collections::BTreeSet;
 
 use ipnetwork::IpNetwork;
 
-use crate::space::{Space, ip, link};
+use crate::namespace::{Namespace, ip, link};
 
 const ADDRESSES: [&str; 2] = ["10.244.1.1/32", "fd00:10:244:1::1/128"];
 
-fn space() -> Space {
-    let space = Space::new();
-    space.ip("link add one type veth peer name two");
-    space.ip("link set one up");
-    space.ip("link set two up");
-    space
+fn namespace() -> Namespace {
+    let namespace = Namespace::new();
+    namespace.ip("link add one type veth peer name two");
+    namespace.ip("link set one up");
+    namespace.ip("link set two up");
+    namespace
 }
 
 #[test]
 fn an_address_is_added_twice_and_removed_twice_alike() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for address in ADDRESSES.map(ip::<IpNetwork>) {
             let found = async || host.link(&link("one")).await.unwrap().unwrap().addresses;
             for _ in 0..2 {
@@ -38,8 +38,8 @@ fn an_address_is_added_twice_and_removed_twice_alike() {
 
 #[test]
 fn the_prefix_length_is_part_of_an_address() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for (host_address, network) in [("10.244.1.1/32", "10.244.1.1/24"), ("fd00:1::1/128", "fd00:1::1/64")]
             .map(|(a, b)| (ip(a), ip(b)))
         {
@@ -58,26 +58,26 @@ fn the_prefix_length_is_part_of_an_address() {
 
 #[test]
 fn an_ipv6_address_can_be_used_at_once() {
-    let space = space();
+    let namespace = namespace();
     let address: IpNetwork = ip(ADDRESSES[1]);
-    space.host(async |host| host.add_address(&link("one"), address).await.unwrap());
-    let shown = space.ip("-6 addr show dev one");
+    namespace.host(async |host| host.add_address(&link("one"), address).await.unwrap());
+    let shown = namespace.ip("-6 addr show dev one");
     assert!(shown.contains("nodad"), "{shown}");
     // Binding to an address that is still being tried out fails.
-    drop(space.udp(address.ip(), 0));
+    drop(namespace.udp(address.ip(), 0));
 }
 
 #[test]
 fn adding_an_address_again_leaves_routes_from_it_alone() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for (address, there) in [(ADDRESSES[0], "10.244.2.0/24"), (ADDRESSES[1], "fd00:10:244:2::/64")] {
             let address: IpNetwork = ip(address);
             host.add_address(&link("one"), address).await.unwrap();
-            space.ip(&format!("route add {there} dev one src {}", address.ip()));
+            namespace.ip(&format!("route add {there} dev one src {}", address.ip()));
             host.add_address(&link("one"), address).await.unwrap();
             let family = if address.is_ipv4() { "-4" } else { "-6" };
-            let shown = space.ip(&format!("{family} route show {there}"));
+            let shown = namespace.ip(&format!("{family} route show {there}"));
             assert!(shown.contains(&address.ip().to_string()), "{there}: {shown:?}");
         }
     });

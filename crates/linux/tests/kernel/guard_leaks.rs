@@ -3,8 +3,8 @@
 
 use linux::guard::Drops;
 
+use crate::namespace::until;
 use crate::scene::{BURST, PORT, Scene, burst, plans, received, received_burst, wanted};
-use crate::space::until;
 
 #[test]
 fn plaintext_from_the_underlay_reaches_no_pod() {
@@ -40,7 +40,7 @@ fn plaintext_from_the_underlay_reaches_no_pod() {
 #[test]
 fn nothing_for_a_pod_leaves_by_the_underlay() {
     let all = Scene::unguarded();
-    // The route into the mesh goes: what is left is the default route.
+    // The route into the mesh is removed: what is left is the default route.
     all.node.ip("route del 10.244.2.0/24 dev mesh-a");
     all.node.ip("-6 route del fd00:10:244:2::/64 dev mesh-a");
     for plan in plans() {
@@ -112,7 +112,7 @@ fn what_the_node_sends_under_a_pod_address_does_not_go_out_in_clear() {
         // An address of the pods' range that is not of this node's part of it.
         let nodad = if plan.node.is_ipv4() { "" } else { " nodad" };
         all.node.ip(&format!("addr add {foreign} dev lo{nodad}"));
-        let node = all.node.udp(crate::space::ip(foreign), 0);
+        let node = all.node.udp(crate::namespace::ip(foreign), 0);
         let before = all.leaked();
         burst(&node, plan.stranger);
         until("without the guard it leaks", || all.leaked() >= before + BURST);
@@ -177,8 +177,10 @@ fn replacing_the_guard_leaks_nothing_and_drops_nothing() {
                 arrived += now;
             }
         });
-        let other =
-            plan::network::Guard { no_masquerade: [crate::space::ip("198.51.100.1/32")].into(), ..wanted() };
+        let other = plan::network::Guard {
+            no_masquerade: [crate::namespace::ip("198.51.100.1/32")].into(),
+            ..wanted()
+        };
         let usual = wanted();
         all.node.run(|| {
             for turn in 0..200 {

@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
+use crate::namespace::{Namespace, until};
 use crate::scene::{BURST, PORT, Scene, burst, plans, received_burst};
-use crate::space::{Space, until};
 
 #[test]
 fn pods_reach_each_other_the_node_and_the_mesh_under_their_own_address() {
@@ -58,7 +58,7 @@ fn towards_services_and_other_nodes_no_pod_is_masked() {
     for plan in plans() {
         let pod = all.pods[0].udp(plan.pods[0], 0);
         // Where nothing translates the service, and no rule leads to the other node by the mesh, both would
-        // leave by the default route: in clear under the pod's address, so not at all.
+        // leave by the default route: unencrypted under the pod's address, so not at all.
         for address in [plan.service, plan.other_node] {
             let before = all.drops().outgoing;
             burst(&pod, address);
@@ -75,7 +75,7 @@ fn answer(from: &UdpSocket, to: SocketAddr) {
 }
 
 /// What a service proxy does: the node's port and the service's address lead to a pod.
-fn serve(node: &Space, family: &str, own: IpAddr, service: IpAddr, pod: IpAddr) {
+fn serve(node: &Namespace, family: &str, own: IpAddr, service: IpAddr, pod: IpAddr) {
     let table = if own.is_ipv4() { "proxy4" } else { "proxy6" };
     let target = if own.is_ipv4() { format!("{pod}:{PORT}") } else { format!("[{pod}]:{PORT}") };
     let words = format!(
@@ -108,7 +108,7 @@ fn services_work_from_pods_and_from_the_node_with_pods_here_and_elsewhere() {
             answer(&backend_socket, seen);
             assert_eq!(received_burst(&pod), (plan.service, PORT).into());
 
-            let unspecified = crate::space::ip(if plan.node.is_ipv4() { "0.0.0.0" } else { "::" });
+            let unspecified = crate::namespace::ip(if plan.node.is_ipv4() { "0.0.0.0" } else { "::" });
             let node = all.node.udp(unspecified, 0);
             burst(&node, plan.service);
             let seen = received_burst(&backend_socket);
@@ -150,7 +150,7 @@ fn a_pod_reaches_itself_by_its_service() {
         let family = if plan.node.is_ipv4() { "ip" } else { "ip6" };
         serve(&all.node, family, plan.node, plan.service, plan.pods[0]);
         let table = if plan.node.is_ipv4() { "proxy4" } else { "proxy6" };
-        // A service proxy masks the pod's own address, or the answer would not come back this way.
+        // A service proxy masks the pod's own address, or the answer would not come back here.
         let own = plan.pods[0];
         all.node.nft(&format!(
             "add rule {family} {table} back {family} saddr {own} {family} daddr {own} masquerade"

@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
+use crate::namespace::{Namespace, ip, until};
 use crate::scene::{BURST, PORT, Scene, burst, plans, received, received_burst};
-use crate::space::{Space, ip, until};
 
 /// An address that the pod takes without being asked.
 fn take(all: &Scene, address: IpAddr) {
@@ -16,7 +16,7 @@ fn a_pod_can_not_send_under_another_s_address() {
     let all = Scene::unguarded();
     for plan in plans() {
         let node = all.node.udp(plan.node, PORT);
-        // A neighbour's address, one of another node's pods, one from outside, one that nobody has.
+        // A neighbour's address, one of another node's pods, one from outside, one that no host has.
         let nobody: IpAddr = ip(if plan.node.is_ipv4() { "10.244.1.77" } else { "fd00:10:244:1::77" });
         let forged = [plan.pods[1], plan.remote, plan.stranger, nobody];
         for source in forged {
@@ -78,32 +78,32 @@ fn neighbour_discovery_goes_on() {
     let all = Scene::guarded();
     let pod = &all.pods[0];
     // The node has no permanent entry for the pod's link-local address, nor the pod for the node's.
-    let link_local = |space: &Space, name: &str| {
+    let link_local = |namespace: &Namespace, name: &str| {
         let mut found = None;
         until("a link-local address that has been tried out", || {
-            let shown = space.ip(&format!("-6 -o addr show dev {name} scope link -tentative"));
+            let shown = namespace.ip(&format!("-6 -o addr show dev {name} scope link -tentative"));
             found = shown.split_whitespace().find(|word| word.starts_with("fe80::")).map(str::to_owned);
             found.is_some()
         });
         found.unwrap().split('/').next().unwrap().to_owned()
     };
     let (node_address, pod_address) = (link_local(&all.node, "mveth0"), link_local(pod, "eth0"));
-    for (space, name, target) in [(pod, "eth0", &node_address), (&all.node, "mveth0", &pod_address)] {
-        space.ip(&format!("-6 neigh flush dev {name} {target}"));
-        let socket = space.udp(ip("::"), 0);
-        let scope = index_of(space, name);
+    for (namespace, name, target) in [(pod, "eth0", &node_address), (&all.node, "mveth0", &pod_address)] {
+        namespace.ip(&format!("-6 neigh flush dev {name} {target}"));
+        let socket = namespace.udp(ip("::"), 0);
+        let scope = index_of(namespace, name);
         let target = std::net::SocketAddrV6::new(ip(target), PORT, 0, scope);
         socket.send_to(b"who are you", target).unwrap();
         until("the neighbour is found", || {
-            let shown = space.ip(&format!("-6 neigh show dev {name} {}", target.ip()));
+            let shown = namespace.ip(&format!("-6 neigh show dev {name} {}", target.ip()));
             shown.contains("REACHABLE") || shown.contains("lladdr")
         });
     }
     assert_eq!(all.drops().spoofed, 0);
 }
 
-fn index_of(space: &Space, name: &str) -> u32 {
-    let shown = space.ip(&format!("-o link show dev {name}"));
+fn index_of(namespace: &Namespace, name: &str) -> u32 {
+    let shown = namespace.ip(&format!("-o link show dev {name}"));
     shown.split(':').next().unwrap().parse().unwrap()
 }
 

@@ -1,15 +1,15 @@
-//! Links: look at, change, delete.
+//! Links: read, change, delete.
 
 use linux::HostError;
 
-use crate::space::{Space, link};
+use crate::namespace::{Namespace, link};
 
 #[test]
 fn a_link_is_read_as_it_is() {
-    let space = Space::new();
-    space.ip("link add one mtu 1410 type veth peer name two");
-    space.ip("link set two up");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("link add one mtu 1410 type veth peer name two");
+    namespace.ip("link set two up");
+    namespace.host(async |host| {
         let one = host.link(&link("one")).await.unwrap().unwrap();
         assert_eq!((one.kind.as_deref(), one.mtu, one.up), (Some("veth"), 1410, false));
         let two = host.link(&link("two")).await.unwrap().unwrap();
@@ -21,9 +21,9 @@ fn a_link_is_read_as_it_is() {
 
 #[test]
 fn a_link_is_set_up_and_its_mtu_changed_twice_alike() {
-    let space = Space::new();
-    space.ip("link add one type veth peer name two");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("link add one type veth peer name two");
+    namespace.host(async |host| {
         for _ in 0..2 {
             host.set_mtu(&link("one"), 1380).await.unwrap();
             host.set_up(&link("one")).await.unwrap();
@@ -31,15 +31,15 @@ fn a_link_is_set_up_and_its_mtu_changed_twice_alike() {
             assert_eq!((found.mtu, found.up), (1380, true));
         }
     });
-    let shown = space.ip("link show dev one");
+    let shown = namespace.ip("link show dev one");
     assert!(shown.contains("qlen 2000"), "{shown}");
 }
 
 #[test]
 fn a_link_is_deleted_once() {
-    let space = Space::new();
-    space.ip("link add one type veth peer name two");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("link add one type veth peer name two");
+    namespace.host(async |host| {
         assert!(host.delete_link(&link("one")).await.unwrap());
         assert!(!host.delete_link(&link("one")).await.unwrap());
         assert_eq!(host.link(&link("two")).await.unwrap(), None, "both ends go");
@@ -48,9 +48,9 @@ fn a_link_is_deleted_once() {
 
 #[test]
 fn failures_name_what_was_tried_on_what_and_why() {
-    let space = Space::new();
-    space.ip("link add one type veth peer name two");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("link add one type veth peer name two");
+    namespace.host(async |host| {
         let missing = host.set_up(&link("none")).await.unwrap_err();
         assert!(matches!(missing, HostError::NoLink { .. }));
         assert_eq!(missing.to_string(), "set up: there is no link none");

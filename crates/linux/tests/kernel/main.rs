@@ -14,6 +14,8 @@ mod links;
 #[cfg(test)]
 mod monitor;
 #[cfg(test)]
+mod namespace;
+#[cfg(test)]
 mod namespaces;
 #[cfg(test)]
 mod routes;
@@ -21,8 +23,6 @@ mod routes;
 mod rules;
 #[cfg(test)]
 mod scene;
-#[cfg(test)]
-mod space;
 #[cfg(test)]
 mod underlay;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Notices of changes, whoever makes them.
+//! Notices of changes, by any process.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use linux::Notice;
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
-use crate::space::{PATIENCE, Space};
+use crate::namespace::{Namespace, TIMEOUT};
 
 /// Longer than the kernel takes from one change to its last message.
 const QUIET: Duration = Duration::from_millis(300);
@@ -23,9 +23,9 @@ async fn drain(notices: &mut Receiver<Notice>) -> u32 {
 
 #[test]
 fn each_kind_of_change_is_noticed() {
-    let space = Space::new();
-    space.ip("link add eth0 type veth peer name out");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("link add eth0 type veth peer name out");
+    namespace.host(async |host| {
         let mut notices = host.monitor().unwrap();
         for change in [
             "ip link set eth0 mtu 1400",
@@ -44,11 +44,11 @@ fn each_kind_of_change_is_noticed() {
             drain(&mut notices).await;
             let (program, arguments) = change.split_once(' ').unwrap();
             let run = match program {
-                "nft" => Space::nft,
-                _ => Space::ip,
+                "nft" => Namespace::nft,
+                _ => Namespace::ip,
             };
-            run(&space, arguments);
-            let notice = timeout(PATIENCE, notices.recv()).await;
+            run(&namespace, arguments);
+            let notice = timeout(TIMEOUT, notices.recv()).await;
             assert_eq!(notice.expect(change), Some(Notice), "{change}");
         }
     });
@@ -56,9 +56,9 @@ fn each_kind_of_change_is_noticed() {
 
 #[test]
 fn nothing_is_noticed_when_nothing_changes() {
-    let space = Space::new();
-    space.ip("link add eth0 type veth peer name out");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("link add eth0 type veth peer name out");
+    namespace.host(async |host| {
         let mut notices = host.monitor().unwrap();
         drain(&mut notices).await;
         host.routes().await.unwrap();
@@ -69,23 +69,23 @@ fn nothing_is_noticed_when_nothing_changes() {
 
 #[test]
 fn any_number_of_changes_that_nobody_looks_at_is_one_notice() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     let mut file = tempfile::NamedTempFile::new().unwrap();
     for number in 0..4000 {
         writeln!(file, "route add unreachable 10.{}.{}.0/24", number / 250, number % 250).unwrap();
     }
-    space.host(async |host| {
+    namespace.host(async |host| {
         let mut notices = host.monitor().unwrap();
         // On this thread: the listeners get no turn while it runs, so their sockets overflow.
-        space.ip(&format!("-batch {}", file.path().display()));
+        namespace.ip(&format!("-batch {}", file.path().display()));
         assert!(notices.try_recv().is_err(), "the listeners had no turn yet");
         tokio::time::sleep(QUIET).await;
         assert_eq!(notices.len(), 1);
         assert_eq!(notices.recv().await, Some(Notice));
         drain(&mut notices).await;
-        space.ip("route add unreachable 10.244.0.0/16");
+        namespace.ip("route add unreachable 10.244.0.0/16");
         assert_eq!(
-            timeout(PATIENCE, notices.recv()).await.unwrap(),
+            timeout(TIMEOUT, notices.recv()).await.unwrap(),
             Some(Notice),
             "it goes on after an overflow"
         );
@@ -94,8 +94,8 @@ fn any_number_of_changes_that_nobody_looks_at_is_one_notice() {
 
 #[test]
 fn the_listeners_end_when_nobody_listens() {
-    let space = Space::new();
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.host(async |host| {
         let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
         let before = tasks();
         let notices = host.monitor().unwrap();
@@ -107,6 +107,6 @@ fn the_listeners_end_when_nobody_listens() {
                 tokio::task::yield_now().await;
             }
         };
-        timeout(PATIENCE, ended).await.unwrap();
+        timeout(TIMEOUT, ended).await.unwrap();
     });
 }

@@ -5,13 +5,13 @@ use std::path::Path;
 use linux::netns::NetworkNamespace;
 use linux::{HostError, sysctl};
 
-use crate::space::Space;
+use crate::namespace::Namespace;
 
 const FORWARD: &str = "net/ipv4/ip_forward";
 
 #[test]
 fn work_inside_leaves_the_caller_where_it_was() {
-    let (outer, inner) = (Space::new(), Space::new());
+    let (outer, inner) = (Namespace::new(), Namespace::new());
     inner.ip("link add only-here type veth peer name other");
     outer.run(|| {
         assert!(outer.namespace().is_own().unwrap());
@@ -28,18 +28,18 @@ fn work_inside_leaves_the_caller_where_it_was() {
 
 #[test]
 fn a_panic_inside_reaches_the_caller() {
-    let space = Space::new();
-    let caught = std::panic::catch_unwind(|| space.namespace().run(|| panic!("inside")));
+    let namespace = Namespace::new();
+    let caught = std::panic::catch_unwind(|| namespace.namespace().run(|| panic!("inside")));
     assert_eq!(caught.unwrap_err().downcast_ref(), Some(&"inside"));
 }
 
 #[test]
 fn only_a_network_namespace_is_opened() {
-    let folder = tempfile::tempdir().unwrap();
-    let missing = NetworkNamespace::open(&folder.path().join("none")).unwrap_err();
+    let directory = tempfile::tempdir().unwrap();
+    let missing = NetworkNamespace::open(&directory.path().join("none")).unwrap_err();
     assert!(missing.is_missing(), "{missing}");
-    // What a mount point looks like once nothing is mounted there any more.
-    let left_over = folder.path().join("left-over");
+    // What is left of a mount point after the unmount.
+    let left_over = directory.path().join("left-over");
     std::fs::write(&left_over, "").unwrap();
     let error = NetworkNamespace::open(&left_over).unwrap_err();
     assert!(
@@ -55,8 +55,8 @@ fn only_a_network_namespace_is_opened() {
 }
 
 #[test]
-fn a_setting_is_the_namespace_s_own() {
-    let (one, other) = (Space::new(), Space::new());
+fn a_setting_is_of_the_namespace() {
+    let (one, other) = (Namespace::new(), Namespace::new());
     for value in ["1", "0", "1"] {
         one.set(FORWARD, value);
         other.set(FORWARD, if value == "1" { "0" } else { "1" });
@@ -66,10 +66,10 @@ fn a_setting_is_the_namespace_s_own() {
 
 #[test]
 fn a_setting_that_can_not_be_written_says_what_to_do() {
-    let error = Space::new().run(|| sysctl::write("net/ipv4/conf/none/rp_filter", "1")).unwrap_err();
+    let error = Namespace::new().run(|| sysctl::write("net/ipv4/conf/none/rp_filter", "1")).unwrap_err();
     assert!(error.is_missing());
     assert!(error.to_string().contains("net/ipv4/conf/none/rp_filter"), "{error}");
     assert!(error.to_string().contains("sysctl-dir"), "{error}");
-    let error = Space::new().run(|| sysctl::write(FORWARD, "neither")).unwrap_err();
+    let error = Namespace::new().run(|| sysctl::write(FORWARD, "neither")).unwrap_err();
     assert_eq!(error.errno(), Some(rustix::io::Errno::INVAL.raw_os_error()));
 }

@@ -8,23 +8,23 @@ use ipnetwork::IpNetwork;
 use linux::{Handle, HostError};
 use plan::network::{Route, Via};
 
-use crate::space::{PATIENCE, Space, ip, link};
+use crate::namespace::{Namespace, TIMEOUT, ip, link};
 
 const DESTINATIONS: [&str; 4] = ["10.244.2.0/24", "192.0.2.7/32", "fd00:10:244:2::/64", "2001:db8::7/128"];
 const TABLES: [u32; 2] = [254, 5184];
 
 /// Two links that are up and the addresses that routes name as their source.
-fn space() -> Space {
-    let space = Space::new();
+fn namespace() -> Namespace {
+    let namespace = Namespace::new();
     for name in ["mesh-a", "mesh-b"] {
-        space.ip(&format!("link add {name} type veth peer name {name}-peer"));
+        namespace.ip(&format!("link add {name} type veth peer name {name}-peer"));
         // No neighbour has to be found, as on a device of WireGuard: a sender that waits for one is asleep.
-        space.ip(&format!("link set {name} arp off up"));
-        space.ip(&format!("link set {name}-peer up"));
+        namespace.ip(&format!("link set {name} arp off up"));
+        namespace.ip(&format!("link set {name}-peer up"));
     }
-    space.ip("addr add 10.244.1.1/32 dev mesh-a");
-    space.ip("-6 addr add fd00:10:244:1::1/128 dev mesh-a nodad");
-    space
+    namespace.ip("addr add 10.244.1.1/32 dev mesh-a");
+    namespace.ip("-6 addr add fd00:10:244:1::1/128 dev mesh-a nodad");
+    namespace
 }
 
 fn route(table: u32, destination: &str, via: Via) -> Route {
@@ -49,8 +49,8 @@ async fn expect<const N: usize>(host: &Handle, wanted: [&Route; N], after: &str)
 
 #[test]
 fn a_route_is_set_twice_and_removed_twice_alike() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for (table, destination) in places() {
             let plain = Via::Link { link: link("mesh-b"), source: None, mtu: None };
             for via in [by("mesh-a", destination), plain, Via::Unreachable] {
@@ -70,8 +70,8 @@ fn a_route_is_set_twice_and_removed_twice_alike() {
 
 #[test]
 fn the_kernel_has_the_route_as_it_is_meant() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for destination in ["10.244.2.0/24", "fd00:10:244:2::/64"] {
             host.set_route(&route(254, destination, by("mesh-a", destination))).await.unwrap();
         }
@@ -88,14 +88,14 @@ fn the_kernel_has_the_route_as_it_is_meant() {
         ("-4 route show table 5184", "unreachable 10.244.3.0/24 proto 84 metric 84"),
         ("-6 route show table 5184", "unreachable fd00:10:244:3::/64 dev lo proto 84 metric 84 pref medium"),
     ] {
-        assert_eq!(space.ip(arguments).trim(), wanted);
+        assert_eq!(namespace.ip(arguments).trim(), wanted);
     }
 }
 
 #[test]
 fn a_route_to_the_same_place_is_replaced_and_never_doubled() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for (table, destination) in places() {
             let vias = [
                 by("mesh-a", destination),
@@ -117,8 +117,8 @@ fn a_route_to_the_same_place_is_replaced_and_never_doubled() {
 
 #[test]
 fn removing_a_route_leaves_another_one_in_the_same_place() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         for (table, destination) in places() {
             let vias = [by("mesh-a", destination), by("mesh-b", destination), Via::Unreachable];
             for stays in &vias {
@@ -137,20 +137,20 @@ fn removing_a_route_leaves_another_one_in_the_same_place() {
 
 #[test]
 fn routes_of_others_are_neither_seen_nor_removed() {
-    let space = space();
-    space.ip("link add mveth0 type veth peer name pod");
-    space.ip("link set mveth0 up");
+    let namespace = namespace();
+    namespace.ip("link add mveth0 type veth peer name pod");
+    namespace.ip("link set mveth0 up");
     let mut before = Vec::new();
     for destination in DESTINATIONS {
-        space.ip(&format!("route add {destination} dev mesh-a metric 84 proto static"));
+        namespace.ip(&format!("route add {destination} dev mesh-a metric 84 proto static"));
     }
     for pod in ["10.244.1.5/32", "fd00:10:244:1::5/128"] {
-        space.ip(&format!("route add {pod} dev mveth0 metric 84 proto 84"));
+        namespace.ip(&format!("route add {pod} dev mveth0 metric 84 proto 84"));
     }
     for family in ["-4", "-6"] {
-        before.push(space.ip(&format!("{family} route show table all")));
+        before.push(namespace.ip(&format!("{family} route show table all")));
     }
-    space.host(async |host| {
+    namespace.host(async |host| {
         expect(host, [], "others set theirs").await;
         for destination in DESTINATIONS {
             for via in [Via::Unreachable, Via::Link { link: link("mesh-a"), source: None, mtu: None }] {
@@ -159,14 +159,14 @@ fn routes_of_others_are_neither_seen_nor_removed() {
         }
     });
     let after: Vec<String> =
-        ["-4", "-6"].iter().map(|family| space.ip(&format!("{family} route show table all"))).collect();
+        ["-4", "-6"].iter().map(|family| namespace.ip(&format!("{family} route show table all"))).collect();
     assert_eq!(after, before);
 }
 
 #[test]
 fn a_route_by_a_link_that_is_gone_is_gone() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         let route = route(254, DESTINATIONS[0], by("mesh-b", DESTINATIONS[0]));
         host.set_route(&route).await.unwrap();
         host.delete_link(&link("mesh-b")).await.unwrap();
@@ -179,8 +179,8 @@ fn a_route_by_a_link_that_is_gone_is_gone() {
 
 #[test]
 fn failures_name_the_route_and_keep_the_kernel_s_number() {
-    let space = space();
-    space.host(async |host| {
+    let namespace = namespace();
+    namespace.host(async |host| {
         let stranger = Via::Link { link: link("mesh-a"), source: Some(ip("10.99.99.99")), mtu: None };
         let error = host.set_route(&route(254, "10.244.2.0/24", stranger)).await.unwrap_err();
         assert!(error.to_string().starts_with("set: route 10.244.2.0/24"), "{error}");
@@ -188,14 +188,18 @@ fn failures_name_the_route_and_keep_the_kernel_s_number() {
     });
 }
 
-/// Sends all the time while `change` runs; says how often there was no route.
-fn without_route(space: &Space, destination: IpNetwork, change: impl AsyncFnMut(&Handle) + Send) -> u64 {
+/// Sends continuously while `change` runs; returns how often there was no route.
+fn without_route(
+    namespace: &Namespace,
+    destination: IpNetwork,
+    change: impl AsyncFnMut(&Handle) + Send,
+) -> u64 {
     let target = match destination.ip() {
         std::net::IpAddr::V4(_) => "10.244.2.9:9",
         std::net::IpAddr::V6(_) => "[fd00:10:244:2::9]:9",
     };
     let own = ip(if destination.is_ipv4() { "10.244.1.1" } else { "fd00:10:244:1::1" });
-    let socket = space.udp(own, 0);
+    let socket = namespace.udp(own, 0);
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| {
@@ -209,7 +213,7 @@ fn without_route(space: &Space, destination: IpNetwork, change: impl AsyncFnMut(
             failures
         });
         let mut change = change;
-        space.host(async |host| change(host).await);
+        namespace.host(async |host| change(host).await);
         done.store(true, Ordering::Relaxed);
         sender.join().unwrap()
     })
@@ -217,22 +221,22 @@ fn without_route(space: &Space, destination: IpNetwork, change: impl AsyncFnMut(
 
 #[test]
 fn no_packet_finds_no_route_while_it_is_replaced() {
-    let space = space();
+    let namespace = namespace();
     for destination in ["10.244.2.0/24", "fd00:10:244:2::/64"] {
         let vias = ["mesh-a", "mesh-b"].map(|name| route(254, destination, by(name, destination)));
-        space.host(async |host| host.set_route(&vias[0]).await.unwrap());
-        let missed = without_route(&space, ip(destination), async |host| {
+        namespace.host(async |host| host.set_route(&vias[0]).await.unwrap());
+        let missed = without_route(&namespace, ip(destination), async |host| {
             for turn in 0..300 {
                 host.set_route(&vias[(turn + 1) % 2]).await.unwrap();
             }
         });
         assert_eq!(missed, 0, "{destination}");
         // The sender does notice: routes that are removed and set again leave a gap.
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + TIMEOUT;
         let mut missed = 0;
         while missed == 0 {
             assert!(Instant::now() < end, "the sender never noticed that there was no route");
-            missed = without_route(&space, ip(destination), async |host| {
+            missed = without_route(&namespace, ip(destination), async |host| {
                 for _ in 0..100 {
                     host.remove_route(&vias[0]).await.unwrap();
                     // Long enough for the sender to get a core.

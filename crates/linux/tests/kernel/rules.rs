@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use plan::network::Rule;
 
-use crate::space::{Space, ip};
+use crate::namespace::{Namespace, ip};
 
 fn rules() -> [Rule; 2] {
     ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|from| Rule { priority: 1000, from: ip(from), table: 5184 })
@@ -12,8 +12,8 @@ fn rules() -> [Rule; 2] {
 
 #[test]
 fn a_rule_is_added_twice_and_removed_twice_alike() {
-    let space = Space::new();
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.host(async |host| {
         for rule in rules() {
             for _ in 0..2 {
                 host.add_rule(&rule).await.unwrap();
@@ -29,14 +29,14 @@ fn a_rule_is_added_twice_and_removed_twice_alike() {
 
 #[test]
 fn the_kernel_has_the_rule_as_it_is_meant() {
-    let space = Space::new();
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.host(async |host| {
         for rule in rules() {
             host.add_rule(&rule).await.unwrap();
         }
     });
     for (family, rule) in ["-4", "-6"].into_iter().zip(rules()) {
-        let shown = space.ip(&format!("{family} rule show"));
+        let shown = namespace.ip(&format!("{family} rule show"));
         let wanted = format!("1000:\tfrom {} lookup 5184 proto 84", rule.from);
         assert!(shown.contains(&wanted), "{shown}");
     }
@@ -44,30 +44,30 @@ fn the_kernel_has_the_rule_as_it_is_meant() {
 
 #[test]
 fn rules_of_others_are_neither_seen_nor_removed() {
-    let space = Space::new();
-    space.ip("rule add from 10.244.1.0/24 lookup 5184 priority 1000 protocol boot");
-    space.ip("-6 rule add from fd00:10:244:1::/64 lookup 5184 priority 1000 protocol boot");
-    space.host(async |host| {
+    let namespace = Namespace::new();
+    namespace.ip("rule add from 10.244.1.0/24 lookup 5184 priority 1000 protocol boot");
+    namespace.ip("-6 rule add from fd00:10:244:1::/64 lookup 5184 priority 1000 protocol boot");
+    namespace.host(async |host| {
         assert_eq!(host.rules().await.unwrap(), BTreeSet::new());
         for rule in rules() {
             host.remove_rule(&rule).await.unwrap();
         }
     });
     for family in ["-4", "-6"] {
-        assert!(space.ip(&format!("{family} rule show")).contains("lookup 5184"), "{family}");
+        assert!(namespace.ip(&format!("{family} rule show")).contains("lookup 5184"), "{family}");
     }
 }
 
 #[test]
 fn rules_that_differ_in_one_thing_stand_side_by_side() {
-    let space = Space::new();
+    let namespace = Namespace::new();
     let [rule, _] = rules();
     let others = [
         Rule { priority: 1001, ..rules()[0].clone() },
         Rule { from: ip("10.244.2.0/24"), ..rules()[0].clone() },
         Rule { table: 100, ..rules()[0].clone() },
     ];
-    space.host(async |host| {
+    namespace.host(async |host| {
         host.add_rule(&rule).await.unwrap();
         for other in &others {
             host.add_rule(other).await.unwrap();

@@ -15,7 +15,7 @@ use linux::guard::{self, Drops};
 use linux::veth::{self, Pair};
 use plan::network::Guard;
 
-use crate::space::{Space, ip, link, until};
+use crate::namespace::{Namespace, ip, link, until};
 
 /// Port that all listeners of these tests have.
 pub(crate) const PORT: u16 = 9000;
@@ -32,7 +32,7 @@ pub(crate) struct Plan {
     pub(crate) other_node: IpAddr,
     /// A pod of another node, behind the mesh.
     pub(crate) remote: IpAddr,
-    /// An address that nobody in the cluster has.
+    /// An address that no host in the cluster has.
     pub(crate) service: IpAddr,
 }
 
@@ -61,26 +61,26 @@ pub(crate) fn plans() -> [Plan; 2] {
 }
 
 pub(crate) struct Scene {
-    pub(crate) node: Space,
-    pub(crate) pods: [Space; 2],
-    pub(crate) stranger: Space,
-    pub(crate) peer: Space,
+    pub(crate) node: Namespace,
+    pub(crate) pods: [Namespace; 2],
+    pub(crate) stranger: Namespace,
+    pub(crate) peer: Namespace,
 }
 
 impl Scene {
     /// Everything but the guard.
     pub(crate) fn unguarded() -> Self {
         let all = Self {
-            node: Space::new(),
-            pods: [Space::new(), Space::new()],
-            stranger: Space::new(),
-            peer: Space::new(),
+            node: Namespace::new(),
+            pods: [Namespace::new(), Namespace::new()],
+            stranger: Namespace::new(),
+            peer: Namespace::new(),
         };
         all.node.join("eth0", &all.stranger, "eth0");
         all.node.join("mesh-a", &all.peer, "mesh-a");
-        let run = |space: &Space, arguments: &[&str]| {
+        let run = |namespace: &Namespace, arguments: &[&str]| {
             for arguments in arguments {
-                space.ip(arguments);
+                namespace.ip(arguments);
             }
         };
         run(
@@ -96,7 +96,7 @@ impl Scene {
                 "-6 route add default via 2001:db8::2",
             ],
         );
-        // The stranger knows the way to the pods, and has addresses of theirs and of other nodes' pods to send from.
+        // The stranger has routes to the pods, and has addresses of theirs and of other nodes' pods to send from.
         run(
             &all.stranger,
             &[
@@ -134,7 +134,7 @@ impl Scene {
     /// Puts the guard in place.
     pub(crate) fn guard(&self) {
         self.node.run(|| guard::set(&wanted())).unwrap();
-        assert!(self.node.run(|| guard::stands(&wanted())).unwrap());
+        assert!(self.node.run(|| guard::is_in_place(&wanted())).unwrap());
     }
 
     pub(crate) fn drops(&self) -> Drops {
@@ -142,18 +142,18 @@ impl Scene {
     }
 
     fn set_up_hosts(&self) {
-        for space in [&self.node, &self.stranger, &self.peer] {
-            space.set("net/ipv4/ip_forward", "1");
-            space.set("net/ipv6/conf/all/forwarding", "1");
+        for namespace in [&self.node, &self.stranger, &self.peer] {
+            namespace.set("net/ipv4/ip_forward", "1");
+            namespace.set("net/ipv6/conf/all/forwarding", "1");
             // What is tested is the guard, not this.
-            space.set("net/ipv4/conf/all/rp_filter", "0");
+            namespace.set("net/ipv4/conf/all/rp_filter", "0");
             for name in ["eth0", "mesh-a"] {
-                if space
+                if namespace
                     .run(|| linux::sysctl::read(&format!("net/ipv4/conf/{name}/rp_filter")))
                     .unwrap()
                     .is_some()
                 {
-                    space.set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
+                    namespace.set(&format!("net/ipv4/conf/{name}/rp_filter"), "0");
                 }
             }
         }
@@ -166,11 +166,11 @@ impl Scene {
              add rule inet seen arriving ip6 daddr fd00:10:244::/48 counter name pods";
         self.stranger.nft(tables);
         // All know each other for good, so that no burst is held up and cut by neighbour discovery.
-        let know = |space: &Space, name: &str, there: &Space, addresses: &[IpAddr]| {
+        let know = |namespace: &Namespace, name: &str, there: &Namespace, addresses: &[IpAddr]| {
             let shown = there.ip(&format!("-o link show dev {name}"));
             let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
             for address in addresses {
-                space.ip(&format!("neigh replace {address} dev {name} lladdr {mac} nud permanent"));
+                namespace.ip(&format!("neigh replace {address} dev {name} lladdr {mac} nud permanent"));
             }
         };
         for plan in plans() {
@@ -181,7 +181,7 @@ impl Scene {
         }
     }
 
-    fn attach(&self, number: usize, pod: &Space) {
+    fn attach(&self, number: usize, pod: &Namespace) {
         let last = u8::try_from(number).unwrap();
         let pair = Pair {
             host_link: &format!("mveth{number}"),
@@ -214,7 +214,7 @@ pub(crate) fn wanted() -> Guard {
     }
 }
 
-/// Sends a burst; says how many packets the sender's kernel refused.
+/// Sends a burst; returns how many packets the sender's kernel refused.
 pub(crate) fn burst(from: &UdpSocket, to: IpAddr) -> u64 {
     let sends = (0..BURST).map(|_| from.send_to(b"plain", (to, PORT)));
     u64::try_from(sends.filter(Result::is_err).count()).unwrap()
@@ -226,10 +226,10 @@ pub(crate) fn received(socket: &UdpSocket) -> Vec<SocketAddr> {
     std::iter::from_fn(|| socket.recv_from(&mut [0; 64]).ok().map(|(_, from)| from)).collect()
 }
 
-/// Waits for a whole burst; says where it came from.
+/// Waits for a complete burst; returns where it came from.
 pub(crate) fn received_burst(socket: &UdpSocket) -> SocketAddr {
     let mut all = Vec::new();
-    until("a whole burst arrives", || {
+    until("a complete burst arrives", || {
         all.extend(received(socket));
         u64::try_from(all.len()).unwrap() >= BURST
     });

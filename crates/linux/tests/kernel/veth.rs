@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use linux::veth::{self, Mac, Pair};
 
-use crate::space::{Space, ip};
+use crate::namespace::{Namespace, ip};
 
 const HOST_LINK: &str = "mveth0123456789";
 const HOST_MAC: Mac = [2, 0, 0, 0, 0, 1];
@@ -26,8 +26,8 @@ fn pair(addresses: &[IpAddr]) -> Pair<'_> {
 }
 
 /// A node with an address of its own in both families, which forwards.
-fn node() -> Space {
-    let node = Space::new();
+fn node() -> Namespace {
+    let node = Namespace::new();
     node.ip("link add underlay type veth peer name out");
     node.ip("link set underlay up");
     node.ip("link set out up");
@@ -40,7 +40,7 @@ fn node() -> Space {
 
 #[test]
 fn a_pair_is_there_whole() {
-    let (node, pod) = (node(), Space::new());
+    let (node, pod) = (node(), Namespace::new());
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
     let host_end = node.run(|| veth::inspect(HOST_LINK)).unwrap().unwrap();
     assert_eq!((host_end.mac, host_end.mtu, host_end.up), (Some(HOST_MAC), 1380, true));
@@ -55,16 +55,16 @@ fn a_pair_is_there_whole() {
         assert!(pod_end.routes.contains(&ip(default)), "{:?}", pod_end.routes);
     }
     assert_eq!(node.run(veth::host_links).unwrap(), [HOST_LINK]);
-    for (space, family, neighbour) in [
+    for (namespace, family, neighbour) in [
         (&node, "-4", format!("10.244.1.5 dev {HOST_LINK} lladdr 02:00:00:00:00:02 PERMANENT")),
         (&node, "-6", format!("fd00:10:244:1::5 dev {HOST_LINK} lladdr 02:00:00:00:00:02 PERMANENT")),
         (&pod, "-4", "169.254.1.1 dev eth0 lladdr 02:00:00:00:00:01 PERMANENT".to_owned()),
         (&pod, "-6", "fe80::1 dev eth0 lladdr 02:00:00:00:00:01 PERMANENT".to_owned()),
     ] {
-        let shown = space.ip(&format!("{family} neigh show"));
+        let shown = namespace.ip(&format!("{family} neigh show"));
         assert!(shown.contains(&neighbour), "{neighbour} in {shown}");
     }
-    // A source would take the route with it when the node's address goes.
+    // With a preferred source the route would be removed with the node's address.
     let routes = node.ip("route show proto 84");
     assert!(routes.contains("10.244.1.5 dev mveth0123456789") && !routes.contains("src"), "{routes}");
     assert_eq!(
@@ -79,7 +79,7 @@ fn a_pair_is_there_whole() {
 
 #[test]
 fn node_and_pod_reach_each_other_with_the_first_packet() {
-    let (node, pod) = (node(), Space::new());
+    let (node, pod) = (node(), Namespace::new());
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
     for (pod_address, node_address) in addresses().into_iter().zip([ip("192.0.2.1"), ip("2001:db8::1")]) {
         let at_pod = pod.udp(pod_address, 9000);
@@ -98,7 +98,7 @@ fn node_and_pod_reach_each_other_with_the_first_packet() {
 #[test]
 fn one_family_alone_does() {
     for (address, other) in [(addresses()[0], "-6"), (addresses()[1], "-4")] {
-        let (node, pod) = (node(), Space::new());
+        let (node, pod) = (node(), Namespace::new());
         node.run(|| veth::attach(&pair(&[address]), pod.namespace())).unwrap();
         let end = pod.run(|| veth::inspect("eth0")).unwrap().unwrap();
         assert_eq!(end.addresses, [address]);
@@ -108,7 +108,7 @@ fn one_family_alone_does() {
 
 #[test]
 fn a_pod_with_ipv6_turned_off_gets_its_address_all_the_same() {
-    let (node, pod) = (node(), Space::new());
+    let (node, pod) = (node(), Namespace::new());
     pod.set("net/ipv6/conf/default/disable_ipv6", "1");
     pod.set("net/ipv6/conf/all/disable_ipv6", "1");
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
@@ -117,7 +117,7 @@ fn a_pod_with_ipv6_turned_off_gets_its_address_all_the_same() {
 
 #[test]
 fn a_pair_is_removed_once_with_all_that_hangs_on_it() {
-    let (node, pod) = (node(), Space::new());
+    let (node, pod) = (node(), Namespace::new());
     let before = [node.ip("route show table all"), node.ip("-6 route show table all"), node.ip("neigh show")];
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
     assert!(node.run(|| veth::detach(HOST_LINK)).unwrap());
@@ -131,9 +131,9 @@ fn a_pair_is_removed_once_with_all_that_hangs_on_it() {
 
 #[test]
 fn a_name_that_is_taken_is_an_error_and_what_has_it_stays() {
-    let (node, pod) = (node(), Space::new());
+    let (node, pod) = (node(), Namespace::new());
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
-    let error = node.run(|| veth::attach(&pair(&addresses()), Space::new().namespace())).unwrap_err();
+    let error = node.run(|| veth::attach(&pair(&addresses()), Namespace::new().namespace())).unwrap_err();
     assert!(error.is_exists(), "{error}");
     assert_eq!(error.to_string(), format!("create: veth {HOST_LINK}"));
     let other = Pair { host_link: "mvethother", ..pair(&[]) };
@@ -145,10 +145,10 @@ fn a_name_that_is_taken_is_an_error_and_what_has_it_stays() {
 
 #[test]
 fn a_pair_goes_with_the_pod_s_namespace() {
-    let (node, pod) = (node(), Space::new());
+    let (node, pod) = (node(), Namespace::new());
     node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
     drop(pod);
-    crate::space::until("the node's end is gone", || {
+    crate::namespace::until("the node's end is gone", || {
         node.run(|| veth::inspect(HOST_LINK)).unwrap().is_none()
     });
     assert!(!node.run(|| veth::detach(HOST_LINK)).unwrap());

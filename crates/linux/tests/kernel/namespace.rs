@@ -1,4 +1,4 @@
-//! Network namespaces that go when their last owner does, and what tests do in them.
+//! Network namespaces that are deleted with their last owner, and what tests do in them.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd as _;
@@ -12,20 +12,20 @@ use nix::sched::{CloneFlags, unshare};
 use plan::network::LinkName;
 
 /// How long anything that must happen may take on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A network namespace with `lo` up.
-pub(crate) struct Space(NetworkNamespace);
+pub(crate) struct Namespace(NetworkNamespace);
 
-impl Space {
+impl Namespace {
     pub(crate) fn new() -> Self {
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: these tests need root");
             NetworkNamespace::open(Path::new("/proc/thread-self/ns/net")).unwrap()
         });
-        let space = Self(made.join().unwrap());
-        space.ip("link set lo up");
-        space
+        let namespace = Self(made.join().unwrap());
+        namespace.ip("link set lo up");
+        namespace
     }
 
     /// Two namespaces joined by a cable with an end called `left` here and `right` there, both up.
@@ -74,20 +74,20 @@ impl Space {
         self.run(|| linux::sysctl::write(name, value)).unwrap();
     }
 
-    /// A socket inside; it stays there whoever uses it.
+    /// A socket inside; it stays there whichever thread uses it.
     pub(crate) fn udp(&self, address: IpAddr, port: u16) -> UdpSocket {
         let bound = self.run(|| UdpSocket::bind(SocketAddr::new(address, port)));
         let socket = bound.unwrap_or_else(|error| panic!("bind to {address} port {port}: {error}"));
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(TIMEOUT)).unwrap();
         socket
     }
 }
 
-/// Tries again until it holds; fails the test after [`PATIENCE`].
+/// Tries again until it holds; fails the test after [`TIMEOUT`].
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + PATIENCE;
+    let end = Instant::now() + TIMEOUT;
     while !holds() {
-        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        assert!(Instant::now() < end, "not within {TIMEOUT:?}: {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
