@@ -11,8 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::error::TunnelError;
-use crate::interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
+use crate::error::{Failure, TunnelError};
+use crate::interface::{Health, Interface, InterfaceConfig, uapi_dir};
 
 /// Set for the process that [`run`] starts in the background, so that it stays there and starts no other.
 const IN_BACKGROUND: &str = "MESHD_TUNNEL_IN_BACKGROUND";

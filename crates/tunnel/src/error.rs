@@ -119,7 +119,7 @@ pub enum TunnelError {
         /// The interface.
         name: String,
         /// Why.
-        reason: crate::interface::Failure,
+        reason: Failure,
     },
     /// A process to run in the background could not be started or did not come up.
     #[error("start {name} in the background")]
@@ -130,4 +130,24 @@ pub enum TunnelError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why an interface stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// A thread panicked: a bug, or memory ran out.
+    #[error("its {0} thread panicked")]
+    Panic(&'static str),
+    /// The TUN device was deleted.
+    #[error("its TUN device is gone")]
+    TunGone,
+    /// The TUN device could not be read or waited for.
+    #[error("reading its TUN device failed: {0}")]
+    Tun(Errno),
+    /// The UDP sockets could not be waited for.
+    #[error("waiting for its UDP sockets failed: {0}")]
+    Udp(Errno),
+    /// It was shut down.
+    #[error("it was shut down")]
+    ShutDown,
 }

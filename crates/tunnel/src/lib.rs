@@ -24,10 +24,11 @@ mod counters;
 mod device;
 mod engine;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-
 mod interface;
+mod message;
 mod offload;
 mod uapi;
 
@@ -35,5 +36,5 @@ pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
 pub use device::Userspace;
 pub use engine::{Engine, EngineOptions, Moment};
-pub use error::{ChangeError, TunnelError};
-pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
+pub use error::{ChangeError, Failure, TunnelError};
+pub use interface::{Health, Interface, InterfaceConfig, uapi_dir};

@@ -2,9 +2,23 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::Moment;
+/// One reading of both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// For intervals: never goes back.
+    pub instant: Instant,
+    /// For people and for other hosts.
+    pub wall: SystemTime,
+}
+
+impl Moment {
+    /// Reads both clocks. For the shell around the engine.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), wall: SystemTime::now() }
+    }
+}
 
 /// Nanoseconds since the engine was first told the time; never zero.
 pub(crate) type Nanos = u64;

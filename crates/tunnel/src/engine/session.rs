@@ -6,17 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use super::cipher::{Key, TAG};
+use super::cipher::Key;
 use super::clock::{Nanos, Stamp};
 use super::window::Window;
 use crate::counters::DropReason;
-
-/// First byte of transport data.
-pub(crate) const DATA: u8 = 4;
-/// Bytes in front of the ciphertext: type, receiver, counter.
-pub(crate) const DATA_HEADER: usize = 16;
-/// What transport data adds to a packet.
-pub(crate) const DATA_OVERHEAD: usize = DATA_HEADER + TAG;
+use crate::message::{DATA, DATA_HEADER, TAG};
 
 /// After so many messages a session is renewed, and at so many it ends (WireGuard paper, section 6.1).
 #[derive(Debug, Clone, Copy)]

@@ -10,13 +10,13 @@ use keyring::{PrivateKey, PublicKey};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use super::config::{Health, InterfaceConfig};
 use super::tun::Tun;
 use super::udp::Sockets;
-use super::{Failure, Health, InterfaceConfig};
 use crate::batch::Datagrams;
 use crate::counters::DropReason;
 use crate::engine::{Config, Engine, EngineOptions, Moment};
-use crate::error::TunnelError;
+use crate::error::{Failure, TunnelError};
 use wireguard::{DeviceState, PeerOp};
 
 /// Work for the control thread, which never leaves the namespace of the interface.

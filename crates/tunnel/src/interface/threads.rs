@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Failure;
 use super::core::{Core, Job};
 use super::mmsg::Inbox;
 use super::tun::ReadBuffer;
 use crate::batch::{Datagrams, Packets, View};
 use crate::counters::DropReason;
 use crate::engine::Moment;
-use crate::error::TunnelError;
+use crate::error::{Failure, TunnelError};
 use crate::offload::Coalescer;
 
 /// Packets that are read from the TUN before they are encrypted and sent together.

@@ -19,8 +19,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::apply::answer;
 use super::{LONGEST_LINE, LONGEST_REQUEST};
-use crate::error::TunnelError;
-use crate::interface::{Core, Failure};
+use crate::error::{Failure, TunnelError};
+use crate::interface::Core;
 
 /// How long a client may take for each read or write: others wait meanwhile.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);

@@ -159,13 +159,13 @@ impl Net {
 }
 
 /// A peer that may do what an honest implementation never does: it holds the session by itself.
-pub(super) struct Rogue {
+pub(super) struct Attacker {
     pub(super) tunn: Tunn,
     pub(super) key: PublicKey,
     pub(super) address: SocketAddr,
 }
 
-impl Rogue {
+impl Attacker {
     pub(super) fn new(number: u8, victim: PublicKey) -> Self {
         let private = PrivateKey::from_bytes(&[number; 32]).unwrap();
         let secret = x25519::StaticSecret::from(*private.expose());

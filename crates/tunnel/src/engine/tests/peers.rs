@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyring::PublicKey;
 
-use super::net::{Net, Node, Rogue, packet, prefix};
+use super::net::{Attacker, Net, Node, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{EngineOptions, Moment};
@@ -190,7 +190,7 @@ fn a_peer_with_the_new_own_key_goes() {
 #[test]
 fn a_stranger_gets_no_answer() {
     let mut net = Net::mesh(1);
-    let mut stranger = Rogue::new(66, net.nodes[0].key);
+    let mut stranger = Attacker::new(66, net.nodes[0].key);
     assert!(net.nodes[0].open(stranger.address, &stranger.initiation()).is_empty());
     assert_eq!(net.nodes[0].dropped(DropReason::UnknownPeer), 1);
 }

@@ -16,19 +16,14 @@ use zeroize::Zeroizing;
 
 pub(crate) use self::hash::mac;
 use self::hash::{Transcript, labelled};
-use super::cipher::TAG;
 use super::identity::Identity;
 use super::session::SessionKeys;
+use super::timestamp::Timestamp;
 use crate::counters::DropReason;
+use crate::message::{COOKIE_REPLY, INITIATION, RESPONSE, TAG};
 
-/// Length of a handshake initiation.
-pub(crate) const INITIATION: usize = 148;
-/// Length of the answer to one.
-pub(crate) const RESPONSE: usize = 92;
 /// Bytes behind the message proper: two MACs.
 const MACS: usize = 32;
-/// A TAI64N timestamp: greater than all earlier ones of the same initiator, else it is a replay.
-pub(crate) type Timestamp = [u8; 12];
 /// What a peer under load has handed out, for the second MAC.
 pub(crate) type Cookie = Zeroizing<[u8; 16]>;
 
@@ -200,7 +195,11 @@ fn point(bytes: &[u8]) -> Point {
 }
 
 /// A cookie reply (WireGuard paper, section 5.4.7), opened with the key of the peer that sent it.
-pub(crate) fn cookie(statics: &Statics, mac1: &[u8; 16], message: &[u8; 64]) -> Result<Cookie, DropReason> {
+pub(crate) fn cookie(
+    statics: &Statics,
+    mac1: &[u8; 16],
+    message: &[u8; COOKIE_REPLY],
+) -> Result<Cookie, DropReason> {
     use chacha20poly1305::aead::AeadInPlace as _;
     use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305};
     let (mut cookie, mut tag) = (Zeroizing::new([0; 16]), [0; TAG]);
