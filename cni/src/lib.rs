@@ -15,6 +15,8 @@ mod command;
 pub mod conf;
 pub mod conflist;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
 pub mod fuzzing;
 pub mod ipam;
 pub mod node_file;

@@ -16,6 +16,7 @@ pub mod brake;
 pub mod check;
 pub mod desired;
 mod diff;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod network;
