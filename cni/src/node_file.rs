@@ -1,7 +1,6 @@
 //! What the daemon tells the plugin: one file, replaced as a whole whenever it changes.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
@@ -9,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;
 
-/// What an MTU can be: IPv6 needs the lower bound (RFC 8200 section 5), a packet's length field the upper.
-pub(crate) const MTU: RangeInclusive<u32> = 1280..=65_535;
+pub(crate) use wireguard::MTU_RANGE as MTU;
+
 /// The version that this code writes and reads. Whatever changes in the file's shape changes it.
 const VERSION: u32 = 1;
 

@@ -14,7 +14,7 @@ use keyring::PerSlot;
 use keyring::rotation::Policy;
 use plan::network::LinkName;
 
-use crate::device::Wish;
+use crate::device::BackendOption;
 
 pub use options::{OPTIONS, OptionSpec, reference};
 pub(crate) use value::time;
@@ -65,7 +65,7 @@ pub struct Config {
     /// UDP port of each slot.
     pub ports: PerSlot<u16>,
     /// Who carries the packets.
-    pub backend: Wish,
+    pub backend: BackendOption,
     /// Whether the kernel's devices are to receive in threads of their own.
     pub threaded_napi: bool,
     /// MTU of the mesh; none computes it from the route to each endpoint.

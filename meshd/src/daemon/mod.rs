@@ -58,7 +58,7 @@ pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), D
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on nothing passes in clear.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
-    let chosen = device::choose(config.backend, &host).await?;
+    let chosen = device::select(config.backend, &host).await?;
     info!(backend = %chosen.backend, reason = chosen.reason, "who carries the packets");
     let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
@@ -201,7 +201,7 @@ pub enum DaemonError {
     },
     /// The kernel's WireGuard was asked for, and can't be had.
     #[error(transparent)]
-    Backend(#[from] device::NoKernel),
+    Backend(#[from] device::KernelUnavailable),
     /// There are no usable keys.
     #[error(transparent)]
     Keys(#[from] KeysError),

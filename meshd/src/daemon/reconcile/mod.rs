@@ -38,7 +38,7 @@ use crate::cache::{Cache, Memory};
 use crate::chain::Chain;
 use crate::channel::Heard;
 use crate::config::Config;
-use crate::device::Chosen;
+use crate::device::SelectedBackend;
 use crate::fault;
 
 /// How often the API server is asked what its own addresses are, and whether its policy still stands.
@@ -114,7 +114,7 @@ impl Reconciler {
         (keys, audit): (Keys, Audit),
         host: Handle,
         (client, server): (kube::Client, Option<IpAddr>),
-        chosen: Chosen,
+        chosen: SelectedBackend,
         ways: Ways,
     ) -> Self {
         let Ways { wanted, heard, tellings } = ways;
