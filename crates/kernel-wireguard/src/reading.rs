@@ -56,7 +56,7 @@ fn take_peer(state: &mut DeviceState, attributes: &[u8]) -> Result<(), ReadingEr
             }
             4 => peer.config.endpoint = Some(endpoint(kind, value)?),
             5 => peer.config.keepalive = Some(number(kind, value)?).filter(|seconds| *seconds > 0),
-            6 => peer.last_handshake = moment(kind, value)?,
+            6 => peer.last_handshake = timespec(kind, value)?,
             7 => peer.received = u64::from_ne_bytes(exact(kind, value)?),
             8 => peer.sent = u64::from_ne_bytes(exact(kind, value)?),
             9 => {
@@ -136,7 +136,7 @@ fn endpoint(kind: u16, value: &[u8]) -> Result<SocketAddr, ReadingError> {
 }
 
 /// A `__kernel_timespec`; zero is never.
-fn moment(kind: u16, value: &[u8]) -> Result<Option<SystemTime>, ReadingError> {
+fn timespec(kind: u16, value: &[u8]) -> Result<Option<SystemTime>, ReadingError> {
     let bytes: [u8; 16] = exact(kind, value)?;
     let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, n4, n5, n6, n7] = bytes;
     let seconds = i64::from_ne_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);

@@ -96,7 +96,7 @@ impl DropReason {
     }
 }
 
-/// What was dropped since the interface was made, by reason, and how many cookies were handed out.
+/// Drops since the interface was created, by reason, and the number of cookie replies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     dropped: [u64; DropReason::ALL.len()],

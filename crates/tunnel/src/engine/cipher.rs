@@ -11,7 +11,7 @@ use zeroize::Zeroize as _;
 
 use crate::message::TAG;
 
-/// The ciphertext or its authenticator is not what the holder of the key made.
+/// The ciphertext or its authenticator was not produced with this key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Forged;
 

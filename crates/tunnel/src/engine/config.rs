@@ -7,14 +7,14 @@ use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use super::allowed_ips::AllowedIps;
-use super::clock::Moment;
+use super::clock::ClockReading;
 use super::identity::Identity;
 use super::peer::Peer;
 use super::snapshot::Snapshot;
 use crate::error::ChangeError;
 use wireguard::{Peer as PeerConfig, PeerOp, PeerState};
 
-/// The configuration that snapshots are made from.
+/// The configuration that snapshots are derived from.
 #[derive(Default)]
 pub(crate) struct Config {
     identity: Option<Arc<Identity>>,
@@ -154,7 +154,7 @@ impl Config {
         self.allowed_ips.extend(allow.iter().map(|prefix| (canonical(prefix), *peer)));
     }
 
-    pub(super) fn state(&self, now: Moment) -> BTreeMap<PublicKey, PeerState> {
+    pub(super) fn state(&self, now: ClockReading) -> BTreeMap<PublicKey, PeerState> {
         let mut all: BTreeMap<PublicKey, PeerState> = self
             .peers
             .iter()
@@ -194,7 +194,7 @@ fn canonical(prefix: &IpNetwork) -> IpNetwork {
     IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(*prefix)
 }
 
-/// A random index of 24 bits that isn't taken yet: the lowest 8 bits tell the sessions of a peer apart.
+/// A random index of 24 bits that isn't taken yet: the lowest 8 bits distinguish a peer's sessions.
 fn unused_index(taken: &mut BTreeSet<u32>) -> Result<u32, getrandom::Error> {
     loop {
         let index = getrandom::u32()? >> 8;

@@ -8,7 +8,7 @@ use boringtun::x25519;
 use keyring::{PresharedKey, PublicKey};
 use zeroize::Zeroizing;
 
-use super::clock::{Moment, Nanos, Now};
+use super::clock::{ClockReading, Nanos, Now};
 use super::identity::Identity;
 use super::link::Link;
 use super::noise::{self, Cookie, Initiation, Opened, Statics};
@@ -30,7 +30,7 @@ pub(crate) struct Handshake {
     pub(crate) preshared_key: Option<PresharedKey>,
     pub(crate) keepalive: u16,
     /// When a handshake was last completed on both sides.
-    pub(crate) completed: Option<Moment>,
+    pub(crate) completed: Option<ClockReading>,
     pending: Option<Box<Pending>>,
     /// The greatest timestamp that the peer has sent.
     last_timestamp: Timestamp,
@@ -48,7 +48,7 @@ struct Pending {
     initiation: Initiation,
     sent: Nanos,
     /// When the first attempt was made.
-    began: Nanos,
+    started: Nanos,
 }
 
 impl Handshake {
@@ -93,7 +93,7 @@ impl Handshake {
         }
     }
 
-    /// Queues `packet`, padded already, until there is a session, and initiates a self. When too many are queued,
+    /// Queues `packet`, padded already, until there is a session, and initiates a handshake. When too many are queued,
     /// the oldest is dropped.
     pub(super) fn queue(
         &mut self,
@@ -119,7 +119,7 @@ impl Handshake {
         self.queued.push_back(packet.to_vec());
         if let Some(pending) = &mut self.pending {
             // There is still traffic for the peer: the attempts go on.
-            pending.began = now.nanos;
+            pending.started = now.nanos;
         }
         self.initiate(link, now, out);
         if full { Err(DropReason::NoSession) } else { Ok(()) }
@@ -132,22 +132,22 @@ impl Handshake {
         }
     }
 
-    /// Sends an initiation, the first or another of those that began at `began`.
-    fn attempt(&mut self, link: &Link, now: Now, began: Nanos, out: &mut Datagrams) {
+    /// Sends an initiation: the first, or a retry of the attempt that started at `started`.
+    fn attempt(&mut self, link: &Link, now: Now, started: Nanos, out: &mut Datagrams) {
         let Some(endpoint) = link.location().endpoint else { return };
         let index = self.unused_index(link.index, &link.sessions.load());
         // Without randomness no handshake; the timers try again.
         let Some(ephemeral) = ephemeral() else { return };
         let Some((identity, statics)) = &self.keys else { return };
-        let timestamp = identity.timestamps.next(now.moment.wall);
+        let timestamp = identity.timestamps.next(now.reading.wall);
         let cookie = self.cookie.as_ref().map(|(cookie, _)| cookie);
         let mut message = [0; INITIATION];
         let initiation =
             Initiation::begin(identity, statics, index, &ephemeral, timestamp, cookie, &mut message);
-        // Refused only for a peer whose key has low order, with which nobody can talk.
+        // Refused only for a peer whose key has low order, with which no handshake is possible.
         let Ok(initiation) = initiation else { return };
         self.last_sent = Some((initiation.mac1, index));
-        self.pending = Some(Box::new(Pending { initiation, sent: now.nanos, began }));
+        self.pending = Some(Box::new(Pending { initiation, sent: now.nanos, started }));
         link.sent(now, INITIATION as u64);
         out.push(endpoint, &message);
     }
@@ -176,7 +176,7 @@ impl Handshake {
             received.answer(statics, self.preshared(), index, &ephemeral, cookie, &mut message)?;
         self.last_sent = Some((mac1, index));
         let session = Arc::new(Session::new(&keys, now.nanos, false));
-        link.sessions.store(Arc::new(link.sessions.load().answered(session)));
+        link.sessions.store(Arc::new(link.sessions.load().responded(session)));
         link.received(now, source, INITIATION as u64, 1);
         if let Some(endpoint) = link.location().endpoint {
             link.sent(now, RESPONSE as u64);
@@ -200,9 +200,9 @@ impl Handshake {
         let pending = pending.ok_or(DropReason::InvalidHandshake)?;
         let keys: SessionKeys = pending.initiation.complete(identity, self.preshared(), message)?;
         self.pending = None;
-        self.completed = Some(now.moment);
+        self.completed = Some(now.reading);
         let session = Arc::new(Session::new(&keys, now.nanos, true));
-        link.sessions.store(Arc::new(link.sessions.load().began(Arc::clone(&session))));
+        link.sessions.store(Arc::new(link.sessions.load().initiated(Arc::clone(&session))));
         link.received(now, source, RESPONSE as u64, 1);
         // The peer may not use the session before we have.
         link.transmit(now, &session, &[], limits, replies);
@@ -221,7 +221,7 @@ impl Handshake {
     ) {
         if link.is_unconfirmed(session) {
             link.sessions.store(Arc::new(link.sessions.load().confirmed()));
-            self.completed = Some(now.moment);
+            self.completed = Some(now.reading);
             self.flush(link, now, session, limits, replies);
         }
     }
@@ -253,13 +253,13 @@ impl Handshake {
         self.expire(link, now);
         if let Some(pending) = &self.pending {
             if now.reached(pending.sent, REKEY_TIMEOUT) {
-                let began = pending.began;
-                if now.reached(began, REKEY_ATTEMPT) {
+                let started = pending.started;
+                if now.reached(started, REKEY_ATTEMPT) {
                     // The peer does not answer. New packets or keepalives start over.
                     self.pending = None;
                     self.queued.clear();
                 } else {
-                    self.attempt(link, now, began, out);
+                    self.attempt(link, now, started, out);
                 }
             }
         } else if link.timers.awaiting_reply_since.due(now, KEEPALIVE + REKEY_TIMEOUT) || aged(link, now) {

@@ -34,7 +34,7 @@ pub(crate) enum Verdict<'a> {
 /// Limits handshake messages. Transport data passes unchecked.
 pub(crate) struct HandshakeLimiter {
     limiter: RateLimiter,
-    /// Keys the hash that makes one cookie per address *and port*; boringtun takes only an address.
+    /// Keys the hash that gives one cookie per address *and port*; boringtun takes only an address.
     hasher: RandomState,
     limit: u64,
     /// Handshake messages in this second.
@@ -102,7 +102,7 @@ impl HandshakeLimiter {
         }
     }
 
-    /// Stands for address and port in the cookie. Behind one NAT address there may be an attacker and a peer:
+    /// Represents address and port in the cookie. Behind one NAT address there may be an attacker and a peer:
     /// a cookie that holds for all ports of an address would let the one use what the other was given.
     fn cookie_identity(&self, source: SocketAddr) -> IpAddr {
         let half = |salt: u8| u128::from(self.hasher.hash_one((salt, source)));

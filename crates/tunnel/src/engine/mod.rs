@@ -30,7 +30,7 @@ use boringtun::noise::Packet;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use parking_lot::Mutex;
 
-pub use self::clock::Moment;
+pub use self::clock::ClockReading;
 use self::clock::Origin;
 pub(crate) use self::config::Config;
 use self::handshake_limiter::Verdict;
@@ -49,7 +49,7 @@ use wireguard::{PeerOp, PeerState};
 /// The largest payload of a UDP datagram.
 const LARGEST_DATAGRAM: usize = 65_535;
 
-/// What an engine is made with.
+/// The options of a new engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
     /// MTU of the TUN device in bytes: padding never makes a packet longer than this.
@@ -73,7 +73,7 @@ impl Default for EngineOptions {
 pub struct Engine {
     /// What the data path sees.
     snapshot: ArcSwap<Snapshot>,
-    /// What [`Snapshot`] is made from; locked only while something is configured.
+    /// What [`Snapshot`] is derived from; locked only while something is configured.
     config: Mutex<Config>,
     counters: AtomicCounters,
     mtu: AtomicU16,
@@ -149,14 +149,14 @@ impl Engine {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// The MTU that the engine knows, in bytes.
+    /// The MTU in bytes, as last set.
     pub fn mtu(&self) -> u16 {
         self.mtu.load(Ordering::Relaxed)
     }
 
     /// Encrypts `packets` from the TUN device, each for the peer that owns the longest prefix of its destination, and
     /// moves them to `out`, where they are datagrams. Handshake initiations for packets that have to wait go there too.
-    pub fn seal(&self, now: Moment, packets: &mut Packets, out: &mut Datagrams) {
+    pub fn seal(&self, now: ClockReading, packets: &mut Packets, out: &mut Datagrams) {
         let snapshot = self.snapshot.load();
         let batch = Batch { snapshot: &snapshot, now: self.origin.now(now), limits: self.limits };
         let mtu = usize::from(self.mtu());
@@ -189,7 +189,7 @@ impl Engine {
     /// answers to `replies`. Whatever does not pass is dropped and counted.
     pub fn open<'a>(
         &self,
-        now: Moment,
+        now: ClockReading,
         datagrams: impl IntoIterator<Item = (SocketAddr, &'a [u8])>,
         out: &mut Packets,
         replies: &mut Datagrams,
@@ -213,7 +213,7 @@ impl Engine {
     /// is goes to `opened`.
     pub(crate) fn open_in_place(
         &self,
-        now: Moment,
+        now: ClockReading,
         bytes: &mut [u8],
         places: impl IntoIterator<Item = (Span, SocketAddr)>,
         opened: &mut Vec<Span>,
@@ -232,7 +232,7 @@ impl Engine {
     /// and passes. The packet is then behind the header.
     fn opening(
         &self,
-        now: Moment,
+        now: ClockReading,
         replies: &mut Datagrams,
         body: impl FnOnce(&mut dyn FnMut(SocketAddr, &mut [u8]) -> Option<usize>),
     ) {
@@ -252,7 +252,7 @@ impl Engine {
 
     /// Does what is due: handshake retries and renewals, keepalives, the end of sessions. To be called about four times
     /// per second: the shortest interval is that of five seconds between two attempts.
-    pub fn tick(&self, now: Moment, out: &mut Datagrams) {
+    pub fn tick(&self, now: ClockReading, out: &mut Datagrams) {
         let snapshot = self.snapshot.load();
         if let Some(identity) = &snapshot.identity {
             identity.limiter.tick(now.instant);
@@ -264,7 +264,7 @@ impl Engine {
 
     /// Initiates a handshake with `peer` unless one is in progress or its endpoint is unknown. Returns whether there is
     /// such a peer.
-    pub fn initiate_handshake(&self, now: Moment, peer: &PublicKey, out: &mut Datagrams) -> bool {
+    pub fn initiate_handshake(&self, now: ClockReading, peer: &PublicKey, out: &mut Datagrams) -> bool {
         let snapshot = self.snapshot.load();
         let Some(peer) = snapshot.by_key.get(peer) else { return false };
         peer.initiate(self.origin.now(now), out);
@@ -282,7 +282,7 @@ impl Engine {
     }
 
     /// The state of every peer.
-    pub fn peers(&self, now: Moment) -> BTreeMap<PublicKey, PeerState> {
+    pub fn peers(&self, now: ClockReading) -> BTreeMap<PublicKey, PeerState> {
         self.config.lock().state(now)
     }
 
@@ -318,7 +318,7 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let (snapshot, now) = (batch.snapshot, batch.now);
         let mut cookie = [0; COOKIE_REPLY];
-        match identity.limiter.check(now.moment.instant, source, datagram, &mut cookie) {
+        match identity.limiter.check(now.reading.instant, source, datagram, &mut cookie) {
             Verdict::Refuse(reason) => Err(reason),
             Verdict::Challenge => {
                 self.counters.cookie_replies.fetch_add(1, Ordering::Relaxed);
@@ -358,7 +358,7 @@ fn exactly<const LEN: usize>(datagram: &[u8]) -> Result<&[u8; LEN], DropReason> 
     datagram.try_into().map_err(|_| DropReason::MalformedDatagram)
 }
 
-/// The run that goes on, or a new one.
+/// The current run, or a new one.
 fn open_run<R>(
     run: &mut Option<R>,
     begin: impl FnOnce() -> Result<R, DropReason>,

@@ -89,7 +89,7 @@ pub(super) struct Inbound<'s> {
 }
 
 impl<'s> Inbound<'s> {
-    /// Looks up the session that `local` was handed out for.
+    /// Looks up the session with our index `local`.
     pub(super) fn begin(batch: &Batch<'s>, from: SocketAddr, local: u32) -> Result<Self, DropReason> {
         let peer = batch.snapshot.session_owner(local)?;
         let session = peer.link.session(batch.now, local).ok_or(DropReason::NoSession)?;

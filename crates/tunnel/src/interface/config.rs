@@ -1,11 +1,11 @@
-//! What an interface is created with, and whether it still runs.
+//! The options of a new interface, and whether it still runs.
 
 use std::path::PathBuf;
 
 use crate::engine::EngineOptions;
 use crate::error::Failure;
 
-/// What an interface is made with.
+/// The options of a new interface.
 #[derive(Debug, Clone)]
 pub struct InterfaceConfig {
     /// Name of the TUN device, 1 to 15 bytes.
@@ -13,7 +13,7 @@ pub struct InterfaceConfig {
     /// MTU in bytes; `None` leaves that of a device that exists, which is 1500 for a new one.
     pub mtu: Option<u16>,
     /// Whether the device outlives this process: link, addresses and routes then stay after a crash, and what
-    /// is routed into it is dropped instead of taking another way.
+    /// is routed into it is dropped instead of being routed elsewhere.
     pub persistent: bool,
     /// Whether to set the link up. Otherwise that is left to the caller.
     pub up: bool,
@@ -44,7 +44,7 @@ impl InterfaceConfig {
     }
 }
 
-/// Where `wg` looks for the sockets of userspace interfaces.
+/// Where `wg` expects the sockets of userspace interfaces.
 pub fn uapi_dir() -> PathBuf {
     PathBuf::from("/var/run/wireguard")
 }

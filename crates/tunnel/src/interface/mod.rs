@@ -38,7 +38,7 @@ impl Interface {
     /// Makes or attaches to the TUN device, binds the sockets and starts the threads.
     ///
     /// Fails if the name isn't usable, the device belongs to another process or is no TUN, the port is taken, or
-    /// a live process serves the configuration socket; whatever was made until then is undone.
+    /// a live process serves the configuration socket; what was created until then is removed.
     pub fn create(config: &InterfaceConfig) -> Result<Self, TunnelError> {
         let core = Arc::new(Core::new(config)?);
         let threads = Threads::start(&core)?;
@@ -107,8 +107,8 @@ impl Interface {
         self.core.engine().counters()
     }
 
-    /// Starts a handshake with `peer` unless one is on its way. Says whether there is such a peer; the outcome
-    /// shows in [`PeerState::last_handshake`](wireguard::PeerState::last_handshake).
+    /// Initiates a handshake with `peer` unless one is in progress. Returns whether there is such a peer; the outcome is
+    /// in [`PeerState::last_handshake`](wireguard::PeerState::last_handshake).
     pub fn initiate_handshake(&self, peer: &PublicKey) -> bool {
         self.core.initiate_handshake(peer)
     }
@@ -123,9 +123,9 @@ impl Interface {
         self.uapi.as_ref().map(uapi::Server::path)
     }
 
-    /// Whether the configuration socket is still the one that this interface made; `true` if it has none.
-    pub fn uapi_socket_stands(&self) -> bool {
-        self.uapi.as_ref().is_none_or(uapi::Server::stands)
+    /// Whether the configuration socket is still the one that this interface created; `true` if it has none.
+    pub fn uapi_socket_is_ours(&self) -> bool {
+        self.uapi.as_ref().is_none_or(uapi::Server::is_ours)
     }
 
     /// Stops the interface and deletes its TUN device, persistent or not.

@@ -1,4 +1,4 @@
-//! The cross-platform configuration protocol of WireGuard, which `wg` speaks with userspace interfaces
+//! The cross-platform configuration protocol of WireGuard, which `wg` uses for userspace interfaces
 //! (<https://www.wireguard.com/xplatform/>).
 
 mod apply;

@@ -294,7 +294,7 @@ impl Reconciler {
             }
         }
         for (slot, key) in perform::to_greet(ops) {
-            self.devices.greet(slot, key);
+            self.devices.initiate_handshake(slot, key);
         }
         failures
     }

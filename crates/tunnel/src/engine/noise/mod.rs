@@ -24,7 +24,7 @@ use crate::message::{COOKIE_REPLY, INITIATION, RESPONSE, TAG};
 
 /// Bytes behind the message proper: two MACs.
 const MACS: usize = 32;
-/// What a peer under load has handed out, for the second MAC.
+/// What a peer under load has sent us, for the second MAC.
 pub(crate) type Cookie = Zeroizing<[u8; 16]>;
 
 /// What follows from our static key and the peer's, computed once.
@@ -48,7 +48,7 @@ impl Statics {
     }
 }
 
-/// An initiation of ours that waits for its answer.
+/// An initiation of ours without a response yet.
 pub(crate) struct Initiation {
     pub(crate) local: u32,
     ephemeral: StaticSecret,
@@ -83,7 +83,7 @@ impl Initiation {
         Ok(Self { local, ephemeral, transcript, mac1 })
     }
 
-    /// Checks the answer to it and derives the keys. A wrong answer leaves everything as it was.
+    /// Checks the response and derives the keys. A wrong one changes nothing.
     pub(crate) fn complete(
         &self,
         identity: &Identity,
@@ -102,7 +102,7 @@ impl Initiation {
     }
 }
 
-/// An initiation whose sender has said who it is; not proven yet.
+/// An initiation whose sender has named its key but not proven it yet.
 pub(crate) struct Opened<'a> {
     pub(crate) peer: [u8; 32],
     transcript: Transcript,
@@ -146,7 +146,7 @@ pub(crate) struct Received {
 }
 
 impl Received {
-    /// Writes the answer to `message` and derives the keys. `local` is our index for the session, `ephemeral` fresh
+    /// Writes the response to `message` and derives the keys. `local` is our index for the session, `ephemeral` fresh
     /// randomness.
     pub(crate) fn answer(
         mut self,

@@ -1,4 +1,4 @@
-//! Input from those who mean harm: replays, forgeries, garbage, floods, and peers that lie inside the tunnel.
+//! Hostile input: replays, forgeries, garbage, floods, and peers that spoof addresses inside the tunnel.
 
 use std::net::SocketAddr;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::net::{Attacker, Net, Node, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
-use crate::engine::{EngineOptions, Moment};
+use crate::engine::{ClockReading, EngineOptions};
 use wireguard::PeerChange;
 
 /// A node with a peer that does what it likes; its prefix is `10.66.0.0/16`.
@@ -152,7 +152,7 @@ fn a_proven_source_may_not_flood_either() {
         with_attacker(EngineOptions { handshakes_per_second: 0, ..EngineOptions::default() });
     let cookie = node.open(attacker.address, &attacker.initiation()).remove(0).1;
     attacker.take(&cookie);
-    let now = Moment::now();
+    let now = ClockReading::now();
     let flood: Vec<_> = (0..50).map(|_| attacker.initiation()).collect();
     let answered =
         flood.iter().filter(|initiation| !node.open_at(now, attacker.address, initiation).is_empty()).count();
@@ -253,7 +253,7 @@ proptest! {
         for packet in &packets {
             batch.push(packet);
         }
-        net.nodes[0].engine.seal(Moment::now(), &mut batch, &mut out);
+        net.nodes[0].engine.seal(ClockReading::now(), &mut batch, &mut out);
         prop_assert_eq!(out.len() as u64 + net.nodes[0].dropped_at_all(), packets.len() as u64);
     }
 }
