@@ -16,6 +16,8 @@ mod command;
 mod conf;
 pub mod conflist;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
 pub mod fuzzing;
 mod ipam;
 pub mod node_file;

@@ -1,7 +1,6 @@
 //! What the plugin reads from the daemon: one file, replaced atomically on every change.
 
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
@@ -10,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;
 
-/// What an MTU can be: IPv6 needs the lower bound, a packet's length field limits it to the upper.
-pub(crate) const MTU: RangeInclusive<u32> = MIN_MTU..=65_535;
+pub(crate) use wireguard::MTU_RANGE as MTU;
+
 /// The version that this code writes and reads. Any change of the file's format increments it.
 const VERSION: u32 = 1;
 

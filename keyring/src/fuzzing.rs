@@ -35,3 +35,24 @@ pub fn pq_message(bytes: &[u8]) {
         assert_eq!(message.encode(), bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_corpus_of_preshared_key_messages_passes() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/pq_message");
+        let mut count = 0;
+        let mut read = 0;
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            pq_message(&bytes);
+            read += usize::from(Message::decode(&bytes).is_ok());
+            count += 1;
+        }
+        assert!(count >= 14 && read >= 9, "{count} files, {read} messages in the corpus");
+    }
+}

@@ -16,6 +16,7 @@
 
 pub mod audit;
 mod digest;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 mod key;

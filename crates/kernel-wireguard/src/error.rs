@@ -15,8 +15,8 @@ pub enum KernelError {
         /// What the kernel said.
         source: NetlinkError,
     },
-    /// A link could not be made.
-    #[error("make the WireGuard link {link}: expected WireGuard in the kernel and CAP_NET_ADMIN")]
+    /// A link could not be created.
+    #[error("create the WireGuard link {link}: expected WireGuard in the kernel and CAP_NET_ADMIN")]
     Create {
         /// Its name.
         link: String,
@@ -66,7 +66,7 @@ pub enum KernelError {
         source: ReadingError,
     },
     /// There is no randomness for a key.
-    #[error("take prefixes from peer {peer} of {link}: no random numbers")]
+    #[error("remove prefixes from peer {peer} of {link}: no random numbers")]
     Random {
         /// The interface.
         link: String,

@@ -15,7 +15,7 @@ use crate::request::{self, Request};
 use wireguard::{DeviceState, LinkName, PeerChange, PeerOp, PresharedKeyChange};
 
 /// A WireGuard interface of the kernel's, in the network namespace of the thread that made or opened it. Dropping it
-/// leaves the interface as it is: it goes on carrying packets without anybody.
+/// leaves the interface as it is: it goes on carrying packets without a process.
 #[derive(Debug)]
 pub struct Interface {
     link: String,
@@ -23,11 +23,11 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Makes a WireGuard link, set up and without key, port or peers; takes the one that is there already. Fails if
+    /// Creates a WireGuard link, set up and without key, port or peers; opens the one that exists already. Fails if
     /// the kernel has no WireGuard, or if the name is that of another kind of link.
     pub fn create(link: &LinkName) -> Result<Self, KernelError> {
         let failed = |source| KernelError::Create { link: link.to_string(), source: Box::new(source) };
-        // First: without the family there is nothing to be made, and the kernel says why.
+        // First: without the family no link can be created, and here the kernel says why.
         let channel = open_channel()?;
         WGApi::<Kernel>::new(link.to_string()).and_then(|mut api| api.create_interface()).map_err(failed)?;
         let mut interface = Self { link: link.to_string(), channel };
@@ -51,8 +51,8 @@ impl Interface {
         &self.link
     }
 
-    /// What the interface is like now. Read again if it changed meanwhile, because then a peer that was there all the
-    /// time may be missing; after some attempts what was read counts.
+    /// The state of the interface. Read again if it changed meanwhile, because then a peer that was there all the time may
+    /// be missing; after some attempts the last reading is returned.
     pub fn state(&mut self) -> Result<DeviceState, KernelError> {
         let state = self.channel.dump(request::read(&self.link), DeviceState::default, reading::take);
         let state = state.map_err(|fault| interface_error("read", &self.link, fault))?;
@@ -91,11 +91,11 @@ impl Interface {
         }
     }
 
-    /// Starts a handshake with `peer` unless it has a session, or one was started less than 5 s ago (`REKEY_TIMEOUT`);
+    /// Initiates a handshake with `peer` unless it has a session, or one was initiated less than 5 s ago (`REKEY_TIMEOUT`);
     /// the link has to be up. With a session it sends an empty packet. `interval` are the seconds between keepalives
     /// that the peer has and keeps.
     pub fn initiate_handshake(&mut self, peer: &PublicKey, interval: u16) -> Result<(), KernelError> {
-        self.set_peer("start a handshake with", peer, request::initiate_handshake(&self.link, peer, interval))
+        self.set_peer("initiate a handshake with", peer, request::initiate_handshake(&self.link, peer, interval))
     }
 
     fn change_peer(
@@ -106,7 +106,7 @@ impl Interface {
         (change, preshared_key): (&PeerChange, Option<&PresharedKeyChange>),
     ) -> Result<(), KernelError> {
         if !change.disallow.is_empty() {
-            self.take_prefixes(operation, peer, &change.disallow)?;
+            self.remove_prefixes(operation, peer, &change.disallow)?;
         }
         for message in request::peer(&self.link, peer, only, change, preshared_key) {
             self.set_peer(operation, peer, message)?;
@@ -114,8 +114,8 @@ impl Interface {
         Ok(())
     }
 
-    /// Takes those of `prefixes` that `peer` has.
-    fn take_prefixes(
+    /// Removes those of `prefixes` that `peer` has.
+    fn remove_prefixes(
         &mut self,
         operation: &'static str,
         peer: &PublicKey,

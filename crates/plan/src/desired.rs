@@ -5,18 +5,13 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use keyring::{PerSlot, PresharedId, PublicKey, Slot};
+pub use wireguard::{MIN_MTU, OVERHEAD};
 
 use crate::admission::{Member, Own, World};
 use crate::network::{Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
 use crate::prefix;
 
-/// Bytes that WireGuard adds to a packet at most: 40 of IPv6, 8 of UDP, 32 of its own. The same for IPv4
-/// endpoints, so that a peer's MTU does not depend on the family that it is reached over.
-pub const OVERHEAD: u32 = 80;
-/// Least MTU of the mesh: what IPv6 needs (RFC 8200 section 5). Over a smaller underlay the outer datagrams
-/// are cut into fragments.
-pub const MIN_MTU: u32 = 1280;
 /// Number of the main routing table (`RT_TABLE_MAIN`).
 pub const MAIN_TABLE: u32 = 254;
 /// Metric of the routes to peers.

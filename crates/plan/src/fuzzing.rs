@@ -16,3 +16,20 @@ pub fn annotation(bytes: &[u8]) {
         assert_eq!(Endpoints::parse(&endpoints.render()), Ok(endpoints));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "the corpus is files; the core that it is fed to has none")]
+    fn the_annotation_corpus_passes() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus/annotation");
+        let mut count = 0;
+        for entry in std::fs::read_dir(dir).unwrap() {
+            super::annotation(&std::fs::read(entry.unwrap().path()).unwrap());
+            count += 1;
+        }
+        assert!(count >= 10, "only {count} files in the corpus");
+    }
+}

@@ -18,6 +18,7 @@ pub mod check;
 pub mod cluster;
 pub mod desired;
 mod diff;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod network;

@@ -1,4 +1,4 @@
-//! One bare interface that `wg set` configures, like any other userspace WireGuard.
+//! One interface that `wg set` configures, like any other userspace WireGuard.
 
 use std::os::fd::AsFd as _;
 use std::os::unix::process::CommandExt as _;
@@ -11,12 +11,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
-use crate::error::TunnelError;
-use crate::interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
+use crate::error::{Failure, TunnelError};
+use crate::interface::{Health, Interface, InterfaceConfig, uapi_dir};
 
 /// Set for the process that [`run`] starts in the background, so that it stays there and starts no other.
 const IN_BACKGROUND: &str = "MESHD_TUNNEL_IN_BACKGROUND";
-/// How often health and the configuration socket are looked at.
+/// How often health and the configuration socket are checked.
 const CHECK: Duration = Duration::from_millis(250);
 /// How long a process in the background may take until its configuration socket answers.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,23 +33,22 @@ pub struct BareOptions {
     pub mtu: Option<u16>,
     /// Whether to set the link up; `wg-quick` and most people do that themselves.
     pub up: bool,
-    /// Folder for the configuration socket.
+    /// Directory for the configuration socket.
     pub uapi_dir: PathBuf,
 }
 
 impl BareOptions {
-    /// Runs `name` in the foreground with MTU 1420, left down, its socket where `wg` looks for it.
+    /// Runs `name` in the foreground with MTU 1420, left down, its socket where `wg` expects it.
     pub fn new(name: impl Into<String>) -> Self {
         let name = name.into();
         Self { name, foreground: true, mtu: Some(1420), up: false, uapi_dir: uapi_dir() }
     }
 }
 
-/// Makes the interface and serves it until SIGTERM, SIGINT, or somebody removes its configuration socket or its
-/// device.
+/// Creates the interface and serves it until SIGTERM, SIGINT, or its configuration socket or its device is removed.
 ///
 /// To be called before the process has other threads: it blocks both signals for this thread and those that it
-/// starts. Fails if the interface can't be made, or when it stops for any other reason.
+/// starts. Fails if the interface cannot be created, or when it stops for any other reason.
 pub fn run(options: &BareOptions) -> Result<(), TunnelError> {
     if options.foreground || std::env::var_os(IN_BACKGROUND).is_some() {
         serve(options)
@@ -69,7 +68,7 @@ fn serve(options: &BareOptions) -> Result<(), TunnelError> {
     let result = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(failed("make a signal descriptor"))
         .and_then(|descriptor| serve_until(options, &descriptor));
-    // Whoever goes on with this thread gets its signals back; one that came has been read.
+    // Restores the signal mask of this thread; a signal that arrived has been read.
     before.thread_set_mask().map_err(failed("unblock the termination signals"))?;
     result
 }
@@ -105,7 +104,7 @@ fn serve_until(options: &BareOptions, signals: &SignalFd) -> Result<(), TunnelEr
                 return Err(TunnelError::Stopped { name: options.name.clone(), reason });
             }
         }
-        if !interface.uapi_socket_stands() {
+        if !interface.uapi_socket_is_ours() {
             tracing::info!(
                 event = "ConfigurationSocketGone",
                 link = options.name,
@@ -127,7 +126,7 @@ fn start_in_background(options: &BareOptions) -> Result<(), TunnelError> {
         .process_group(0)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        // Whoever reads the output of this process until its end would wait for that one.
+        // A reader of the output of this process would otherwise wait for the other to end.
         .stderr(Stdio::null())
         .spawn()
         .map_err(failed)?;

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use crate::engine::{DATA_HEADER, DATA_OVERHEAD};
+use crate::message::{DATA_HEADER, DATA_OVERHEAD};
 
 /// Transport data is padded to a multiple of this many bytes (WireGuard paper, section 5.4.6).
 const PADDING: usize = 16;
@@ -116,6 +116,7 @@ impl Packets {
     }
 
     /// All packets, to be changed but for their lengths.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn view(&mut self) -> View<'_> {
         View { bytes: &mut self.bytes, spans: &self.spans }
     }

@@ -96,7 +96,7 @@ impl DropReason {
     }
 }
 
-/// What was dropped since the interface was made, by reason, and how many cookies were handed out.
+/// Drops since the interface was created, by reason, and the number of cookie replies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
     dropped: [u64; DropReason::ALL.len()],
@@ -118,12 +118,12 @@ impl Counters {
 
 /// The live counters behind [`Counters`].
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct AtomicCounters {
     dropped: [AtomicU64; DropReason::ALL.len()],
     pub(crate) cookie_replies: AtomicU64,
 }
 
-impl Tally {
+impl AtomicCounters {
     pub(crate) fn drop_one(&self, reason: DropReason) {
         self.drop_many(reason, 1);
     }
@@ -157,10 +157,10 @@ mod tests {
 
     #[test]
     fn a_drop_is_counted_under_its_reason_only() {
-        let tally = Tally::default();
-        tally.drop_one(DropReason::Replay);
-        tally.drop_many(DropReason::Replay, 2);
-        let counters = tally.snapshot();
+        let counters = AtomicCounters::default();
+        counters.drop_one(DropReason::Replay);
+        counters.drop_many(DropReason::Replay, 2);
+        let counters = counters.snapshot();
         assert_eq!(counters.dropped(DropReason::Replay), 3);
         assert_eq!(counters.iter().map(|(_, count)| count).sum::<u64>(), 3);
     }

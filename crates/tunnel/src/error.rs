@@ -31,7 +31,7 @@ pub enum ChangeError {
     },
 }
 
-/// Why an interface could not be made, configured or run.
+/// Why an interface could not be created, configured or run.
 #[derive(Debug, thiserror::Error)]
 pub enum TunnelError {
     /// The name is empty, too long for the kernel (15 bytes), or holds `/`, `%`, white space or NUL.
@@ -43,7 +43,7 @@ pub enum TunnelError {
     /// `/dev/net/tun` could not be opened.
     #[error("open /dev/net/tun")]
     OpenTun(#[source] Errno),
-    /// The device could not be made or attached: `EBUSY` if another process has it, `EINVAL` if a link of
+    /// The device could not be created or attached: `EBUSY` if another process has it, `EINVAL` if a link of
     /// another kind has the name, `EPERM` without `CAP_NET_ADMIN`.
     #[error("attach to TUN device {name}")]
     AttachTun {
@@ -64,7 +64,7 @@ pub enum TunnelError {
         #[source]
         source: Errno,
     },
-    /// A UDP socket could not be made or bound.
+    /// A UDP socket could not be created or bound.
     #[error("{operation} for UDP port {port}")]
     Udp {
         /// What was tried.
@@ -93,12 +93,12 @@ pub enum TunnelError {
         #[source]
         source: std::io::Error,
     },
-    /// The configuration socket could not be made.
+    /// The configuration socket could not be created.
     #[error("{operation} {}", path.display())]
     Uapi {
         /// What was tried.
         operation: &'static str,
-        /// The socket or its folder.
+        /// The socket or its directory.
         path: PathBuf,
         /// What the operating system said.
         #[source]
@@ -113,13 +113,13 @@ pub enum TunnelError {
     /// A set of peer changes was refused.
     #[error("apply changes to the peers")]
     Change(#[source] ChangeError),
-    /// The interface has stopped: its health says why.
+    /// The interface has stopped.
     #[error("interface {name} has stopped: {reason}")]
     Stopped {
         /// The interface.
         name: String,
         /// Why.
-        reason: crate::interface::Failure,
+        reason: Failure,
     },
     /// A process to run in the background could not be started or did not come up.
     #[error("start {name} in the background")]
@@ -130,4 +130,24 @@ pub enum TunnelError {
         #[source]
         source: std::io::Error,
     },
+}
+
+/// Why an interface stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// A thread panicked: a bug, or memory ran out.
+    #[error("its {0} thread panicked")]
+    Panic(&'static str),
+    /// The TUN device was deleted.
+    #[error("its TUN device is gone")]
+    TunGone,
+    /// The TUN device could not be read or waited for.
+    #[error("reading its TUN device failed: {0}")]
+    Tun(Errno),
+    /// The UDP sockets could not be waited for.
+    #[error("waiting for its UDP sockets failed: {0}")]
+    Udp(Errno),
+    /// It was shut down.
+    #[error("it was shut down")]
+    ShutDown,
 }

@@ -8,7 +8,7 @@ use boringtun::x25519;
 use keyring::PrivateKey;
 
 use crate::batch::{Datagrams, Packets};
-use crate::engine::{Engine, EngineOptions, Moment};
+use crate::engine::{ClockReading, Engine, EngineOptions};
 use crate::offload::{Coalescer, VNET_HEADER, VnetHeader, split};
 use wireguard::{PeerChange, PeerOp};
 
@@ -111,7 +111,7 @@ impl Bench {
     /// without ever going on makes boringtun forget the session in use with the eighth.
     fn handshake(&mut self, initiation: &[u8]) {
         let (mut packets, mut replies) = (Packets::new(), Datagrams::new());
-        self.engine.open(Moment::now(), [(self.address, initiation)], &mut packets, &mut replies);
+        self.engine.open(ClockReading::now(), [(self.address, initiation)], &mut packets, &mut replies);
         let answers: Vec<Vec<u8>> = replies.iter().map(|(_, bytes)| bytes.to_vec()).collect();
         for answer in answers {
             let confirmation = written(&self.peer.decapsulate(None, &answer, &mut [0; 256]));
@@ -129,7 +129,7 @@ impl Bench {
 
     fn open(&mut self, datagram: &[u8]) {
         let (mut packets, mut replies) = (Packets::new(), Datagrams::new());
-        self.engine.open(Moment::now(), [(self.address, datagram)], &mut packets, &mut replies);
+        self.engine.open(ClockReading::now(), [(self.address, datagram)], &mut packets, &mut replies);
         for packet in packets.iter() {
             assert_eq!(packet[0] >> 4, 4, "the peer has no IPv6 prefix");
             assert_eq!(packet[12..14], [10, 66], "the peer's prefix");
@@ -141,7 +141,7 @@ impl Bench {
     fn seal(&self, packet: &[u8]) {
         let (mut packets, mut out) = (Packets::new(), Datagrams::new());
         packets.push(packet);
-        self.engine.seal(Moment::now(), &mut packets, &mut out);
+        self.engine.seal(ClockReading::now(), &mut packets, &mut out);
         assert!(out.len() <= 1, "one packet is one datagram");
     }
 

@@ -1,7 +1,7 @@
 //! Userspace WireGuard for nodes whose kernel has none.
 //!
 //! This crate knows datagrams, IP packets, sessions and one TUN device. It must not know nodes, Kubernetes,
-//! routes or addresses: whoever calls it decides who the peers are and what is routed into the device.
+//! routes or addresses: the caller decides who the peers are and what is routed into the device.
 //!
 //! ```text
 //!            apply, set_private_key                      wg show, wg set
@@ -24,16 +24,17 @@ mod counters;
 mod device;
 mod engine;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
-
 mod interface;
+mod message;
 mod offload;
 mod uapi;
 
 pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
 pub use device::Userspace;
-pub use engine::{Engine, EngineOptions, Moment};
-pub use error::{ChangeError, TunnelError};
-pub use interface::{Failure, Health, Interface, InterfaceConfig, uapi_dir};
+pub use engine::{ClockReading, Engine, EngineOptions};
+pub use error::{ChangeError, Failure, TunnelError};
+pub use interface::{Health, Interface, InterfaceConfig, uapi_dir};

@@ -7,22 +7,25 @@ use std::time::{Duration, Instant, SystemTime};
 
 use keyring::PrivateKey;
 use mock_instant::MockClock;
-use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets};
+use tunnel::{ClockReading, Datagrams, Engine, EngineOptions, Packets};
 use wireguard::{PeerChange, PeerOp};
 
 /// Both clocks of a test: that of boringtun, which is one per thread, and the one that the engine is told.
 struct Clock {
-    start: Moment,
+    start: ClockReading,
     passed: Duration,
 }
 
 impl Clock {
     fn new() -> Self {
-        Self { start: Moment { instant: Instant::now(), wall: SystemTime::now() }, passed: Duration::ZERO }
+        Self {
+            start: ClockReading { instant: Instant::now(), wall: SystemTime::now() },
+            passed: Duration::ZERO,
+        }
     }
 
-    fn now(&self) -> Moment {
-        Moment { instant: self.start.instant + self.passed, wall: self.start.wall + self.passed }
+    fn now(&self) -> ClockReading {
+        ClockReading { instant: self.start.instant + self.passed, wall: self.start.wall + self.passed }
     }
 
     fn advance(&mut self, by: Duration) {

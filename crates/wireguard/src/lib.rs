@@ -16,10 +16,12 @@ mod backend;
 mod change;
 mod device;
 mod link;
+mod mtu;
 mod peer;
 
 pub use backend::Backend;
 pub use change::{PeerOp, PresharedKeyChange};
 pub use device::{Device, DeviceError, DeviceState, PeerState};
 pub use link::{LinkName, LinkNameError};
+pub use mtu::{MIN_MTU, MTU_RANGE, OVERHEAD};
 pub use peer::{Peer, PeerChange};

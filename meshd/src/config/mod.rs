@@ -14,7 +14,7 @@ use keyring::PerSlot;
 use keyring::rotation::Policy;
 use plan::network::LinkName;
 
-use crate::device::Wish;
+use crate::device::BackendOption;
 
 pub use options::{OPTIONS, OptionSpec, reference};
 pub(crate) use value::time;
@@ -64,9 +64,9 @@ pub struct Config {
     pub links: PerSlot<LinkName>,
     /// UDP port of each slot.
     pub ports: PerSlot<u16>,
-    /// WireGuard implementation.
-    pub backend: Wish,
-    /// Whether the kernel's devices receive in threads of their own.
+    /// Which WireGuard implementation to use.
+    pub backend: BackendOption,
+    /// Whether the kernel's devices are to receive in threads of their own.
     pub threaded_napi: bool,
     /// MTU of the mesh; none derives it from the route to each endpoint.
     pub mtu: Option<u32>,

@@ -8,9 +8,9 @@ use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
 use plan::desired::MIN_MTU;
 use plan::network::LinkName;
-use wireguard::Backend;
+use wireguard::{Backend, MTU_RANGE};
 
-use crate::device::Wish;
+use crate::device::BackendOption;
 
 use super::SealingSource;
 
@@ -56,7 +56,7 @@ pub(super) fn port(text: &str) -> Result<u16, Expected> {
 
 pub(super) fn mtu(text: &str) -> Result<u32, Expected> {
     match text.parse() {
-        Ok(mtu) if (MIN_MTU..=65_535).contains(&mtu) => Ok(mtu),
+        Ok(mtu) if MTU_RANGE.contains(&mtu) => Ok(mtu),
         _ => Err("an MTU from 1280 to 65535 bytes"),
     }
 }
@@ -117,11 +117,11 @@ pub(super) fn percent(text: &str) -> Result<u32, Expected> {
     text.parse().map_err(|_| "a number of percent, such as 20")
 }
 
-pub(super) fn backend(text: &str) -> Result<Wish, Expected> {
+pub(super) fn backend(text: &str) -> Result<BackendOption, Expected> {
     match text {
-        "auto" => Ok(Wish::Auto),
-        "kernel" => Ok(Wish::Only(Backend::Kernel)),
-        "userspace" => Ok(Wish::Only(Backend::Userspace)),
+        "auto" => Ok(BackendOption::Auto),
+        "kernel" => Ok(BackendOption::Only(Backend::Kernel)),
+        "userspace" => Ok(BackendOption::Only(Backend::Userspace)),
         _ => Err("auto, kernel or userspace"),
     }
 }

@@ -1,4 +1,4 @@
-//! The WireGuard devices of both slots, whoever carries their packets.
+//! The WireGuard devices of both slots, whichever backend they run on.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use wireguard::{Backend, Device, DeviceError, DeviceState, LinkName, Peer, PeerC
 use crate::chain::Chain;
 use crate::device::{self, Drifts};
 
-/// The devices that this process serves or looks after.
+/// The devices that this process runs or manages.
 #[derive(Debug)]
 pub(super) struct Devices {
     uapi_dir: PathBuf,
@@ -25,7 +25,7 @@ struct Running {
     link: LinkName,
     device: Box<dyn Device>,
     drifts: Drifts,
-    /// Whether the kernel has yet to be asked for threads.
+    /// Whether threaded NAPI has yet to be turned on.
     unthreaded: bool,
 }
 
@@ -38,8 +38,8 @@ impl Running {
 }
 
 impl Devices {
-    /// The devices that an earlier process left running on `links`; others are made for `backend`. Control sockets of
-    /// engines will be in `uapi_dir`. With `threaded` the kernel's receive in threads of their own.
+    /// The devices that an earlier process left running on `links`; others are created for `backend`. UAPI sockets of
+    /// engines are created in `uapi_dir`. With `threaded` the kernel's devices receive in threads of their own.
     pub(super) fn adopt(
         backend: Backend,
         threaded: bool,
@@ -53,14 +53,14 @@ impl Devices {
                     let device = found?;
                     info!(
                         event = "DeviceAdopted", %slot, %link, backend = %device.backend(),
-                        "took over a device that was there"
+                        "adopted existing WireGuard device"
                     );
                     Some(Running::new(link, device, threaded))
                 }
                 Err(error) => {
                     warn!(
                         event = "DeviceNotAdopted", %slot, %link, error = %Chain(&error),
-                        "what is there can't be taken over"
+                        "existing link cannot be adopted"
                     );
                     None
                 }
@@ -69,14 +69,14 @@ impl Devices {
         Self { uapi_dir, backend, threaded, running: PerSlot::from_fn(adopted), restarts: 0 }
     }
 
-    /// The state of a slot's device. One that is gone is put away, so that it is seen as missing and made anew; the
-    /// link of an engine stays, and drops what is sent into it.
+    /// The state of a slot's device. One that is gone is dropped here, so that it is missing and gets recreated; the link
+    /// of an engine stays, and drops what is routed into it.
     pub(super) fn observe(&mut self, slot: Slot) -> Result<Option<(&LinkName, DeviceState)>, DeviceError> {
         let running = self.running.get_mut(slot);
         let Some(Running { link, device, drifts, unthreaded }) = running else { return Ok(None) };
         match drifts.state(device.as_mut()) {
             Ok(state) => {
-                // A thread serves a peer: without one there is nothing to ask for (`modify_napi_threaded` in
+                // A thread serves a peer: without one there is nothing to turn on (`modify_napi_threaded` in
                 // `net/core/net-sysfs.c`).
                 if *unthreaded && !state.peers.is_empty() {
                     *unthreaded = false;
@@ -88,7 +88,7 @@ impl Devices {
             Err(error) if error.is_gone() => {
                 error!(
                     event = "DeviceLost", %slot, %link, error = %Chain(&error),
-                    "the WireGuard device is gone; making it anew"
+                    "WireGuard device is gone, recreating it"
                 );
                 *running = None;
                 self.restarts += 1;
@@ -118,41 +118,41 @@ impl Devices {
         state.peers.iter().map(config).collect()
     }
 
-    /// The state of a slot's device, for whoever can do without.
+    /// The state of a slot's device; `None` also if it cannot be read.
     pub(super) fn state(&mut self, slot: Slot) -> Option<(&LinkName, DeviceState)> {
         match self.observe(slot) {
             Ok(found) => found,
             Err(error) => {
                 warn!(
                     event = "DeviceUnreadable", %slot, error = %Chain(&error),
-                    "the WireGuard device can't be read"
+                    "WireGuard device cannot be read"
                 );
                 None
             }
         }
     }
 
-    /// How many devices were gone so far although nobody here removed them.
+    /// How many devices have gone so far that were not removed here.
     pub(super) const fn restarts(&self) -> u64 {
         self.restarts
     }
 
-    /// Who carries the packets of a slot's device.
+    /// The backend of a slot's device.
     pub(super) fn backend(&self, slot: Slot) -> Option<Backend> {
         self.running.get(slot).as_ref().map(|running| running.device.backend())
     }
 
-    /// Whether a slot's device is another backend's than new ones: it goes on until its slot gets another key.
+    /// Whether a slot's device runs on another backend than new ones: it is kept until its slot gets another key.
     pub(super) fn is_outdated(&self, slot: Slot) -> bool {
         self.backend(slot).is_some_and(|backend| backend != self.backend)
     }
 
-    /// Whether a link of this kind may stay where a device is to be made.
+    /// Whether a link of this kind can be kept where a device is to be created.
     pub(super) fn fits(&self, kind: Option<&str>) -> bool {
         kind == Some(self.backend.link_kind())
     }
 
-    /// Makes the device of a slot, or takes a link that fits.
+    /// Creates the device of a slot, or opens a link that fits.
     pub(super) fn create(&mut self, slot: Slot, link: &LinkName, mtu: u32) -> Result<(), SlotError> {
         // A device on another link, or one whose link was deleted under it.
         *self.running.get_mut(slot) = None;
@@ -167,7 +167,7 @@ impl Devices {
         Ok(())
     }
 
-    /// Ends the device of a slot; its link may stay.
+    /// Stops the device of a slot; its link may stay.
     pub(super) fn remove(&mut self, slot: Slot) -> Result<(), SlotError> {
         match self.running.get_mut(slot).take() {
             Some(running) => running.device.remove().map_err(|source| SlotError::Device { slot, source }),
@@ -175,17 +175,17 @@ impl Devices {
         }
     }
 
-    /// Gives the device its private key.
+    /// Sets the private key of a device.
     pub(super) fn set_key(&mut self, slot: Slot, key: &PrivateKey) -> Result<(), SlotError> {
         self.change(slot, |running| running.device.set_key(key))
     }
 
-    /// Moves the device to a UDP port.
+    /// Sets the UDP port of a device.
     pub(super) fn set_port(&mut self, slot: Slot, port: u16) -> Result<(), SlotError> {
         self.change(slot, |running| running.device.set_port(port))
     }
 
-    /// Tells the device on a link the MTU that the link got.
+    /// Adapts the device on a link to the MTU of the link.
     pub(super) fn set_mtu(&mut self, link: &LinkName, mtu: u32) -> Result<(), SlotError> {
         let of_link =
             |slot: &Slot| self.running.get(*slot).as_ref().is_some_and(|running| running.link == *link);
@@ -235,15 +235,15 @@ impl Devices {
         })
     }
 
-    /// Starts a handshake with a peer, unless one is on its way.
-    pub(super) fn greet(&mut self, slot: Slot, key: &PublicKey) {
+    /// Initiates a handshake with a peer, unless one is in progress.
+    pub(super) fn initiate_handshake(&mut self, slot: Slot, key: &PublicKey) {
         if let Some(running) = self.running.get_mut(slot)
             && let Err(error) = running.device.initiate_handshake(*key)
         {
-            // A peer that is gone again needs none, and any other will be spoken to as soon as there is traffic.
+            // A peer that has been removed needs none, and with any other the first packet initiates one.
             debug!(
                 event = "HandshakeNotInitiated", %slot, %key, error = %Chain(&error),
-                "no handshake was started"
+                "no handshake initiated"
             );
         }
     }
@@ -258,12 +258,12 @@ impl Devices {
     }
 }
 
-/// Asks for the kernel's threads. Packets pass without them too.
+/// Turns on the kernel's threads. Packets pass without them too.
 fn thread(link: &LinkName) {
     match linux::napi::set_threaded(link) {
         Ok(true) => info!(
             event = "ThreadedNapiEnabled", %link,
-            "the kernel receives in a thread for each peer"
+            "threaded NAPI enabled"
         ),
         Ok(false) => {}
         Err(error) => warn!(
@@ -284,7 +284,7 @@ pub(super) enum SlotError {
         /// The cause.
         source: DeviceError,
     },
-    /// There is no device; an earlier step of the same plan failed.
+    /// There is no device: an earlier step of the same plan failed.
     #[error("slot {slot} has no WireGuard device")]
     Missing {
         /// The slot.

@@ -55,7 +55,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     // The guard comes before the first key, route and file: from here on no pod's packet leaves unencrypted.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
-    let chosen = device::choose(config.backend, &host).await?;
+    let chosen = device::select(config.backend, &host).await?;
     info!(backend = %chosen.backend, reason = chosen.reason, "backend selected");
     let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
@@ -214,7 +214,7 @@ pub enum DaemonError {
     },
     /// The kernel's WireGuard was asked for, and can't be had.
     #[error(transparent)]
-    Backend(#[from] device::NoKernel),
+    Backend(#[from] device::KernelUnavailable),
     /// There are no usable keys.
     #[error(transparent)]
     Keys(#[from] KeysError),

@@ -19,7 +19,7 @@ use super::keys::Keys;
 use super::pq::Pairs;
 use crate::api::fence::Fence;
 use crate::config::Config;
-use crate::device::Chosen;
+use crate::device::SelectedBackend;
 use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
@@ -37,7 +37,7 @@ pub(super) struct Outcome {
     pub(super) counters: Counters,
     pub(super) missing_protections: Vec<String>,
     /// Who carries the packets of new devices.
-    chosen: Option<Chosen>,
+    chosen: Option<SelectedBackend>,
     /// The same for an Event, until it is told.
     untold: Option<String>,
     guard_stands: bool,
@@ -52,7 +52,7 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// Nothing has come of anything yet.
-    pub(super) fn new(chosen: Chosen) -> Self {
+    pub(super) fn new(chosen: SelectedBackend) -> Self {
         let untold = Some(format!("{} selected: {}", chosen.backend, chosen.reason));
         Self { chosen: Some(chosen), untold, ..Self::default() }
     }

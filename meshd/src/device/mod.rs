@@ -1,13 +1,13 @@
-//! What the daemon adds to WireGuard devices: the choice of a backend, and how often endpoints drifted where the backend
+//! What the daemon adds to WireGuard devices: the selection of a backend, and how often endpoints drifted where the backend
 //! does not count that itself.
 
-mod choice;
+mod backend;
 mod drift;
 
 use kernel_wireguard::Kernel;
 use wireguard::{Device, DeviceError, LinkName};
 
-pub use choice::{Chosen, NoKernel, ProbeError, Wish, choose};
+pub use backend::{BackendOption, KernelUnavailable, ProbeError, SelectedBackend, select};
 pub use drift::Drifts;
 
 /// Takes over the device that an earlier process left on this link, if it runs without a process.

@@ -1,4 +1,4 @@
-//! What a WireGuard device promises, whoever carries its packets: one suite over the engine, the kernel and the strict
+//! What a WireGuard device promises, on every backend: one suite over the engine, the kernel and the strict
 //! stand-in that plans are tested with.
 //!
 //! The tests with the kernel's device are marked as ignored, because the kernel of a build machine may have none;
@@ -52,12 +52,12 @@ macro_rules! settings {
                 another_key_keeps_the_peers,
                 a_port_reads_back_and_one_that_is_taken_is_refused,
                 a_peer_reads_back_as_it_was_added,
-                a_prefix_belongs_to_whoever_got_it_last,
+                a_prefix_belongs_to_the_last_peer_it_was_given_to,
                 an_update_changes_what_it_names_and_nothing_else,
                 prefixes_are_taken_only_from_the_peer_that_is_named,
                 two_peers_can_swap_their_prefixes,
                 an_update_makes_no_peer,
-                nobody_is_a_peer_of_himself,
+                a_device_is_never_its_own_peer,
                 a_removed_peer_is_gone_and_removing_it_again_is_no_error,
                 thousands_of_prefixes_of_one_peer_read_back,
                 hundreds_of_peers_read_back,
@@ -78,7 +78,7 @@ macro_rules! sessions {
                 a_handshake_is_made_on_request_and_both_sides_see_it,
                 a_handshake_leaves_the_interval_as_it_is,
                 changes_lose_no_packet_of_a_stream,
-                a_removed_peer_hears_nothing_more,
+                a_removed_peer_receives_nothing_more,
                 sessions_need_the_same_preshared_key_on_both_sides,
                 another_preshared_key_leaves_the_session_as_it_is,
                 a_device_that_is_gone_says_so,

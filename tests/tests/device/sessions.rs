@@ -9,10 +9,10 @@ use wireguard::{Peer, PeerChange, PeerState};
 
 use crate::subject::{Pair, link};
 
-/// Time for a handshake and whatever is retried for it, on a machine that is emulated.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Time for a handshake and its retries, on an emulated machine.
+const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// What device `index` has of the other.
+/// What device `index` reports about the other.
 fn seen(pair: &mut Pair, index: usize) -> PeerState {
     let other = pair.public(1 - index);
     pair.devices[index].state().unwrap().peers[&other].clone()
@@ -22,8 +22,8 @@ fn wait(pair: &mut Pair, what: &str, wanted: impl Fn(&mut Pair) -> bool) {
     let since = Instant::now();
     while !wanted(pair) {
         assert!(
-            since.elapsed() < PATIENCE,
-            "{what}: not within {PATIENCE:?}: {:?}",
+            since.elapsed() < SESSION_TIMEOUT,
+            "{what}: not within {SESSION_TIMEOUT:?}: {:?}",
             [seen(pair, 0), seen(pair, 1)]
         );
         thread::sleep(Duration::from_millis(20));
@@ -32,7 +32,7 @@ fn wait(pair: &mut Pair, what: &str, wanted: impl Fn(&mut Pair) -> bool) {
 
 fn passes(pair: &Pair) -> bool {
     let flow = Flow::new(&pair.end(0), &pair.end(1), IpVersion::V4, Protocol::Udp);
-    flow.timeout(PATIENCE).probe().unwrap().answered
+    flow.timeout(SESSION_TIMEOUT).probe().unwrap().answered
 }
 
 fn is_silent(pair: &Pair) -> bool {
@@ -46,13 +46,13 @@ pub(crate) fn a_handshake_is_made_on_request_and_both_sides_see_it(mut pair: Pai
     }
     let other = pair.public(1);
     pair.devices[0].initiate_handshake(other).unwrap();
-    // The side that is asked counts a handshake when the first packet under it arrives, which the other sends at once.
+    // The responder counts a handshake when its first packet arrives, which the initiator sends at once.
     wait(&mut pair, "a handshake on both sides", |pair| {
         [0, 1].into_iter().all(|index| seen(pair, index).since_handshake.is_some())
     });
     for index in [0, 1] {
         let peer = seen(&mut pair, index);
-        assert!(peer.since_handshake.unwrap() < PATIENCE, "{peer:?}");
+        assert!(peer.since_handshake.unwrap() < SESSION_TIMEOUT, "{peer:?}");
         assert!(peer.received > 0 && peer.sent > 0, "{peer:?}");
     }
 }
@@ -103,7 +103,7 @@ pub(crate) fn changes_lose_no_packet_of_a_stream(mut pair: Pair) {
     }
 }
 
-pub(crate) fn a_removed_peer_hears_nothing_more(mut pair: Pair) {
+pub(crate) fn a_removed_peer_receives_nothing_more(mut pair: Pair) {
     assert!(passes(&pair));
     let other = pair.public(1);
     pair.devices[0].remove_peer(other).unwrap();
@@ -124,7 +124,7 @@ pub(crate) fn sessions_need_the_same_preshared_key_on_both_sides(mut pair: Pair)
     assert!(is_silent(&pair));
     set(&mut pair, 1, Some(&keys[0]));
     assert!(passes(&pair));
-    // From here on every session needs a handshake of its own: the one that stands would hide the rest.
+    // From here on every session needs a handshake of its own: the current one would hide the rest.
     for key in [Some(&keys[1]), None] {
         for index in [0, 1] {
             let other = pair.public(1 - index);
@@ -153,7 +153,7 @@ pub(crate) fn a_device_that_is_gone_says_so(mut pair: Pair) {
     loop {
         match pair.devices[0].state() {
             Err(error) if error.is_gone() => break,
-            other => assert!(since.elapsed() < PATIENCE, "{other:?}"),
+            other => assert!(since.elapsed() < SESSION_TIMEOUT, "{other:?}"),
         }
         thread::sleep(Duration::from_millis(20));
     }

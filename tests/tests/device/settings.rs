@@ -91,7 +91,7 @@ pub(crate) fn a_peer_reads_back_as_it_was_added(mut subject: Subject) {
     assert_eq!(found(device, keys[0]), Some(whole));
 }
 
-pub(crate) fn a_prefix_belongs_to_whoever_got_it_last(mut subject: Subject) {
+pub(crate) fn a_prefix_belongs_to_the_last_peer_it_was_given_to(mut subject: Subject) {
     let device = subject.device.as_mut();
     let [first, second, third] = [key(), key(), key()];
     device.add_peer(first, &peer(["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24"])).unwrap();
@@ -168,7 +168,7 @@ pub(crate) fn two_peers_can_swap_their_prefixes(mut subject: Subject) {
     assert_eq!(allowed_ips(device, other), prefixes([x]));
 }
 
-/// Whether it is refused is another matter: the kernel passes over it without a word.
+/// It may be refused or not: the kernel silently ignores it.
 pub(crate) fn an_update_makes_no_peer(mut subject: Subject) {
     let device = subject.device.as_mut();
     let present = key();
@@ -183,7 +183,7 @@ pub(crate) fn an_update_makes_no_peer(mut subject: Subject) {
     assert_eq!(allowed_ips(device, present), prefixes(["10.0.0.0/24"]));
 }
 
-pub(crate) fn nobody_is_a_peer_of_himself(mut subject: Subject) {
+pub(crate) fn a_device_is_never_its_own_peer(mut subject: Subject) {
     let device = subject.device.as_mut();
     let (first, second) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     device.set_key(&first).unwrap();
@@ -266,7 +266,7 @@ pub(crate) fn a_preshared_key_is_set_and_removed(mut subject: Subject) {
     }
     device.set_preshared_key(one, None).unwrap();
     assert_eq!(has(device), (None, None));
-    // Taken away and added anew with a key from the first moment, as plans have it.
+    // Removed and added again together with a key, as plans do.
     let preshared = PresharedKey::from_bytes(&[3; 32]).unwrap();
     device.remove_peer(one).unwrap();
     device.add_peer_with(one, &added, Some(&preshared)).unwrap();

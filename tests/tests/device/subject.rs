@@ -27,7 +27,7 @@ impl Subject {
         Self { device, occupy, _lab: lab }
     }
 
-    /// Has somebody else take a UDP port where the device is.
+    /// Lets another process hold a UDP port where the device is.
     pub(crate) fn occupy(&self, port: u16) {
         (self.occupy)(port);
     }

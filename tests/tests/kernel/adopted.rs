@@ -1,4 +1,4 @@
-//! The daemon may die, start again and be replaced: the kernel goes on, and nothing is written that stands.
+//! The daemon may die, restart and be replaced: the kernel goes on, and nothing is written that is set already.
 
 use std::time::Duration;
 

@@ -79,7 +79,7 @@ fn the_kernel_receives_in_threads_where_they_are_wanted_and_reachable() {
     Flow::new(&one, &two, IpVersion::V4, Protocol::Udp).must_pass();
 }
 
-/// From the kernel's to an engine, as when somebody sets the option, without a gap: the kernel's devices carry on until
+/// From the kernel's to an engine, as when the option is set, without a gap: the kernel's devices carry on until
 /// their slots have new keys.
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]

@@ -45,7 +45,7 @@ fn mesh(flags: &[&[&str]]) -> Mesh {
 fn formed(mesh: &Mesh) {
     let nodes = mesh.node_names();
     for node in &nodes {
-        mesh.wait(node, "the mesh stands", WITHIN, |status| lab::mesh::is_formed(status, nodes.len() - 1));
+        mesh.wait(node, "the mesh is formed", WITHIN, |status| lab::mesh::is_formed(status, nodes.len() - 1));
     }
 }
 
@@ -53,7 +53,7 @@ fn pods(mesh: &Mesh) -> Vec<End> {
     mesh.pods(&["a"]).unwrap().iter().map(lab::Pod::end).collect()
 }
 
-/// A stream each way between every two of them.
+/// A stream in each direction between every two of them.
 fn streams(ends: &[End], per_second: u32) -> Vec<Stream> {
     let mut streams = Vec::new();
     for (n, from) in ends.iter().enumerate() {
@@ -66,7 +66,7 @@ fn streams(ends: &[End], per_second: u32) -> Vec<Stream> {
 
 /// Stops streams, none of which may have lost a packet; those that this process had no time to read do not count.
 fn none_lost(streams: Vec<Stream>) {
-    // What is on its way arrives.
+    // What is in flight arrives.
     std::thread::sleep(Duration::from_millis(500));
     let reports: Vec<_> = streams.into_iter().map(Stream::stop).collect();
     for report in &reports {

@@ -18,7 +18,7 @@ fn a_rotation_on_a_lossy_slow_network_loses_no_more_than_the_network_does() {
     let capture = mesh.capture().unwrap();
     let plain = ["n1", "n2"].map(|node| mesh.node(node).unwrap().end());
     let start = |from, to| Stream::start(from, to, IpVersion::V4, 100).unwrap();
-    // The same way and the same time, once through the tunnel and once beside it.
+    // The same path and the same time, once through the tunnel and once beside it.
     let tunnelled = [start(&ends[0], &ends[1]), start(&ends[1], &ends[0])];
     let beside = [start(&plain[0], &plain[1]), start(&plain[1], &plain[0])];
     rotate(&mesh, "n1");

@@ -1,4 +1,4 @@
-//! What somebody removes or changes by hand is put back, and what is not the mesh's is left alone.
+//! What is removed or changed by hand is restored, and what is not the mesh's is left alone.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use super::{KERNEL, mesh, pods, said, shell, wait_said};
 const REPAIRED_WITHIN: Duration = Duration::from_secs(2);
 
 /// What is done, and questions whose answers have to be again what they were before: the first one within the time, the
-/// others as soon as somebody has looked. Each is one program, since it takes a while where it is emulated.
+/// others as soon as they have been observed. Each is one program, since it takes a while where it is emulated.
 const INJURIES: [(&str, &[&str]); 9] = [
     (
         "ip link del mesh-a",
@@ -72,7 +72,7 @@ fn whatever_is_removed_by_hand_is_back_within_two_seconds_and_nothing_was_in_cle
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
-fn a_wireguard_interface_of_somebody_else_is_never_touched() {
+fn a_foreign_wireguard_interface_is_never_touched() {
     let mut mesh = mesh(&[&KERNEL, &KERNEL]);
     let node = mesh.node("n1").unwrap();
     let make = "

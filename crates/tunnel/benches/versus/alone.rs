@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use keyring::PrivateKey;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use tunnel::{Datagrams, Engine, EngineOptions, Moment, Packets};
+use tunnel::{ClockReading, Datagrams, Engine, EngineOptions, Packets};
 use wireguard::{PeerChange, PeerOp};
 
 /// Bytes of one packet.
@@ -116,14 +116,14 @@ impl Pair {
 
     fn connect(&mut self) {
         self.packets.push(&self.packet);
-        self.ends[0].0.seal(Moment::now(), &mut self.packets, &mut self.datagrams);
+        self.ends[0].0.seal(ClockReading::now(), &mut self.packets, &mut self.datagrams);
         let mut to = 1;
         while !self.datagrams.is_empty() {
             let source = self.ends[1 - to].1;
             let wire: Vec<Vec<u8>> = self.datagrams.iter().map(|(_, bytes)| bytes.to_vec()).collect();
             self.datagrams.clear();
             let wire = wire.iter().map(|bytes| (source, &bytes[..]));
-            self.ends[to].0.open(Moment::now(), wire, &mut self.opened, &mut self.datagrams);
+            self.ends[to].0.open(ClockReading::now(), wire, &mut self.opened, &mut self.datagrams);
             to = 1 - to;
         }
         assert_eq!(self.opened.len(), 1, "the packet that waited for the handshake");
@@ -134,7 +134,7 @@ impl Pair {
         self.datagrams.clear();
         self.opened.clear();
         (0..BATCH).for_each(|_| self.packets.push(&self.packet));
-        let now = Moment::now();
+        let now = ClockReading::now();
         self.ends[0].0.seal(now, &mut self.packets, &mut self.datagrams);
         let source = self.ends[0].1;
         let wire = self.datagrams.iter().map(|(_, bytes)| (source, bytes));

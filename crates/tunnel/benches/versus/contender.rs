@@ -38,10 +38,10 @@ pub(crate) fn serve_if_asked() -> Option<ExitCode> {
 
 /// Ours first.
 pub(crate) fn all() -> Vec<Contender> {
-    // `make bench-tunnel` sets it, after it has filled the folder.
-    let folder = PathBuf::from(std::env::var_os("WIREGUARDS").unwrap());
+    // `make bench-tunnel` sets it, after it has filled the directory.
+    let directory = PathBuf::from(std::env::var_os("WIREGUARDS").unwrap());
     let version = |name: &str| {
-        std::fs::read_to_string(folder.join(format!("{name}.version"))).unwrap().trim().to_owned()
+        std::fs::read_to_string(directory.join(format!("{name}.version"))).unwrap().trim().to_owned()
     };
     let debian = Command::new("dpkg-query").args(["-W", "-f=${Version}", "wireguard-go"]).output().unwrap();
     vec![
@@ -54,19 +54,19 @@ pub(crate) fn all() -> Vec<Contender> {
         Contender {
             name: "wireguard-go (sid)",
             version: version("wireguard-go"),
-            program: folder.join("wireguard-go"),
+            program: directory.join("wireguard-go"),
             arguments: &["-f"],
         },
         Contender {
             name: "gotatun-cli",
             version: version("gotatun-cli"),
-            program: folder.join("gotatun-cli"),
+            program: directory.join("gotatun-cli"),
             arguments: &["-f", "--disable-drop-privileges"],
         },
         Contender {
             name: "boringtun-cli",
             version: version("boringtun-cli"),
-            program: folder.join("boringtun-cli"),
+            program: directory.join("boringtun-cli"),
             arguments: &["-f", "--disable-drop-privileges"],
         },
         Contender {

@@ -6,7 +6,7 @@
 //! if a ratio is not reached. With `--quick` the rounds are few and short, and nothing is judged; without `--bench`,
 //! as `cargo test` calls it, only the engine alone is measured for a moment.
 //!
-//! The other implementations are looked for in the folder that `WIREGUARDS` names; `scripts/wireguards.sh` fills it.
+//! The other implementations are expected in the directory that `WIREGUARDS` names; `scripts/wireguards.sh` fills it.
 
 #![expect(clippy::print_stdout, reason = "it prints its findings")]
 #![expect(clippy::unwrap_used, reason = "in a measurement, as in a test, a failure is a panic")]
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let mut crowded = Vec::new();
     report::heading();
     for round in 1..=plan.rounds {
-        // Whoever goes first finds the machine in another state: each round begins with another contender.
+        // The first one finds the machine in another state: each round starts with another contender.
         for turn in 0..contenders.len() {
             let place = (turn + round) % contenders.len();
             let sample = measure::sample(&contenders[place], &plan);

@@ -65,7 +65,7 @@ pub(crate) fn crowd(contender: &Contender, plan: &Plan) -> (f64, f64) {
     (f64::midpoint(before, after), f64::midpoint(first, second))
 }
 
-/// Resident memory in MB with 1,000 peers that were never heard of.
+/// Resident memory in MB with 1,000 peers that have never sent anything.
 pub(crate) fn memory(contender: &Contender) -> f64 {
     let lab = Lab::new();
     let device = unique("tv");

@@ -11,7 +11,7 @@ use crate::measure::Sample;
 /// What is compared.
 type Field = fn(&Sample) -> f64;
 
-/// One promise and how it stands.
+/// One promise and whether it is kept.
 pub(crate) struct Row {
     name: &'static str,
     ours: f64,
@@ -155,8 +155,8 @@ pub(crate) fn finish(
             row.name, row.ours, row.theirs, row.peer, row.ratio, row.at_least
         );
     }
-    let folder = folder();
-    std::fs::create_dir_all(&folder).unwrap();
+    let directory = directory();
+    std::fs::create_dir_all(&directory).unwrap();
     let rounds = contenders.iter().zip(samples).map(|(contender, samples)| {
         let rounds: Vec<_> = samples
             .iter()
@@ -179,17 +179,17 @@ pub(crate) fn finish(
         "cores": cores(),
         "load": std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim(),
     });
-    let path = folder.join("tunnel.json");
+    let path = directory.join("tunnel.json");
     std::fs::write(&path, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
-    std::fs::write(folder.join("tunnel.svg"), plot(rows)).unwrap();
+    std::fs::write(directory.join("tunnel.svg"), plot(rows)).unwrap();
     println!("\nwritten to {} and tunnel.svg beside it", path.display());
     rows.iter().all(Row::reached)
 }
 
 /// `target/bench`, from where this program was built to.
-fn folder() -> PathBuf {
+fn directory() -> PathBuf {
     let program = std::env::current_exe().unwrap();
-    let target = program.ancestors().find(|folder| folder.join("CACHEDIR.TAG").exists());
+    let target = program.ancestors().find(|directory| directory.join("CACHEDIR.TAG").exists());
     target.map_or_else(|| PathBuf::from("target"), Into::into).join("bench")
 }
 

@@ -27,7 +27,7 @@ impl<T: Clone> AllowedIps<T> {
         Self { v4: Ranges::new(v4, |end| end.checked_add(1)), v6: Ranges::new(v6, |end| end.checked_add(1)) }
     }
 
-    /// Who owns the longest prefix that holds `address`.
+    /// The owner of the longest prefix that contains `address`.
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&T> {
         match address {
             IpAddr::V4(address) => self.v4.owner(address.to_bits()),
@@ -58,7 +58,7 @@ impl<K, T> Default for Ranges<K, T> {
 impl<K: Ord + Copy, T: Clone> Ranges<K, T> {
     /// Flattens `(first, last, owner)` intervals that nest or are disjoint.
     fn new(mut intervals: Vec<(K, K, T)>, next: impl Fn(K) -> Option<K>) -> Self {
-        // Stable, outermost first at equal starts, so that an inner interval overwrites where it begins.
+        // Stable, outermost first at equal starts, so that an inner interval overwrites from its start.
         intervals.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
         let mut ranges = Self::default();
         let mut open: Vec<(K, T)> = Vec::new();
@@ -71,7 +71,7 @@ impl<K: Ord + Copy, T: Clone> Ranges<K, T> {
         ranges
     }
 
-    /// Ends open intervals from the innermost out while `ended`; behind each, the next outer one goes on.
+    /// Ends open intervals from the innermost out while `ended`; after each, the next outer one continues.
     fn close(&mut self, open: &mut Vec<(K, T)>, next: impl Fn(K) -> Option<K>, ended: impl Fn(K) -> bool) {
         while let Some((end, _)) = open.last()
             && ended(*end)

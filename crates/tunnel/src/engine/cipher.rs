@@ -9,10 +9,9 @@ use std::mem::MaybeUninit;
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroize as _;
 
-/// Length of the authenticator behind a ciphertext (RFC 8439, section 2.8).
-pub(crate) const TAG: usize = 16;
+use crate::message::TAG;
 
-/// The ciphertext or its authenticator is not what the holder of the key made.
+/// The ciphertext or its authenticator was not produced with this key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Forged;
 

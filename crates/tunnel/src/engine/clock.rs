@@ -2,17 +2,31 @@
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use super::Moment;
+/// One reading of both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockReading {
+    /// For intervals: never goes back.
+    pub instant: Instant,
+    /// For people and for other hosts.
+    pub wall: SystemTime,
+}
+
+impl ClockReading {
+    /// Reads both clocks. For the shell around the engine.
+    pub fn now() -> Self {
+        Self { instant: Instant::now(), wall: SystemTime::now() }
+    }
+}
 
 /// Nanoseconds since the engine was first told the time; never zero.
 pub(crate) type Nanos = u64;
 
-/// A moment, also as a number.
+/// A clock reading, also as one number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Now {
-    pub(crate) moment: Moment,
+    pub(crate) reading: ClockReading,
     pub(crate) nanos: Nanos,
 }
 
@@ -23,18 +37,18 @@ impl Now {
     }
 }
 
-/// Where an engine's numbers begin.
+/// The zero of an engine's numbers.
 #[derive(Debug, Default)]
 pub(crate) struct Origin(OnceLock<Instant>);
 
 impl Origin {
-    pub(crate) fn now(&self, moment: Moment) -> Now {
-        let since = moment.instant.saturating_duration_since(*self.0.get_or_init(|| moment.instant));
-        Now { moment, nanos: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).saturating_add(1) }
+    pub(crate) fn now(&self, reading: ClockReading) -> Now {
+        let since = reading.instant.saturating_duration_since(*self.0.get_or_init(|| reading.instant));
+        Now { reading, nanos: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).saturating_add(1) }
     }
 }
 
-/// When something last happened, or never.
+/// When something last happened, if ever.
 #[derive(Debug, Default)]
 pub(crate) struct Stamp(AtomicU64);
 

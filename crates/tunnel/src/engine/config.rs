@@ -1,4 +1,4 @@
-//! Configuring an engine: check all changes, apply them, then let the data path see the result as a whole.
+//! The configuration of an engine: operations are checked as a whole, then applied, then published to the data path.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,13 +7,14 @@ use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use super::allowed_ips::AllowedIps;
+use super::clock::ClockReading;
 use super::identity::Identity;
 use super::peer::Peer;
-use super::{Engine, Moment, Snapshot};
+use super::snapshot::Snapshot;
 use crate::error::ChangeError;
 use wireguard::{Peer as PeerConfig, PeerOp, PeerState};
 
-/// The configuration that snapshots are made from.
+/// The configuration that snapshots are derived from.
 #[derive(Default)]
 pub(crate) struct Config {
     identity: Option<Arc<Identity>>,
@@ -22,86 +23,76 @@ pub(crate) struct Config {
     allowed_ips: BTreeMap<IpNetwork, PublicKey>,
 }
 
-impl Engine {
-    /// Sets or clears the private key. Another key ends every session; the same key changes nothing. A peer with
-    /// our own public key is removed, as the kernel does.
-    pub fn set_private_key(&self, private: Option<PrivateKey>) {
-        let mut config = self.config.lock();
-        let current = config.identity.as_ref().map(|identity| identity.private.expose());
+impl Config {
+    /// Sets or clears the private key and returns whether it changed. A peer with our own public key is removed, as the
+    /// kernel does.
+    pub(super) fn set_private_key(
+        &mut self,
+        private: Option<PrivateKey>,
+        handshakes_per_second: u64,
+    ) -> bool {
+        let current = self.private_key().map(PrivateKey::expose);
         if current == private.as_ref().map(PrivateKey::expose) {
-            return;
+            return false;
         }
-        config.identity = private.map(|key| Arc::new(Identity::new(key, self.handshakes_per_second)));
-        if let Some(own) = config.identity.as_ref().map(|identity| identity.public) {
-            config.remove(&own);
+        self.identity = private.map(|key| Arc::new(Identity::new(key, handshakes_per_second)));
+        if let Some(own) = self.own_key() {
+            self.remove(&own);
         }
-        let identity = config.identity.clone();
-        // Seen first, so that no datagram for the new key is judged by the old one once the sessions are new.
-        self.publish(&config);
-        config.peers.values().for_each(|peer| peer.restart(identity.as_ref()));
+        true
     }
 
-    /// Applies `changes` in their order, all or none: the data path sees them at once. An error names the first
-    /// change that is refused, and then nothing has changed.
-    pub fn apply(&self, changes: Vec<PeerOp>) -> Result<(), ChangeError> {
-        self.configure(|_| changes)
-    }
-
-    /// Applies the changes that `plan` derives from the configuration as it is, which nobody changes meanwhile.
-    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerOp>) -> Result<(), ChangeError> {
-        let mut config = self.config.lock();
-        let changes = plan(&config);
-        let mut indices = config.check(&changes)?.into_iter();
+    /// Applies `ops` in their order, all or none. Returns the peers that were removed.
+    pub(super) fn apply(&mut self, ops: Vec<PeerOp>) -> Result<Vec<Arc<Peer>>, ChangeError> {
+        let mut indices = self.check(&ops)?.into_iter();
         let mut removed = Vec::new();
-        for change in changes {
-            match change {
-                PeerOp::Remove { peer } => removed.extend(config.remove(&peer)),
+        for op in ops {
+            match op {
+                PeerOp::Remove { peer } => removed.extend(self.remove(&peer)),
                 PeerOp::Add { peer, change, preshared_key }
                 | PeerOp::Update { peer, change, preshared_key } => {
-                    let identity = config.identity.clone();
-                    let entry = config.peers.entry(peer).or_insert_with(|| {
-                        // `check` has chosen one index for each peer that is made here.
+                    let identity = self.identity.clone();
+                    let entry = self.peers.entry(peer).or_insert_with(|| {
+                        // `check` has chosen one index for each peer that is added here.
                         Arc::new(Peer::new(peer, indices.next().unwrap_or_default(), identity.as_ref()))
                     });
                     entry.apply(&change, preshared_key);
-                    config.assign(&peer, &change.disallow, &change.allow);
+                    self.assign(&peer, &change.disallow, &change.allow);
                 }
             }
         }
-        self.publish(&config);
-        // A thread that still holds the last snapshot finds no session anymore.
-        for peer in &removed {
-            peer.restart(None);
-        }
-        Ok(())
+        Ok(removed)
     }
 
-    /// Runs `reader` on the private key, for the configuration socket that has to show it.
-    pub(crate) fn with_private_key<R>(&self, reader: impl FnOnce(Option<&PrivateKey>) -> R) -> R {
-        reader(self.config.lock().identity.as_ref().map(|identity| &identity.private))
-    }
-
-    /// A copy of the preshared key with `peer`, for the configuration socket that has to show it.
-    pub(crate) fn preshared_key(&self, peer: &PublicKey) -> Option<PresharedKey> {
-        let config = self.config.lock();
-        config.peers.get(peer)?.lock().preshared_key.as_ref().map(PresharedKey::duplicate)
-    }
-
-    fn publish(&self, config: &Config) {
-        let owners = config.allowed_ips.iter().filter_map(|(prefix, owner)| {
-            let peer = config.peers.get(owner)?;
+    /// The configuration as the data path needs it.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let owners = self.allowed_ips.iter().filter_map(|(prefix, owner)| {
+            let peer = self.peers.get(owner)?;
             Some((*prefix, Arc::clone(peer)))
         });
-        self.snapshot.store(Arc::new(Snapshot {
-            identity: config.identity.clone(),
-            by_key: config.peers.iter().map(|(key, peer)| (*key, Arc::clone(peer))).collect(),
-            by_index: config.peers.values().map(|peer| (peer.index, Arc::clone(peer))).collect(),
+        Snapshot {
+            identity: self.identity.clone(),
+            by_key: self.peers.iter().map(|(key, peer)| (*key, Arc::clone(peer))).collect(),
+            by_index: self.peers.values().map(|peer| (peer.link.index, Arc::clone(peer))).collect(),
             routes: AllowedIps::new(owners),
-        }));
+        }
     }
-}
 
-impl Config {
+    /// Drops the sessions of all peers, and starts over with the private key as it is.
+    pub(super) fn restart(&self) {
+        self.peers.values().for_each(|peer| peer.restart(self.identity.as_ref()));
+    }
+
+    /// Our private key.
+    pub(super) fn private_key(&self) -> Option<&PrivateKey> {
+        self.identity.as_ref().map(|identity| &identity.private)
+    }
+
+    /// A copy of the preshared key with `peer`.
+    pub(super) fn preshared_key(&self, peer: &PublicKey) -> Option<PresharedKey> {
+        self.peers.get(peer)?.lock().preshared_key.as_ref().map(PresharedKey::duplicate)
+    }
+
     /// The public keys of all peers.
     pub(crate) fn keys(&self) -> impl Iterator<Item = PublicKey> {
         self.peers.keys().copied()
@@ -117,14 +108,14 @@ impl Config {
         self.allowed_ips.iter().filter(move |(_, owner)| *owner == peer).map(|(prefix, _)| *prefix)
     }
 
-    /// Refuses what can't be applied, and chooses a session index for every peer that `changes` makes.
-    fn check(&self, changes: &[PeerOp]) -> Result<Vec<u32>, ChangeError> {
+    /// Refuses what can't be applied, and chooses a session index for every peer that `ops` add.
+    fn check(&self, ops: &[PeerOp]) -> Result<Vec<u32>, ChangeError> {
         let own = self.own_key();
         let mut present: BTreeSet<PublicKey> = self.peers.keys().copied().collect();
-        let mut taken: BTreeSet<u32> = self.peers.values().map(|peer| peer.index).collect();
+        let mut taken: BTreeSet<u32> = self.peers.values().map(|peer| peer.link.index).collect();
         let mut indices = Vec::new();
-        for change in changes {
-            match change {
+        for op in ops {
+            match op {
                 PeerOp::Remove { peer } => {
                     present.remove(peer);
                 }
@@ -153,7 +144,7 @@ impl Config {
         self.peers.remove(peer)
     }
 
-    /// Takes `disallow` from `peer` where it has them, then gives it `allow`, whoever had them.
+    /// Removes `disallow` from `peer` where it has them, then assigns `allow` to it, whichever peer had them.
     fn assign(&mut self, peer: &PublicKey, disallow: &BTreeSet<IpNetwork>, allow: &BTreeSet<IpNetwork>) {
         for prefix in disallow.iter().map(canonical) {
             if self.allowed_ips.get(&prefix) == Some(peer) {
@@ -163,12 +154,12 @@ impl Config {
         self.allowed_ips.extend(allow.iter().map(|prefix| (canonical(prefix), *peer)));
     }
 
-    pub(super) fn state(&self, now: Moment) -> BTreeMap<PublicKey, PeerState> {
+    pub(super) fn state(&self, now: ClockReading) -> BTreeMap<PublicKey, PeerState> {
         let mut all: BTreeMap<PublicKey, PeerState> = self
             .peers
             .iter()
             .map(|(key, peer)| {
-                let (location, (received, sent)) = (peer.location(), peer.bytes());
+                let (location, (received, sent)) = (peer.link.location(), peer.link.bytes());
                 let handshake = peer.lock();
                 let config = PeerConfig {
                     endpoint: location.endpoint,
@@ -203,7 +194,7 @@ fn canonical(prefix: &IpNetwork) -> IpNetwork {
     IpNetwork::new(prefix.network(), prefix.prefix()).unwrap_or(*prefix)
 }
 
-/// A random index of 24 bits that isn't taken yet: the lowest 8 bits tell the sessions of a peer apart.
+/// A random index of 24 bits that isn't taken yet: the lowest 8 bits distinguish a peer's sessions.
 fn unused_index(taken: &mut BTreeSet<u32>) -> Result<u32, getrandom::Error> {
     loop {
         let index = getrandom::u32()? >> 8;

@@ -1,16 +1,10 @@
-//! The interface's own key and what hangs on it: a new key is a new guard with new cookies.
-
-use std::time::SystemTime;
+//! The interface's static key and the state that belongs to it: another key has its own handshake limiter and cookies.
 
 use boringtun::x25519;
 use keyring::{PrivateKey, PublicKey};
-use parking_lot::Mutex;
 
-use super::admission::Admission;
-use super::noise::Timestamp;
-
-/// Seconds between the zeros of TAI64 and of Unix time, with the 10 leap seconds of 1970 that WireGuard counts.
-const TAI64_UNIX: u64 = (1 << 62) + 10;
+use super::handshake_limiter::HandshakeLimiter;
+use super::timestamp::Timestamps;
 
 /// Our own static key, in the form that the handshake computes with.
 pub(crate) struct Identity {
@@ -19,10 +13,8 @@ pub(crate) struct Identity {
     /// On the heap, so that moving the identity leaves no copy behind.
     pub(crate) secret: Box<x25519::StaticSecret>,
     pub(crate) secret_public: x25519::PublicKey,
-    pub(crate) admission: Admission,
-    /// The greatest timestamp that was sent under this key. Of all peers, so that one that is removed and added
-    /// again does not take the next for a replay.
-    stamped: Mutex<Timestamp>,
+    pub(crate) limiter: HandshakeLimiter,
+    pub(crate) timestamps: Timestamps,
 }
 
 impl Identity {
@@ -33,28 +25,9 @@ impl Identity {
             public: private.public(),
             private,
             secret,
-            admission: Admission::new(&secret_public, handshakes_per_second),
-            stamped: Mutex::new([0; 12]),
+            limiter: HandshakeLimiter::new(&secret_public, handshakes_per_second),
+            timestamps: Timestamps::default(),
             secret_public,
         }
-    }
-
-    /// The time as a timestamp, greater than the last. Cut to about 17 ms, as the kernel does: who handshakes when
-    /// tells nothing finer about this machine's clock.
-    pub(crate) fn stamp(&self, wall: SystemTime) -> Timestamp {
-        let since = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let mut stamp = [0; 12];
-        stamp[..8].copy_from_slice(&(since.as_secs() + TAI64_UNIX).to_be_bytes());
-        stamp[8..].copy_from_slice(&(since.subsec_nanos() & !0x00ff_ffff).to_be_bytes());
-        let mut last = self.stamped.lock();
-        if stamp <= *last {
-            // Another within the same 17 ms, or a clock that was set back: one more than the last.
-            let mut wide = [0; 16];
-            wide[4..].copy_from_slice(&*last);
-            let next = u128::from_be_bytes(wide).saturating_add(1).to_be_bytes();
-            stamp.copy_from_slice(&next[4..]);
-        }
-        *last = stamp;
-        stamp
     }
 }

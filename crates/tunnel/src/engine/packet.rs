@@ -1,4 +1,4 @@
-//! The few fields of inner IP headers that a tunnel looks at (RFC 791 section 3.1, RFC 8200 section 3).
+//! The few fields of inner IP headers that a tunnel reads (RFC 791 section 3.1, RFC 8200 section 3).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

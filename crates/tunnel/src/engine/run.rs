@@ -3,13 +3,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::Snapshot;
 use super::clock::Now;
+use super::link::SendPath;
 use super::packet::Header;
-use super::peer::{Peer, Way};
-use super::session::{DATA_HEADER, DATA_OVERHEAD, MessageLimits, Session};
+use super::peer::Peer;
+use super::session::{MessageLimits, Session};
+use super::snapshot::Snapshot;
 use crate::batch::{Datagrams, Packets, Span};
 use crate::counters::DropReason;
+use crate::message::{DATA_HEADER, DATA_OVERHEAD};
 
 /// What does not change within one batch.
 pub(super) struct Batch<'s> {
@@ -22,7 +24,7 @@ pub(super) struct Batch<'s> {
 pub(super) struct Outbound<'s> {
     destination: IpAddr,
     peer: &'s Peer,
-    way: Option<Way>,
+    path: Option<SendPath>,
     bytes: u64,
     /// The last counter that was used.
     counter: u64,
@@ -32,15 +34,15 @@ impl<'s> Outbound<'s> {
     /// Looks up where `destination` is.
     pub(super) fn begin(batch: &Batch<'s>, destination: IpAddr) -> Result<Self, DropReason> {
         let peer: &Peer = batch.snapshot.routes.owner(destination).ok_or(DropReason::NoPeer)?;
-        let way = peer.way(batch.now)?;
-        Ok(Self { destination, peer, way, bytes: 0, counter: 0 })
+        let path = peer.link.send_path(batch.now)?;
+        Ok(Self { destination, peer, path, bytes: 0, counter: 0 })
     }
 
     pub(super) fn leads_to(&self, destination: IpAddr) -> bool {
         self.destination == destination
     }
 
-    /// Seals packet `index` where it lies, or lets it wait for a session.
+    /// Seals packet `index` where it lies, or queues it until there is a session.
     pub(super) fn seal(
         &mut self,
         batch: &Batch<'_>,
@@ -49,11 +51,11 @@ impl<'s> Outbound<'s> {
         handshakes: &mut Datagrams,
     ) -> Result<(), DropReason> {
         let (span, datagram) = packets.datagram_mut(index, mtu);
-        let Some(way) = &self.way else {
+        let Some(path) = &self.path else {
             let packet = &datagram[DATA_HEADER..datagram.len() + DATA_HEADER - DATA_OVERHEAD];
-            return self.peer.wait(batch.now, packet, batch.limits, handshakes);
+            return self.peer.queue(batch.now, packet, batch.limits, handshakes);
         };
-        match way.session.seal(datagram, batch.limits) {
+        match path.session.seal(datagram, batch.limits) {
             Ok(counter) => self.counter = counter,
             Err(reason) => {
                 self.peer.initiate(batch.now, handshakes);
@@ -61,13 +63,13 @@ impl<'s> Outbound<'s> {
             }
         }
         self.bytes += span.len as u64;
-        places.push((span, way.endpoint));
+        places.push((span, path.endpoint));
         Ok(())
     }
 
     pub(super) fn end(self, batch: &Batch<'_>, handshakes: &mut Datagrams) {
-        if let Some(way) = self.way.filter(|_| self.bytes > 0) {
-            let last = (&*way.session, self.counter);
+        if let Some(path) = self.path.filter(|_| self.bytes > 0) {
+            let last = (&*path.session, self.counter);
             self.peer.sent_data(batch.now, self.bytes, last, batch.limits, handshakes);
         }
     }
@@ -87,10 +89,10 @@ pub(super) struct Inbound<'s> {
 }
 
 impl<'s> Inbound<'s> {
-    /// Looks up the session that `local` was handed out for.
+    /// Looks up the session with our index `local`.
     pub(super) fn begin(batch: &Batch<'s>, from: SocketAddr, local: u32) -> Result<Self, DropReason> {
         let peer = batch.snapshot.session_owner(local)?;
-        let session = peer.session(batch.now, local).ok_or(DropReason::NoSession)?;
+        let session = peer.link.session(batch.now, local).ok_or(DropReason::NoSession)?;
         Ok(Self { peer, session, from, owned: None, bytes: 0, datagrams: 0, packets: 0 })
     }
 
@@ -128,9 +130,9 @@ impl<'s> Inbound<'s> {
             return;
         }
         let (now, peer) = (batch.now, self.peer);
-        peer.received(now, self.from, self.bytes, self.datagrams);
+        peer.link.received(now, self.from, self.bytes, self.datagrams);
         if self.packets > 0 {
-            peer.timers.owed.begin(now);
+            peer.link.timers.keepalive_due_since.begin(now);
             self.session.used.begin(now);
         }
         peer.confirm(now, &self.session, batch.limits, replies);

@@ -6,17 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use zeroize::Zeroizing;
 
-use super::cipher::{Key, TAG};
+use super::cipher::Key;
 use super::clock::{Nanos, Stamp};
 use super::window::Window;
 use crate::counters::DropReason;
-
-/// First byte of transport data.
-pub(crate) const DATA: u8 = 4;
-/// Bytes in front of the ciphertext: type, receiver, counter.
-pub(crate) const DATA_HEADER: usize = 16;
-/// What transport data adds to a packet.
-pub(crate) const DATA_OVERHEAD: usize = DATA_HEADER + TAG;
+use crate::message::{DATA, DATA_HEADER, TAG};
 
 /// After so many messages a session is renewed, and at so many it ends (WireGuard paper, section 6.1).
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +44,9 @@ pub(crate) struct Session {
     counter: AtomicU64,
     window: Mutex<Window>,
     pub(crate) created: Nanos,
-    /// Whether we began the handshake, and therefore renew it.
+    /// Whether we initiated the handshake, and therefore renew it.
     pub(crate) initiator: bool,
-    /// When a packet first came over it.
+    /// When a packet was first received over it.
     pub(crate) used: Stamp,
 }
 
@@ -75,7 +69,7 @@ impl Session {
     pub(crate) fn seal(&self, datagram: &mut [u8], limits: MessageLimits) -> Result<u64, DropReason> {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
         if counter >= limits.reject_after {
-            // Stays there: adding on would begin again at zero one day.
+            // Stays there: it would wrap to zero one day.
             self.counter.store(limits.reject_after, Ordering::Relaxed);
             return Err(DropReason::MessageLimit);
         }
@@ -117,9 +111,9 @@ impl Session {
 pub(crate) struct Sessions {
     /// What we send with.
     pub(crate) current: Option<Arc<Session>>,
-    /// For what was on its way when `current` came.
+    /// For what was in flight when `current` was established.
     pub(crate) previous: Option<Arc<Session>>,
-    /// We answered the handshake, and the peer has not used the session yet.
+    /// We responded to the handshake, and the peer has not used the session yet.
     pub(crate) next: Option<Arc<Session>>,
 }
 
@@ -128,14 +122,14 @@ impl Sessions {
         [&self.current, &self.next, &self.previous].into_iter().flatten()
     }
 
-    /// After a handshake that we began: the peer is the first to know it, and has it already.
-    pub(crate) fn began(&self, session: Arc<Session>) -> Self {
+    /// After a handshake that we initiated: the peer has the session already.
+    pub(crate) fn initiated(&self, session: Arc<Session>) -> Self {
         let previous = self.next.clone().or_else(|| self.current.clone());
         Self { current: Some(session), previous, next: None }
     }
 
-    /// After a handshake that we answered.
-    pub(crate) fn answered(&self, session: Arc<Session>) -> Self {
+    /// After a handshake that we responded to.
+    pub(crate) fn responded(&self, session: Arc<Session>) -> Self {
         Self { next: Some(session), ..self.clone() }
     }
 

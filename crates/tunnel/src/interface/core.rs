@@ -10,13 +10,13 @@ use keyring::{PrivateKey, PublicKey};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
+use super::config::{Health, InterfaceConfig};
 use super::tun::Tun;
 use super::udp::Sockets;
-use super::{Failure, Health, InterfaceConfig};
 use crate::batch::Datagrams;
 use crate::counters::DropReason;
-use crate::engine::{Config, Engine, EngineOptions, Moment};
-use crate::error::TunnelError;
+use crate::engine::{ClockReading, Config, Engine, EngineOptions};
+use crate::error::{Failure, TunnelError};
 use wireguard::{DeviceState, PeerOp};
 
 /// Work for the control thread, which never leaves the namespace of the interface.
@@ -135,13 +135,13 @@ impl Core {
             key: self.engine.public_key(),
             port: self.sockets.load().port(),
             fwmark: self.fwmark.load(Ordering::Relaxed),
-            peers: self.engine.peers(Moment::now()),
+            peers: self.engine.peers(ClockReading::now()),
         }
     }
 
     pub(super) fn initiate_handshake(&self, peer: &PublicKey) -> bool {
         let mut out = Datagrams::new();
-        let known = self.engine.initiate_handshake(Moment::now(), peer, &mut out);
+        let known = self.engine.initiate_handshake(ClockReading::now(), peer, &mut out);
         self.transmit(&out);
         known
     }
@@ -194,7 +194,7 @@ impl Core {
     ) -> Result<(), TunnelError> {
         let (answer, result) = sync_channel(1);
         let job: Job = Box::new(move |core| {
-            // Nobody waits anymore if the interface has stopped in between.
+            // The receiver is gone if the interface has stopped in between.
             let _ = answer.send(job(core));
         });
         let stopped = || TunnelError::Stopped {

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 
 use super::threads::run;
-use super::{Failure, Health, Interface, InterfaceConfig};
-use crate::error::TunnelError;
+use super::{Health, Interface, InterfaceConfig};
+use crate::error::{Failure, TunnelError};
 
 /// Runs `body` on a thread in a namespace of its own, which has no name and goes with the last thread in it.
 fn in_namespace(body: impl FnOnce() + Send) {

@@ -1,6 +1,6 @@
 //! The three threads of an interface: TUN to UDP, UDP to TUN, and timers with configuration.
 //!
-//! Each blocks in poll(2) when it has nothing to do. If one fails, all stop and the interface says so: better no
+//! Each blocks in poll(2) when it has nothing to do. If one fails, all stop and the health of the interface is failed: better no
 //! interface than one that passes packets in one direction only.
 
 use std::os::fd::{AsFd as _, BorrowedFd};
@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use super::Failure;
 use super::core::{Core, Job};
 use super::mmsg::Inbox;
 use super::tun::ReadBuffer;
 use crate::batch::{Datagrams, Packets, View};
 use crate::counters::DropReason;
-use crate::engine::Moment;
-use crate::error::TunnelError;
+use crate::engine::ClockReading;
+use crate::error::{Failure, TunnelError};
 use crate::offload::Coalescer;
 
 /// Packets that are read from the TUN before they are encrypted and sent together.
@@ -98,7 +97,7 @@ fn outbound(core: &Core) -> Result<(), Failure> {
             wait(&[core.tun.as_fd(), core.stop.as_fd()], None).map_err(Failure::Tun)?;
             continue;
         }
-        core.engine.seal(Moment::now(), &mut packets, &mut out);
+        core.engine.seal(ClockReading::now(), &mut packets, &mut out);
         core.transmit(&out);
     }
     Ok(())
@@ -124,7 +123,7 @@ fn inbound(core: &Core) -> Result<(), Failure> {
                 opened.clear();
                 replies.clear();
                 let some = places.by_ref().take(UDP_BATCH);
-                core.engine.open_in_place(Moment::now(), bytes, some, &mut opened, &mut replies);
+                core.engine.open_in_place(ClockReading::now(), bytes, some, &mut opened, &mut replies);
                 core.transmit(&replies);
                 let mut packets = View { bytes, spans: &opened };
                 match core.tun.write(&mut packets, &mut coalescer) {
@@ -155,7 +154,7 @@ fn control(core: &Core) -> Result<(), Failure> {
                 job(core);
             }
         }
-        let now = Moment::now();
+        let now = ClockReading::now();
         out.clear();
         core.engine.tick(now, &mut out);
         core.transmit(&out);

@@ -1,4 +1,4 @@
-//! The TUN device: made or attached to by name (kernel `Documentation/networking/tuntap.rst`).
+//! The TUN device: created or attached to by name (kernel `Documentation/networking/tuntap.rst`).
 #![expect(unsafe_code, reason = "the device is configured by ioctl alone, which no crate in use wraps")]
 
 use std::io::IoSlice;
@@ -58,7 +58,7 @@ impl InterfaceRequest {
     }
 }
 
-/// Whether the kernel takes `name` for a link, and nothing in it is special to it or to us.
+/// Whether the kernel accepts `name` for a link, and nothing in it is special to it or to us.
 pub(super) fn check_name(name: &str) -> Result<(), TunnelError> {
     let bad = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b'%' | b':');
     if name.is_empty() || name.len() > LONGEST_NAME || name == "." || name == ".." || name.bytes().any(bad) {
@@ -68,7 +68,7 @@ pub(super) fn check_name(name: &str) -> Result<(), TunnelError> {
 }
 
 impl Tun {
-    /// Attaches to the device `name`, in the namespace of the calling thread, and makes it if it isn't there.
+    /// Attaches to the device `name`, in the namespace of the calling thread, and creates it if it does not exist.
     pub(super) fn open(name: &str) -> Result<Self, TunnelError> {
         check_name(name)?;
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -92,7 +92,7 @@ impl Tun {
         &self.name
     }
 
-    /// Whether the device stays when nobody is attached: it then drops what is routed into it.
+    /// Whether the device stays when no process is attached: it then drops what is routed into it.
     pub(super) fn set_persistent(&self, persistent: bool) -> Result<(), TunnelError> {
         // SAFETY: TUNSETPERSIST takes its argument by value.
         let result = unsafe {
@@ -202,7 +202,7 @@ impl ReadBuffer {
     }
 }
 
-/// Attaches `device` to the link `name`, which is made if it isn't there.
+/// Attaches `device` to the link `name`, which is created if it does not exist.
 fn attach(device: &OwnedFd, name: &str, kind: libc::c_int) -> Result<(), Errno> {
     let mut request = InterfaceRequest::new(name);
     let kind = u16::try_from(kind).map_err(|_| Errno::EINVAL)?;

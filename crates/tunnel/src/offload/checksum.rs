@@ -13,7 +13,7 @@ pub(super) fn sum(bytes: &[u8]) -> u64 {
     total
 }
 
-/// The sum over one 16-bit number as it stands in a packet.
+/// The sum over one 16-bit number as it is in a packet.
 pub(super) fn word(value: u16) -> u64 {
     u64::from(value.to_be())
 }

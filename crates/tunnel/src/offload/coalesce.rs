@@ -29,7 +29,7 @@ struct Group {
     count: usize,
     /// Payload of each packet but the last.
     segment: usize,
-    /// Length of the packet that the group makes.
+    /// Length of the coalesced packet.
     len: usize,
     /// Whether another packet may join.
     open: bool,
@@ -136,7 +136,7 @@ impl Group {
             return false;
         }
         self.verified = self.verified || checksum_holds(layout, first);
-        // A wrong checksum must reach the kernel as it is: in a group it would be made right.
+        // A wrong checksum must reach the kernel as it is: in a group it would be corrected.
         if !self.verified || !checksum_holds(layout, packet) {
             self.open = self.verified;
             return false;
@@ -211,7 +211,7 @@ fn same_flow(layout: Layout, packet: &[u8], other_layout: Layout, other: &[u8]) 
         && packet[addresses.clone()] == other[addresses]
 }
 
-/// Whether the IP headers differ only in what splitting makes anew: lengths, checksums and, in line, the
+/// Whether the IP headers differ only in what splitting recomputes: lengths, checksums and, in line, the
 /// identification.
 fn same_ip_header(v6: bool, last: &[u8], packet: &[u8]) -> bool {
     if v6 {

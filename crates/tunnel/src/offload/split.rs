@@ -14,7 +14,7 @@ const CWR: u8 = 0x80;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Malformed;
 
-/// Appends to `out` the packets that `packet` stands for, with lengths and checksums of their own.
+/// Appends to `out` the packets that `packet` represents, with lengths and checksums of their own.
 pub(crate) fn split(header: VnetHeader, packet: &[u8], out: &mut Packets) -> Result<(), Malformed> {
     let start = usize::from(header.checksum_start);
     match header.segmentation {
@@ -68,7 +68,7 @@ fn layout(header: VnetHeader, packet: &[u8]) -> Result<Layout, Malformed> {
 }
 
 /// The checksum as the packet states it at `offset` of its transport header: for UDP, zero means that there is none
-/// (RFC 768), and the other zero of one's complement stands for it.
+/// (RFC 768), and the other zero of one's complement is sent instead.
 const fn said(sum: u16, offset: usize) -> u16 {
     if sum == 0 && offset == UDP_CHECKSUM { 0xffff } else { sum }
 }

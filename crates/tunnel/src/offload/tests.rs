@@ -1,4 +1,4 @@
-//! Splitting and putting together, against a plain way of making the same packets.
+//! Splitting and putting together, against a simple implementation that builds the same packets.
 
 use proptest::prelude::*;
 

@@ -52,8 +52,8 @@ fn set(core: &Core, settings: DeviceSettings) -> Result<(), TunnelError> {
     core.configure(|config| changes(config, replace, blocks))
 }
 
-/// The changes that make `blocks` true for `config`. Silently left out, as the protocol has it: a peer with our
-/// own key, and an update of a peer that isn't there.
+/// The operations that apply `blocks` to `config`. Silently left out, as the protocol requires: a peer with our own key,
+/// and an update of a peer that does not exist.
 fn changes(config: &Config, replace: bool, blocks: Vec<PeerBlock>) -> Vec<PeerOp> {
     let mut changes: Vec<PeerOp> = Vec::new();
     if replace {
@@ -73,7 +73,7 @@ fn changes(config: &Config, replace: bool, blocks: Vec<PeerBlock>) -> Vec<PeerOp
     changes
 }
 
-/// Whether `peer` is there once `changes` are made.
+/// Whether `peer` exists once `changes` are applied.
 fn present(config: &Config, changes: &[PeerOp], peer: &PublicKey) -> bool {
     match changes.iter().rfind(|change| change.peer() == peer) {
         Some(change) => !matches!(change, PeerOp::Remove { .. }),

@@ -14,7 +14,7 @@ use wireguard::PresharedKeyChange;
 
 const INVALID: Refusal = Refusal(Errno::EINVAL);
 
-/// What a client asks for.
+/// A request of a client.
 #[derive(Debug)]
 pub(crate) enum Request {
     Get,
@@ -38,7 +38,7 @@ pub(crate) enum PrivateKeyChange {
     Clear,
 }
 
-/// What a `set=1` request says about one peer.
+/// The part of a `set=1` request about one peer.
 #[derive(Debug)]
 pub(crate) struct PeerBlock {
     pub(crate) key: PublicKey,

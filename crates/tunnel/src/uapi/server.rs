@@ -1,4 +1,4 @@
-//! The configuration socket: made for root only, served by one thread, taken away at the end.
+//! The UAPI socket: accessible to root only, served by one thread, removed at the end.
 
 use std::fs;
 use std::io::{self, Read as _, Write as _};
@@ -19,8 +19,8 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use super::apply::answer;
 use super::{LONGEST_LINE, LONGEST_REQUEST};
-use crate::error::TunnelError;
-use crate::interface::{Core, Failure};
+use crate::error::{Failure, TunnelError};
+use crate::interface::Core;
 
 /// How long a client may take for each read or write: others wait meanwhile.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Server {
     path: PathBuf,
-    /// Device and inode: whoever replaced the file keeps theirs.
+    /// Device and inode: a file that replaced ours is left alone.
     identity: (u64, u64),
     thread: Option<JoinHandle<()>>,
 }
@@ -43,10 +43,10 @@ impl Server {
             let path = path.to_owned();
             move |source| TunnelError::Uapi { operation, path, source }
         };
-        fs::create_dir_all(dir).map_err(failed("make folder", dir))?;
+        fs::create_dir_all(dir).map_err(failed("create directory", dir))?;
         clear_stale(&path)?;
         let listener = bind_for_owner(&path).map_err(|errno| failed("bind", &path)(errno.into()))?;
-        let file = fs::symlink_metadata(&path).map_err(failed("look at", &path))?;
+        let file = fs::symlink_metadata(&path).map_err(failed("stat", &path))?;
         let mut server = Self { identity: (file.dev(), file.ino()), path, thread: None };
         let core = Arc::clone(core);
         let thread = std::thread::Builder::new().name(format!("uapi-{name}"));
@@ -72,8 +72,8 @@ impl Server {
         &self.path
     }
 
-    /// Whether the file is still the socket that was made here.
-    pub(crate) fn stands(&self) -> bool {
+    /// Whether the file is still the socket that was created here.
+    pub(crate) fn is_ours(&self) -> bool {
         fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.identity)
     }
 }
@@ -81,7 +81,7 @@ impl Server {
 impl Drop for Server {
     /// The interface has been told to stop before, or this would wait for ever.
     fn drop(&mut self) {
-        if self.stands() {
+        if self.is_ours() {
             // Nothing to do about it if that fails: the next start replaces a stale socket.
             let _ = fs::remove_file(&self.path);
         }
@@ -96,7 +96,7 @@ fn clear_stale(path: &Path) -> Result<(), TunnelError> {
     let failed = |operation| move |source| TunnelError::Uapi { operation, path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("look at")(error)),
+        Err(error) => return Err(failed("stat")(error)),
         Ok(file) if !file.file_type().is_socket() => {
             return Err(failed("replace a file that is no socket:")(io::ErrorKind::AlreadyExists.into()));
         }
@@ -108,11 +108,11 @@ fn clear_stale(path: &Path) -> Result<(), TunnelError> {
             fs::remove_file(path).map_err(failed("remove the stale"))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(failed("ask who serves")(error)),
+        Err(error) => Err(failed("connect to")(error)),
     }
 }
 
-/// Binds with mode 0600 from the first moment on: Linux takes the mode of the file from the socket.
+/// Binds with mode 0600 from the start: Linux takes the mode of the file from the socket.
 fn bind_for_owner(path: &Path) -> Result<UnixListener, Errno> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;

@@ -166,7 +166,7 @@ fn a_killed_process_leaves_a_persistent_device_that_lets_nothing_out() {
     assert!(lab.a.ip(&format!("address show dev {device}")).contains(&lab.a.inner(Family::V4)));
     assert!(lab.a.ip("route show 10.44.0.0/16").contains(&device));
     let inner = lab.b.inner(Family::V4);
-    assert!(!lab.a.reaches(&inner, 56), "dropped, not sent in clear");
+    assert!(!lab.a.reaches(&inner, 56), "dropped, not sent in the clear");
     assert!(socket(&device).exists(), "it was killed");
     {
         let _again = start_bare(&lab.a, "--persistent", &device);
@@ -203,10 +203,10 @@ fn the_socket_is_for_root_and_for_one_process() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists(), "what a dead process leaves");
     let interface = lab.a.create(&config);
-    assert!(interface.uapi_socket_stands());
+    assert!(interface.uapi_socket_is_ours());
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "not ours").unwrap();
-    assert!(!interface.uapi_socket_stands());
+    assert!(!interface.uapi_socket_is_ours());
     drop(interface);
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "not ours");
     let refused = lab.a.enter(|| Interface::create(&config));

@@ -86,7 +86,7 @@ fn between_two_of_ours() {
     }
     for interface in [&a, &b] {
         let counters = interface.counters();
-        // The kernel asks for routers and multicast groups, and nobody owns those addresses.
+        // The kernel solicits routers and multicast groups, and no peer owns those addresses.
         let others = counters.iter().filter(|(reason, _)| *reason != DropReason::NoPeer);
         assert_eq!(others.map(|(_, dropped)| dropped).sum::<u64>(), 0, "{counters:?}");
     }

@@ -121,7 +121,7 @@ fn a_million_bad_datagrams_neither_stop_nor_swell_it() {
         });
         for sent in (0..TOTAL).step_by(BURST) {
             for _ in 0..BURST {
-                // A full buffer on the way is a datagram less.
+                // A full buffer on the path drops a datagram.
                 let _ = attacker.send_to(&bad(&genuine, &mut numbers), &target);
             }
             // Leaves the socket's buffer room for the honest packets: the point is what is received.

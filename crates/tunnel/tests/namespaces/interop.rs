@@ -1,4 +1,4 @@
-//! Against other implementations, one in Go and one in Rust: whoever begins, over both families, with a preshared
+//! Against other implementations, one in Go and one in Rust: whichever side initiates, over both families, with a preshared
 //! key, under load, and while things change.
 
 use std::path::PathBuf;
@@ -36,8 +36,8 @@ impl Other {
 
 /// Where `scripts/wireguards.sh` puts other implementations.
 fn wireguards() -> PathBuf {
-    if let Some(folder) = std::env::var_os("WIREGUARDS") {
-        return folder.into();
+    if let Some(directory) = std::env::var_os("WIREGUARDS") {
+        return directory.into();
     }
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache"));

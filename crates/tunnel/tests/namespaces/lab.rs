@@ -11,7 +11,7 @@ use tunnel::{Interface, InterfaceConfig};
 use wireguard::{PeerChange, PeerOp};
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
-/// The example was looked for, and built if it was missing.
+/// The example was built if it was missing.
 static BUILT: Once = Once::new();
 
 /// A name that no other test on this machine uses, short enough for a link.
@@ -170,7 +170,7 @@ impl Lab {
     }
 }
 
-/// Tells `interface` about `other`, which is on `host`.
+/// Makes `other`, which is on `host`, a peer of `interface`.
 pub(crate) fn peer(interface: &Interface, other: &Interface, host: &Host, family: Family) {
     let other = other.state();
     let endpoint = host.endpoint(family, other.port).parse().unwrap();

@@ -39,7 +39,7 @@ use crate::cache::Cache;
 use crate::chain::Chain;
 use crate::channel::ReceivedMessage;
 use crate::config::Config;
-use crate::device::Chosen;
+use crate::device::SelectedBackend;
 use crate::fault;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
@@ -111,7 +111,7 @@ impl Reconciler {
         (keys, audit): (Keys, Audit),
         host: Handle,
         (client, server): (kube::Client, Option<IpAddr>),
-        chosen: Chosen,
+        chosen: SelectedBackend,
         outputs: Outputs,
     ) -> Self {
         let Outputs { wanted, heard, node_events, answers } = outputs;
@@ -340,7 +340,7 @@ impl Reconciler {
             }
         }
         for (slot, key) in perform::to_greet(ops) {
-            self.devices.greet(slot, key);
+            self.devices.initiate_handshake(slot, key);
         }
     }
 

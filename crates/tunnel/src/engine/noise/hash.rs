@@ -92,8 +92,8 @@ impl Transcript {
         self.mix_hash(point.as_bytes());
     }
 
-    /// Takes in a shared secret and returns the key that follows from it. A point of low order gives a secret that
-    /// everybody knows, and is refused.
+    /// Mixes in a shared secret and returns the key derived from it. A point of low order gives a
+    /// secret that is publicly known, and is refused.
     pub(super) fn mix_secret(&mut self, secret: &SharedSecret) -> Result<Secret, DropReason> {
         if !secret.was_contributory() {
             return Err(DropReason::InvalidHandshake);

@@ -1,24 +1,24 @@
-//! Input from those who mean harm: replays, forgeries, garbage, floods, and peers that lie inside the tunnel.
+//! Hostile input: replays, forgeries, garbage, floods, and peers that spoof addresses inside the tunnel.
 
 use std::net::SocketAddr;
 
 use proptest::prelude::*;
 
-use super::net::{Net, Node, Rogue, packet, prefix};
+use super::net::{Attacker, Net, Node, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
-use crate::engine::{EngineOptions, Moment};
+use crate::engine::{ClockReading, EngineOptions};
 use wireguard::PeerChange;
 
 /// A node with a peer that does what it likes; its prefix is `10.66.0.0/16`.
-fn with_rogue(options: EngineOptions) -> (Node, Rogue) {
+fn with_attacker(options: EngineOptions) -> (Node, Attacker) {
     let node = Node::new(1, options);
-    let rogue = Rogue::new(66, node.key);
+    let attacker = Attacker::new(66, node.key);
     let allow = [prefix("10.66.0.0/16"), prefix("fd66::/64")].into();
-    let peer = rogue.key;
+    let peer = attacker.key;
     let settings = PeerChange { allow, ..Default::default() };
     node.engine.apply(vec![wireguard::PeerOp::add(peer, settings)]).unwrap();
-    (node, rogue)
+    (node, attacker)
 }
 
 #[test]
@@ -97,8 +97,8 @@ fn every_kind_of_bad_datagram_is_counted_under_its_reason() {
 
 #[test]
 fn what_a_peer_puts_into_the_tunnel_must_be_a_packet_of_its_own() {
-    let (mut node, mut rogue) = with_rogue(EngineOptions::default());
-    rogue.connect(&mut node);
+    let (mut node, mut attacker) = with_attacker(EngineOptions::default());
+    attacker.connect(&mut node);
     let good = packet("10.66.0.1", "10.0.1.1", 0);
     let with_length = |length: u16| {
         let mut bytes = good.clone();
@@ -120,42 +120,42 @@ fn what_a_peer_puts_into_the_tunnel_must_be_a_packet_of_its_own() {
         (DropReason::SourceMismatch, packet("fd67::1", "fd00::1", 0)),
     ] {
         let before = node.dropped(reason);
-        let datagram = rogue.sealed(&inner);
-        assert!(node.open(rogue.address, &datagram).is_empty());
+        let datagram = attacker.sealed(&inner);
+        assert!(node.open(attacker.address, &datagram).is_empty());
         assert_eq!(node.dropped(reason), before + 1, "{reason:?} {inner:?}");
     }
     assert!(node.delivered.is_empty());
-    let datagram = rogue.sealed(&[&good[..], &[0xaa; 1000]].concat());
-    node.open(rogue.address, &datagram);
+    let datagram = attacker.sealed(&[&good[..], &[0xaa; 1000]].concat());
+    node.open(attacker.address, &datagram);
     assert_eq!(node.delivered, [good], "cut to the length that its header states");
 }
 
 #[test]
 fn under_load_a_handshake_needs_a_cookie_for_its_address_and_port() {
-    let (mut node, mut rogue) =
-        with_rogue(EngineOptions { handshakes_per_second: 0, ..EngineOptions::default() });
-    let answers = node.open(rogue.address, &rogue.initiation());
+    let (mut node, mut attacker) =
+        with_attacker(EngineOptions { handshakes_per_second: 0, ..EngineOptions::default() });
+    let answers = node.open(attacker.address, &attacker.initiation());
     assert_eq!(answers.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [64], "a cookie");
     assert_eq!(node.engine.counters().cookie_replies, 1);
-    rogue.take(&answers[0].1);
-    let proven = rogue.initiation();
-    let other_port = SocketAddr::new(rogue.address.ip(), 1);
+    attacker.take(&answers[0].1);
+    let proven = attacker.initiation();
+    let other_port = SocketAddr::new(attacker.address.ip(), 1);
     assert_eq!(node.open(other_port, &proven)[0].1.len(), 64, "the cookie of another port is none");
-    let answers = node.open(rogue.address, &proven);
+    let answers = node.open(attacker.address, &proven);
     assert_eq!(answers.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [92], "an answer");
     assert_eq!(node.dropped(DropReason::HandshakeRateLimited), 2);
 }
 
 #[test]
 fn a_proven_source_may_not_flood_either() {
-    let (mut node, mut rogue) =
-        with_rogue(EngineOptions { handshakes_per_second: 0, ..EngineOptions::default() });
-    let cookie = node.open(rogue.address, &rogue.initiation()).remove(0).1;
-    rogue.take(&cookie);
-    let now = Moment::now();
-    let flood: Vec<_> = (0..50).map(|_| rogue.initiation()).collect();
+    let (mut node, mut attacker) =
+        with_attacker(EngineOptions { handshakes_per_second: 0, ..EngineOptions::default() });
+    let cookie = node.open(attacker.address, &attacker.initiation()).remove(0).1;
+    attacker.take(&cookie);
+    let now = ClockReading::now();
+    let flood: Vec<_> = (0..50).map(|_| attacker.initiation()).collect();
     let answered =
-        flood.iter().filter(|initiation| !node.open_at(now, rogue.address, initiation).is_empty()).count();
+        flood.iter().filter(|initiation| !node.open_at(now, attacker.address, initiation).is_empty()).count();
     assert!((1..=5).contains(&answered), "{answered} of 50 were answered");
 }
 
@@ -163,7 +163,7 @@ fn a_proven_source_may_not_flood_either() {
 fn a_flood_of_handshakes_leaves_a_session_alone() {
     let mut net = Net::mesh_with(2, EngineOptions { handshakes_per_second: 5, ..EngineOptions::default() });
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
-    let mut stranger = Rogue::new(66, net.nodes[1].key);
+    let mut stranger = Attacker::new(66, net.nodes[1].key);
     for port in 1..2_000 {
         let from = SocketAddr::from(([203, 0, 113, 1], port));
         net.nodes[1].open(from, &stranger.initiation());
@@ -226,15 +226,15 @@ proptest! {
 
     #[test]
     fn whatever_is_inside_only_own_packets_come_out(inner in prop::collection::vec(any::<u8>(), 0..200)) {
-        let (mut node, mut rogue) = with_rogue(EngineOptions::default());
-        rogue.connect(&mut node);
+        let (mut node, mut attacker) = with_attacker(EngineOptions::default());
+        attacker.connect(&mut node);
         for version in [0x45, 0x60, 0x46] {
             let mut inner = inner.clone();
             if let Some(first) = inner.first_mut() {
                 *first = version;
             }
-            let datagram = rogue.sealed(&inner);
-            node.open(rogue.address, &datagram);
+            let datagram = attacker.sealed(&inner);
+            node.open(attacker.address, &datagram);
         }
         for delivered in &node.delivered {
             let header = crate::engine::packet::Header::parse(delivered).unwrap();
@@ -253,7 +253,7 @@ proptest! {
         for packet in &packets {
             batch.push(packet);
         }
-        net.nodes[0].engine.seal(Moment::now(), &mut batch, &mut out);
+        net.nodes[0].engine.seal(ClockReading::now(), &mut batch, &mut out);
         prop_assert_eq!(out.len() as u64 + net.nodes[0].dropped_at_all(), packets.len() as u64);
     }
 }

@@ -10,11 +10,11 @@ use keyring::{PresharedKey, PrivateKey, PublicKey};
 
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
-use crate::engine::{Engine, EngineOptions, Moment};
+use crate::engine::{ClockReading, Engine, EngineOptions};
 use wireguard::{PeerChange, PeerOp, PeerState, PresharedKeyChange};
 
-/// What every test packet carries, so that an eavesdropper can look for it.
-pub(super) const SECRET: &[u8] = b"this must never be seen in clear";
+/// What every test packet carries, so that an eavesdropper can search for it.
+pub(super) const SECRET: &[u8] = b"this must never be seen in the clear";
 
 /// One engine at one address.
 pub(super) struct Node {
@@ -47,7 +47,7 @@ impl Node {
     }
 
     pub(super) fn status(&self, peer: &Self) -> PeerState {
-        self.engine.peers(Moment::now()).remove(&peer.key).unwrap()
+        self.engine.peers(ClockReading::now()).remove(&peer.key).unwrap()
     }
 
     pub(super) fn dropped(&self, reason: DropReason) -> u64 {
@@ -62,19 +62,19 @@ impl Node {
     pub(super) fn seal(&self, packet: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
         let (mut packets, mut out) = (Packets::new(), Datagrams::new());
         packets.push(packet);
-        self.engine.seal(Moment::now(), &mut packets, &mut out);
+        self.engine.seal(ClockReading::now(), &mut packets, &mut out);
         owned(&out)
     }
 
     /// Hands over one datagram from `source` and returns the answers.
     pub(super) fn open(&mut self, source: SocketAddr, datagram: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
-        self.open_at(Moment::now(), source, datagram)
+        self.open_at(ClockReading::now(), source, datagram)
     }
 
     /// The same at a given time.
     pub(super) fn open_at(
         &mut self,
-        now: Moment,
+        now: ClockReading,
         source: SocketAddr,
         datagram: &[u8],
     ) -> Vec<(SocketAddr, Vec<u8>)> {
@@ -86,8 +86,8 @@ impl Node {
 
     /// Runs the timers as if `later` had passed and returns what is sent.
     pub(super) fn tick(&self, later: Duration) -> Vec<(SocketAddr, Vec<u8>)> {
-        let now = Moment::now();
-        let now = Moment { instant: now.instant + later, wall: now.wall + later };
+        let now = ClockReading::now();
+        let now = ClockReading { instant: now.instant + later, wall: now.wall + later };
         let mut out = Datagrams::new();
         self.engine.tick(now, &mut out);
         owned(&out)
@@ -129,7 +129,7 @@ impl Net {
     pub(super) fn handshake(&mut self, from: usize, to: usize) {
         let mut out = Datagrams::new();
         let (source, peer) = (self.nodes[from].address, self.nodes[to].key);
-        assert!(self.nodes[from].engine.initiate_handshake(Moment::now(), &peer, &mut out));
+        assert!(self.nodes[from].engine.initiate_handshake(ClockReading::now(), &peer, &mut out));
         self.carry(source, owned(&out));
     }
 
@@ -159,13 +159,13 @@ impl Net {
 }
 
 /// A peer that may do what an honest implementation never does: it holds the session by itself.
-pub(super) struct Rogue {
+pub(super) struct Attacker {
     pub(super) tunn: Tunn,
     pub(super) key: PublicKey,
     pub(super) address: SocketAddr,
 }
 
-impl Rogue {
+impl Attacker {
     pub(super) fn new(number: u8, victim: PublicKey) -> Self {
         let private = PrivateKey::from_bytes(&[number; 32]).unwrap();
         let secret = x25519::StaticSecret::from(*private.expose());

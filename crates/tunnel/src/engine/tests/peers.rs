@@ -1,14 +1,14 @@
-//! Who may send what from where: allowed IPs, roaming, changes to the set of peers, and threads.
+//! Allowed IPs, roaming, changes to the set of peers, and threads.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use keyring::PublicKey;
 
-use super::net::{Net, Node, Rogue, packet, prefix};
+use super::net::{Attacker, Net, Node, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
-use crate::engine::{EngineOptions, Moment};
+use crate::engine::{ClockReading, EngineOptions};
 use crate::error::ChangeError;
 use wireguard::{PeerChange, PeerOp};
 
@@ -47,7 +47,7 @@ fn packets_go_to_the_owner_of_the_longest_prefix() {
 }
 
 #[test]
-fn a_source_that_nobody_owns_is_refused() {
+fn a_source_that_no_peer_owns_is_refused() {
     let mut net = Net::mesh(2);
     net.send(0, &packet("172.16.0.1", "10.0.2.6", 0));
     net.send(0, &packet("fd00:2::1", "fd00:2::6", 0));
@@ -92,7 +92,7 @@ fn a_roaming_peer_is_followed_by_authenticated_packets_only() {
 }
 
 #[test]
-fn the_endpoint_of_a_peer_that_does_not_roam_stands() {
+fn the_endpoint_of_a_peer_that_does_not_roam_stays() {
     let mut net = Net::mesh(2);
     let fixed = || PeerChange { roaming: Some(false), ..Default::default() };
     net.nodes[1].change(&net.nodes[0], fixed());
@@ -124,7 +124,7 @@ fn without_a_configured_endpoint_it_is_learnt_even_if_the_peer_does_not_roam() {
     quiet.change(&net.nodes[0], PeerChange { allow, roaming: Some(false), ..Default::default() });
     let allow = [prefix("10.0.9.0/24")].into();
     net.nodes[0].change(&quiet, PeerChange { allow, endpoint: Some(quiet.address), ..Default::default() });
-    assert!(quiet.seal(&packet("10.0.9.1", "10.0.1.5", 0)).is_empty(), "it knows no way yet");
+    assert!(quiet.seal(&packet("10.0.9.1", "10.0.1.5", 0)).is_empty(), "it has no endpoint yet");
     net.nodes.push(quiet);
     net.send(0, &packet("10.0.1.5", "10.0.9.1", 0));
     net.send(1, &packet("10.0.9.1", "10.0.1.5", 0));
@@ -164,18 +164,18 @@ fn a_removed_peer_is_cut_off_at_once() {
 fn a_set_of_changes_is_applied_as_a_whole_or_not_at_all() {
     let net = Net::mesh(2);
     let (node, stranger) = (&net.nodes[0], PublicKey::from_bytes(&[9; 32]).unwrap());
-    let before = node.engine.peers(Moment::now());
+    let before = node.engine.peers(ClockReading::now());
     let remove = || PeerOp::Remove { peer: net.nodes[1].key };
     let update = PeerOp::update(stranger, PeerChange::default());
     let refused = node.engine.apply(vec![remove(), update]);
     assert_eq!(refused, Err(ChangeError::UnknownPeer { peer: stranger }));
     let own = PeerOp::add(node.key, PeerChange::default());
     assert_eq!(node.engine.apply(vec![remove(), own]), Err(ChangeError::OwnKey { peer: node.key }));
-    assert_eq!(node.engine.peers(Moment::now()), before);
+    assert_eq!(node.engine.peers(ClockReading::now()), before);
     let add = PeerOp::add(stranger, PeerChange::default());
     let update = PeerOp::update(stranger, PeerChange::default());
     node.engine.apply(vec![remove(), remove(), add, update]).unwrap();
-    assert_eq!(node.engine.peers(Moment::now()).into_keys().collect::<Vec<_>>(), [stranger]);
+    assert_eq!(node.engine.peers(ClockReading::now()).into_keys().collect::<Vec<_>>(), [stranger]);
 }
 
 #[test]
@@ -184,13 +184,13 @@ fn a_peer_with_the_new_own_key_goes() {
     let private = keyring::PrivateKey::from_bytes(&[2; 32]).unwrap();
     assert_eq!(private.public(), net.nodes[1].key);
     net.nodes[0].engine.set_private_key(Some(private));
-    assert!(net.nodes[0].engine.peers(Moment::now()).is_empty());
+    assert!(net.nodes[0].engine.peers(ClockReading::now()).is_empty());
 }
 
 #[test]
 fn a_stranger_gets_no_answer() {
     let mut net = Net::mesh(1);
-    let mut stranger = Rogue::new(66, net.nodes[0].key);
+    let mut stranger = Attacker::new(66, net.nodes[0].key);
     assert!(net.nodes[0].open(stranger.address, &stranger.initiation()).is_empty());
     assert_eq!(net.nodes[0].dropped(DropReason::UnknownPeer), 1);
 }
@@ -221,7 +221,7 @@ fn both_directions_and_changes_at_once_neither_lose_packets_nor_stop() {
                             let source = format!("10.0.{own}.5");
                             packets.push(&packet(&source, &format!("10.0.{other}.6"), 0));
                         }
-                        from.engine.seal(Moment::now(), &mut packets, &mut out);
+                        from.engine.seal(ClockReading::now(), &mut packets, &mut out);
                         delivered += carry(&out, from.address, [a, b, c]);
                     }
                     delivered
@@ -256,7 +256,7 @@ fn carry(datagrams: &Datagrams, from: SocketAddr, nodes: [&Node; 3]) -> usize {
     for (to, bytes) in datagrams.iter() {
         let Some(node) = nodes.into_iter().find(|node| node.address == to) else { continue };
         let (mut packets, mut replies) = (Packets::new(), Datagrams::new());
-        node.engine.open(Moment::now(), [(from, bytes)], &mut packets, &mut replies);
+        node.engine.open(ClockReading::now(), [(from, bytes)], &mut packets, &mut replies);
         delivered += packets.len() + carry(&replies, to, nodes);
     }
     delivered

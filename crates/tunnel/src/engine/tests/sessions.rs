@@ -155,9 +155,9 @@ fn another_preshared_key_leaves_the_session_and_holds_from_the_next_handshake_on
     net.handshake(0, 1);
     assert_eq!(net.nodes[0].dropped(DropReason::InvalidHandshake), 1, "only one side has it");
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 2));
-    assert_eq!(net.nodes[1].delivered.len(), 3, "and the old session still stands");
+    assert_eq!(net.nodes[1].delivered.len(), 3, "and the old session is still there");
 
-    // The initiation that failed is still on its way for node 0: the other side begins.
+    // The initiation that failed is still pending at node 0: the other side initiates.
     let before = net.nodes[1].status(&net.nodes[0]).last_handshake;
     net.nodes[1].set_preshared_key(&net.nodes[0], Some(2));
     net.nodes[1].set_preshared_key(&net.nodes[0], Some(1));
@@ -181,9 +181,9 @@ fn another_private_key_ends_every_session_and_the_same_none() {
     net.nodes[0].engine.set_private_key(Some(PrivateKey::from_bytes(&[9; 32]).unwrap()));
     assert_eq!(net.nodes[0].status(&net.nodes[1]).last_handshake, None);
     net.send(1, &packet("10.0.2.6", "10.0.1.5", 2));
-    assert!(net.nodes[0].delivered.is_empty(), "nobody has the old session anymore");
+    assert!(net.nodes[0].delivered.is_empty(), "the old session is gone");
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 3));
-    assert_eq!(net.nodes[1].dropped(DropReason::UnknownPeer), 1, "the new key is nobody's yet");
+    assert_eq!(net.nodes[1].dropped(DropReason::UnknownPeer), 1, "no peer has the new key yet");
 }
 
 #[test]

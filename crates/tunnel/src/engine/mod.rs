@@ -1,68 +1,55 @@
 //! The engine: datagrams in, packets and datagrams out, and the reverse; no sockets, no threads.
 
-mod admission;
 mod allowed_ips;
 mod cipher;
 mod clock;
 mod config;
 mod handshake;
+mod handshake_limiter;
 mod identity;
+mod link;
 mod noise;
 mod packet;
 mod peer;
 mod run;
 mod session;
+mod snapshot;
 #[cfg(test)]
 mod tests;
+mod timers;
+mod timestamp;
 mod window;
 
-use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::{Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 use boringtun::noise::Packet;
-use keyring::PublicKey;
+use keyring::{PresharedKey, PrivateKey, PublicKey};
 use parking_lot::Mutex;
 
-use self::admission::{COOKIE_REPLY, Verdict};
-use self::allowed_ips::AllowedIps;
+pub use self::clock::ClockReading;
 use self::clock::Origin;
 pub(crate) use self::config::Config;
+use self::handshake_limiter::Verdict;
 use self::identity::Identity;
 use self::noise::Opened;
 use self::packet::Header;
-use self::peer::Peer;
 use self::run::{Batch, Inbound, Outbound};
-use self::session::{DATA, MessageLimits};
-pub(crate) use self::session::{DATA_HEADER, DATA_OVERHEAD};
+use self::session::MessageLimits;
+use self::snapshot::Snapshot;
 use crate::batch::{Datagrams, Packets, Span};
-use crate::counters::{Counters, DropReason, Tally};
-use wireguard::PeerState;
+use crate::counters::{AtomicCounters, Counters, DropReason};
+use crate::error::ChangeError;
+use crate::message::{COOKIE_REPLY, DATA, DATA_HEADER, DATA_OVERHEAD};
+use wireguard::{PeerOp, PeerState};
 
 /// The largest payload of a UDP datagram.
 const LARGEST_DATAGRAM: usize = 65_535;
 
-/// One reading of both clocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
-    /// For intervals: never goes back.
-    pub instant: Instant,
-    /// For people and for other hosts.
-    pub wall: SystemTime,
-}
-
-impl Moment {
-    /// Reads both clocks. For the shell around the engine.
-    pub fn now() -> Self {
-        Self { instant: Instant::now(), wall: SystemTime::now() }
-    }
-}
-
-/// What an engine is made with.
+/// The options of a new engine.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineOptions {
     /// MTU of the TUN device in bytes: padding never makes a packet longer than this.
@@ -86,9 +73,9 @@ impl Default for EngineOptions {
 pub struct Engine {
     /// What the data path sees.
     snapshot: ArcSwap<Snapshot>,
-    /// What [`Snapshot`] is made from; locked only while something is configured.
+    /// What [`Snapshot`] is derived from; locked only while something is configured.
     config: Mutex<Config>,
-    tally: Tally,
+    counters: AtomicCounters,
     mtu: AtomicU16,
     handshakes_per_second: u64,
     limits: MessageLimits,
@@ -97,22 +84,13 @@ pub struct Engine {
     places: Mutex<Vec<(Span, SocketAddr)>>,
 }
 
-/// The configuration as the data path needs it.
-#[derive(Default)]
-struct Snapshot {
-    identity: Option<Arc<Identity>>,
-    by_key: HashMap<PublicKey, Arc<Peer>>,
-    by_index: HashMap<u32, Arc<Peer>, BuildHasherDefault<IndexHasher>>,
-    routes: AllowedIps<Arc<Peer>>,
-}
-
 impl Engine {
     /// An engine without key and peers.
     pub fn new(options: EngineOptions) -> Self {
         Self {
             snapshot: ArcSwap::default(),
             config: Mutex::default(),
-            tally: Tally::default(),
+            counters: AtomicCounters::default(),
             mtu: AtomicU16::new(options.mtu),
             handshakes_per_second: options.handshakes_per_second,
             limits: options.limits,
@@ -121,19 +99,64 @@ impl Engine {
         }
     }
 
-    /// Tells the engine that the MTU of the TUN device is `mtu` bytes now.
+    /// Sets or clears the private key. Another key ends every session; the same key changes nothing. A peer with our own
+    /// public key is removed, as the kernel does.
+    pub fn set_private_key(&self, private: Option<PrivateKey>) {
+        let mut config = self.config.lock();
+        if !config.set_private_key(private, self.handshakes_per_second) {
+            return;
+        }
+        // Published first, so that no datagram for the new key is checked with the old one once the sessions are new.
+        self.publish(&config);
+        config.restart();
+    }
+
+    /// Applies `ops` in their order, all or none: the data path sees them at once. An error names the first one that is
+    /// refused, and then nothing has changed.
+    pub fn apply(&self, ops: Vec<PeerOp>) -> Result<(), ChangeError> {
+        self.configure(|_| ops)
+    }
+
+    /// Applies the operations that `plan` derives from the configuration as it is, which is locked meanwhile.
+    pub(crate) fn configure(&self, plan: impl FnOnce(&Config) -> Vec<PeerOp>) -> Result<(), ChangeError> {
+        let mut config = self.config.lock();
+        let ops = plan(&config);
+        let removed = config.apply(ops)?;
+        self.publish(&config);
+        // A thread that still holds the last snapshot finds no session anymore.
+        for peer in &removed {
+            peer.restart(None);
+        }
+        Ok(())
+    }
+
+    /// Runs `reader` on the private key, for the UAPI socket, which has to show it.
+    pub(crate) fn with_private_key<R>(&self, reader: impl FnOnce(Option<&PrivateKey>) -> R) -> R {
+        reader(self.config.lock().private_key())
+    }
+
+    /// A copy of the preshared key with `peer`, for the UAPI socket, which has to show it.
+    pub(crate) fn preshared_key(&self, peer: &PublicKey) -> Option<PresharedKey> {
+        self.config.lock().preshared_key(peer)
+    }
+
+    fn publish(&self, config: &Config) {
+        self.snapshot.store(Arc::new(config.snapshot()));
+    }
+
+    /// Sets the MTU of the TUN device in bytes, as far as the engine depends on it.
     pub fn set_mtu(&self, mtu: u16) {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// The MTU that the engine knows, in bytes.
+    /// The MTU in bytes, as last set.
     pub fn mtu(&self) -> u16 {
         self.mtu.load(Ordering::Relaxed)
     }
 
     /// Encrypts `packets` from the TUN device, each for the peer that owns the longest prefix of its destination, and
     /// moves them to `out`, where they are datagrams. Handshake initiations for packets that have to wait go there too.
-    pub fn seal(&self, now: Moment, packets: &mut Packets, out: &mut Datagrams) {
+    pub fn seal(&self, now: ClockReading, packets: &mut Packets, out: &mut Datagrams) {
         let snapshot = self.snapshot.load();
         let batch = Batch { snapshot: &snapshot, now: self.origin.now(now), limits: self.limits };
         let mtu = usize::from(self.mtu());
@@ -151,7 +174,7 @@ impl Engine {
                 }
             };
             if let Err(reason) = sealed {
-                self.tally.drop_one(reason);
+                self.counters.drop_one(reason);
             }
         }
         if let Some(run) = run {
@@ -166,7 +189,7 @@ impl Engine {
     /// answers to `replies`. Whatever does not pass is dropped and counted.
     pub fn open<'a>(
         &self,
-        now: Moment,
+        now: ClockReading,
         datagrams: impl IntoIterator<Item = (SocketAddr, &'a [u8])>,
         out: &mut Packets,
         replies: &mut Datagrams,
@@ -174,7 +197,7 @@ impl Engine {
         self.opening(now, replies, |opening| {
             for (source, datagram) in datagrams {
                 if datagram.len() > LARGEST_DATAGRAM {
-                    self.tally.drop_one(DropReason::OversizedDatagram);
+                    self.counters.drop_one(DropReason::OversizedDatagram);
                     continue;
                 }
                 let place = &mut out.spare_datagram(datagram.len())[..datagram.len()];
@@ -190,7 +213,7 @@ impl Engine {
     /// is goes to `opened`.
     pub(crate) fn open_in_place(
         &self,
-        now: Moment,
+        now: ClockReading,
         bytes: &mut [u8],
         places: impl IntoIterator<Item = (Span, SocketAddr)>,
         opened: &mut Vec<Span>,
@@ -209,7 +232,7 @@ impl Engine {
     /// and passes. The packet is then behind the header.
     fn opening(
         &self,
-        now: Moment,
+        now: ClockReading,
         replies: &mut Datagrams,
         body: impl FnOnce(&mut dyn FnMut(SocketAddr, &mut [u8]) -> Option<usize>),
     ) {
@@ -218,7 +241,7 @@ impl Engine {
         let mut run = None;
         body(&mut |source, datagram| {
             self.open_one(&batch, &mut run, (source, datagram), replies).unwrap_or_else(|reason| {
-                self.tally.drop_one(reason);
+                self.counters.drop_one(reason);
                 None
             })
         });
@@ -229,19 +252,19 @@ impl Engine {
 
     /// Does what is due: handshake retries and renewals, keepalives, the end of sessions. To be called about four times
     /// per second: the shortest interval is that of five seconds between two attempts.
-    pub fn tick(&self, now: Moment, out: &mut Datagrams) {
+    pub fn tick(&self, now: ClockReading, out: &mut Datagrams) {
         let snapshot = self.snapshot.load();
         if let Some(identity) = &snapshot.identity {
-            identity.admission.tick(now.instant);
+            identity.limiter.tick(now.instant);
         }
         for peer in snapshot.by_key.values() {
             peer.tick(self.origin.now(now), self.limits, out);
         }
     }
 
-    /// Starts a handshake with `peer` unless one is on its way or its endpoint is unknown. Says whether there is
+    /// Initiates a handshake with `peer` unless one is in progress or its endpoint is unknown. Returns whether there is
     /// such a peer.
-    pub fn initiate_handshake(&self, now: Moment, peer: &PublicKey, out: &mut Datagrams) -> bool {
+    pub fn initiate_handshake(&self, now: ClockReading, peer: &PublicKey, out: &mut Datagrams) -> bool {
         let snapshot = self.snapshot.load();
         let Some(peer) = snapshot.by_key.get(peer) else { return false };
         peer.initiate(self.origin.now(now), out);
@@ -255,17 +278,17 @@ impl Engine {
 
     /// What was dropped and why.
     pub fn counters(&self) -> Counters {
-        self.tally.snapshot()
+        self.counters.snapshot()
     }
 
     /// The state of every peer.
-    pub fn peers(&self, now: Moment) -> BTreeMap<PublicKey, PeerState> {
+    pub fn peers(&self, now: ClockReading) -> BTreeMap<PublicKey, PeerState> {
         self.config.lock().state(now)
     }
 
     /// Counts what the shell around the engine had to drop.
     pub(crate) fn dropped(&self, reason: DropReason, count: u64) {
-        self.tally.drop_many(reason, count);
+        self.counters.drop_many(reason, count);
     }
 
     fn open_one<'s>(
@@ -295,10 +318,10 @@ impl Engine {
     ) -> Result<(), DropReason> {
         let (snapshot, now) = (batch.snapshot, batch.now);
         let mut cookie = [0; COOKIE_REPLY];
-        match identity.admission.check(now.moment.instant, source, datagram, &mut cookie) {
+        match identity.limiter.check(now.reading.instant, source, datagram, &mut cookie) {
             Verdict::Refuse(reason) => Err(reason),
             Verdict::Challenge => {
-                self.tally.cookie_replies.fetch_add(1, Ordering::Relaxed);
+                self.counters.cookie_replies.fetch_add(1, Ordering::Relaxed);
                 replies.push(source, &cookie);
                 Err(DropReason::HandshakeRateLimited)
             }
@@ -330,12 +353,12 @@ fn data_receiver(datagram: &[u8]) -> Option<u32> {
         .then(|| u32::from_le_bytes([header[4], header[5], header[6], header[7]]))
 }
 
-/// The datagram as a message of a known length, which the admission guard has checked.
+/// The datagram as a message of a known length, which the handshake limiter has checked.
 fn exactly<const LEN: usize>(datagram: &[u8]) -> Result<&[u8; LEN], DropReason> {
     datagram.try_into().map_err(|_| DropReason::MalformedDatagram)
 }
 
-/// The run that goes on, or a new one.
+/// The current run, or a new one.
 fn open_run<R>(
     run: &mut Option<R>,
     begin: impl FnOnce() -> Result<R, DropReason>,
@@ -349,33 +372,5 @@ fn open_run<R>(
 impl std::fmt::Debug for Engine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Engine").field("public_key", &self.public_key()).finish_non_exhaustive()
-    }
-}
-
-impl Snapshot {
-    /// The peer that a session index was handed out for: its lowest byte counts that peer's sessions.
-    fn session_owner(&self, index: u32) -> Result<&Arc<Peer>, DropReason> {
-        self.by_index.get(&(index >> 8)).ok_or(DropReason::UnknownIndex)
-    }
-}
-
-/// For session indices, which we chose at random ourselves: they are their own hash.
-#[derive(Default)]
-struct IndexHasher(u64);
-
-impl Hasher for IndexHasher {
-    fn finish(&self) -> u64 {
-        // Spread over all bits: the table takes some from each end.
-        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0 << 8 | u64::from(*byte);
-        }
-    }
-
-    fn write_u32(&mut self, index: u32) {
-        self.0 = index.into();
     }
 }

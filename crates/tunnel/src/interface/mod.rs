@@ -1,5 +1,6 @@
 //! The shell around the engine: one TUN device, two UDP sockets, and the threads that move packets between them.
 
+mod config;
 mod core;
 mod mmsg;
 #[cfg(test)]
@@ -8,91 +9,17 @@ mod threads;
 mod tun;
 mod udp;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use keyring::{PrivateKey, PublicKey};
-use nix::errno::Errno;
 
+pub use self::config::{Health, InterfaceConfig, uapi_dir};
 pub(crate) use self::core::Core;
 use self::threads::Threads;
 use crate::counters::Counters;
-use crate::error::TunnelError;
+use crate::error::{Failure, TunnelError};
 use crate::uapi;
 use wireguard::{DeviceState, PeerOp};
-
-/// What an interface is made with.
-#[derive(Debug, Clone)]
-pub struct InterfaceConfig {
-    /// Name of the TUN device, 1 to 15 bytes.
-    pub name: String,
-    /// MTU in bytes; `None` leaves that of a device that exists, which is 1500 for a new one.
-    pub mtu: Option<u16>,
-    /// Whether the device outlives this process: link, addresses and routes then stay after a crash, and what
-    /// is routed into it is dropped instead of taking another way.
-    pub persistent: bool,
-    /// Whether to set the link up. Otherwise that is left to the caller.
-    pub up: bool,
-    /// UDP port, zero to let the kernel choose.
-    pub listen_port: u16,
-    /// Mark on outgoing datagrams, zero for none.
-    pub fwmark: u32,
-    /// Folder for the configuration socket `NAME.sock`; `None` for no socket. Usually [`uapi_dir`].
-    pub uapi_dir: Option<PathBuf>,
-    /// Handshake messages per second that are worked on before senders have to prove their address.
-    pub handshakes_per_second: u64,
-}
-
-impl InterfaceConfig {
-    /// A plain interface `name`: MTU 1420, not persistent, left down, any port, no configuration socket.
-    pub fn new(name: impl Into<String>) -> Self {
-        let engine = crate::engine::EngineOptions::default();
-        Self {
-            name: name.into(),
-            mtu: Some(engine.mtu),
-            persistent: false,
-            up: false,
-            listen_port: 0,
-            fwmark: 0,
-            uapi_dir: None,
-            handshakes_per_second: engine.handshakes_per_second,
-        }
-    }
-}
-
-/// Where `wg` looks for the sockets of userspace interfaces.
-pub fn uapi_dir() -> PathBuf {
-    PathBuf::from("/var/run/wireguard")
-}
-
-/// Whether an interface still moves packets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Health {
-    /// It does.
-    Running,
-    /// It does not, and will not again: drop it and make a new one.
-    Failed(Failure),
-}
-
-/// Why an interface stopped.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// A thread panicked: a bug, or memory ran out.
-    #[error("its {0} thread panicked")]
-    Panic(&'static str),
-    /// The TUN device was deleted.
-    #[error("its TUN device is gone")]
-    TunGone,
-    /// The TUN device could not be read or waited for.
-    #[error("reading its TUN device failed: {0}")]
-    Tun(Errno),
-    /// The UDP sockets could not be waited for.
-    #[error("waiting for its UDP sockets failed: {0}")]
-    Udp(Errno),
-    /// It was shut down.
-    #[error("it was shut down")]
-    ShutDown,
-}
 
 /// A running WireGuard interface.
 ///
@@ -111,7 +38,7 @@ impl Interface {
     /// Makes or attaches to the TUN device, binds the sockets and starts the threads.
     ///
     /// Fails if the name isn't usable, the device belongs to another process or is no TUN, the port is taken, or
-    /// a live process serves the configuration socket; whatever was made until then is undone.
+    /// a live process serves the configuration socket; what was created until then is removed.
     pub fn create(config: &InterfaceConfig) -> Result<Self, TunnelError> {
         let core = Arc::new(Core::new(config)?);
         let threads = Threads::start(&core)?;
@@ -180,8 +107,8 @@ impl Interface {
         self.core.engine().counters()
     }
 
-    /// Starts a handshake with `peer` unless one is on its way. Says whether there is such a peer; the outcome
-    /// shows in [`PeerState::last_handshake`](wireguard::PeerState::last_handshake).
+    /// Initiates a handshake with `peer` unless one is in progress. Returns whether there is such a peer; the outcome is
+    /// in [`PeerState::last_handshake`](wireguard::PeerState::last_handshake).
     pub fn initiate_handshake(&self, peer: &PublicKey) -> bool {
         self.core.initiate_handshake(peer)
     }
@@ -196,9 +123,9 @@ impl Interface {
         self.uapi.as_ref().map(uapi::Server::path)
     }
 
-    /// Whether the configuration socket is still the one that this interface made; `true` if it has none.
-    pub fn uapi_socket_stands(&self) -> bool {
-        self.uapi.as_ref().is_none_or(uapi::Server::stands)
+    /// Whether the configuration socket is still the one that this interface created; `true` if it has none.
+    pub fn uapi_socket_is_ours(&self) -> bool {
+        self.uapi.as_ref().is_none_or(uapi::Server::is_ours)
     }
 
     /// Stops the interface and deletes its TUN device, persistent or not.

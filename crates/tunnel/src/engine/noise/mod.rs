@@ -16,20 +16,15 @@ use zeroize::Zeroizing;
 
 pub(crate) use self::hash::mac;
 use self::hash::{Transcript, labelled};
-use super::cipher::TAG;
 use super::identity::Identity;
 use super::session::SessionKeys;
+use super::timestamp::Timestamp;
 use crate::counters::DropReason;
+use crate::message::{COOKIE_REPLY, INITIATION, RESPONSE, TAG};
 
-/// Length of a handshake initiation.
-pub(crate) const INITIATION: usize = 148;
-/// Length of the answer to one.
-pub(crate) const RESPONSE: usize = 92;
 /// Bytes behind the message proper: two MACs.
 const MACS: usize = 32;
-/// A TAI64N timestamp: greater than all earlier ones of the same initiator, else it is a replay.
-pub(crate) type Timestamp = [u8; 12];
-/// What a peer under load has handed out, for the second MAC.
+/// What a peer under load has sent us, for the second MAC.
 pub(crate) type Cookie = Zeroizing<[u8; 16]>;
 
 /// What follows from our static key and the peer's, computed once.
@@ -53,7 +48,7 @@ impl Statics {
     }
 }
 
-/// An initiation of ours that waits for its answer.
+/// An initiation of ours without a response yet.
 pub(crate) struct Initiation {
     pub(crate) local: u32,
     ephemeral: StaticSecret,
@@ -88,7 +83,7 @@ impl Initiation {
         Ok(Self { local, ephemeral, transcript, mac1 })
     }
 
-    /// Checks the answer to it and derives the keys. A wrong answer leaves everything as it was.
+    /// Checks the response and derives the keys. A wrong one changes nothing.
     pub(crate) fn complete(
         &self,
         identity: &Identity,
@@ -107,7 +102,7 @@ impl Initiation {
     }
 }
 
-/// An initiation whose sender has said who it is; not proven yet.
+/// An initiation whose sender has named its key but not proven it yet.
 pub(crate) struct Opened<'a> {
     pub(crate) peer: [u8; 32],
     transcript: Transcript,
@@ -151,7 +146,7 @@ pub(crate) struct Received {
 }
 
 impl Received {
-    /// Writes the answer to `message` and derives the keys. `local` is our index for the session, `ephemeral` fresh
+    /// Writes the response to `message` and derives the keys. `local` is our index for the session, `ephemeral` fresh
     /// randomness.
     pub(crate) fn answer(
         mut self,
@@ -200,7 +195,11 @@ fn point(bytes: &[u8]) -> Point {
 }
 
 /// A cookie reply (WireGuard paper, section 5.4.7), opened with the key of the peer that sent it.
-pub(crate) fn cookie(statics: &Statics, mac1: &[u8; 16], message: &[u8; 64]) -> Result<Cookie, DropReason> {
+pub(crate) fn cookie(
+    statics: &Statics,
+    mac1: &[u8; 16],
+    message: &[u8; COOKIE_REPLY],
+) -> Result<Cookie, DropReason> {
     use chacha20poly1305::aead::AeadInPlace as _;
     use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305};
     let (mut cookie, mut tag) = (Zeroizing::new([0; 16]), [0; TAG]);

@@ -1,5 +1,5 @@
-//! Which handshake messages are worth the expensive mathematics: first MAC, then cookies and a rate per source
-//! once there are too many (WireGuard paper, section 5.3).
+//! Limits the handshake messages that are worth the expensive arithmetic: by their first MAC, then, under load, by
+//! cookies and a rate per source (WireGuard paper, section 5.3).
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -14,9 +14,7 @@ use boringtun::x25519;
 use parking_lot::Mutex;
 
 use crate::counters::DropReason;
-
-/// Length of a cookie reply (message type 3).
-pub(crate) const COOKIE_REPLY: usize = 64;
+use crate::message::COOKIE_REPLY;
 
 /// Handshakes per second from one source while under load, as the kernel's `ratelimiter.c` has it.
 const PER_SOURCE_PER_SECOND: u32 = 20;
@@ -33,10 +31,10 @@ pub(crate) enum Verdict<'a> {
     Refuse(DropReason),
 }
 
-/// The guard in front of the handshake. Transport data passes unseen.
-pub(crate) struct Admission {
+/// Limits handshake messages. Transport data passes unchecked.
+pub(crate) struct HandshakeLimiter {
     limiter: RateLimiter,
-    /// Keys the hash that makes one cookie per address *and port*; boringtun takes only an address.
+    /// Keys the hash that gives one cookie per address *and port*; boringtun takes only an address.
     hasher: RandomState,
     limit: u64,
     /// Handshake messages in this second.
@@ -52,8 +50,8 @@ struct Bucket {
     at: Instant,
 }
 
-impl Admission {
-    /// Guards handshakes to `public`: from `limit` messages per second on, senders have to prove their address.
+impl HandshakeLimiter {
+    /// Limits handshakes with the static key `public`: from `limit` messages per second on, senders have to prove their address.
     pub(crate) fn new(public: &x25519::PublicKey, limit: u64) -> Self {
         Self {
             limiter: RateLimiter::new(public, limit),
@@ -65,7 +63,7 @@ impl Admission {
         }
     }
 
-    /// Judges `datagram` from `source`; a cookie reply is written to `reply`.
+    /// Checks `datagram` from `source`; a cookie reply is written to `reply`.
     pub(crate) fn check<'a>(
         &self,
         now: Instant,
@@ -104,7 +102,7 @@ impl Admission {
         }
     }
 
-    /// Stands for address and port in the cookie. Behind one NAT address there may be an attacker and a peer:
+    /// Represents address and port in the cookie. Behind one NAT address there may be an attacker and a peer:
     /// a cookie that holds for all ports of an address would let the one use what the other was given.
     fn cookie_identity(&self, source: SocketAddr) -> IpAddr {
         let half = |salt: u8| u128::from(self.hasher.hash_one((salt, source)));
@@ -148,46 +146,46 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    fn admission() -> Admission {
-        Admission::new(&x25519::PublicKey::from([9; 32]), 0)
+    fn limiter() -> HandshakeLimiter {
+        HandshakeLimiter::new(&x25519::PublicKey::from([9; 32]), 0)
     }
 
     #[test]
     fn a_cookie_belongs_to_one_address_and_port() {
-        let admission = admission();
-        let at = |port| admission.cookie_identity(SocketAddr::from(([192, 0, 2, 1], port)));
+        let limiter = limiter();
+        let at = |port| limiter.cookie_identity(SocketAddr::from(([192, 0, 2, 1], port)));
         assert_eq!(at(1000), at(1000));
         assert_ne!(at(1000), at(1001));
     }
 
     #[test]
     fn one_source_cannot_spend_more_than_its_rate() {
-        let (admission, start) = (admission(), Instant::now());
+        let (limiter, start) = (limiter(), Instant::now());
         let source = IpAddr::from([192, 0, 2, 1]);
-        let spent = (0..100).filter(|_| admission.spend(start, source)).count();
+        let spent = (0..100).filter(|_| limiter.spend(start, source)).count();
         assert_eq!(spent, PER_SOURCE_BURST as usize);
-        assert!(admission.spend(start, IpAddr::from([192, 0, 2, 2])), "another source has its own credit");
+        assert!(limiter.spend(start, IpAddr::from([192, 0, 2, 2])), "another source has its own credit");
         let later = start + Duration::from_millis(50);
-        assert!(admission.spend(later, source), "one more after a twentieth of a second");
-        assert!(!admission.spend(later, source));
+        assert!(limiter.spend(later, source), "one more after a twentieth of a second");
+        assert!(!limiter.spend(later, source));
     }
 
     #[test]
     fn one_ipv6_network_is_one_source() {
-        let (admission, now) = (admission(), Instant::now());
+        let (limiter, now) = (limiter(), Instant::now());
         let spent = (0..100u16)
-            .filter(|host| admission.spend(now, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, *host, 0, 0, 1).into()));
+            .filter(|host| limiter.spend(now, Ipv6Addr::new(0x2001, 0xdb8, 0, 0, *host, 0, 0, 1).into()));
         assert_eq!(spent.count(), PER_SOURCE_BURST as usize);
     }
 
     #[test]
     fn the_table_of_sources_is_bounded_and_empties_again() {
-        let (admission, now) = (admission(), Instant::now());
+        let (limiter, now) = (limiter(), Instant::now());
         for host in 0..u32::try_from(SOURCES).unwrap() + 100 {
-            admission.spend(now, std::net::Ipv4Addr::from_bits(host).into());
+            limiter.spend(now, std::net::Ipv4Addr::from_bits(host).into());
         }
-        assert_eq!(admission.sources.lock().len(), SOURCES);
-        admission.tick(now + Duration::from_secs(2));
-        assert_eq!(admission.sources.lock().len(), 0);
+        assert_eq!(limiter.sources.lock().len(), SOURCES);
+        limiter.tick(now + Duration::from_secs(2));
+        assert_eq!(limiter.sources.lock().len(), 0);
     }
 }

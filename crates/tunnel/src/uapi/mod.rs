@@ -1,4 +1,4 @@
-//! The cross-platform configuration protocol of WireGuard, which `wg` speaks with userspace interfaces
+//! The cross-platform configuration protocol of WireGuard, which `wg` uses for userspace interfaces
 //! (<https://www.wireguard.com/xplatform/>).
 
 mod apply;
@@ -17,7 +17,8 @@ pub(crate) const LONGEST_REQUEST: usize = 16 << 20;
 /// The longest line in bytes: the longest legitimate one is a key of 64 hexadecimal digits with its name.
 pub(crate) const LONGEST_LINE: usize = 256;
 
-/// Reads `bytes` as a request, for the fuzz target: whatever they are, there is a value or a refusal.
+/// Parses `bytes` as a request, for the fuzz target: whatever they are, the result is a value or a refusal.
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn check(bytes: &[u8]) {
     let _ = parse::parse(bytes);
 }

@@ -29,7 +29,7 @@ const UDP: u8 = 17;
 const TCP_CHECKSUM: usize = 16;
 const UDP_CHECKSUM: usize = 6;
 
-/// What a packet from or for the TUN stands for.
+/// What a packet from or for the TUN represents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Segmentation {
     /// Itself.
@@ -49,7 +49,7 @@ pub(crate) struct VnetHeader {
     header_len: u16,
     /// Payload bytes per segment.
     segment: u16,
-    /// Where the transport header begins.
+    /// Offset of the transport header.
     checksum_start: u16,
     /// Where the checksum is in the transport header.
     checksum_offset: u16,
@@ -109,9 +109,9 @@ impl VnetHeader {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     v6: bool,
-    /// Where the transport header begins.
+    /// Offset of the transport header.
     transport: usize,
-    /// Where the payload of the transport begins.
+    /// Offset of the transport payload.
     payload: usize,
     protocol: u8,
 }

@@ -1,0 +1,12 @@
+//! Bounds of the MTU of a WireGuard link.
+
+use std::ops::RangeInclusive;
+
+/// The smallest MTU in bytes: what IPv6 requires (RFC 8200 section 5). Over a smaller underlay the outer datagrams are
+/// fragmented.
+pub const MIN_MTU: u32 = 1280;
+/// Valid MTUs in bytes; the upper bound is that of a packet's length field.
+pub const MTU_RANGE: RangeInclusive<u32> = MIN_MTU..=65_535;
+/// Bytes that WireGuard adds to a packet at most: 40 of IPv6, 8 of UDP, 32 of its own. The same for IPv4 endpoints, so
+/// that a peer's MTU does not depend on the address family of its endpoint.
+pub const OVERHEAD: u32 = 80;
