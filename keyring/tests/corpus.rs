@@ -15,5 +15,5 @@ fn the_corpus_of_messages_about_preshared_keys_passes() {
         read += usize::from(keyring::pq::Message::decode(&bytes).is_ok());
         count += 1;
     }
-    assert!(count >= 14 && read >= 9, "{count} files, {read} messages: the corpus is not where it should be");
+    assert!(count >= 14 && read >= 9, "{count} files, {read} messages: the corpus is missing");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::PerSlot;
-use keyring::rotation::Policy;
+use keyring::rotation::RotationPolicy;
 use plan::network::LinkName;
 
 use crate::device::Wish;
@@ -79,9 +79,9 @@ pub struct Config {
     /// How often the way to each peer is measured; zero never.
     pub probe_interval: Duration,
     /// When and how this node's keys are replaced.
-    pub rotation: Policy,
+    pub rotation: RotationPolicy,
     /// Whether and how preshared keys are agreed on with peers.
-    pub pq: keyring::pq::Terms,
+    pub pq: keyring::pq::PqSettings,
     /// Folder of the key file.
     pub key_dir: PathBuf,
     /// What keeps the key file from whoever gets hold of the disk.

@@ -192,7 +192,7 @@ impl Talk {
                     let answer = Message::Answer { nonce: *nonce, seen: *generation, tx: *tx };
                     self.channel.send(heard.over, heard.from, &answer);
                 }
-                Some(Said::OfKeys(Input::Heard(peer.clone())))
+                Some(Said::OfKeys(Input::PeerAlive(peer.clone())))
             }
             Message::Answer { nonce, seen, tx } => {
                 let (peer, over) = (peer.clone(), heard.over);

@@ -144,7 +144,7 @@ impl Reconciler {
                 config.wireguard_dir.clone(),
                 &config.links,
             ),
-            talk: Talk::new(&config, keys.chance(), heard),
+            talk: Talk::new(&config, keys.jitter_seed(), heard),
             pairs: Pairs::new(config.pq),
             audit,
             tellings,
@@ -204,8 +204,8 @@ impl Reconciler {
         let remembered = self.remember(&turn.admission);
         if self.outcome.failures.is_empty() && remembered {
             self.talk.heed(turn.heeded.clone());
-            self.pairs.settle(&turn.carried, &mut self.keys);
-            self.keys.tell(Input::Applied(turn.generation));
+            self.pairs.set_carrying_slots(&turn.carried, &mut self.keys);
+            self.keys.handle(Input::Applied(turn.generation));
         }
         self.publish().await;
         self.converse(&turn.desired).await;
