@@ -4,7 +4,6 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use plan::desired::MIN_MTU;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;

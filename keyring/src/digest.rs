@@ -1,4 +1,4 @@
-//! The beginning of a digest: a short name for something that is too long or too secret to be shown.
+//! A truncated digest: a short name for something that is too long or too secret to show.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -6,14 +6,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::KeyError;
+use crate::error::KeyError;
 
 /// Eight bytes, as 16 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ShortDigest(pub(crate) [u8; 8]);
 
 impl ShortDigest {
-    /// The first eight bytes of a whole one.
+    /// The first eight bytes of a full digest.
     pub(crate) fn of(digest: &[u8; 32]) -> Self {
         let mut short = [0; 8];
         short.copy_from_slice(&digest[..8]);

@@ -1,16 +1,16 @@
-//! Bodies of the fuzz targets, so that their corpora also run as ordinary tests.
+//! The fuzz targets' code, so that their corpora also run as ordinary tests.
 
 use std::path::PathBuf;
 
 use crate::audit::{Format, Line, export, report, verify};
 use crate::pq::Message;
 
-/// Reads bytes as a trail, and does with it all that an auditor does. A trail without a finding has whole lines and
-/// nothing else.
+/// Parses bytes as a trail and processes it as an auditor would. A trail without findings consists of
+/// complete lines and nothing else.
 ///
 /// # Panics
 ///
-/// If that does not hold: that is what a fuzzer looks for.
+/// If that does not hold.
 pub fn trail(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes).into_owned();
     let verdict = verify(&[(PathBuf::from("audit.jsonl"), text.clone())]);
@@ -25,11 +25,11 @@ pub fn trail(bytes: &[u8]) {
     }
 }
 
-/// Reads bytes as a message about preshared keys. What is read must be written the same.
+/// Decodes bytes as a message about preshared keys. What is decoded must encode to the same bytes.
 ///
 /// # Panics
 ///
-/// If that does not hold: that is what a fuzzer looks for.
+/// If that does not hold.
 pub fn pq_message(bytes: &[u8]) {
     if let Ok(message) = Message::decode(bytes) {
         assert_eq!(message.encode(), bytes);

@@ -1,4 +1,4 @@
-//! Curve25519 keys as WireGuard uses them: a private one and a public one, which can't stand for each other.
+//! Curve25519 keys as WireGuard uses them: private and public keys are two types that can't be mixed up.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +11,7 @@ use x25519_dalek::StaticSecret;
 use zeroize::Zeroizing;
 
 use crate::digest::ShortDigest;
+use crate::error::KeyError;
 use crate::low_order::is_low_order;
 use crate::secret::{LEN, Secret, decode};
 
@@ -18,19 +19,19 @@ use crate::secret::{LEN, Secret, decode};
 pub struct PrivateKey(Secret);
 
 impl PrivateKey {
-    /// Makes a new key from the operating system's random source. Fails if that source fails.
+    /// Generates a key from the operating system's random source. Fails if that source fails.
     pub fn generate() -> Result<Self, KeyError> {
         Self::generate_with(|bytes| getrandom::fill(bytes).map_err(KeyError::Random))
     }
 
-    /// Makes a new key from `fill`, which must write 32 unpredictable bytes.
+    /// Generates a key from `fill`, which must write 32 unpredictable bytes.
     pub fn generate_with(fill: impl FnOnce(&mut [u8]) -> Result<(), KeyError>) -> Result<Self, KeyError> {
         let mut bytes = Zeroizing::new([0; LEN]);
         fill(bytes.as_mut_slice())?;
         Self::from_bytes(&bytes)
     }
 
-    /// Takes 32 bytes as a key, clamped as RFC 7748 section 5 asks, so that equal keys are equal bytes.
+    /// Takes 32 bytes as a key, clamped as RFC 7748 section 5 requires, so that equal keys are equal bytes.
     ///
     /// Refuses all zeros: that is an empty file or a cleared buffer, never a key.
     pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
@@ -46,12 +47,12 @@ impl PrivateKey {
         Self::from_bytes(&*decode(text)?)
     }
 
-    /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
+    /// Base64 for the key file; wiped on drop.
     pub fn to_base64(&self) -> Zeroizing<String> {
         self.0.to_base64()
     }
 
-    /// The raw secret, for the engine that computes with it.
+    /// The raw secret, for computing with it.
     pub fn expose(&self) -> &[u8; LEN] {
         self.0.expose()
     }
@@ -61,7 +62,7 @@ impl PrivateKey {
         PublicKey(*x25519_dalek::PublicKey::from(&StaticSecret::from(*self.expose())).as_bytes())
     }
 
-    /// A second copy of the secret, for a second owner that needs one. Spelled out so that it shows in review.
+    /// A second copy of the secret, for a second owner. Explicit, so that it is noticed in review.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self(self.0.duplicate())
@@ -74,13 +75,13 @@ impl fmt::Debug for PrivateKey {
     }
 }
 
-/// A peer's static public key: 32 bytes that stand for a point of large order on Curve25519.
+/// A peer's static public key: the 32-byte encoding of a point of large order on Curve25519.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublicKey([u8; LEN]);
 
 impl PublicKey {
-    /// Takes 32 bytes as a key. Refuses zero and the other encodings of points of small order: with those
-    /// the shared secret is zero whatever the other side's key is (RFC 7748 section 6.1).
+    /// Takes 32 bytes as a key. Refuses all encodings of points of low order: with those the shared secret is
+    /// zero whatever the other side's key is (RFC 7748 section 6.1).
     pub fn from_bytes(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
         if bytes.iter().all(|byte| *byte == 0) {
             return Err(KeyError::Zero);
@@ -98,7 +99,7 @@ impl PublicKey {
         &self.0
     }
 
-    /// Base64, the form in annotations and in `wg show`.
+    /// Base64, as in annotations and in `wg show`.
     pub fn to_base64(&self) -> String {
         BASE64.encode(self.0)
     }
@@ -167,32 +168,6 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Why bytes or text are not a key. Never carries the text: it may be a secret.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    /// Not 44 characters of base64, so not 32 bytes.
-    #[error("key of {got} characters: expected 44 characters of base64 (32 bytes)")]
-    Length {
-        /// How many bytes the text had.
-        got: usize,
-    },
-    /// A character outside the alphabet, wrong padding, or unused bits that are not zero.
-    #[error("key is not canonical base64")]
-    Base64,
-    /// Not the fingerprint of a key.
-    #[error("fingerprint: expected 16 lower-case hexadecimal digits")]
-    Fingerprint,
-    /// All bytes are zero.
-    #[error("key is all zeros")]
-    Zero,
-    /// A point of small order: every shared secret with it would be zero.
-    #[error("public key is a point of low order")]
-    LowOrder,
-    /// The operating system's random source failed.
-    #[error("read random bytes for a new key")]
-    Random(#[source] getrandom::Error),
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -200,7 +175,8 @@ mod tests {
 
     #[test]
     fn public_key_is_that_of_rfc_7748_section_5_2() {
-        // First iteration of the RFC's loop: the scalar and the point are both the base point's encoding.
+        // First iteration of the loop in the RFC: the scalar and the point are both the base point's
+        // encoding.
         let private = hex("0900000000000000000000000000000000000000000000000000000000000000");
         let public = hex("422c8e7a6227d7bca1350b3e2bb7279f7897b87bb6854b783c60e80311ae3079");
         assert_eq!(PrivateKey::from_bytes(&private).unwrap().public().as_bytes(), &public);
@@ -230,13 +206,14 @@ mod tests {
         assert_eq!(PublicKey::from_base64(&format!("{text} ")), Err(KeyError::Length { got: 45 }));
         assert_eq!(PublicKey::from_base64(&text.replace('=', "A")), Err(KeyError::Base64));
         assert_eq!(PublicKey::from_base64(""), Err(KeyError::Length { got: 0 }));
-        // The last character before the padding carries two unused bits; setting one is another spelling.
+        // The last character before the padding has two unused bits; setting one gives another text for the
+        // same key.
         let spelled = format!("{}B=", &"A".repeat(42));
         assert_eq!(PublicKey::from_base64(&spelled), Err(KeyError::Base64));
     }
 
     #[test]
-    fn a_failing_random_source_makes_no_key() {
+    fn a_failing_random_source_gives_no_key() {
         assert!(matches!(PrivateKey::generate_with(|_| Err(KeyError::Zero)), Err(KeyError::Zero)));
         assert!(
             matches!(PrivateKey::generate_with(|_| Ok(())), Err(KeyError::Zero)),

@@ -1,4 +1,4 @@
-//! Preshared keys, and the names that plans, tables and logs have for them.
+//! Preshared keys, and their IDs in plans, tables and logs.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::KeyError;
 use crate::digest::ShortDigest;
+use crate::error::KeyError;
 use crate::secret::{LEN, Secret, decode};
 
-/// Sets these digests apart from every other use of SHA-256 on the same bytes.
+/// Separates these digests from every other use of SHA-256 on the same bytes.
 const LABEL: &[u8] = b"meshd preshared key id v1";
 
 /// A symmetric key that two peers share on top of their static keys. Wiped on drop; it can't be printed.
@@ -28,28 +28,28 @@ impl PresharedKey {
         Self::from_bytes(&*decode(text)?)
     }
 
-    /// Base64 for the places that must hold the secret itself (the key file); wiped when dropped.
+    /// Base64 for the key file; wiped on drop.
     pub fn to_base64(&self) -> Zeroizing<String> {
         self.0.to_base64()
     }
 
-    /// The raw secret, for the engine that computes with it.
+    /// The raw secret, for computing with it.
     pub fn expose(&self) -> &[u8; LEN] {
         self.0.expose()
     }
 
-    /// A second copy of the secret, for a second owner that needs one.
+    /// A second copy of the secret, for a second owner.
     #[must_use]
     pub fn duplicate(&self) -> Self {
         Self(self.0.duplicate())
     }
 
-    /// The key's name.
+    /// The key's ID.
     pub fn id(&self) -> PresharedId {
         let mut digest = Sha256::new().chain_update(LABEL).chain_update(self.expose()).finalize().into();
-        let name = PresharedId(ShortDigest::of(&digest));
+        let id = PresharedId(ShortDigest::of(&digest));
         digest.zeroize();
-        name
+        id
     }
 }
 
@@ -61,18 +61,18 @@ impl fmt::Debug for PresharedKey {
 
 /// The first eight bytes of a labelled SHA-256 of a preshared key, as 16 hexadecimal digits.
 ///
-/// Safe to show: the key has 256 bits that nobody can guess, so its digest tells nothing about it.
+/// Safe to show: the key has 256 random bits, so its digest reveals nothing about it.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PresharedId(ShortDigest);
 
 impl PresharedId {
-    /// The name as bytes.
+    /// The ID as bytes.
     pub const fn as_bytes(&self) -> &[u8; 8] {
         &self.0.0
     }
 
-    /// Takes a name as bytes.
+    /// Takes an ID as bytes.
     pub const fn from_bytes(bytes: [u8; 8]) -> Self {
         Self(ShortDigest(bytes))
     }
@@ -103,18 +103,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_have_names_of_their_own_that_do_not_show_them() {
+    fn each_key_has_an_id_that_does_not_reveal_it() {
         let [one, two] = [7, 8].map(|byte| PresharedKey::from_bytes(&[byte; 32]).unwrap());
         assert_eq!(one.id(), one.duplicate().id());
         assert_ne!(one.id(), two.id());
-        // Not the plain digest, which other uses of the same bytes would have.
+        // Not the plain digest, which other uses of the same bytes would give.
         assert_ne!(one.id().as_bytes(), &Sha256::digest([7; 32])[..8]);
         assert_eq!(one.id().to_string().parse(), Ok(one.id()));
         assert!(!one.id().to_string().contains("0707"));
     }
 
     #[test]
-    fn only_a_name_is_read_as_one() {
+    fn only_an_id_is_parsed_as_one() {
         for text in ["", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdefa", "+123456789abcdef"] {
             assert_eq!(text.parse::<PresharedId>(), Err(KeyError::Fingerprint), "{text:?}");
         }

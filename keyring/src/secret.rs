@@ -1,10 +1,10 @@
-//! Thirty-two secret bytes, and the base64 that they have in files.
+//! Thirty-two secret bytes, and their base64 in files.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use zeroize::{Zeroize as _, ZeroizeOnDrop, Zeroizing};
 
-use crate::KeyError;
+use crate::error::KeyError;
 
 /// Length of every key in bytes.
 pub(crate) const LEN: usize = 32;
@@ -13,12 +13,12 @@ const BASE64_LEN: usize = 44;
 
 /// Secret bytes that are not all zero. Wiped on drop.
 ///
-/// They stand on the heap: a value that is moved leaves its bytes behind where it was, a pointer leaves only a pointer.
+/// On the heap: moving a value leaves its bytes behind at the old place, moving a box leaves only a pointer.
 #[derive(ZeroizeOnDrop)]
 pub(crate) struct Secret(Box<[u8; LEN]>);
 
 impl Secret {
-    /// All zeros is refused: that is an empty file or a cleared buffer, never a secret.
+    /// Refuses all zeros: that is an empty file or a cleared buffer, never a secret.
     pub(crate) fn take(bytes: &[u8; LEN]) -> Result<Self, KeyError> {
         if bytes.iter().all(|byte| *byte == 0) {
             return Err(KeyError::Zero);
@@ -47,12 +47,12 @@ impl Secret {
     }
 }
 
-/// The bytes behind canonical base64: exactly 44 characters, no spaces, no unused bits set.
+/// Decodes canonical base64: exactly 44 characters, no spaces, no unused bits set.
 pub(crate) fn decode(text: &str) -> Result<Zeroizing<[u8; LEN]>, KeyError> {
     if text.len() != BASE64_LEN {
         return Err(KeyError::Length { got: text.len() });
     }
-    // One spare byte per three characters: the decoder wants room for the padded length.
+    // The decoder needs room for the padded length.
     let mut buffer = Zeroizing::new([0; LEN + 1]);
     let written = BASE64.decode_slice(text, buffer.as_mut_slice()).map_err(|_| KeyError::Base64)?;
     if written != LEN {

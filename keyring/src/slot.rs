@@ -1,11 +1,11 @@
-//! The two slots that every node has, so that a key can be replaced while the other one carries traffic.
+//! The two slots of a node: the key of one is replaced while the other carries traffic.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// One of the two permanent positions for a key: each has its own WireGuard device, port and key.
+/// One of a node's two positions for a key, each with a WireGuard device and a UDP port of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Slot {
@@ -19,7 +19,7 @@ impl Slot {
     /// Both slots, in order.
     pub const ALL: [Self; 2] = [Self::A, Self::B];
 
-    /// The slot that takes over when this one's key is replaced.
+    /// The slot that carries traffic while this one's key is replaced.
     #[must_use]
     pub const fn other(self) -> Self {
         match self {
@@ -55,7 +55,7 @@ impl FromStr for Slot {
     }
 }
 
-/// A slot's letter was neither `a` nor `b`.
+/// The text is neither `a` nor `b`.
 #[derive(Debug, thiserror::Error)]
 #[error("slot {0:?}: expected a or b")]
 pub struct SlotError(String);
@@ -88,7 +88,7 @@ impl<T> PerSlot<T> {
         }
     }
 
-    /// The value of `slot`, to change.
+    /// The value of `slot`, mutable.
     pub const fn get_mut(&mut self, slot: Slot) -> &mut T {
         match slot {
             Slot::A => &mut self.a,

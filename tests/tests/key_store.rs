@@ -56,7 +56,7 @@ fn keys_are_not_stored_on_disk_unless_configured() {
     for secret in secrets(&mesh) {
         assert_eq!(in_files(&[&directory], &secret).unwrap(), [keys_at.join("keys.json")]);
     }
-    assert!(mesh.daemon("n1").log().unwrap().contains("kept on the disk as they are"));
+    assert!(mesh.daemon("n1").log().unwrap().contains("stored on disk without encryption"));
 }
 
 #[test]

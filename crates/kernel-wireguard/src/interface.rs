@@ -95,7 +95,11 @@ impl Interface {
     /// the link has to be up. With a session it sends an empty packet. `interval` are the seconds between keepalives
     /// that the peer has and keeps.
     pub fn initiate_handshake(&mut self, peer: &PublicKey, interval: u16) -> Result<(), KernelError> {
-        self.set_peer("initiate a handshake with", peer, request::initiate_handshake(&self.link, peer, interval))
+        self.set_peer(
+            "initiate a handshake with",
+            peer,
+            request::initiate_handshake(&self.link, peer, interval),
+        )
     }
 
     fn change_peer(

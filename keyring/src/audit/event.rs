@@ -1,12 +1,12 @@
-//! Everything that a trail tells. Public halves only: there is no field that a secret would fit into.
+//! The events in a trail. Public keys only: there is no field that could hold a secret.
 
 use serde::{Deserialize, Serialize};
 
-use super::line::Head;
+use super::head::Head;
 use crate::rotation::{Cause, Note, PeerId, Stance};
 use crate::{Fingerprint, PerSlot, Slot};
 
-/// A node, by what is unique and by what people call it.
+/// A node, by UID and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NodeRef {
     /// UID of the Node.
@@ -19,7 +19,7 @@ pub struct NodeRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// The daemon started; these keys were found or made.
+    /// The daemon started; these keys were loaded or generated.
     Started {
         /// Its version.
         version: String,
@@ -27,31 +27,31 @@ pub enum Event {
         generation: u64,
         /// The keys in the slots.
         keys: PerSlot<Fingerprint>,
-        /// When each was made, in seconds since 1970.
+        /// When each was generated, in seconds since 1970.
         created: PerSlot<u64>,
         /// The preferred slot.
         prefer: Slot,
     },
-    /// A rotation begins.
+    /// A rotation started.
     Begun {
         /// Why.
         cause: Cause,
     },
-    /// A new key was made and is stored.
+    /// A new key was generated and is on disk.
     Staged {
         /// The slot that it is for.
         slot: Slot,
         /// The key.
         key: Fingerprint,
     },
-    /// Peers are asked to leave a slot.
+    /// Peers are asked to stop sending on a slot.
     Draining {
         /// The slot.
         slot: Slot,
         /// The key that is in it.
         key: Fingerprint,
     },
-    /// A peer said that it does not send on the slot.
+    /// A peer confirmed that it does not send on the slot.
     Acknowledged {
         /// The peer.
         peer: PeerId,
@@ -67,7 +67,7 @@ pub enum Event {
         /// The generation.
         generation: u64,
     },
-    /// A peer answered over the key: it has it, and a handshake with it succeeded.
+    /// A peer answered over the key: a handshake with it succeeded.
     Verified {
         /// The peer.
         peer: PeerId,
@@ -76,20 +76,20 @@ pub enum Event {
         /// The key.
         key: Fingerprint,
     },
-    /// The key is the one that peers should use.
+    /// Peers should use the key from now on.
     Active {
         /// The slot.
         slot: Slot,
         /// The key.
         key: Fingerprint,
     },
-    /// The key is in no file and no memory of this node any more.
+    /// The key is no longer in any file or in this node's memory.
     Destroyed {
         /// The slot that it was in.
         slot: Slot,
         /// The key.
         key: Fingerprint,
-        /// Seconds since it was made.
+        /// Its age in seconds.
         age: u64,
     },
     /// A peer was silent and was not waited for.
@@ -109,21 +109,21 @@ pub enum Event {
         /// The peers.
         peers: Vec<PeerId>,
     },
-    /// The new key was given up.
+    /// The new key was abandoned.
     RolledBack {
         /// The slot.
         slot: Slot,
-        /// The key that was given up.
+        /// The abandoned key.
         key: Fingerprint,
         /// The peers that did not follow.
         peers: Vec<PeerId>,
     },
-    /// The rotation is over.
+    /// The rotation is complete.
     Finished {
-        /// Milliseconds that it took.
+        /// Its duration in milliseconds.
         milliseconds: u64,
     },
-    /// The generation was raised above one that stood on our Node.
+    /// The generation was raised above one found on the own Node.
     Outgrown {
         /// The new generation.
         generation: u64,
@@ -148,14 +148,14 @@ pub enum Event {
         /// The peer.
         peer: NodeRef,
     },
-    /// As a witness: something that a node published was refused.
+    /// As a witness: what a node published was refused.
     PeerRefused {
         /// The node's name.
         refused: String,
         /// The reason's code.
         reason: String,
     },
-    /// As a witness: where a peer says that its trail ends.
+    /// As a witness: the head that a peer announced for its trail.
     PeerHead {
         /// The peer.
         peer: PeerId,
@@ -164,22 +164,22 @@ pub enum Event {
         /// Hash of its last line, in hexadecimal.
         head: String,
     },
-    /// This trail's end was put into a Kubernetes Event.
+    /// This trail's head was written to a Kubernetes Event.
     Anchored {
         /// Number of the line.
         line: u64,
         /// Its hash, in hexadecimal.
         head: String,
     },
-    /// The end of the last line was missing after a crash, and was cut off.
+    /// An incomplete last line was removed after a crash.
     Repaired {
-        /// Bytes that were cut off.
+        /// Bytes that were removed.
         bytes: u64,
     },
 }
 
 impl Event {
-    /// The event that a rotation's note stands for, under a generation.
+    /// The event for a note of the rotation, under a generation.
     pub fn of(note: &Note, generation: u64) -> Self {
         match note.clone() {
             Note::Begun(cause) => Self::Begun { cause },
@@ -203,7 +203,7 @@ impl Event {
         }
     }
 
-    /// What a witness writes about an announcement.
+    /// The event that a witness records for an announcement.
     pub fn announced(name: &str, stance: &Stance, keys: PerSlot<Fingerprint>) -> Self {
         Self::PeerAnnounced {
             peer: NodeRef { uid: stance.id.clone(), name: name.to_owned() },
@@ -215,12 +215,12 @@ impl Event {
         }
     }
 
-    /// What a witness writes about the end of a peer's trail.
+    /// The event that a witness records for the head of a peer's trail.
     pub fn head_of(peer: PeerId, head: &Head) -> Self {
         Self::PeerHead { peer, line: head.seq, head: head.to_string() }
     }
 
-    /// Whether this is about this node's own keys, so that others should remember it.
+    /// Whether the event is about the node's own keys, so that witnesses should know of it.
     pub const fn is_own(&self) -> bool {
         !matches!(
             self,
@@ -233,7 +233,7 @@ impl Event {
         )
     }
 
-    /// Whether the event says something of where the writing node's own keys are.
+    /// Whether the event shows where the node's own keys are.
     pub const fn is_of_own_keys(&self) -> bool {
         matches!(
             self,
@@ -245,7 +245,7 @@ impl Event {
         )
     }
 
-    /// Whether the event speaks of this key.
+    /// Whether the event mentions this key.
     pub fn mentions(&self, key: &str) -> bool {
         match self {
             Self::Staged { key: found, .. }
@@ -262,7 +262,7 @@ impl Event {
         }
     }
 
-    /// Whether the event speaks of a peer of this name or UID.
+    /// Whether the event is about a peer with this name or UID.
     pub fn is_about(&self, node: &str) -> bool {
         let named = |peer: &NodeRef| peer.name == node || peer.uid.as_str() == node;
         match self {

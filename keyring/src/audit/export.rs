@@ -1,14 +1,14 @@
-//! Lines in the forms that other tools read.
+//! Exports lines in formats for other tools.
 
 use serde_json::{Value, json};
 
 use super::event::Event;
 use super::line::Line;
 
-/// A form.
+/// An export format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// One JSON object a line, as in the trail but without its hashes' rule of place.
+    /// One JSON object per line, as in the trail, but not in the order that the hash is computed over.
     Jsonl,
     /// Comma-separated values (RFC 4180) with a header.
     Csv,
@@ -16,7 +16,7 @@ pub enum Format {
     Ocsf,
 }
 
-/// Renders lines.
+/// Renders lines in a format.
 pub fn export(lines: &[&Line], format: Format) -> String {
     let mut text = String::new();
     if format == Format::Csv {
@@ -32,7 +32,7 @@ pub fn export(lines: &[&Line], format: Format) -> String {
     text
 }
 
-/// A line as JSON, for programs.
+/// A line as a JSON object.
 fn object(line: &Line) -> Value {
     let mut object = serde_json::to_value(&line.event).unwrap_or_default();
     if let Some(members) = object.as_object_mut() {

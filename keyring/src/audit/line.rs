@@ -1,37 +1,21 @@
-//! One line of a trail, and the hash that ties it to the one before.
+//! One line of a trail, chained to the previous one by a hash.
 //!
-//! A line is one JSON object whose last two members are `prev` and `hash`. `hash` is the SHA-256, in hexadecimal, of
-//! all bytes of the line before the text `,"hash":"`. `prev` is the hash of the line before, or 64 zeros in a trail's
-//! first line. So anybody can check a trail with `sha256sum`.
-
-use std::fmt;
+//! A line is one JSON object whose last two members are `prev` and `hash`. `hash` is the SHA-256, in
+//! hexadecimal, of all bytes of the line before the text `,"hash":"`. `prev` is the hash of the previous
+//! line, or 64 zeros in a trail's first line. So a trail can be checked with `sha256sum`.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::event::{Event, NodeRef};
+use super::head::Head;
 
 /// The version that this code writes and reads.
 const VERSION: u32 = 1;
-/// What stands between the hashed bytes and the hash.
-const SEAM: &str = ",\"hash\":\"";
+/// The text between the hashed bytes and the hash.
+const HASH_MEMBER: &str = ",\"hash\":\"";
 /// Longest line that is read, in bytes.
-pub(super) const LONGEST: usize = 64 << 10;
-
-/// Where a trail ends.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Head {
-    /// Number of its last line; zero if there is none.
-    pub seq: u64,
-    /// Hash of its last line; zeros if there is none.
-    pub hash: [u8; 32],
-}
-
-impl fmt::Display for Head {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.hash.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
+pub(super) const MAX_LINE_LEN: usize = 64 << 10;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,13 +24,13 @@ pub struct Line {
     pub seq: u64,
     /// Milliseconds since 1970 by the node's clock.
     pub time: u64,
-    /// Which start of the machine it was.
+    /// The kernel's boot ID.
     pub boot: String,
     /// The node that wrote it.
     pub node: NodeRef,
     /// What happened.
     pub event: Event,
-    /// Hash of the line before.
+    /// Hash of the previous line.
     pub prev: String,
     /// Hash of this line.
     pub hash: String,
@@ -66,7 +50,7 @@ struct Hashed {
 }
 
 impl Line {
-    /// Writes the line that follows `head`, without its newline; returns it with the new head.
+    /// Renders the line that follows `head`, without its newline; returns it with the new head.
     pub(super) fn write(head: &Head, time: u64, boot: &str, node: &NodeRef, event: &Event) -> (String, Head) {
         let hashed = Hashed {
             v: VERSION,
@@ -81,15 +65,15 @@ impl Line {
         let mut text = serde_json::to_string(&hashed).unwrap_or_default();
         text.truncate(text.len().saturating_sub(1));
         let next = Head { seq: head.seq + 1, hash: Sha256::digest(&text).into() };
-        (format!("{text}{SEAM}{next}\"}}"), next)
+        (format!("{text}{HASH_MEMBER}{next}\"}}"), next)
     }
 
-    /// Reads a line and checks its own hash.
+    /// Parses a line and verifies its own hash.
     pub fn parse(text: &str) -> Result<Self, LineError> {
-        if text.len() > LONGEST {
+        if text.len() > MAX_LINE_LEN {
             return Err(LineError::TooLong);
         }
-        let (hashed, rest) = text.rsplit_once(SEAM).ok_or(LineError::NotALine)?;
+        let (hashed, rest) = text.rsplit_once(HASH_MEMBER).ok_or(LineError::NotALine)?;
         let hash = rest.strip_suffix("\"}").ok_or(LineError::NotALine)?;
         let read: Hashed = serde_json::from_str(&format!("{hashed}}}")).map_err(|_| LineError::NotALine)?;
         if read.v != VERSION {
@@ -103,7 +87,8 @@ impl Line {
         Ok(Self { seq, time, boot, node, event, prev, hash: found })
     }
 
-    /// The trail's head after this line. Zeros if the hash is none, which a parsed line never has.
+    /// The trail's head after this line. Its hash is zero if the line has none, which a parsed line always
+    /// has.
     pub fn head(&self) -> Head {
         let mut hash = [0; 32];
         for (byte, digits) in hash.iter_mut().zip(self.hash.as_bytes().chunks(2)) {
@@ -114,13 +99,13 @@ impl Line {
     }
 }
 
-/// Why text is no line.
+/// Why text is not a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LineError {
     /// Not a line of a trail.
     #[error("not a line of an audit trail")]
     NotALine,
-    /// Far longer than any line.
+    /// Longer than any line.
     #[error("longer than any line of an audit trail")]
     TooLong,
     /// Written by another version.
@@ -129,7 +114,7 @@ pub enum LineError {
         /// The version.
         found: u32,
     },
-    /// Its hash is not that of its text.
+    /// Its hash does not match its text.
     #[error("the line was changed after it was written")]
     Changed,
 }

@@ -1,4 +1,5 @@
-//! An auditor's questions, answered from trails: which keys were in use when, who had them, and are the old ones gone.
+//! The report for auditors: which keys were in use when, who has confirmed them, and were the old ones
+//! destroyed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,18 +10,18 @@ use super::line::Line;
 use crate::rotation::PeerId;
 use crate::{Fingerprint, Slot};
 
-/// The life of one key. Times are milliseconds since 1970 by the clock of the node that wrote them.
+/// The history of one key. Times are milliseconds since 1970 by the clock of the node that recorded them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct KeyLife {
+pub struct KeyHistory {
     /// The key.
     pub key: String,
     /// Its slot.
     pub slot: Slot,
-    /// When it was made, or else first seen.
+    /// When it was generated, or else first seen.
     pub since: u64,
-    /// When it became the one to use, each time.
+    /// When it became preferred, each time.
     pub active: Vec<u64>,
-    /// When another one took its place.
+    /// When it was replaced.
     pub replaced: Option<u64>,
     /// When its own node destroyed it.
     pub destroyed: Option<u64>,
@@ -33,32 +34,33 @@ pub struct KeyLife {
 pub struct NodeReport {
     /// Its name.
     pub node: String,
-    /// Whether its own trail was at hand; if not this is what its peers saw, and nothing proves a destruction.
+    /// Whether its own trail was available; if not, this is what its peers recorded, and nothing proves
+    /// destruction.
     pub own_trail: bool,
     /// Its keys, oldest first.
-    pub keys: Vec<KeyLife>,
-    /// Rotations that went through, with their milliseconds; only from its own trail.
+    pub keys: Vec<KeyHistory>,
+    /// Durations of completed rotations in milliseconds; only from its own trail.
     pub rotations: Vec<u64>,
-    /// Rotations that were given up.
+    /// Number of rotations that were rolled back.
     pub rolled_back: u64,
-    /// Peers that were passed over, with how often.
+    /// Peers that were not waited for, and how often.
     pub passed_over: BTreeMap<String, u64>,
 }
 
-/// The whole cluster, as far as the trails tell.
+/// The cluster, as far as it is known from the trails.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Every node that a trail speaks of.
+    /// Every node that occurs in a trail.
     pub nodes: Vec<NodeReport>,
     /// The oldest key in use: node, key and age in seconds.
     pub oldest: Option<(String, String, u64)>,
-    /// Keys in use that are older than they may be: node, key, age in seconds.
+    /// Keys in use that exceed the maximum age: node, key, age in seconds.
     pub overdue: Vec<(String, String, u64)>,
-    /// Keys that were replaced and of which no trail says that they were destroyed: node and key.
+    /// Replaced keys whose destruction is not in any trail: node and key.
     pub not_proven_destroyed: Vec<(String, String)>,
 }
 
-/// Makes the report from any number of trails. `now` is in milliseconds since 1970, `max_age` in seconds.
+/// Builds the report from any number of trails. `now` is in milliseconds since 1970, `max_age` in seconds.
 pub fn report(trails: &[&[Line]], now: u64, max_age: u64) -> Report {
     let mut nodes: BTreeMap<PeerId, NodeReport> = BTreeMap::new();
     let mut names: BTreeMap<PeerId, String> = BTreeMap::new();
@@ -69,7 +71,7 @@ pub fn report(trails: &[&[Line]], now: u64, max_age: u64) -> Report {
         }
     }
     let name = |id: &PeerId| names.get(id).cloned().unwrap_or_else(|| id.to_string());
-    // What a node says of itself counts before what others say of it.
+    // A node's own trail takes precedence over those of witnesses.
     for line in trails.iter().copied().flatten() {
         let node = nodes.entry(line.node.uid.clone()).or_default();
         node.own_trail = true;
@@ -106,9 +108,9 @@ pub fn report(trails: &[&[Line]], now: u64, max_age: u64) -> Report {
     report
 }
 
-/// The keys of a node of which its own trail does not say that they were destroyed, in the order of its trail. Lines of
-/// others are passed over.
-pub fn not_destroyed<'a>(trail: impl IntoIterator<Item = &'a Line>, node: &PeerId) -> Vec<KeyLife> {
+/// The keys of a node whose destruction is not in its own trail, in the trail's order. Lines of other nodes
+/// are ignored.
+pub fn not_destroyed<'a>(trail: impl IntoIterator<Item = &'a Line>, node: &PeerId) -> Vec<KeyHistory> {
     let mut own_keys = NodeReport::default();
     for line in trail.into_iter().filter(|line| line.node.uid == *node) {
         own(&mut own_keys, line, &PeerId::to_string);
@@ -118,22 +120,22 @@ pub fn not_destroyed<'a>(trail: impl IntoIterator<Item = &'a Line>, node: &PeerI
 }
 
 impl NodeReport {
-    fn key(&mut self, slot: Slot, key: Fingerprint, since: u64) -> Option<&mut KeyLife> {
+    fn key(&mut self, slot: Slot, key: Fingerprint, since: u64) -> Option<&mut KeyHistory> {
         let text = key.to_string();
         let at = self.keys.iter().position(|known| known.key == text).unwrap_or_else(|| {
             let (active, verified_by) = (Vec::new(), BTreeSet::new());
             let (replaced, destroyed) = (None, None);
-            self.keys.push(KeyLife { key: text, slot, since, active, replaced, destroyed, verified_by });
+            self.keys.push(KeyHistory { key: text, slot, since, active, replaced, destroyed, verified_by });
             self.keys.len() - 1
         });
         self.keys.get_mut(at)
     }
 
-    /// Another key is in the slot now.
+    /// Another key is in the slot from now on.
     fn replace(&mut self, slot: Slot, by: Fingerprint, time: u64) {
         let by = by.to_string();
         for key in self.keys.iter_mut().filter(|key| key.slot == slot && key.key != by) {
-            // One that is only stored yet replaces nothing and is not replaced.
+            // A key that is only stored so far replaces nothing and is not replaced.
             if key.replaced.is_none() && key.since <= time {
                 key.replaced = Some(time);
             }

@@ -16,7 +16,7 @@ fn key() -> PublicKey {
     PrivateKey::generate().unwrap().public()
 }
 
-/// A whole rotation as the machine tells it.
+/// A complete rotation as the state machine reports it.
 fn rotation(old: PerSlot<PublicKey>, new: PerSlot<PublicKey>) -> Vec<Event> {
     let peer = PeerId::new("uid-n2");
     let mut notes = vec![Note::Begun(Cause::Request)];
@@ -49,14 +49,14 @@ fn started(keys: PerSlot<PublicKey>) -> Event {
 
 /// A trail with a rotation in it, as the text of its only file.
 fn trail(name: &str) -> (tempfile::TempDir, String, PerSlot<PublicKey>, PerSlot<PublicKey>) {
-    let folder = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().unwrap();
     let (old, new) = (PerSlot::from_fn(|_| key()), PerSlot::from_fn(|_| key()));
-    let (mut trail, _) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+    let (mut trail, _) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
     trail.append(200_000, "boot", &node(name), &[started(old)]).unwrap();
     trail.append(201_000, "boot", &node(name), &rotation(old, new)).unwrap();
     drop(trail);
-    let text = std::fs::read_to_string(folder.path().join("audit.jsonl")).unwrap();
-    (folder, text, old, new)
+    let text = std::fs::read_to_string(directory.path().join("audit.jsonl")).unwrap();
+    (directory, text, old, new)
 }
 
 fn check(text: &str) -> Verdict {
@@ -64,7 +64,7 @@ fn check(text: &str) -> Verdict {
 }
 
 #[test]
-fn a_whole_trail_has_no_finding() {
+fn an_intact_trail_has_no_findings() {
     let (_folder, text, ..) = trail("n1");
     let verdict = check(&text);
     assert_eq!(verdict.findings, []);
@@ -85,7 +85,7 @@ fn the_hash_is_what_sha256sum_says() {
 }
 
 #[test]
-fn every_changed_byte_is_found_at_its_line() {
+fn every_changed_byte_is_detected_at_its_line() {
     let (_folder, text, ..) = trail("n1");
     let whole: Vec<&str> = text.lines().collect();
     for (at, line) in whole.iter().enumerate() {
@@ -103,7 +103,7 @@ fn every_changed_byte_is_found_at_its_line() {
 }
 
 #[test]
-fn deleted_swapped_repeated_and_foreign_lines_are_found() {
+fn deleted_swapped_repeated_and_foreign_lines_are_detected() {
     let (_folder, text, ..) = trail("n1");
     let (_other, foreign, ..) = trail("n1");
     let whole: Vec<&str> = text.lines().collect();
@@ -134,14 +134,14 @@ fn deleted_swapped_repeated_and_foreign_lines_are_found() {
 }
 
 #[test]
-fn a_cut_tail_an_older_copy_and_a_rewritten_trail_are_found_by_a_witness() {
+fn a_truncated_an_older_and_a_rewritten_trail_are_detected_by_a_witness() {
     let (_folder, text, old, _) = trail("n1");
     let whole = check(&text);
-    let folder = tempfile::tempdir().unwrap();
-    let (mut witness, _) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (mut witness, _) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
     let seen = Event::head_of(PeerId::new("uid-n1"), &whole.head());
     witness.append(1, "boot", &node("n2"), &[started(old), seen]).unwrap();
-    let witness = verify(&read(folder.path()).unwrap());
+    let witness = verify(&read(directory.path()).unwrap());
     assert_eq!(against_witness(&whole, &witness), []);
     for keep in 1..16 {
         let cut: Vec<&str> = text.lines().take(keep).collect();
@@ -154,9 +154,9 @@ fn a_cut_tail_an_older_copy_and_a_rewritten_trail_are_found_by_a_witness() {
         };
         assert_eq!(against_witness(&cut, &witness), [finding]);
     }
-    // The owner writes everything anew, with one event left out and another in its place.
-    let anew = tempfile::tempdir().unwrap();
-    let (mut trail, _) = Trail::open(anew.path(), 1 << 20, 2).unwrap();
+    // The owner rewrites everything, with one event replaced.
+    let rewritten = tempfile::tempdir().unwrap();
+    let (mut trail, _) = Trail::open(rewritten.path(), 1 << 20, 2).unwrap();
     for line in &whole.lines {
         let event = match &line.event {
             Event::Begun { .. } => Event::Begun { cause: Cause::Age },
@@ -164,54 +164,54 @@ fn a_cut_tail_an_older_copy_and_a_rewritten_trail_are_found_by_a_witness() {
         };
         trail.append(line.time, &line.boot, &line.node, &[event]).unwrap();
     }
-    let forged = verify(&read(anew.path()).unwrap());
+    let forged = verify(&read(rewritten.path()).unwrap());
     assert_eq!(forged.findings, []);
     let finding = WitnessFinding::Forked { witness: "n2".to_owned(), seq: 16 };
     assert_eq!(against_witness(&forged, &witness), [finding]);
 }
 
 #[test]
-fn full_files_are_put_aside_without_breaking_the_chain() {
-    let folder = tempfile::tempdir().unwrap();
+fn full_files_are_archived_without_breaking_the_chain() {
+    let directory = tempfile::tempdir().unwrap();
     for start in 0..4 {
-        let (mut trail, torn) = Trail::open(folder.path(), 2000, 100).unwrap();
+        let (mut trail, torn) = Trail::open(directory.path(), 2000, 100).unwrap();
         assert_eq!((trail.head().seq, torn), (start * 10, 0));
         for _ in 0..10 {
             trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
         }
     }
-    let files = read(folder.path()).unwrap();
+    let files = read(directory.path()).unwrap();
     assert!(files.len() > 3);
     let verdict = verify(&files);
     assert_eq!((verdict.findings.len(), verdict.lines.len()), (0, 40));
-    let (mut trail, _) = Trail::open(folder.path(), 2000, 1).unwrap();
+    let (mut trail, _) = Trail::open(directory.path(), 2000, 1).unwrap();
     for _ in 0..20 {
         trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
     }
-    let files = read(folder.path()).unwrap();
+    let files = read(directory.path()).unwrap();
     assert_eq!(files.len(), 2, "one beside the one that grows");
     assert_eq!(verify(&files).findings, []);
 }
 
 #[test]
-fn what_a_crash_left_of_a_line_is_cut_off_and_the_chain_goes_on() {
-    let (folder, text, ..) = trail("n1");
-    let path = folder.path().join("audit.jsonl");
+fn an_incomplete_last_line_is_removed_and_the_chain_continues() {
+    let (directory, text, ..) = trail("n1");
+    let path = directory.path().join("audit.jsonl");
     let whole = text.lines().count() as u64;
     for left in [1, 10, 100] {
         let torn = format!("{text}{}", &text.lines().next().unwrap()[..left]);
         std::fs::write(&path, torn).unwrap();
-        let (mut trail, cut) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+        let (mut trail, cut) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
         assert_eq!((cut, trail.head().seq), (left as u64, whole));
         trail.append(1, "boot", &node("n1"), &[Event::Repaired { bytes: cut }]).unwrap();
-        assert_eq!(verify(&read(folder.path()).unwrap()).findings, []);
+        assert_eq!(verify(&read(directory.path()).unwrap()).findings, []);
     }
 }
 
 #[test]
 fn a_trail_is_removed_with_its_archived_files_and_nothing_else() {
-    let folder = tempfile::tempdir().unwrap();
-    let directory = folder.path().join(DIRECTORY);
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path().join(DIRECTORY);
     assert!(!remove(&directory).unwrap(), "nothing to remove");
     for foreign in [true, false] {
         let (mut trail, _) = Trail::open(&directory, 500, 100).unwrap();
@@ -234,15 +234,15 @@ fn a_trail_is_removed_with_its_archived_files_and_nothing_else() {
 }
 
 #[test]
-fn only_one_writes() {
-    let folder = tempfile::tempdir().unwrap();
-    let (_trail, _) = Trail::open(folder.path(), 1000, 1).unwrap();
-    let error = Trail::open(folder.path(), 1000, 1).unwrap_err();
+fn a_trail_has_one_writer() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_trail, _) = Trail::open(directory.path(), 1000, 1).unwrap();
+    let error = Trail::open(directory.path(), 1000, 1).unwrap_err();
     assert!(error.to_string().contains("another daemon"), "{error}");
 }
 
 #[test]
-fn the_report_tells_each_key_s_life_and_what_is_not_proven() {
+fn the_report_has_each_key_s_history_and_what_is_not_proven() {
     let (_folder, text, old, new) = trail("n1");
     let lines = check(&text).lines;
     let found = report(&[&lines], 1_201_000, 10_000);
@@ -260,7 +260,7 @@ fn the_report_tells_each_key_s_life_and_what_is_not_proven() {
     assert_eq!(found.oldest.as_ref().map(|(_, _, age)| *age), Some(1000));
     assert!(found.overdue.is_empty() && found.not_proven_destroyed.is_empty());
     assert_eq!(report(&[&lines], 1_201_000, 999).overdue.len(), 2);
-    // Without the destruction of one key the report names it.
+    // Without the destruction of one key the report lists it.
     let without: Vec<Line> = lines
         .into_iter()
         .filter(|line| !matches!(line.event, Event::Destroyed { slot: Slot::A, .. }))
@@ -270,7 +270,7 @@ fn the_report_tells_each_key_s_life_and_what_is_not_proven() {
 }
 
 #[test]
-fn keys_that_a_trail_does_not_let_go_of_are_found_for_the_node_itself_alone() {
+fn keys_not_destroyed_are_found_for_the_node_itself_only() {
     let (_folder, text, old, new) = trail("n1");
     let lines = check(&text).lines;
     let found = |lines: &[Line], node| -> Vec<String> {
@@ -286,7 +286,7 @@ fn keys_that_a_trail_does_not_let_go_of_are_found_for_the_node_itself_alone() {
     };
     assert_eq!(found(&lines, "uid-n1"), text(&[new.a, new.b]));
     assert_eq!(found(&lines, "uid-n2"), [] as [String; 0]);
-    // A crash came between the last step and the destruction of one.
+    // A crash happened between the last step and the destruction of a key.
     let crashed: Vec<Line> = lines
         .into_iter()
         .filter(|line| line.event.is_of_own_keys())
@@ -298,8 +298,8 @@ fn keys_that_a_trail_does_not_let_go_of_are_found_for_the_node_itself_alone() {
 #[test]
 fn a_rotation_can_be_read_from_a_peer_s_trail_alone() {
     let (old, new) = (PerSlot::from_fn(|_| key()), PerSlot::from_fn(|_| key()));
-    let folder = tempfile::tempdir().unwrap();
-    let (mut trail, _) = Trail::open(folder.path(), 1 << 20, 2).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (mut trail, _) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
     let steps = [
         (old, Slot::A, None, false),
         (old, Slot::A, Some(Slot::B), false),
@@ -314,7 +314,7 @@ fn a_rotation_can_be_read_from_a_peer_s_trail_alone() {
         let event = Event::announced("n1", &stance, keys.map(|key| key.fingerprint()));
         trail.append(at * 1000, "boot", &node("n2"), &[event]).unwrap();
     }
-    let lines = verify(&read(folder.path()).unwrap()).lines;
+    let lines = verify(&read(directory.path()).unwrap()).lines;
     let found = report(&[&lines], 10_000, 60);
     let n1 = found.nodes.iter().find(|node| node.node == "n1").unwrap();
     assert!(!n1.own_trail);
@@ -359,5 +359,5 @@ fn the_trail_corpus_passes() {
         crate::fuzzing::trail(&std::fs::read(entry.unwrap().path()).unwrap());
         count += 1;
     }
-    assert!(count >= 10, "only {count} files: the corpus is not where it should be");
+    assert!(count >= 10, "only {count} files: the corpus is missing");
 }

@@ -1,4 +1,4 @@
-//! The trail's files: lines are appended and on disk before anybody relies on them.
+//! The trail's files: lines are appended and on disk before anything depends on them.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, Write as _};
@@ -8,18 +8,20 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 
 use super::event::{Event, NodeRef};
-use super::line::{Head, Line};
+use super::head::Head;
+use super::line::Line;
 
-/// Name of the file that grows. Full ones are called `audit-NUMBER.jsonl` by their first line.
+/// Name of the file that lines are appended to. Full files are named `audit-NUMBER.jsonl` after their first
+/// line.
 const FILE: &str = "audit.jsonl";
 
-/// A trail that is written. Only one process can.
+/// A trail opened for writing. Only one process can.
 #[derive(Debug)]
 pub struct Trail {
-    folder: PathBuf,
+    directory: PathBuf,
     file: File,
     len: u64,
-    /// First line of the growing file.
+    /// Number of the file's first line.
     first: u64,
     head: Head,
     limit: u64,
@@ -27,20 +29,20 @@ pub struct Trail {
 }
 
 impl Trail {
-    /// Opens the trail in `folder`, which is made if it is missing, and goes on where it ends. A file that reaches
-    /// `limit` bytes is put aside; `keep` such files stay. The number of bytes that a crash left of a last line, and
-    /// that were cut off, is the second value.
-    pub fn open(folder: &Path, limit: u64, keep: usize) -> Result<(Self, u64), TrailError> {
-        let path = folder.join(FILE);
+    /// Opens the trail in `directory`, which is created if it is missing, and continues where it ends. A file
+    /// that reaches `limit` bytes is archived; `keep` archived files are kept. Also returns how many bytes of
+    /// an incomplete last line, left by a crash, were removed.
+    pub fn open(directory: &Path, limit: u64, keep: usize) -> Result<(Self, u64), TrailError> {
+        let path = directory.join(FILE);
         let failed = |operation: &'static str| {
             let path = path.clone();
             move |source| TrailError { operation, path, source }
         };
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed("make"))?;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("create"))?;
         let open = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(&path);
         let mut file = open.map_err(failed("open"))?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|errno| failed("lock (another daemon may be writing it)")(errno.into()))?;
+            .map_err(|errno| failed("lock (is another daemon writing it?)")(errno.into()))?;
         let mut text = String::new();
         let whole = file.read_to_string(&mut text).map_err(failed("read"))?;
         let end = text.rfind('\n').map_or(0, |at| at + 1);
@@ -50,15 +52,15 @@ impl Trail {
             file.seek(io::SeekFrom::End(0)).map_err(failed("repair"))?;
         }
         let mut lines = text[..end].lines();
-        // What is wrong in the middle is for `verify` to say; here only the end matters.
+        // Errors in the middle are for `verify` to report; here only the end matters.
         let first = lines.clone().next().and_then(|line| Line::parse(line).ok()).map(|line| line.seq);
         let last = match lines.next_back() {
             Some(line) => Line::parse(line).ok(),
-            None => last_of_aside(folder).map_err(failed("read"))?,
+            None => last_archived_line(directory).map_err(failed("read"))?,
         };
         let head = last.map(|line| line.head()).unwrap_or_default();
         let first = first.unwrap_or(head.seq + 1);
-        let trail = Self { folder: folder.to_owned(), file, len: end as u64, first, head, limit, keep };
+        let trail = Self { directory: directory.to_owned(), file, len: end as u64, first, head, limit, keep };
         Ok((trail, torn))
     }
 
@@ -67,7 +69,7 @@ impl Trail {
         self.head
     }
 
-    /// Appends events. When this returns they are on disk; when it fails none of them counts.
+    /// Appends events. They are on disk when this returns; if it fails, none of them is part of the trail.
     pub fn append(
         &mut self,
         time: u64,
@@ -75,13 +77,13 @@ impl Trail {
         node: &NodeRef,
         events: &[Event],
     ) -> Result<Head, TrailError> {
-        let path = self.folder.join(FILE);
+        let path = self.directory.join(FILE);
         let failed = |operation: &'static str| {
             let path = path.clone();
             move |source| TrailError { operation, path, source }
         };
         if self.len >= self.limit {
-            self.put_aside().map_err(failed("put aside"))?;
+            self.archive().map_err(failed("archive"))?;
         }
         let (mut text, mut head) = (String::new(), self.head);
         for event in events {
@@ -92,7 +94,7 @@ impl Trail {
         }
         let written = self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data());
         if let Err(source) = written {
-            // Half a line would break the chain; if it can't be cut off now it is at the next start.
+            // An incomplete line would break the chain; if it can't be removed now it is at the next start.
             let _ = self.file.set_len(self.len);
             return Err(failed("append to")(source));
         }
@@ -101,28 +103,28 @@ impl Trail {
         Ok(head)
     }
 
-    fn put_aside(&mut self) -> io::Result<()> {
-        let path = self.folder.join(FILE);
-        std::fs::rename(&path, self.folder.join(format!("audit-{:020}.jsonl", self.first)))?;
+    fn archive(&mut self) -> io::Result<()> {
+        let path = self.directory.join(FILE);
+        std::fs::rename(&path, self.directory.join(format!("audit-{:020}.jsonl", self.first)))?;
         let file = OpenOptions::new().read(true).append(true).create_new(true).mode(0o600).open(&path)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        File::open(&self.folder)?.sync_all()?;
+        File::open(&self.directory)?.sync_all()?;
         (self.file, self.len, self.first) = (file, 0, self.head.seq + 1);
-        let aside = aside(&self.folder)?;
-        for old in aside.iter().take(aside.len().saturating_sub(self.keep)) {
+        let archived = archived_files(&self.directory)?;
+        for old in archived.iter().take(archived.len().saturating_sub(self.keep)) {
             std::fs::remove_file(old)?;
         }
         Ok(())
     }
 }
 
-/// The files of a trail, in order. A file is taken for a trail of its own.
+/// The files of a trail, in order. A path to a file is taken as a trail of one file.
 pub fn files(place: &Path) -> Result<Vec<PathBuf>, TrailError> {
     let failed = |source| TrailError { operation: "find", path: place.to_owned(), source };
     if std::fs::metadata(place).map_err(failed)?.is_file() {
         return Ok(vec![place.to_owned()]);
     }
-    let mut files = aside(place).map_err(failed)?;
+    let mut files = archived_files(place).map_err(failed)?;
     files.push(place.join(FILE));
     Ok(files)
 }
@@ -158,9 +160,9 @@ pub fn read(place: &Path) -> Result<Vec<(PathBuf, String)>, TrailError> {
     files(place)?.into_iter().map(text).collect()
 }
 
-fn aside(folder: &Path) -> io::Result<Vec<PathBuf>> {
+fn archived_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
+    for entry in std::fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         if name.strip_prefix("audit-").is_some_and(|rest| rest.strip_suffix(".jsonl").is_some()) {
@@ -171,13 +173,13 @@ fn aside(folder: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn last_of_aside(folder: &Path) -> io::Result<Option<Line>> {
-    let Some(path) = aside(folder)?.pop() else { return Ok(None) };
+fn last_archived_line(directory: &Path) -> io::Result<Option<Line>> {
+    let Some(path) = archived_files(directory)?.pop() else { return Ok(None) };
     let text = std::fs::read_to_string(path)?;
     Ok(text.lines().next_back().and_then(|line| Line::parse(line).ok()))
 }
 
-/// A file of the trail could not be used.
+/// An operation on the trail's files failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} the audit trail {}", path.display())]
 pub struct TrailError {

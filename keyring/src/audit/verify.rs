@@ -1,19 +1,20 @@
-//! Whether a trail is whole, and whether it agrees with what other nodes remember of it.
+//! Whether a trail is intact, and whether it matches what witnesses have recorded.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::event::{Event, NodeRef};
-use super::line::{Head, Line, LineError};
+use super::head::Head;
+use super::line::{Line, LineError};
 
-/// What a look at a trail found.
+/// The result of verifying a trail.
 #[derive(Clone, Debug, Default)]
 pub struct Verdict {
     /// The node whose trail it is.
     pub node: Option<NodeRef>,
-    /// The lines that could be read, in order.
+    /// The lines that could be parsed, in order.
     pub lines: Vec<Line>,
-    /// What is wrong, the first thing first.
+    /// What is wrong, in order.
     pub findings: Vec<Finding>,
 }
 
@@ -27,7 +28,7 @@ impl Verdict {
 /// Something wrong in a trail.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Finding {
-    /// A line is none, or was changed.
+    /// A line is invalid or was changed.
     #[error("{}:{number}: {source}", path.display())]
     Line {
         /// The file.
@@ -37,8 +38,8 @@ pub enum Finding {
         /// What is wrong with it.
         source: LineError,
     },
-    /// A line is not the one that comes next: some were deleted, or their order was changed.
-    #[error("{}:{number}: line {found} where line {expected} should be: lines were deleted or put in another order", path.display())]
+    /// A line does not have the next number: lines were deleted or reordered.
+    #[error("{}:{number}: line {found} where line {expected} should be: lines were deleted or reordered", path.display())]
     Order {
         /// The file.
         path: PathBuf,
@@ -49,8 +50,8 @@ pub enum Finding {
         /// The number that it should have.
         expected: u64,
     },
-    /// A line does not follow from the one before: it comes from another trail or was written anew.
-    #[error("{}:{number}: line {seq} does not follow from the line before it", path.display())]
+    /// A line does not match the hash of the previous one: it comes from another trail or was rewritten.
+    #[error("{}:{number}: line {seq} does not match the hash of the line before it", path.display())]
     Chain {
         /// The file.
         path: PathBuf,
@@ -67,26 +68,28 @@ pub enum Finding {
         /// The line's place in the file, from 1.
         number: usize,
     },
-    /// There is nothing.
+    /// The trail has no lines.
     #[error("the trail is empty")]
     Empty,
 }
 
-/// Where a trail disagrees with a witness's.
+/// A contradiction between a trail and a witness's.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WitnessFinding {
-    /// The witness has seen the trail longer than it is: its end was cut off, or an older copy was put in its place.
-    #[error("{witness} saw this trail end at line {seen}, it ends at line {found}: its end is missing")]
+    /// The witness has recorded a later line: the trail was truncated or replaced by an older copy.
+    #[error(
+        "{witness} has recorded line {seen} of this trail, which ends at line {found}: its end is missing"
+    )]
     CutOff {
         /// The witness.
         witness: String,
-        /// The last line that the witness was told of.
+        /// The last line that the witness has recorded.
         seen: u64,
-        /// The last line that there is.
+        /// The trail's last line.
         found: u64,
     },
-    /// The line that the witness was told of is another one: the trail was written anew.
-    #[error("{witness} saw another line {seq}: the trail was written anew")]
+    /// The line that the witness has recorded is a different one: the trail was rewritten.
+    #[error("{witness} has recorded another line {seq}: the trail was rewritten")]
     Forked {
         /// The witness.
         witness: String,
@@ -95,19 +98,19 @@ pub enum WitnessFinding {
     },
 }
 
-/// Checks the files of one trail.
+/// Verifies the files of one trail.
 pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
     let mut verdict = Verdict::default();
     let mut last: Option<Line> = None;
     for (path, text) in files {
-        // Not `lines`, which would pass over a carriage return.
+        // Not `lines`, which would ignore a carriage return.
         for (index, text) in text.split_terminator('\n').enumerate() {
             let (path, number) = (path.clone(), index + 1);
             let line = match Line::parse(text) {
                 Ok(line) => line,
                 Err(source) => {
                     verdict.findings.push(Finding::Line { path, number, source });
-                    // What comes after can't be tied to it.
+                    // The next line can't be checked against it.
                     last = None;
                     continue;
                 }
@@ -120,7 +123,7 @@ pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
                     verdict.findings.push(Finding::Chain { path: path.clone(), number, seq: line.seq });
                 }
             }
-            // A node that was made anew has another UID and goes on with its trail; its name stays.
+            // A recreated Node has another UID and continues its trail; its name stays.
             if verdict.node.as_ref().is_some_and(|node| node.name != line.node.name) {
                 verdict.findings.push(Finding::Node { path, number });
             }
@@ -135,7 +138,7 @@ pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
     verdict
 }
 
-/// Compares a trail with what a witness wrote about it.
+/// Compares a trail with what a witness has recorded about it.
 pub fn against_witness(trail: &Verdict, witness: &Verdict) -> Vec<WitnessFinding> {
     let Some(node) = &trail.node else { return Vec::new() };
     let name = witness.node.as_ref().map_or_else(|| "a witness".to_owned(), |node| node.name.clone());
@@ -151,7 +154,7 @@ pub fn against_witness(trail: &Verdict, witness: &Verdict) -> Vec<WitnessFinding
         match lines.get(seq) {
             Some(found) if found.hash == *head => {}
             Some(_) => findings.push(WitnessFinding::Forked { witness: name.clone(), seq: *seq }),
-            // Files that were put aside long ago are gone.
+            // Files that were archived long ago have been deleted.
             None if first.is_some_and(|first| *seq < first) => {}
             None => {
                 findings.push(WitnessFinding::CutOff { witness: name.clone(), seen: *seq, found: last });

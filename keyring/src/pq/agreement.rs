@@ -1,4 +1,5 @@
-//! From a shared secret to a preshared key that stands for one pair, one slot, one pair of static keys and one epoch.
+//! Derives a preshared key from a shared secret, bound to one pair of nodes, one slot, one pair of static
+//! keys and one epoch.
 
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac as _};
@@ -9,23 +10,23 @@ use super::provider::SharedSecret;
 use crate::rotation::PeerId;
 use crate::{KeyError, PresharedKey, PublicKey, Slot};
 
-/// Sets the keys that are derived here apart from any other use of the same secret.
+/// Separates the keys derived here from any other use of the same secret.
 const LABEL: &[u8] = b"meshd pq preshared key v1";
 
 /// The static public keys of both ends on one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Statics {
+pub struct StaticKeys {
     /// This node's.
     pub own: PublicKey,
     /// The peer's.
     pub peer: PublicKey,
 }
 
-/// All that a preshared key is bound to. Both ends come to the same bytes.
+/// What a preshared key is bound to. Both ends have the same bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Context(Vec<u8>);
 
-/// The first half of a context's SHA-256: lets a peer see early that it has other keys in mind.
+/// The first half of a context's SHA-256: a peer that knows other static keys is noticed early.
 pub(super) type ContextDigest = [u8; 16];
 /// An HMAC-SHA256.
 pub(super) type Tag = [u8; 32];
@@ -35,15 +36,15 @@ pub(super) type Tag = [u8; 32];
 pub(super) struct Agreement {
     /// The preshared key.
     pub(super) key: PresharedKey,
-    /// Proves to the beginner that the answerer has it.
+    /// Proves to the initiator that the responder has the key.
     pub(super) accept: Tag,
-    /// Proves to the answerer that the beginner has it.
+    /// Proves to the responder that the initiator has the key.
     pub(super) confirm: Tag,
 }
 
 impl Context {
     /// The context of one epoch of one slot.
-    pub(super) fn new(own: &PeerId, peer: &PeerId, statics: &Statics, slot: Slot, epoch: u64) -> Self {
+    pub(super) fn new(own: &PeerId, peer: &PeerId, statics: &StaticKeys, slot: Slot, epoch: u64) -> Self {
         let (mut low, mut high) = ((own, &statics.own), (peer, &statics.peer));
         if high.0 < low.0 {
             (low, high) = (high, low);
@@ -69,8 +70,8 @@ impl Context {
         short
     }
 
-    /// Derives what both ends need (HKDF-SHA256, RFC 5869: no salt, the context first in `info`). The tags are over the
-    /// two messages, so that neither can be another than the one that was sent.
+    /// Derives the key and both tags (HKDF-SHA256, RFC 5869: no salt, the context first in `info`). The tags
+    /// cover both messages, so that neither can be replaced.
     pub(super) fn agree(
         &self,
         secret: &SharedSecret,
@@ -82,7 +83,7 @@ impl Context {
             let mut info = self.0.clone();
             push(&mut info, purpose);
             let mut out = Zeroizing::new([0; 32]);
-            // 32 bytes are far below the 8,160 that HKDF can give (RFC 5869 section 2.3).
+            // 32 bytes are well below the maximum of 8,160 (RFC 5869 section 2.3).
             hkdf.expand(&info, out.as_mut_slice()).map_err(|_| KeyError::Zero)?;
             Ok(out)
         };
@@ -103,12 +104,12 @@ impl Context {
     }
 }
 
-/// Compares tags without telling by time where they differ.
+/// Compares tags in constant time.
 pub(super) fn same(one: &Tag, other: &Tag) -> bool {
     one.iter().zip(other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0
 }
 
-/// Appends a part behind its length, so that no two lists of parts are the same bytes.
+/// Appends a part after its length, so that different lists of parts never give the same bytes.
 fn push(bytes: &mut Vec<u8>, part: &[u8]) {
     bytes.extend((part.len() as u64).to_be_bytes());
     bytes.extend(part);
@@ -124,7 +125,7 @@ mod tests {
     }
 
     fn context(own: &str, peer: &str, keys: (u8, u8), slot: Slot, epoch: u64) -> Context {
-        let statics = Statics { own: key(keys.0), peer: key(keys.1) };
+        let statics = StaticKeys { own: key(keys.0), peer: key(keys.1) };
         Context::new(&PeerId::new(own), &PeerId::new(peer), &statics, slot, epoch)
     }
 
@@ -146,7 +147,7 @@ mod tests {
             context("u1", "u2", (3, 2), Slot::A, 7),
             context("u1", "u2", (1, 2), Slot::B, 7),
             context("u1", "u2", (1, 2), Slot::A, 8),
-            // The same letters, cut elsewhere.
+            // The same characters, split elsewhere.
             context("u", "1u2", (1, 2), Slot::A, 7),
         ] {
             assert_ne!(psk(&here), psk(&other), "{other:?}");

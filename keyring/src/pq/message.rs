@@ -1,29 +1,29 @@
-//! What two nodes say to each other about their preshared keys, and its bytes.
+//! Messages about preshared keys, and their encoding.
 //!
-//! The bytes are a kind, a slot where there is one, numbers with the most significant byte first, and material behind
-//! its length. They go into a datagram of the control channel, which adds a version of its own.
+//! A message is a kind, a slot where there is one, numbers in network byte order, and material preceded by
+//! its length. It is sent in a datagram of the control channel, which adds a version of its own.
 
 use super::agreement::{ContextDigest, Tag};
 use crate::{PerSlot, PresharedId, Slot};
 
 /// Longest material of an offer in bytes: an ML-KEM-768 encapsulation key (FIPS 203, table 3).
-pub const LONGEST_OFFER: usize = 1184;
+pub const MAX_OFFER_LEN: usize = 1184;
 /// Longest material of an answer in bytes: an ML-KEM-768 ciphertext (FIPS 203, table 3).
-pub const LONGEST_ANSWER: usize = 1088;
-/// Longest message in bytes. With the channel's own bytes it fits a datagram of 1,232 bytes, what the smallest mesh
-/// MTU leaves (1280 - 40 - 8).
-pub const LONGEST_MESSAGE: usize = 1 + 1 + 8 + 4 + 16 + 2 + LONGEST_OFFER;
+pub const MAX_ANSWER_LEN: usize = 1088;
+/// Longest message in bytes. With the channel's own bytes it fits a datagram of 1,232 bytes, the payload that
+/// the smallest mesh MTU leaves (1280 - 40 - 8).
+pub const MAX_MESSAGE_LEN: usize = 1 + 1 + 8 + 4 + 16 + 2 + MAX_OFFER_LEN;
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Message {
-    /// "This is where I stand."
+    /// The sender's state.
     Hello(Hello),
-    /// "Let us agree on a key for this slot." From the node with the lower name.
+    /// An offer to agree on a key for a slot, from the node with the lower UID.
     Offer(Offer),
-    /// "I have it; this proves it."
+    /// The answer to an offer, with a proof that the sender has the key.
     Accept(Accept),
-    /// "I have it too and use it; this proves it."
+    /// The initiator has the key and uses it, with a proof.
     Confirm {
         /// The slot.
         slot: Slot,
@@ -32,7 +32,7 @@ pub enum Message {
         /// Key confirmation.
         tag: Tag,
     },
-    /// "I won't."
+    /// An offer or a confirmation is refused.
     Refuse {
         /// The slot.
         slot: Slot,
@@ -41,7 +41,7 @@ pub enum Message {
         /// Why.
         why: Refusal,
     },
-    /// "I take my offer back: nothing of it is used, nor will be."
+    /// An offer is cancelled: its key is not used and won't be.
     Cancel {
         /// The slot.
         slot: Slot,
@@ -50,44 +50,45 @@ pub enum Message {
     },
 }
 
-/// Where a node stands with a peer.
+/// A node's state towards a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hello {
-    /// Counts this sender's; the upper half is drawn anew when it starts.
+    /// Number of the hello; the upper half is chosen at random when the sender starts.
     pub number: u64,
-    /// The number of the peer's that this answers.
+    /// The number of the peer's hello that this one answers.
     pub answers: Option<u64>,
-    /// Whether the sender agrees on keys at all.
+    /// Whether the sender uses preshared keys.
     pub willing: bool,
-    /// The preshared key of each slot that the sender uses or is about to.
+    /// The preshared key on each slot that the sender uses or is about to use.
     pub held: PerSlot<Option<PresharedId>>,
 }
 
 /// An offer to agree on a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// The slot that it is for. The sender doesn't send on it, and waits with the key until the peer doesn't either.
+    /// The slot that it is for. The sender does not send on it, and uses the key only once the peer does not
+    /// either.
     pub slot: Slot,
-    /// Counts the keys of this slot between the two; the lower name chooses.
+    /// The epoch of the key between the two nodes; the initiator chooses it.
     pub epoch: u64,
-    /// Counts how often this offer was sent; the answer repeats it.
+    /// How often this offer was sent; the answer repeats it.
     pub attempt: u32,
-    /// Digest of what the key will be bound to, as the sender sees it.
+    /// Digest of the context that the key is bound to, as the sender knows it.
     pub context: ContextDigest,
-    /// The exchange's first half, for the provider.
+    /// The provider's offer.
     pub material: Vec<u8>,
 }
 
 /// The answer to an offer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Accept {
-    /// The slot of the offer. The sender doesn't send on it.
+    /// The slot of the offer. The sender does not send on it.
     pub slot: Slot,
     /// The epoch of the offer.
     pub epoch: u64,
     /// The attempt that this answers.
     pub attempt: u32,
-    /// The exchange's second half, for the provider.
+    /// The provider's answer.
     pub material: Vec<u8>,
     /// Key confirmation over both halves.
     pub tag: Tag,
@@ -96,38 +97,38 @@ pub struct Accept {
 /// Why a node refuses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It agrees on no keys: its configuration says so.
+    /// It uses no preshared keys, by configuration.
     Off,
     /// Not now: the other slot is being drained.
     Busy,
-    /// It knows other static keys for this slot: one of the two has not heard of a change yet.
+    /// It knows other static keys for this slot: one of the two has not learnt of a change yet.
     Keys,
     /// It has a key of this epoch or a later one.
     Stale {
         /// The epoch that it has.
         epoch: u64,
     },
-    /// It knows of no such exchange: it has begun anew since.
+    /// It knows of no such exchange: it has restarted since.
     Unknown,
-    /// The proof doesn't fit, or the material is none: something was changed on its way.
+    /// The proof or the material is invalid: something was changed in transit.
     Changed,
 }
 
-/// Why bytes are no message.
+/// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {
-    /// Cut off, or longer than it says.
-    #[error("message of {found} bytes about preshared keys: not the length that its kind has")]
+    /// Truncated, or too long.
+    #[error("message of {found} bytes about preshared keys: wrong length for its kind")]
     Length {
         /// Its length.
         found: usize,
     },
-    /// A kind, slot, flag or reason that this version doesn't know.
+    /// A kind, slot, flag or reason that this version does not know.
     #[error("message about preshared keys: unknown value {found} at byte {at}")]
     Value {
         /// The value.
         found: u8,
-        /// Where it stands.
+        /// Its offset.
         at: usize,
     },
     /// Material that is empty or too long.
@@ -153,9 +154,9 @@ const HELD_A: u8 = 4;
 const HELD_B: u8 = 8;
 
 impl Message {
-    /// Writes a message: at most [`LONGEST_MESSAGE`] bytes, if its material is no longer than it may be.
+    /// Encodes a message: at most [`MAX_MESSAGE_LEN`] bytes, if its material is within limits.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(LONGEST_MESSAGE);
+        let mut out = Vec::with_capacity(MAX_MESSAGE_LEN);
         match self {
             Self::Hello(hello) => hello.encode(&mut out),
             Self::Offer(offer) => {
@@ -193,7 +194,7 @@ impl Message {
         out
     }
 
-    /// Reads a message. Nothing that is not one exactly is taken for one.
+    /// Decodes a message. Anything that is not exactly one message is refused.
     pub fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
         let mut reader = Reader { bytes, at: 0 };
         let message = match reader.byte()? {
@@ -203,14 +204,14 @@ impl Message {
                 epoch: u64::from_be_bytes(reader.array()?),
                 attempt: u32::from_be_bytes(reader.array()?),
                 context: reader.array()?,
-                material: reader.material(LONGEST_OFFER)?,
+                material: reader.material(MAX_OFFER_LEN)?,
             }),
             ACCEPT => Self::Accept(Accept {
                 slot: reader.slot()?,
                 epoch: u64::from_be_bytes(reader.array()?),
                 attempt: u32::from_be_bytes(reader.array()?),
                 tag: reader.array()?,
-                material: reader.material(LONGEST_ANSWER)?,
+                material: reader.material(MAX_ANSWER_LEN)?,
             }),
             CONFIRM => Self::Confirm {
                 slot: reader.slot()?,
@@ -274,7 +275,7 @@ fn head(out: &mut Vec<u8>, kind: u8, slot: Slot, epoch: u64) {
 }
 
 fn material(out: &mut Vec<u8>, material: &[u8]) {
-    // Providers give at most `LONGEST_OFFER` bytes; a longer one would be refused by whoever reads it.
+    // Providers give at most `MAX_OFFER_LEN` bytes; a longer one would be refused by the receiver.
     out.extend(u16::try_from(material.len()).unwrap_or(u16::MAX).to_be_bytes());
     out.extend(material);
 }
@@ -319,7 +320,7 @@ impl<'a> Reader<'a> {
         self.take(found).map(<[u8]>::to_vec)
     }
 
-    /// The byte that was read last means nothing here.
+    /// The last byte read is not a known value.
     fn unknown(&self) -> MessageError {
         let at = self.at.saturating_sub(1);
         MessageError::Value { found: self.bytes.get(at).copied().unwrap_or_default(), at }
@@ -340,13 +341,13 @@ mod tests {
             epoch: 1 << 60,
             attempt: 77,
             context: [0xa5; 16],
-            material: vec![3; LONGEST_OFFER],
+            material: vec![3; MAX_OFFER_LEN],
         };
         let accept = Accept {
             slot: Slot::A,
             epoch: 9,
             attempt: 1,
-            material: vec![4; LONGEST_ANSWER],
+            material: vec![4; MAX_ANSWER_LEN],
             tag: [0x5a; 32],
         };
         let refuse = |why| Message::Refuse { slot: Slot::A, epoch: 2, why };
@@ -372,7 +373,7 @@ mod tests {
     #[test]
     fn what_was_written_is_read() {
         let longest = messages().iter().map(|message| message.encode().len()).max();
-        assert_eq!(longest, Some(LONGEST_MESSAGE));
+        assert_eq!(longest, Some(MAX_MESSAGE_LEN));
         for message in messages() {
             assert_eq!(Message::decode(&message.encode()), Ok(message));
         }
@@ -411,10 +412,10 @@ mod tests {
                 tag: [0; 32],
             })
         };
-        for found in [0, LONGEST_ANSWER + 1, 70_000] {
+        for found in [0, MAX_ANSWER_LEN + 1, 70_000] {
             let refused = Message::decode(&accept(found).encode());
             let found = found.min(usize::from(u16::MAX));
-            assert_eq!(refused, Err(MessageError::Material { found, most: LONGEST_ANSWER }));
+            assert_eq!(refused, Err(MessageError::Material { found, most: MAX_ANSWER_LEN }));
         }
     }
 }

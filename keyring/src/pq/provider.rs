@@ -1,4 +1,4 @@
-//! Where the shared secrets come from: a trait, and its implementation with ML-KEM-768.
+//! The source of shared secrets: a trait, and its implementation with ML-KEM-768.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use zeroize::{Zeroize as _, ZeroizeOnDrop};
 pub struct SharedSecret(Box<[u8; 32]>);
 
 impl SharedSecret {
-    /// Takes 32 bytes that nobody else can know, and wipes them where they were.
+    /// Takes 32 secret bytes, and wipes the caller's copy.
     pub fn take(bytes: &mut [u8; 32]) -> Self {
         let mut secret = Self(Box::new([0; 32]));
         secret.0.copy_from_slice(bytes.as_slice());
@@ -17,7 +17,7 @@ impl SharedSecret {
         secret
     }
 
-    /// The raw secret, for the derivation of keys.
+    /// The raw secret, for deriving keys.
     pub(crate) fn expose(&self) -> &[u8; 32] {
         &self.0
     }
@@ -29,39 +29,39 @@ impl fmt::Debug for SharedSecret {
     }
 }
 
-/// The half of an exchange that its beginner keeps until the answer comes. Holds a secret; dropping it must wipe it.
-pub trait Begun: fmt::Debug + Send {
-    /// What to send to the peer, at most [`super::LONGEST_OFFER`] bytes.
+/// The initiator's state of an exchange until the answer arrives. Holds a secret; must wipe it on drop.
+pub trait PendingExchange: fmt::Debug + Send {
+    /// The offer to send to the peer, at most [`super::MAX_OFFER_LEN`] bytes.
     fn material(&self) -> &[u8];
 
-    /// The shared secret, from the peer's answer. An answer that was changed on its way need not be found here: the
-    /// secret is then another one, and its confirmation fails.
+    /// The shared secret, from the peer's answer. A modified answer need not be detected here: the secret is
+    /// then a different one, and key confirmation fails.
     fn finish(&self, answer: &[u8]) -> Result<SharedSecret, ProviderError>;
 }
 
-/// A way to agree on shared secrets by one message each way over a channel that is authenticated already.
+/// A key exchange with one message in each direction over an authenticated channel.
 pub trait PskProvider: fmt::Debug + Send {
-    /// Begins an exchange. Fails if there is no randomness.
-    fn begin(&self) -> Result<Box<dyn Begun>, ProviderError>;
+    /// Starts an exchange. Fails if there is no randomness.
+    fn begin(&self) -> Result<Box<dyn PendingExchange>, ProviderError>;
 
-    /// Answers one: what to send back, at most [`super::LONGEST_ANSWER`] bytes, and the shared secret. Fails for material
-    /// that is none.
+    /// Answers an offer: returns the answer, at most [`super::MAX_ANSWER_LEN`] bytes, and the shared secret.
+    /// Fails if the offer is invalid.
     fn answer(&self, material: &[u8]) -> Result<(Vec<u8>, SharedSecret), ProviderError>;
 }
 
 /// Why there is no shared secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
-    /// No key pair could be made.
-    #[error("make a key pair for the exchange")]
+    /// No key pair could be generated.
+    #[error("generate a key pair for the exchange")]
     Make,
-    /// What the peer sent is no key of the kind that was expected.
+    /// The peer's offer is not a valid key.
     #[error("the offer of {found} bytes is not an encapsulation key")]
     Offer {
         /// Its length in bytes.
         found: usize,
     },
-    /// What the peer sent is no ciphertext of the kind that was expected.
+    /// The peer's answer is not a valid ciphertext.
     #[error("the answer of {found} bytes is not a ciphertext")]
     Answer {
         /// Its length in bytes.
@@ -76,10 +76,10 @@ pub use ml_kem::MlKem768;
 mod ml_kem {
     use aws_lc_rs::kem::{Ciphertext, DecapsulationKey, EncapsulationKey, ML_KEM_768};
 
-    use super::{Begun, ProviderError, PskProvider, SharedSecret};
+    use super::{PendingExchange, ProviderError, PskProvider, SharedSecret};
 
-    /// ML-KEM-768 (FIPS 203): an encapsulation key of 1,184 bytes one way, a ciphertext of 1,088 bytes back. Each
-    /// exchange has a key pair of its own, which is gone when the exchange is over.
+    /// ML-KEM-768 (FIPS 203): an encapsulation key of 1,184 bytes in one direction, a ciphertext of 1,088
+    /// bytes in the other. Each exchange has a key pair of its own, which is wiped when it ends.
     #[derive(Clone, Copy, Debug, Default)]
     pub struct MlKem768;
 
@@ -95,7 +95,7 @@ mod ml_kem {
     }
 
     impl PskProvider for MlKem768 {
-        fn begin(&self) -> Result<Box<dyn Begun>, ProviderError> {
+        fn begin(&self) -> Result<Box<dyn PendingExchange>, ProviderError> {
             let secret = DecapsulationKey::generate(&ML_KEM_768).map_err(|_| ProviderError::Make)?;
             let public = secret.encapsulation_key().map_err(|_| ProviderError::Make)?;
             let public = public.key_bytes().map_err(|_| ProviderError::Make)?.as_ref().to_vec();
@@ -110,7 +110,7 @@ mod ml_kem {
         }
     }
 
-    impl Begun for KeyPair {
+    impl PendingExchange for KeyPair {
         fn material(&self) -> &[u8] {
             &self.public
         }
@@ -122,7 +122,7 @@ mod ml_kem {
         }
     }
 
-    /// Copies a secret out of the library's own, which wipes itself.
+    /// Copies a secret out of the library's buffer, which wipes itself.
     fn take(bytes: &[u8]) -> Option<SharedSecret> {
         let mut copy = zeroize::Zeroizing::new(*bytes.first_chunk()?);
         (bytes.len() == copy.len()).then(|| SharedSecret::take(&mut copy))
@@ -146,20 +146,20 @@ mod ml_kem {
         }
 
         #[test]
-        fn both_ends_come_to_one_secret_and_each_exchange_to_another() {
+        fn both_ends_derive_the_same_secret_and_each_exchange_a_new_one() {
             let exchange = || {
-                let begun = MlKem768.begin().unwrap();
-                let (answer, theirs) = MlKem768.answer(begun.material()).unwrap();
-                let ours = begun.finish(&answer).unwrap();
+                let pending = MlKem768.begin().unwrap();
+                let (answer, theirs) = MlKem768.answer(pending.material()).unwrap();
+                let ours = pending.finish(&answer).unwrap();
                 assert_eq!(ours.expose(), theirs.expose());
-                assert_eq!((begun.material().len(), answer.len()), (1184, 1088));
+                assert_eq!((pending.material().len(), answer.len()), (1184, 1088));
                 *ours.expose()
             };
             assert_ne!(exchange(), exchange());
         }
 
         #[test]
-        fn another_implementation_opens_our_answer() {
+        fn another_implementation_decapsulates_our_answer() {
             let (secret, public) = Other::generate_deterministic(&seed(1), &seed(2));
             let (answer, ours) = MlKem768.answer(&public.as_bytes()).unwrap();
             let ciphertext = ml_kem_reference::Ciphertext::<Other>::try_from(answer.as_slice()).unwrap();
@@ -168,11 +168,11 @@ mod ml_kem {
 
         #[test]
         fn another_implementation_answers_our_offer() {
-            let begun = MlKem768.begin().unwrap();
-            let encoded = Encoded::<OtherPublic>::try_from(begun.material()).unwrap();
+            let pending = MlKem768.begin().unwrap();
+            let encoded = Encoded::<OtherPublic>::try_from(pending.material()).unwrap();
             let (answer, theirs) =
                 OtherPublic::from_bytes(&encoded).encapsulate_deterministic(&seed(3)).unwrap();
-            assert_eq!(begun.finish(&answer).unwrap().expose(), theirs.as_slice());
+            assert_eq!(pending.finish(&answer).unwrap().expose(), theirs.as_slice());
         }
 
         #[test]
@@ -182,32 +182,32 @@ mod ml_kem {
             let secret = DecapsulationKey::new(&ML_KEM_768, &secret.as_bytes()).unwrap();
             let pair = KeyPair { secret, public: public.as_bytes().to_vec() };
             assert_eq!(pair.finish(&answer).unwrap().expose(), theirs.as_slice());
-            // FIPS 203 section 7.3: a ciphertext that was changed gives another secret, not an error.
+            // FIPS 203 section 7.3: a modified ciphertext gives another secret, not an error.
             let mut changed = answer.to_vec();
             changed[500] ^= 1;
             assert_ne!(pair.finish(&changed).unwrap().expose(), theirs.as_slice());
         }
 
         #[test]
-        fn what_is_no_key_and_no_ciphertext_is_refused() {
+        fn invalid_keys_and_ciphertexts_are_refused() {
             for len in [0, 1, 1183, 1185] {
                 let refused = MlKem768.answer(&vec![1; len]).unwrap_err();
                 assert_eq!(refused, ProviderError::Offer { found: len });
             }
             // FIPS 203 section 7.2: coefficients above the modulus.
             assert!(MlKem768.answer(&[0xff; 1184]).is_err());
-            let begun = MlKem768.begin().unwrap();
+            let pending = MlKem768.begin().unwrap();
             for len in [0, 1087, 1089] {
-                let refused = begun.finish(&vec![1; len]).unwrap_err();
+                let refused = pending.finish(&vec![1; len]).unwrap_err();
                 assert_eq!(refused, ProviderError::Answer { found: len });
             }
         }
 
         #[test]
         fn no_secret_is_printed() {
-            let begun = MlKem768.begin().unwrap();
-            let (_, secret) = MlKem768.answer(begun.material()).unwrap();
-            assert_eq!(format!("{begun:?} {secret:?}"), "KeyPair(..) SharedSecret(..)");
+            let pending = MlKem768.begin().unwrap();
+            let (_, secret) = MlKem768.answer(pending.material()).unwrap();
+            assert_eq!(format!("{pending:?} {secret:?}"), "KeyPair(..) SharedSecret(..)");
         }
     }
 }

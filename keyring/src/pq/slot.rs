@@ -1,15 +1,15 @@
-//! What a pairing knows of one slot.
+//! The state of one slot of a pairing.
 
 use std::time::Duration;
 
-use super::agreement::Statics;
+use super::agreement::StaticKeys;
 use super::event::{Entry, Protection, SlotReport};
 use crate::{PresharedId, PresharedKey};
 
-/// How long until a question that has no answer is asked again for the first time; then twice as long each time.
-const AGAIN: Duration = Duration::from_millis(250);
-/// Questions without an answer after which a slot counts as silent, if they took at least this long.
-const SILENT: (u32, Duration) = (3, Duration::from_secs(5));
+/// First retry interval of a hello that is not answered; it doubles each time.
+const FIRST_RETRY: Duration = Duration::from_millis(250);
+/// After how many unanswered hellos, over at least how long, a slot counts as silent.
+const SILENT_AFTER: (u32, Duration) = (3, Duration::from_secs(5));
 
 /// A preshared key in use.
 #[derive(Debug)]
@@ -18,52 +18,52 @@ pub(super) struct Held {
     pub(super) id: PresharedId,
     pub(super) epoch: u64,
     /// What it is bound to.
-    pub(super) statics: Statics,
+    pub(super) statics: StaticKeys,
     pub(super) since: Duration,
 }
 
-/// How good a slot is for pods' packets, the worst first.
+/// How suitable a slot is for pod traffic, worst first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Quality {
-    /// The peer holds another key, or may do so.
+    /// The peer holds a different key, or may do so.
     Differs,
-    /// There is a preshared key, but nothing shows that the peer has it.
+    /// There is a preshared key, but no handshake with it has completed.
     Unproven,
-    /// The peer answers over the other slot and not over this one.
+    /// The peer answers over the other slot but not over this one.
     Silent,
     /// There is no preshared key.
     Plain,
-    /// A handshake with the preshared key has been seen.
+    /// A handshake with the preshared key has completed.
     Proven,
 }
 
 #[derive(Debug)]
 pub(super) struct SlotState {
-    pub(super) statics: Option<Statics>,
+    pub(super) statics: Option<StaticKeys>,
     pub(super) statics_since: Duration,
     /// The epoch of the last key that was used.
     pub(super) epoch: u64,
     pub(super) held: Option<Held>,
-    /// Whether the engine has what is held.
+    /// Whether the device has the key.
     pub(super) applied: bool,
-    /// Since when a handshake with the held key has been seen.
+    /// Since when the key is proven by a handshake.
     pub(super) proven: Option<Duration>,
-    /// Since when no pod's packet takes this slot.
+    /// Since when the slot carries no pod traffic.
     pub(super) idle_since: Option<Duration>,
-    /// Whether the peer said that it holds another key, or may have taken one up since it was last heard.
+    /// Whether the peer has reported a different key, or may have started to use one since its last message.
     pub(super) differs: bool,
-    /// Before this an exchange is not begun again.
+    /// No exchange is started again before this.
     pub(super) not_before: Duration,
     pub(super) failures: u32,
-    pub(super) hello: Asking,
+    pub(super) hello: HelloTimer,
 }
 
-/// The questions over a slot.
+/// When hellos are sent over a slot, and whether they are answered.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Asking {
-    /// Answers to questions before this one are from another time.
+pub(super) struct HelloTimer {
+    /// Answers to hellos before this number are outdated.
     pub(super) from: u64,
-    /// When the next one is due.
+    /// When the next hello is due.
     pub(super) next: Duration,
     unanswered: u32,
     unanswered_since: Option<Duration>,
@@ -71,7 +71,7 @@ pub(super) struct Asking {
 }
 
 impl SlotState {
-    pub(super) fn new(now: Duration, epoch: u64, held: Option<(PresharedKey, Statics)>) -> Self {
+    pub(super) fn new(now: Duration, epoch: u64, held: Option<(PresharedKey, StaticKeys)>) -> Self {
         let held = held.map(|(key, statics)| {
             let id = key.id();
             Held { key, id, epoch, statics, since: now }
@@ -87,7 +87,7 @@ impl SlotState {
             differs: false,
             not_before: now,
             failures: 0,
-            hello: Asking { next: now, ..Asking::default() },
+            hello: HelloTimer { next: now, ..HelloTimer::default() },
         }
     }
 
@@ -95,12 +95,12 @@ impl SlotState {
         self.held.as_ref().map(|held| held.id)
     }
 
-    /// Takes what the engine shows. Says whether the key has just been proven.
+    /// Updates the state from the device; returns whether the key has just been proven.
     pub(super) fn take_entry(&mut self, now: Duration, entry: Option<Entry>) -> bool {
         let preshared = entry.and_then(|entry| entry.preshared);
         let applied = entry.is_some() && preshared == self.id();
         if !applied {
-            // Somebody took the key away, or it is not there yet: what was seen was another state.
+            // The key was removed, or is not set yet: earlier observations refer to another state.
             self.proven = None;
         }
         self.applied = applied;
@@ -128,12 +128,12 @@ impl SlotState {
         }
     }
 
-    /// Whether nothing of this node's is under way on the slot any more.
-    pub(super) fn idle_at(&self, linger: Duration) -> Option<Duration> {
-        self.idle_since.map(|since| since + linger)
+    /// When none of this node's packets is in flight on the slot any more.
+    pub(super) fn idle_at(&self, drain: Duration) -> Option<Duration> {
+        self.idle_since.map(|since| since + drain)
     }
 
-    /// Puts off the next exchange, longer each time.
+    /// Delays the next exchange, longer each time.
     pub(super) fn back_off(&mut self, now: Duration) {
         let pause = Duration::from_secs(1) * 2_u32.pow(self.failures.min(6));
         self.failures = self.failures.saturating_add(1);
@@ -152,10 +152,10 @@ impl SlotState {
     }
 }
 
-impl Asking {
-    /// A question goes out; the next one follows after `most` at the latest.
+impl HelloTimer {
+    /// A hello is sent; the next one follows after `most` at the latest.
     pub(super) fn ask(&mut self, now: Duration, most: Duration) {
-        let pause = AGAIN * 2_u32.pow(self.unanswered.min(8));
+        let pause = FIRST_RETRY * 2_u32.pow(self.unanswered.min(8));
         self.next = now + pause.min(most);
         self.unanswered = self.unanswered.saturating_add(1);
         self.unanswered_since.get_or_insert(now);
@@ -167,20 +167,20 @@ impl Asking {
         self.next = now + check;
     }
 
-    /// Only answers to questions from this number on count, and the next question is due at once.
-    pub(super) const fn anew(&mut self, now: Duration, from: u64) {
+    /// Only answers to hellos from this number on count, and the next hello is due at once.
+    pub(super) const fn restart(&mut self, now: Duration, from: u64) {
         self.from = from;
         self.next = now;
         (self.unanswered, self.unanswered_since) = (0, None);
     }
 
     pub(super) fn is_silent(&self, now: Duration) -> bool {
-        let long = |since: Duration| now.saturating_sub(since) >= SILENT.1;
-        self.unanswered >= SILENT.0 && self.unanswered_since.is_some_and(long)
+        let long = |since: Duration| now.saturating_sub(since) >= SILENT_AFTER.1;
+        self.unanswered >= SILENT_AFTER.0 && self.unanswered_since.is_some_and(long)
     }
 
-    /// Since when there has been no answer, if there are questions that should have one.
+    /// Since when hellos have not been answered, if they should have been.
     pub(super) fn silent_since(&self) -> Option<Duration> {
-        self.unanswered_since.filter(|_| self.unanswered >= SILENT.0)
+        self.unanswered_since.filter(|_| self.unanswered >= SILENT_AFTER.0)
     }
 }

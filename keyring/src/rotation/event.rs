@@ -1,4 +1,4 @@
-//! What the rotation is told and what it asks for: plain data, so that a test can stand in for the daemon.
+//! Inputs and effects of the rotation: plain data, so that a test can take the daemon's place.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,50 +9,52 @@ use super::journal::{Journal, KeyRecord};
 use super::pair::{PeerId, Stance};
 use crate::{PublicKey, Slot};
 
-/// The time as the caller sees it.
+/// The current time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
-    /// Since some start of the caller's; never goes back. All waiting is measured with it.
+    /// Monotonic time since an origin that the caller chose. All timeouts are measured with it.
     pub elapsed: Duration,
-    /// Seconds since 1970; may jump. Stands in the journal as the age of keys, and is read once, at the start.
+    /// Seconds since 1970; may jump. Read once, at the start, for the age of keys.
     pub unix: u64,
 }
 
-/// Why a rotation is asked for.
+/// Why keys are replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Cause {
-    /// The keys are old enough.
+    /// The keys have reached their age.
     Age,
-    /// Somebody asked.
+    /// An operator requested it.
     Request,
-    /// A key may be known to others: both are replaced at once, and traffic breaks until peers know the new ones.
+    /// A key may be compromised: both are replaced at once, and traffic is interrupted until peers know the
+    /// new ones.
     Emergency,
 }
 
-/// What the machine is told.
+/// An input of the state machine.
 #[derive(Clone, Debug)]
 pub enum Input {
-    /// Nothing but that time has passed.
+    /// Time has passed.
     Tick,
-    /// A rotation is wanted.
+    /// Start a rotation.
     Rotate(Cause),
-    /// Keys that were made before this Unix time are wanted replaced once it has come; none asks for nothing. Stands
-    /// until another one is told.
+    /// Replace keys older than this Unix time once it has come; `None` clears the request. Holds until the
+    /// next such input.
     RenewBefore(Option<u64>),
-    /// The keys that [`Effect::Generate`] asked for; their private halves are held for the next [`Effect::Persist`].
+    /// The public halves of the keys that [`Effect::Generate`] requested; the caller holds the private halves
+    /// for the next [`Effect::Persist`].
     Generated(Vec<PublicKey>),
     /// The journal is on disk.
     Persisted,
-    /// The journal could not be written; the former one stands.
+    /// The journal could not be written; the previous one is still in place.
     PersistFailed,
-    /// Devices, routes and the memory of peers are as the announcement of this generation asks.
+    /// Devices, routes and the cache of peers match the announcement of this generation.
     Applied(u64),
-    /// Our own Node shows the announcement of this generation.
+    /// The own Node shows the announcement of this generation.
     Published(u64),
-    /// Our own Node shows a generation that is not ours and not below ours.
-    Foreign(u64),
-    /// The present peers.
+    /// The own Node shows a generation that this node did not write and that is not lower than its own.
+    ForeignGeneration(u64),
+    /// The current set of peers.
     Peers(BTreeSet<PeerId>),
     /// What a peer announces.
     Stance(Stance),
@@ -60,41 +62,42 @@ pub enum Input {
     Answer {
         /// The peer.
         peer: PeerId,
-        /// The number of the question.
+        /// The nonce of the question.
         nonce: u64,
-        /// The generation of ours that the peer heeds.
+        /// The generation of this node that the peer has applied.
         seen: u64,
-        /// The slot that the peer sends to us on.
+        /// The slot that the peer sends to this node on.
         tx: Slot,
-        /// The slot that the answer came over.
+        /// The slot that the answer arrived on.
         over: Slot,
-        /// Whether that slot's preshared key is as the configuration asks.
+        /// Whether that slot has the preshared key that the configuration requires.
         protected: bool,
     },
-    /// Whether the API server answers.
+    /// Whether the API server is reachable.
     Connected(bool),
-    /// A peer is alive: something arrived from it.
-    Heard(PeerId),
-    /// Pods' packets arrived on a slot.
-    Received(Slot),
+    /// Something arrived from a peer.
+    PeerAlive(PeerId),
+    /// Pod traffic arrived on a slot.
+    SlotTraffic(Slot),
 }
 
-/// What the machine wants done, in this order.
+/// What the caller must do, in this order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Make this many private keys.
+    /// Generate this many private keys.
     Generate(usize),
-    /// Write the journal with the private halves of all its keys, and no other private key; then say so.
+    /// Write the journal with the private halves of all its keys, and no other private key; then report the
+    /// result.
     Persist(Journal),
-    /// Make devices and routes as the journal says; then say so.
+    /// Make devices and routes match the journal; then report it.
     Apply,
-    /// Tell the peers.
+    /// Announce the journal's state to peers.
     Announce,
-    /// Ask a peer what it heeds.
+    /// Ask a peer which announcement it has applied.
     Ask(Ask),
-    /// Wipe a private key from memory. It is in no file any more.
+    /// Wipe a private key from memory. No file contains it any more.
     Destroy(KeyRecord),
-    /// Something that auditors want to know.
+    /// An event for logs and the audit trail.
     Note(Note),
 }
 
@@ -103,48 +106,48 @@ pub enum Effect {
 pub struct Ask {
     /// The peer.
     pub peer: PeerId,
-    /// Number of the question; answers repeat it.
+    /// Nonce of the question; the answer repeats it.
     pub nonce: u64,
-    /// The slot that it must go over.
+    /// The slot to send it on.
     pub over: Slot,
 }
 
 /// An event in the life of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Note {
-    /// A rotation begins.
+    /// A rotation starts.
     Begun(Cause),
-    /// A new key for a slot is stored.
+    /// A new key for a slot is on disk.
     Staged(Slot, PublicKey),
-    /// A slot is being left.
+    /// Peers are asked to stop sending on a slot.
     Draining(Slot, PublicKey),
-    /// A new key is in its slot and announced.
+    /// A new key is in its slot and is announced.
     Installed(Slot, PublicKey),
     /// A peer has acknowledged that it does not send on this slot.
     Acknowledged(PeerId, Slot),
     /// A peer has answered over this key.
     Verified(PeerId, Slot, PublicKey),
-    /// This key is the one that peers should use.
+    /// Peers should use this key from now on.
     Active(Slot, PublicKey),
-    /// A silent peer is no longer waited for.
+    /// The rotation no longer waits for a peer that is silent.
     Skipped(PeerId),
-    /// A peer that is alive is no longer waited for, because the keys are too old.
+    /// The rotation no longer waits for a peer that is alive, because the keys are too old.
     Forced(PeerId),
-    /// The rotation can't go on because of these peers.
+    /// These peers block the rotation.
     Blocked(Slot, Vec<PeerId>),
-    /// The new key was given up in favour of the former one.
+    /// The new key was abandoned and the previous one restored.
     RolledBack(Slot, PublicKey, Vec<PeerId>),
-    /// A key is gone from files and memory.
+    /// A key was removed from all files and from memory.
     Destroyed(Slot, PublicKey, Duration),
-    /// The rotation is over, after this long.
+    /// The rotation is complete, after this long.
     Finished(Duration),
-    /// The generation was raised above one that was found on our Node.
+    /// The generation was raised above one that was found on the own Node.
     Outgrown(u64),
 }
 
 impl Cause {
-    /// The one of two that can wait less.
-    pub(super) const fn graver(self, other: Self) -> Self {
+    /// The more urgent of two causes.
+    pub(super) const fn more_urgent(self, other: Self) -> Self {
         match (self, other) {
             (Self::Emergency, _) | (_, Self::Emergency) => Self::Emergency,
             (Self::Request, _) | (_, Self::Request) => Self::Request,

@@ -1,44 +1,46 @@
-//! What a node must remember of its rotation so that it can go on after a crash: public halves only.
+//! What a node must remember of its rotation to continue it after a crash. Contains public keys only.
 
 use serde::{Deserialize, Serialize};
 
 use super::pair::{PeerId, Stance};
 use crate::{PerSlot, PublicKey, Slot};
 
-/// A key by its public half, with its age.
+/// A public key with its age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
     /// The public key.
     pub key: PublicKey,
     /// Generation of the node in which the key came into a slot.
     pub generation: u64,
-    /// When it was made, in seconds since 1970 by this node's clock. Only for ages; order is the generation.
+    /// When it was generated, in seconds since 1970 by this node's clock. Used for ages only; the order is
+    /// that of generations.
     pub created: u64,
 }
 
-/// Where a rotation is. The slot whose key is replaced is always the one that is not preferred.
+/// The step that a rotation is in. The key that is replaced is always that of the slot that is not preferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "at")]
 pub enum Step {
     /// No rotation.
     Steady,
-    /// A new key is stored; peers are asked to leave the slot.
+    /// A new key is on disk; peers are asked to stop sending on the slot.
     Draining {
         /// Which of the two keys is being replaced.
         half: Half,
-        /// The key that waits.
+        /// The new key.
         staged: KeyRecord,
     },
     /// The new key is in its slot; every peer must answer over it.
     Verifying {
         /// Which of the two keys is being replaced.
         half: Half,
-        /// The key to go back to, while going back is possible.
+        /// The key to restore on failure, while that is possible.
         former: Option<KeyRecord>,
     },
-    /// The new key was given up and the former one is back; peers must know before the slot is used again.
+    /// The new key was abandoned and the previous one restored; peers must know that before the slot is used
+    /// again.
     Restoring,
-    /// The first key has been replaced and is preferred; the second comes next.
+    /// The first key has been replaced and is preferred; the second one is next.
     Between,
 }
 
@@ -48,22 +50,22 @@ pub enum Step {
 pub enum Half {
     /// The standby slot's key.
     First,
-    /// The key of the slot that carried traffic before.
+    /// The key of the slot that was preferred before.
     Second,
 }
 
-/// The state of a node's keys and of their rotation. What peers are told follows from it alone.
+/// The state of a node's keys and of their rotation. Announcements are derived from it alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
-    /// Counts announcements; peers believe the higher one. Starts at 1.
+    /// Counts announcements; peers accept only higher ones. Starts at 1.
     pub generation: u64,
-    /// Slot that peers should send to.
+    /// The slot that peers should send on.
     pub prefer: Slot,
     /// The key in each slot.
     pub slots: PerSlot<KeyRecord>,
-    /// Where the rotation is.
+    /// The current step.
     pub step: Step,
-    /// Whether both keys were made anew because the former ones were lost or given up.
+    /// Whether both keys were generated anew because the previous ones were lost or compromised.
     pub cold: bool,
 }
 
@@ -87,7 +89,7 @@ impl Journal {
         }
     }
 
-    /// What others must heed.
+    /// What peers must take into account.
     pub fn stance(&self, id: &PeerId) -> Stance {
         Stance {
             id: id.clone(),
@@ -98,7 +100,7 @@ impl Journal {
         }
     }
 
-    /// Every key whose private half must be kept. Whatever else there is must be destroyed.
+    /// Every key whose private half must be kept. All others must be destroyed.
     pub fn keys(&self) -> impl Iterator<Item = PublicKey> {
         let spare = match &self.step {
             Step::Draining { staged, .. } => Some(staged.key),

@@ -1,4 +1,4 @@
-//! The machine's state, and how each input changes it.
+//! The state machine: its state, and how each input changes it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,72 +7,72 @@ use super::event::{Cause, Effect, Input, Note, Now};
 use super::journal::{Half, Journal, KeyRecord, Step};
 use super::pair::{PeerId, Stance};
 use super::peers::{PeerProgress, Peers};
-use super::policy::Policy;
+use super::policy::RotationPolicy;
 use crate::{PerSlot, PublicKey, Slot};
 
-/// How many timeouts pass before a rotation that was blocked is tried again, and before peers that never say that they
-/// know of the former key's return are left to find out for themselves.
-pub(super) const PATIENCE: u32 = 10;
+/// After how many timeouts a blocked rotation is tried again, and a rotation stops waiting for peers that do
+/// not confirm that the previous key was restored.
+pub(super) const MAX_TIMEOUTS: u32 = 10;
 
-/// What the machine waits for before it can do anything else.
+/// What the machine waits for before it can continue.
 #[derive(Clone, Debug)]
 pub(super) enum Pending {
     /// New keys.
-    Keys(Wanted),
+    Keys(KeyRequest),
     /// The journal on disk.
     Disk { next: Box<Journal>, after: Vec<Note>, destroy: Vec<(Slot, KeyRecord)> },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum KeyRequest {
     Stage(Half),
     Both,
 }
 
-/// The rotation of one node's keys. See the module's picture.
+/// The rotation of one node's keys. See the diagram in the module's documentation.
 #[derive(Clone, Debug)]
 pub struct Rotation {
-    pub(super) policy: Policy,
+    pub(super) policy: RotationPolicy,
     pub(super) own: PeerId,
     pub(super) journal: Journal,
     pub(super) pending: Option<Pending>,
     pub(super) applied: bool,
-    /// Keys that are in no file any more, but still in a device.
+    /// Keys that are no longer in any file, but still in a device.
     pub(super) destroying: Vec<(Slot, KeyRecord)>,
     pub(super) connected: bool,
-    /// When our Node showed the present announcement.
+    /// When the own Node showed the current announcement.
     pub(super) published: Option<Duration>,
-    /// When the present step may complain about a peer, and how often it did.
-    pub(super) complain_at: Duration,
-    pub(super) complaints: u32,
+    /// When the current step stops waiting for peers that are silent, and how often that has happened.
+    pub(super) step_deadline: Duration,
+    pub(super) expired_deadlines: u32,
     pub(super) received: Option<Duration>,
     pub(super) peers: Peers,
-    /// Number drawn by chance, for the time of the next rotation.
-    pub(super) chance: u64,
+    /// Random number that determines the time of the next rotation.
+    pub(super) jitter_seed: u64,
     /// Unix time at elapsed zero.
     pub(super) epoch: u64,
-    pub(super) wish: Option<Cause>,
-    /// Unix time: older keys are wanted replaced.
+    pub(super) requested: Option<Cause>,
+    /// Unix time; keys generated before it are to be replaced.
     pub(super) renew_before: Option<u64>,
-    pub(super) begun: Option<Duration>,
-    /// After a write that failed: when to try again.
+    pub(super) started_at: Option<Duration>,
+    /// After a failed write: when to try again.
     pub(super) not_before: Duration,
-    /// After a rotation that was blocked: when the next one may begin by itself.
-    pub(super) again_at: Duration,
+    /// After a blocked rotation: when the next one may start by itself.
+    pub(super) retry_at: Duration,
     pub(super) blocked: Option<(Slot, Vec<PeerId>)>,
 }
 
 impl Rotation {
-    /// Goes on from a journal that is on disk. `chance` is a number that nobody can foretell. The effects say what
-    /// the journal asks for: they are the same after a crash as before it.
+    /// Continues from a journal that is on disk. `jitter_seed` is an unpredictable number. The effects bring
+    /// the node in line with the journal; they are the same after a crash as before it.
     pub fn resume(
-        policy: Policy,
+        policy: RotationPolicy,
         own: PeerId,
         journal: Journal,
-        chance: u64,
+        jitter_seed: u64,
         now: Now,
     ) -> (Self, Vec<Effect>) {
-        let begun = (!matches!(journal.step, Step::Steady)).then_some(now.elapsed);
+        let started_at = (!matches!(journal.step, Step::Steady)).then_some(now.elapsed);
         let machine = Self {
             policy,
             own,
@@ -82,17 +82,17 @@ impl Rotation {
             destroying: Vec::new(),
             connected: false,
             published: None,
-            complain_at: Duration::MAX,
-            complaints: 0,
+            step_deadline: Duration::MAX,
+            expired_deadlines: 0,
             received: None,
             peers: Peers::default(),
-            chance,
+            jitter_seed,
             epoch: now.unix.saturating_sub(now.elapsed.as_secs()),
-            wish: None,
+            requested: None,
             renew_before: None,
-            begun,
+            started_at,
             not_before: now.elapsed,
-            again_at: now.elapsed,
+            retry_at: now.elapsed,
             blocked: None,
         };
         (machine, vec![Effect::Apply])
@@ -103,8 +103,8 @@ impl Rotation {
         &self.journal
     }
 
-    /// What this node asks others to heed. Includes a step that is on its way to the disk, so that nothing is
-    /// acknowledged to others that it would contradict.
+    /// What this node announces. Includes a step that is being written to disk, so that nothing is
+    /// acknowledged to peers that would contradict it.
     pub fn stance(&self) -> Stance {
         match &self.pending {
             Some(Pending::Disk { next, .. }) => next.stance(&self.own),
@@ -112,7 +112,7 @@ impl Rotation {
         }
     }
 
-    /// How far each peer is in the present step; empty between rotations.
+    /// Each peer's progress in the current step; empty between rotations.
     pub fn progress(&self) -> impl Iterator<Item = (&PeerId, PeerProgress)> {
         let running = self.journal.drain().is_some();
         self.peers.iter().filter(move |_| running).map(|(id, peer)| (id, peer.progress()))
@@ -128,14 +128,14 @@ impl Rotation {
         self.age(now, self.oldest())
     }
 
-    /// Why a rotation would not begin at this moment: peers that drain the other slot.
+    /// The peers that keep a rotation from starting, because they drain the other slot.
     pub fn waits_for(&self) -> Vec<PeerId> {
-        self.in_the_way(self.journal.standby())
+        self.blockers(self.journal.standby())
     }
 
-    /// Whether a rotation is wanted or on its way.
+    /// Whether a rotation is requested or running.
     pub const fn busy(&self) -> bool {
-        self.wish.is_some() || self.begun.is_some()
+        self.requested.is_some() || self.started_at.is_some()
     }
 
     /// When [`Input::Tick`] is due, on the caller's clock, if nothing else happens before.
@@ -144,10 +144,10 @@ impl Rotation {
             return None;
         }
         match self.journal.step {
-            // Whoever is in the way will announce when it is not.
+            // Peers that block it will announce that they no longer do.
             Step::Steady | Step::Between if !self.waits_for().is_empty() => None,
-            Step::Steady if self.wish.is_some() => Some(self.not_before),
-            Step::Steady => self.due_at().map(|due| due.max(self.not_before).max(self.again_at)),
+            Step::Steady if self.requested.is_some() => Some(self.not_before),
+            Step::Steady => self.due_at().map(|due| due.max(self.not_before).max(self.retry_at)),
             Step::Between => Some(self.not_before),
             Step::Draining { .. } if self.peers.all_settled() && !self.connected => None,
             Step::Draining { .. } if self.peers.all_settled() => {
@@ -155,29 +155,29 @@ impl Rotation {
             }
             Step::Verifying { .. } | Step::Restoring if self.peers.all_settled() => Some(self.not_before),
             Step::Draining { .. } | Step::Verifying { .. } | Step::Restoring => {
-                self.peers.next_ask().into_iter().chain([self.complain_at]).min()
+                self.peers.next_ask().into_iter().chain([self.step_deadline]).min()
             }
         }
     }
 
-    /// Takes an input and says what to do about it.
+    /// Processes an input and returns what to do.
     pub fn handle(&mut self, now: Now, input: Input) -> Vec<Effect> {
         let mut out = Vec::new();
         match input {
             Input::Tick => {}
             Input::Rotate(cause) => {
-                self.wish = Some(self.wish.map_or(cause, |wish| wish.graver(cause)));
+                self.requested = Some(self.requested.map_or(cause, |requested| requested.more_urgent(cause)));
             }
             Input::RenewBefore(before) => self.renew_before = before,
             Input::Connected(connected) => self.connected = connected,
-            Input::Generated(keys) => self.take_keys(now, &keys, &mut out),
-            Input::Persisted => self.take_disk(&mut out),
-            Input::PersistFailed => self.give_up_pending(now, &mut out),
+            Input::Generated(keys) => self.on_keys(now, &keys, &mut out),
+            Input::Persisted => self.on_persisted(&mut out),
+            Input::PersistFailed => self.on_persist_failed(now, &mut out),
             Input::Applied(generation) => {
                 if generation == self.journal.generation && !self.applied {
                     self.applied = true;
                     out.push(Effect::Announce);
-                    // Only now has the device let go of them too.
+                    // Only now are they gone from the device too.
                     for (slot, record) in std::mem::take(&mut self.destroying) {
                         out.push(Effect::Destroy(record));
                         let age = self.age(now, record.created);
@@ -191,20 +191,20 @@ impl Rotation {
             Input::Published(generation) => {
                 if generation == self.journal.generation && self.applied && self.published.is_none() {
                     self.published = Some(now.elapsed);
-                    self.complain_at = now.elapsed + self.policy.timeout();
+                    self.step_deadline = now.elapsed + self.policy.timeout();
                 }
             }
-            Input::Foreign(generation) => self.outgrow(generation, &mut out),
+            Input::ForeignGeneration(generation) => self.raise_generation(generation, &mut out),
             Input::Peers(peers) => self.peers.set(peers),
-            Input::Stance(stance) => self.take_stance(stance),
+            Input::Stance(stance) => self.on_stance(stance),
             Input::Answer { peer, nonce, seen, tx, over, protected } => {
-                self.peers.hear(now.elapsed, &peer);
+                self.peers.mark_alive(now.elapsed, &peer);
                 if seen >= self.journal.generation && self.pending.is_none() {
-                    self.take_answer(now, &peer, nonce, (tx, over, protected), &mut out);
+                    self.on_answer(now, &peer, nonce, (tx, over, protected), &mut out);
                 }
             }
-            Input::Heard(peer) => self.peers.hear(now.elapsed, &peer),
-            Input::Received(slot) => {
+            Input::PeerAlive(peer) => self.peers.mark_alive(now.elapsed, &peer),
+            Input::SlotTraffic(slot) => {
                 if self.journal.drain() == Some(slot) {
                     self.received = Some(now.elapsed);
                 }
@@ -214,13 +214,13 @@ impl Rotation {
         out
     }
 
-    /// Takes whatever step is due.
+    /// Takes the step that is due.
     fn advance(&mut self, now: Now, out: &mut Vec<Effect>) {
         if self.pending.is_some() {
             return;
         }
-        if self.wish == Some(Cause::Emergency) {
-            self.generate(Wanted::Both, out);
+        if self.requested == Some(Cause::Emergency) {
+            self.generate(KeyRequest::Both, out);
             return;
         }
         if !self.applied {
@@ -230,7 +230,7 @@ impl Rotation {
             Step::Steady => self.begin(now, out),
             Step::Between => {
                 if self.may_begin(now) {
-                    self.generate(Wanted::Stage(Half::Second), out);
+                    self.generate(KeyRequest::Stage(Half::Second), out);
                 }
             }
             Step::Draining { half, staged } => self.drain(now, half, staged, out),
@@ -239,54 +239,54 @@ impl Rotation {
         }
     }
 
-    /// Whether the standby slot can be drained: our Node shows what stands, and nobody whom we know of drains the
-    /// other slot. Whoever began before us goes first.
+    /// Whether the standby slot may be drained: the own Node shows the current announcement, and no peer is
+    /// known to drain the other slot. A node that started earlier goes first.
     pub(super) fn may_begin(&self, now: Now) -> bool {
         self.published.is_some() && now.elapsed >= self.not_before && self.waits_for().is_empty()
     }
 
-    fn in_the_way(&self, slot: Slot) -> Vec<PeerId> {
+    fn blockers(&self, slot: Slot) -> Vec<PeerId> {
         let drains = |stance: &Stance| stance.drain == Some(slot.other());
         let all = self.peers.iter().filter(|(_, peer)| peer.stance.as_ref().is_some_and(drains));
         all.map(|(id, _)| id.clone()).collect()
     }
 
-    pub(super) fn generate(&mut self, wanted: Wanted, out: &mut Vec<Effect>) {
+    pub(super) fn generate(&mut self, wanted: KeyRequest, out: &mut Vec<Effect>) {
         self.pending = Some(Pending::Keys(wanted));
-        out.push(Effect::Generate(if wanted == Wanted::Both { 2 } else { 1 }));
+        out.push(Effect::Generate(if wanted == KeyRequest::Both { 2 } else { 1 }));
     }
 
-    fn take_keys(&mut self, now: Now, keys: &[PublicKey], out: &mut Vec<Effect>) {
+    fn on_keys(&mut self, now: Now, keys: &[PublicKey], out: &mut Vec<Effect>) {
         let Some(Pending::Keys(wanted)) = self.pending.clone() else { return };
         self.pending = None;
         let record = |key, generation| KeyRecord { key, generation, created: self.unix(now) };
         match (wanted, keys) {
-            // Another node may have begun while the key was made.
-            (Wanted::Stage(_), [key]) if !self.may_begin(now) => {
+            // Another node may have started while the key was generated.
+            (KeyRequest::Stage(_), [key]) if !self.may_begin(now) => {
                 out.push(Effect::Destroy(record(*key, self.journal.generation)));
             }
-            (Wanted::Stage(half), [key]) => {
+            (KeyRequest::Stage(half), [key]) => {
                 let slot = self.journal.standby();
                 let staged = record(*key, self.journal.generation + 1);
                 let next = self.journal.next(|next| next.step = Step::Draining { half, staged });
                 let mut notes = vec![Note::Staged(slot, *key)];
                 if half == Half::First {
-                    notes.insert(0, Note::Begun(self.wish.take().unwrap_or(Cause::Age)));
-                    self.begun = Some(now.elapsed);
+                    notes.insert(0, Note::Begun(self.requested.take().unwrap_or(Cause::Age)));
+                    self.started_at = Some(now.elapsed);
                     self.blocked = None;
                 }
                 notes.push(Note::Draining(slot, self.journal.slots.get(slot).key));
                 self.persist(next, notes, Vec::new(), out);
             }
-            (Wanted::Both, [a, b]) => {
+            (KeyRequest::Both, [a, b]) => {
                 let generation = self.journal.generation + 1;
                 let next = self.journal.next(|next| {
                     next.slots = PerSlot { a: record(*a, generation), b: record(*b, generation) };
                     next.step = Step::Steady;
                     next.cold = true;
                 });
-                self.wish = None;
-                self.begun = Some(now.elapsed);
+                self.requested = None;
+                self.started_at = Some(now.elapsed);
                 let notes = vec![
                     Note::Begun(Cause::Emergency),
                     Note::Installed(Slot::A, *a),
@@ -296,7 +296,7 @@ impl Rotation {
                 let destroy = self.all_records();
                 self.persist(next, notes, destroy, out);
             }
-            // Not what was asked for: asked again at the next turn.
+            // Not what was requested: requested again on the next input.
             _ => {}
         }
     }
@@ -312,14 +312,14 @@ impl Rotation {
         self.pending = Some(Pending::Disk { next: Box::new(next), after, destroy });
     }
 
-    /// The step is on disk: from here on it is done, whatever happens.
-    fn take_disk(&mut self, out: &mut Vec<Effect>) {
+    /// The step is on disk: from here on it is done, even after a crash.
+    fn on_persisted(&mut self, out: &mut Vec<Effect>) {
         let Some(Pending::Disk { next, after, destroy }) = self.pending.take() else { return };
         self.journal = *next;
         self.applied = false;
         self.published = None;
-        self.complain_at = Duration::MAX;
-        self.complaints = 0;
+        self.step_deadline = Duration::MAX;
+        self.expired_deadlines = 0;
         self.received = None;
         self.peers.begin_step();
         if matches!(self.journal.step, Step::Draining { .. }) {
@@ -330,22 +330,23 @@ impl Rotation {
         self.destroying.extend(destroy);
     }
 
-    /// The node is as a journal without a rotation says.
+    /// The node matches a journal without a rotation.
     fn finish(&mut self, now: Now, out: &mut Vec<Effect>) {
-        let Some(begun) = self.begun.take() else { return };
-        self.draw();
+        let Some(started_at) = self.started_at.take() else { return };
+        self.next_jitter_seed();
         if self.blocked.is_none() {
-            out.push(Effect::Note(Note::Finished(now.elapsed.saturating_sub(begun))));
+            out.push(Effect::Note(Note::Finished(now.elapsed.saturating_sub(started_at))));
         }
     }
 
-    /// The disk refused, or it can't be written now: what stood before stands, and a new key is not kept.
-    fn give_up_pending(&mut self, now: Now, out: &mut Vec<Effect>) {
+    /// The journal could not be written: the previous state remains, and new keys are discarded.
+    fn on_persist_failed(&mut self, now: Now, out: &mut Vec<Effect>) {
         let Some(pending) = self.pending.take() else { return };
         if let Pending::Disk { next, after, .. } = pending {
             for note in after {
                 if let Note::Begun(cause) = note {
-                    self.wish = Some(self.wish.map_or(cause, |wish| wish.graver(cause)));
+                    self.requested =
+                        Some(self.requested.map_or(cause, |requested| requested.more_urgent(cause)));
                 }
             }
             let known: BTreeSet<PublicKey> = self.journal.keys().collect();
@@ -353,28 +354,28 @@ impl Rotation {
                 out.push(Effect::Destroy(record));
             }
             if matches!(self.journal.step, Step::Steady) {
-                self.begun = None;
+                self.started_at = None;
             }
         }
         self.not_before = now.elapsed + self.policy.timeout();
-        self.complain_at = self.complain_at.max(now.elapsed + self.policy.timeout());
+        self.step_deadline = self.step_deadline.max(now.elapsed + self.policy.timeout());
     }
 
-    fn take_stance(&mut self, stance: Stance) {
+    fn on_stance(&mut self, stance: Stance) {
         let own = self.stance();
         let id = stance.id.clone();
         if let Some(peer) = self.peers.get_mut(&id) {
             let yields = own.conflicts(&stance) && stance.goes_before(&own);
             let changed = peer.stance.as_ref() != Some(&stance);
             peer.stance = Some(stance);
-            // We are about to tell it that we use the slot that we wanted it to leave.
+            // This node is about to announce that it uses the slot that it asked the peer to leave.
             if yields && changed {
                 self.peers.revoke(&id);
             }
         }
     }
 
-    fn take_answer(
+    fn on_answer(
         &mut self,
         now: Now,
         id: &PeerId,
@@ -387,11 +388,11 @@ impl Rotation {
         let key = self.journal.slots.get(drained).key;
         let Some(peer) = self.peers.get_mut(id) else { return };
         let yields = peer.stance.as_ref().is_some_and(|peer| own.conflicts(peer) && peer.goes_before(&own));
-        if peer.counts(nonce) {
+        if peer.is_current(nonce) {
             peer.tx = Some(tx);
-            peer.learns();
+            peer.mark_informed();
         }
-        if !peer.counts(nonce) || tx == drained || yields || peer.followed.is_some() {
+        if !peer.is_current(nonce) || tx == drained || yields || peer.followed.is_some() {
             return;
         }
         let verifying = matches!(self.journal.step, Step::Verifying { .. });
@@ -407,7 +408,7 @@ impl Rotation {
         }));
     }
 
-    fn outgrow(&mut self, seen: u64, out: &mut Vec<Effect>) {
+    fn raise_generation(&mut self, seen: u64, out: &mut Vec<Effect>) {
         if self.pending.is_none() && seen >= self.journal.generation {
             let next = self.journal.next(|next| {
                 next.generation = seen.saturating_add(1);
@@ -427,31 +428,33 @@ impl Rotation {
         self.age(now, created.unwrap_or_default()) > self.policy.max_age()
     }
 
-    /// When the older key will have reached its age, on the caller's clock.
+    /// When the older key reaches its age, on the caller's clock.
     pub fn due_at(&self) -> Option<Duration> {
         let created = self.oldest();
-        let by_age =
-            self.policy.due(self.chance).map(|age| self.elapsed_at(created.saturating_add(age.as_secs())));
+        let by_age = self
+            .policy
+            .due(self.jitter_seed)
+            .map(|age| self.elapsed_at(created.saturating_add(age.as_secs())));
         by_age.into_iter().chain(self.renewal_at()).min()
     }
 
-    /// When keys are to be replaced because somebody wants all older ones gone.
+    /// When keys are to be replaced because an operator requested that older ones are.
     pub(super) fn renewal_at(&self) -> Option<Duration> {
         self.renew_before.filter(|before| self.oldest() < *before).map(|before| self.elapsed_at(before))
     }
 
-    /// Unix time at which the older key was made.
+    /// Unix time at which the older key was generated.
     fn oldest(&self) -> u64 {
         let PerSlot { a, b } = &self.journal.slots;
         a.created.min(b.created)
     }
 
-    /// A Unix time on the caller's clock; zero if it was before that began.
+    /// A Unix time on the caller's clock; zero if it is before that clock's origin.
     fn elapsed_at(&self, unix: u64) -> Duration {
         Duration::from_secs(unix.saturating_sub(self.epoch))
     }
 
-    /// By the clock that never goes back, from the one reading of the other clock at the start.
+    /// Unix time by the monotonic clock and the one reading of the wall clock at the start.
     fn unix(&self, now: Now) -> u64 {
         self.epoch + now.elapsed.as_secs()
     }
@@ -460,18 +463,18 @@ impl Rotation {
         Duration::from_secs(self.unix(now).saturating_sub(created))
     }
 
-    /// Draws the next number (the generator of Steele, Lea and Flood, "Fast splittable pseudorandom number
-    /// generators", 2014, figure 17): it spreads rotations, no secret depends on it.
-    fn draw(&mut self) {
-        self.chance = self.chance.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.chance;
+    /// Draws the next number (`SplitMix64`: Steele, Lea and Flood, "Fast splittable pseudorandom number
+    /// generators", 2014, figure 17). It spreads rotations over time; no secret depends on it.
+    fn next_jitter_seed(&mut self) {
+        self.jitter_seed = self.jitter_seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.jitter_seed;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        self.chance = mixed ^ (mixed >> 31);
+        self.jitter_seed = mixed ^ (mixed >> 31);
     }
 }
 
-/// Every key that a journal speaks of, with its slot.
+/// Every key in a journal, with its slot.
 fn records(journal: &Journal) -> Vec<(Slot, KeyRecord)> {
     let spare = match &journal.step {
         Step::Draining { staged, .. } => Some(*staged),

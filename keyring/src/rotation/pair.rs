@@ -1,4 +1,4 @@
-//! Which slot one node sends to another on: a pure function of what both have announced.
+//! Which slot a node uses to send to a peer: a pure function of what both announce.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::{PerSlot, Slot};
 
-/// Name of a node that nobody else has and that it keeps for life: the UID of its Node object.
+/// A node's unique and permanent identifier: the UID of its Node object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PeerId(String);
 
 impl PeerId {
-    /// Takes a name.
+    /// Takes a UID.
     pub fn new(name: impl Into<String>) -> Self {
         Self(name.into())
     }
 
-    /// The name as text.
+    /// The UID as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -29,36 +29,38 @@ impl fmt::Display for PeerId {
     }
 }
 
-/// What a node says of its two slots, as far as others must heed it.
+/// What a node announces about its two slots, as far as peers must act on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stance {
     /// The node.
     pub id: PeerId,
-    /// Counts its announcements.
+    /// Number of the announcement.
     pub generation: u64,
-    /// Slot that it would like to be sent to on.
+    /// The slot that it wants to receive on.
     pub prefer: Slot,
-    /// Slot that must not carry traffic from or to it.
+    /// The slot that must not carry traffic to or from it.
     pub drain: Option<Slot>,
-    /// Whether the drained slot has its new key already, so that nothing sent there would arrive.
+    /// Whether the drained slot already has its new key, so that packets sent there would be lost.
     pub installed: bool,
 }
 
 impl Stance {
-    /// Whether both drain, and not the same slot: the pair would be left without one.
+    /// Whether both drain a slot, and not the same one: the pair would be left without a slot.
     pub fn conflicts(&self, peer: &Self) -> bool {
         matches!((self.drain, peer.drain), (Some(own), Some(other)) if own != other)
     }
 
-    /// Of two that conflict, whether this one goes first: who has replaced its key already, else who announced
-    /// under the lower generation, else the lower name. Both ends come to the same answer.
+    /// Of two nodes that conflict, whether this one goes first: the one that has already replaced its key,
+    /// else the one with the lower generation, else the one with the lower UID. Both ends reach the same
+    /// result.
     pub fn goes_before(&self, peer: &Self) -> bool {
         let rank = |stance: &Self| (!stance.installed, stance.generation, stance.id.clone());
         rank(self) < rank(peer)
     }
 }
 
-/// The slot that must not carry traffic between two, because one of them is about to replace its key or just has.
+/// The slot that must not carry traffic between two nodes, because one of them is about to replace its key or
+/// has just done so.
 pub fn drained_between(own: &Stance, peer: &Stance) -> Option<Slot> {
     if own.conflicts(peer) {
         let first = if own.goes_before(peer) { own } else { peer };
@@ -67,16 +69,17 @@ pub fn drained_between(own: &Stance, peer: &Stance) -> Option<Slot> {
     own.drain.or(peer.drain)
 }
 
-/// The slot for packets from `own` to `peer`. `answers` says on which slots the peer has answered with the
-/// present keys.
+/// The slot for packets from `own` to `peer`. `answers` are the slots on which the peer has answered with the
+/// current keys.
 ///
-/// A drained slot is never used. Else the peer's wish is followed, unless only the other slot is known to work.
+/// A drained slot is never used. Otherwise the peer's preference is followed, unless only the other slot is
+/// known to work.
 pub fn slot_for(own: &Stance, peer: &Stance, answers: PerSlot<bool>) -> Slot {
     if let Some(drained) = drained_between(own, peer) {
         return drained.other();
     }
-    let wish = peer.prefer;
-    if *answers.get(wish) || !*answers.get(wish.other()) { wish } else { wish.other() }
+    let preferred = peer.prefer;
+    if *answers.get(preferred) || !*answers.get(preferred.other()) { preferred } else { preferred.other() }
 }
 
 #[cfg(test)]
@@ -90,7 +93,7 @@ mod tests {
     const BOTH: PerSlot<bool> = PerSlot { a: true, b: true };
 
     #[test]
-    fn the_peer_s_wish_is_followed_unless_only_the_other_slot_answers() {
+    fn the_peer_s_preference_is_followed_unless_only_the_other_slot_answers() {
         let own = stance("n1", 1, Slot::A, None);
         let peer = stance("n2", 1, Slot::B, None);
         assert_eq!(slot_for(&own, &peer, BOTH), Slot::B);
@@ -100,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_either_end_drains_is_left_whatever_answers() {
+    fn a_slot_that_either_end_drains_is_never_used() {
         for drained in Slot::ALL {
             let only = PerSlot::from_fn(|slot| slot == drained);
             let own = stance("n1", 1, Slot::A, Some(drained));
@@ -113,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_that_drain_different_slots_both_ends_let_the_same_one_go_first() {
+    fn if_two_nodes_drain_different_slots_both_ends_let_the_same_one_go_first() {
         let early = stance("n2", 3, Slot::A, Some(Slot::B));
         let late = stance("n1", 4, Slot::B, Some(Slot::A));
         assert_eq!(slot_for(&early, &late, BOTH), Slot::A);

@@ -8,43 +8,43 @@ use serde::{Deserialize, Serialize};
 use super::pair::{PeerId, Stance};
 use crate::Slot;
 
-/// How long until a peer that has not answered is asked again, at first and later.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
-/// How many times it is asked at the faster pace.
-const EAGER: u32 = 8;
+/// Retry intervals for a peer that has not answered: the first ones, and those after [`FAST_RETRIES`].
+const RETRY_INTERVALS: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(1));
+/// How many questions are sent at the shorter interval.
+const FAST_RETRIES: u32 = 8;
 
-/// How far a peer is in the present step.
+/// A peer's progress in the current step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PeerProgress {
-    /// It has not done what the step asks for.
+    /// It has not done what the step requires.
     Waiting,
     /// It has acknowledged that it sends on the other slot, or has answered over the new key.
     Done,
-    /// It has been silent on both slots for so long that nobody waits for it.
+    /// It has been silent on both slots for so long that the rotation does not wait for it.
     Skipped,
-    /// It is alive and does not follow, but the keys are too old to wait for it.
+    /// It is alive and does not follow, but the keys are too old to wait.
     Forced,
 }
 
 /// One peer.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Peer {
-    /// What it announced last.
+    /// Its last announcement.
     pub(super) stance: Option<Stance>,
-    /// Answers to questions before this one are from another time.
-    from_nonce: u64,
+    /// Answers to questions with a lower nonce are outdated.
+    first_nonce: u64,
     asked: Option<Duration>,
     asks: u32,
-    /// When it was last heard of, by an answer or by traffic, during this rotation.
-    pub(super) heard: Option<Duration>,
-    /// Since when it heeds the present announcement.
+    /// When an answer or traffic last arrived from it, during this rotation.
+    pub(super) last_heard: Option<Duration>,
+    /// Since when it has applied the current announcement.
     pub(super) followed: Option<Duration>,
-    /// Whether it has said that it knows the present announcement.
-    knows: bool,
-    /// The slot that it last said it sends on.
+    /// Whether it has confirmed that it knows the current announcement.
+    informed: bool,
+    /// The slot that it last reported to send on.
     pub(super) tx: Option<Slot>,
-    /// Why nobody waits for it.
+    /// Why the rotation does not wait for it.
     pub(super) passed_over: Option<PeerProgress>,
 }
 
@@ -56,12 +56,12 @@ pub(super) struct Peers {
 }
 
 impl Peers {
-    /// Takes the present set.
+    /// Sets the current peers.
     pub(super) fn set(&mut self, now: BTreeSet<PeerId>) {
         self.all.retain(|id, _| now.contains(id));
         for id in now {
-            let from_nonce = self.nonce + 1;
-            self.all.entry(id).or_insert_with(|| Peer { from_nonce, ..Peer::default() });
+            let first_nonce = self.nonce + 1;
+            self.all.entry(id).or_insert_with(|| Peer { first_nonce, ..Peer::default() });
         }
     }
 
@@ -73,42 +73,42 @@ impl Peers {
         self.all.get_mut(id)
     }
 
-    /// Forgets what was acknowledged: a new announcement needs new answers.
+    /// Discards all acknowledgements: a new announcement needs new answers.
     pub(super) fn begin_step(&mut self) {
         for peer in self.all.values_mut() {
-            peer.forget(self.nonce + 1);
+            peer.reset(self.nonce + 1);
         }
     }
 
-    /// Waits for everybody again: before a slot is drained those who had been silent may be back.
+    /// Waits for all peers again: those that were silent may be back before a slot is drained.
     pub(super) fn begin_drain(&mut self) {
         for peer in self.all.values_mut() {
             peer.passed_over = None;
-            peer.heard = None;
+            peer.last_heard = None;
         }
     }
 
-    /// Takes back what a peer acknowledged, so that only an answer to a later question counts.
+    /// Discards a peer's acknowledgement, so that only an answer to a later question counts.
     pub(super) fn revoke(&mut self, id: &PeerId) {
         let from = self.nonce + 1;
         if let Some(peer) = self.all.get_mut(id) {
-            peer.forget(from);
+            peer.reset(from);
         }
     }
 
-    /// Notes that a peer was heard of; one that had been silent is waited for again.
-    pub(super) fn hear(&mut self, now: Duration, id: &PeerId) {
+    /// Records that a peer is alive; the rotation waits for it again if it was silent.
+    pub(super) fn mark_alive(&mut self, now: Duration, id: &PeerId) {
         if let Some(peer) = self.all.get_mut(id) {
-            peer.heard = Some(now);
+            peer.last_heard = Some(now);
             if peer.passed_over == Some(PeerProgress::Skipped) {
                 peer.passed_over = None;
             }
         }
     }
 
-    /// Questions that are due to those who have not followed; who is silent is asked too. Over `first` until a peer knows
-    /// the present announcement, from then on over `then` as well: a handshake with a key that the peer does not
-    /// know yet fails, and WireGuard tries again only five seconds later.
+    /// The questions that are due, to peers that have not followed; silent ones are asked too. They go over
+    /// `first` until a peer knows the current announcement, and then over `then` as well: a handshake with a
+    /// key that the peer does not know yet fails, and WireGuard retries only after five seconds.
     pub(super) fn ask(&mut self, now: Duration, first: Slot, then: Option<Slot>) -> Vec<(PeerId, u64, Slot)> {
         let mut questions = Vec::new();
         for (id, peer) in &mut self.all {
@@ -117,7 +117,7 @@ impl Peers {
             }
             peer.asked = Some(now);
             peer.asks += 1;
-            for slot in [then.filter(|_| peer.knows), Some(first)].into_iter().flatten() {
+            for slot in [then.filter(|_| peer.informed), Some(first)].into_iter().flatten() {
                 self.nonce += 1;
                 questions.push((id.clone(), self.nonce, slot));
             }
@@ -130,37 +130,37 @@ impl Peers {
         self.all.values().filter(|peer| peer.followed.is_none()).map(Peer::next_ask).min()
     }
 
-    /// Whether nobody needs to be waited for.
+    /// Whether no peer needs to be waited for.
     pub(super) fn all_settled(&self) -> bool {
         self.all.values().all(Peer::settled)
     }
 
-    /// When the last of those who follow began to.
+    /// When the last peer followed.
     pub(super) fn last_followed(&self) -> Option<Duration> {
         self.all.values().filter_map(|peer| peer.followed).max()
     }
 }
 
 impl Peer {
-    /// It knows the present announcement: what was held back for that is asked at once.
-    pub(super) const fn learns(&mut self) {
-        if !self.knows {
-            self.knows = true;
+    /// It knows the current announcement: questions that were held back for that are sent at once.
+    pub(super) const fn mark_informed(&mut self) {
+        if !self.informed {
+            self.informed = true;
             self.asked = None;
         }
     }
 
-    const fn forget(&mut self, from_nonce: u64) {
-        self.from_nonce = from_nonce;
-        self.knows = false;
+    const fn reset(&mut self, first_nonce: u64) {
+        self.first_nonce = first_nonce;
+        self.informed = false;
         self.followed = None;
         self.asked = None;
         self.asks = 0;
     }
 
-    /// Whether an answer to this question counts.
-    pub(super) const fn counts(&self, nonce: u64) -> bool {
-        nonce >= self.from_nonce
+    /// Whether an answer with this nonce counts.
+    pub(super) const fn is_current(&self, nonce: u64) -> bool {
+        nonce >= self.first_nonce
     }
 
     pub(super) fn settled(&self) -> bool {
@@ -176,7 +176,7 @@ impl Peer {
     }
 
     fn next_ask(&self) -> Duration {
-        let pause = if self.asks <= EAGER { AGAIN.0 } else { AGAIN.1 };
+        let pause = if self.asks <= FAST_RETRIES { RETRY_INTERVALS.0 } else { RETRY_INTERVALS.1 };
         self.asked.map_or(Duration::ZERO, |asked| asked + pause)
     }
 }

@@ -1,4 +1,4 @@
-//! The key file's text: one JSON object with a checksum, so that a cut-off or edited file shows.
+//! The key file's format: one JSON object with a checksum, so that a truncated or edited file is detected.
 
 use std::collections::BTreeMap;
 
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::pq::{Kept, Statics};
+use crate::pq::{StaticKeys, StoredPreshared};
 use crate::rotation::{Journal, PeerId};
 use crate::{KeyError, NodeKeys, PerSlot, PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
 
 /// The version of the format that this code writes.
 const VERSION: u32 = 3;
-/// The one before it, which had no preshared keys. It is read as well: nobody should lose a node's keys over an upgrade.
+/// The previous version, without preshared keys. It is read as well: an upgrade must not lose a node's keys.
 const WITHOUT_PRESHARED: u32 = 2;
 
-/// The file as it is written. The secrets are borrowed from a buffer that is wiped.
+/// The file's contents. The secrets are borrowed from a buffer that is wiped.
 #[derive(Serialize, Deserialize)]
 struct Document<'a> {
     v: u32,
@@ -23,10 +23,10 @@ struct Document<'a> {
     /// The private keys that the journal names, in its order.
     #[serde(borrow)]
     keys: Vec<&'a str>,
-    /// What is known of each preshared key but the key.
+    /// Everything about each preshared key except the key itself.
     #[serde(default)]
     preshared: Vec<Preshared>,
-    /// The preshared keys of those that are bound to something, in their order.
+    /// The keys of those that are bound, in their order.
     #[serde(default, borrow)]
     preshared_keys: Vec<&'a str>,
     #[serde(borrow)]
@@ -49,7 +49,7 @@ struct Bound {
     id: PresharedId,
 }
 
-/// What is read first: a newer file may have other fields.
+/// Read first: a newer file may have other fields.
 #[derive(Deserialize)]
 struct Versioned {
     v: u32,
@@ -57,7 +57,7 @@ struct Versioned {
 
 pub(super) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
     let texts: Vec<_> = keys.named().map(PrivateKey::to_base64).collect();
-    let kept = keys.preshared_kept();
+    let kept = keys.preshared_stored();
     let held = kept.iter().filter_map(|(_, _, kept)| kept.key.as_ref());
     let preshared_texts: Vec<_> = held.map(|(key, _)| key.to_base64()).collect();
     let preshared: Vec<Preshared> = kept.iter().map(|(peer, slot, kept)| public(peer, *slot, kept)).collect();
@@ -70,7 +70,7 @@ pub(super) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
         preshared_keys: preshared_texts.iter().map(|text| text.as_str()).collect(),
         checksum: &checksum,
     };
-    // One allocation of more than the full size: a growing buffer would leave unwiped copies behind.
+    // One allocation of more than the full size: a growing buffer would leave copies that are not wiped.
     let room = 4096 + 512 * document.preshared.len();
     let mut text = Zeroizing::new(Vec::with_capacity(room));
     // Writing into memory can't fail, and a document of numbers and strings always serializes.
@@ -97,13 +97,13 @@ pub(super) fn parse(text: &[u8]) -> Result<NodeKeys, FormatError> {
         .collect::<Result<_, _>>()?;
     let mut ring = NodeKeys::assemble(document.journal, keys).ok_or(FormatError::Incomplete)?;
     let mut texts = document.preshared_keys.iter();
-    let mut all: BTreeMap<PeerId, PerSlot<Kept>> = BTreeMap::new();
+    let mut all: BTreeMap<PeerId, PerSlot<StoredPreshared>> = BTreeMap::new();
     for Preshared { peer, slot, epoch, bound } in document.preshared {
         let key = bound.map(|bound| bound_key(&bound, texts.next())).transpose()?;
-        *all.entry(peer).or_default().get_mut(slot) = Kept { epoch, key };
+        *all.entry(peer).or_default().get_mut(slot) = StoredPreshared { epoch, key };
     }
     for (peer, kept) in all {
-        ring.keep_preshared(peer, kept);
+        ring.store_preshared(peer, kept);
     }
     if texts.next().is_some() {
         return Err(FormatError::Incomplete);
@@ -111,24 +111,24 @@ pub(super) fn parse(text: &[u8]) -> Result<NodeKeys, FormatError> {
     Ok(ring)
 }
 
-fn bound_key(bound: &Bound, text: Option<&&str>) -> Result<(PresharedKey, Statics), FormatError> {
+fn bound_key(bound: &Bound, text: Option<&&str>) -> Result<(PresharedKey, StaticKeys), FormatError> {
     let text = text.ok_or(FormatError::Incomplete)?;
     let key = PresharedKey::from_base64(text).map_err(|source| FormatError::Key { source })?;
     if key.id() != bound.id {
         return Err(FormatError::Incomplete);
     }
-    Ok((key, Statics { own: bound.own, peer: bound.peer }))
+    Ok((key, StaticKeys { own: bound.own, peer: bound.peer }))
 }
 
-fn public(peer: &PeerId, slot: Slot, kept: &Kept) -> Preshared {
+fn public(peer: &PeerId, slot: Slot, kept: &StoredPreshared) -> Preshared {
     let bound =
         kept.key.as_ref().map(|(key, statics)| Bound { own: statics.own, peer: statics.peer, id: key.id() });
     Preshared { peer: peer.clone(), slot, epoch: kept.epoch, bound }
 }
 
-/// A digest over all that is public: the journal, which has every public key in it, and the names of the preshared
-/// keys. The secrets are checked by those. Against accidents, not against attackers: whoever can write the file can
-/// compute it as well.
+/// A digest over everything public: the journal, which contains every public key, and the IDs of the
+/// preshared keys; the secrets are checked against those. It protects against accidents, not against
+/// attackers: anyone who can write the file can compute it.
 fn checksum(journal: &Journal, preshared: Option<&[Preshared]>) -> String {
     let mut digest = Sha256::new().chain_update(serde_json::to_vec(journal).unwrap_or_default());
     if let Some(preshared) = preshared {
@@ -141,7 +141,7 @@ fn checksum(journal: &Journal, preshared: Option<&[Preshared]>) -> String {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
     /// Not one complete JSON object with the expected fields.
-    #[error("not a complete key file: cut off, empty or of another kind")]
+    #[error("not a complete key file: truncated, empty or of another kind")]
     NotAKeyFile,
     /// Written by another version.
     #[error("format version {found}: this version reads {expected}")]
@@ -151,16 +151,16 @@ pub enum FormatError {
         /// The version that is understood.
         expected: u32,
     },
-    /// A key is no key.
-    #[error("one of the keys")]
+    /// A key is invalid.
+    #[error("invalid key")]
     Key {
         /// What is wrong with the key.
         source: KeyError,
     },
-    /// A key that the file names is not there.
+    /// A key that the journal names is missing.
     #[error("a key is missing or is not the one that the file names")]
     Incomplete,
-    /// The checksum does not fit.
+    /// The checksum does not match.
     #[error("checksum does not match: a value was changed")]
     Checksum,
 }

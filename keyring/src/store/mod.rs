@@ -1,8 +1,8 @@
-//! Where a node's keys are kept: one file, readable by its owner alone, replaced as a whole or not at all.
+//! The key file of a node: readable by its owner only, and replaced atomically.
 //!
-//! A file that is there but can't be trusted (wrong owner, wrong mode, a link, cut off, changed) is an error.
-//! It never leads to new keys: a node that quietly takes a new identity is what an attacker would want, and
-//! what an operator would never notice.
+//! A file that exists but can't be trusted (wrong owner, wrong mode, a link, truncated, changed) is an error.
+//! It never leads to new keys: a node that silently takes a new identity is what an attacker wants, and an
+//! operator would not notice.
 
 mod format;
 mod seal;
@@ -20,57 +20,58 @@ pub use seal::{SealError, SealingKey};
 
 use crate::NodeKeys;
 
-/// Name of the key file in its folder.
+/// Name of the key file in its directory.
 const FILE: &str = "keys.json";
-/// Name under which the next key file is written before it takes the place of the present one.
+/// Name under which the next key file is written before it replaces the current one.
 const TEMPORARY: &str = "keys.json.new";
-/// Longest key file that is read, in bytes; one with a peer's preshared keys has about 300 for each.
+/// Longest key file that is read, in bytes; each peer's preshared keys take about 300.
 const MAX_LEN: u64 = 4 << 20;
 
-/// What keeps the key file from whoever gets hold of the disk.
+/// How the key file is protected against access to the disk.
 #[derive(Debug)]
 pub enum Protection {
-    /// There is no disk: the folder must be on a tmpfs or ramfs, and what is in it ends with the next boot.
+    /// It is not on a disk: the directory must be on a tmpfs or ramfs, and its contents are lost at the next
+    /// boot.
     Tmpfs,
     /// The file is encrypted under a key that the operator supplies.
     Sealed(SealingKey),
-    /// Nothing. Whoever reads the disk, a copy of it or a disk that was thrown away has the keys.
+    /// Not at all. Anyone who can read the disk, a copy of it or a discarded disk has the keys.
     PlainOnDisk,
 }
 
-/// The folder that holds the key file: 0700, owned by the process's user.
+/// The directory that holds the key file: 0700, owned by the process's user.
 #[derive(Debug)]
 pub struct FileStore {
-    folder: PathBuf,
+    directory: PathBuf,
     protection: Protection,
 }
 
 impl FileStore {
-    /// Opens the store in `folder`, which is made if it is missing. Fails if it is there with another owner,
-    /// with rights for anybody else, or as a link, and if it is on a disk where it should not be.
-    pub fn open(folder: &Path, protection: Protection) -> Result<Self, StoreError> {
-        let failed = |source| StoreError::Folder { folder: folder.to_owned(), source };
-        if let Some(parent) = folder.parent() {
+    /// Opens the store in `directory`, which is created if it is missing. Fails if it has another owner, if
+    /// others have access to it, if it is a link, and if it is on a disk where it must not be.
+    pub fn open(directory: &Path, protection: Protection) -> Result<Self, StoreError> {
+        let failed = |source| StoreError::Directory { directory: directory.to_owned(), source };
+        if let Some(parent) = directory.parent() {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
-        match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        match std::fs::DirBuilder::new().mode(0o700).create(directory) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
             _ => {}
         }
-        let found = std::fs::symlink_metadata(folder).map_err(failed)?;
+        let found = std::fs::symlink_metadata(directory).map_err(failed)?;
         if !found.is_dir() {
-            return Err(StoreError::NotAFolder { folder: folder.to_owned() });
+            return Err(StoreError::NotADirectory { directory: directory.to_owned() });
         }
-        refuse_foreign(folder, &found, 0o700)?;
-        if matches!(protection, Protection::Tmpfs) && !in_memory(folder).map_err(failed)? {
-            return Err(StoreError::OnDisk { folder: folder.to_owned() });
+        refuse_foreign(directory, &found, 0o700)?;
+        if matches!(protection, Protection::Tmpfs) && !in_memory(directory).map_err(failed)? {
+            return Err(StoreError::OnDisk { directory: directory.to_owned() });
         }
-        Ok(Self { folder: folder.to_owned(), protection })
+        Ok(Self { directory: directory.to_owned(), protection })
     }
 
     /// The path of the key file.
     pub fn path(&self) -> PathBuf {
-        self.folder.join(FILE)
+        self.directory.join(FILE)
     }
 
     /// Reads the keys. `None` only if there is no key file at all; anything else that is wrong is an error.
@@ -91,7 +92,7 @@ impl FileStore {
             return Err(StoreError::Link { path });
         }
         refuse_foreign(&path, &found, 0o600)?;
-        // One allocation of the full size: a growing buffer would leave unwiped copies behind.
+        // One allocation of the full size: a growing buffer would leave copies that are not wiped.
         let room = usize::try_from(found.len().min(MAX_LEN)).unwrap_or_default() + 1;
         let mut text = Zeroizing::new(Vec::with_capacity(room));
         file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
@@ -111,10 +112,11 @@ impl FileStore {
         format::parse(&text).map(Some).map_err(damaged)
     }
 
-    /// Replaces the key file. When this returns the new keys are on disk; when it fails the old file stands.
+    /// Replaces the key file. The new keys are on disk when this returns; if it fails, the previous file is
+    /// unchanged.
     pub fn save(&self, keys: &NodeKeys) -> Result<(), StoreError> {
         let path = self.path();
-        let temporary = self.folder.join(TEMPORARY);
+        let temporary = self.directory.join(TEMPORARY);
         let plain = format::render(keys);
         let sealed = match &self.protection {
             Protection::Sealed(key) => {
@@ -124,7 +126,8 @@ impl FileStore {
         };
         let text = sealed.as_deref().unwrap_or(&plain);
         self.replace(&temporary, &path, text).map_err(|source| {
-            // What is left of a failed attempt may hold a key; if it can't be removed the next save will.
+            // A failed attempt may have left a key behind; if the file can't be removed now, the next save
+            // does it.
             let _ = std::fs::remove_file(&temporary);
             StoreError::Write { path, source }
         })
@@ -135,25 +138,25 @@ impl FileStore {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        // 0600 from the first moment: create_new never opens what somebody else put there.
+        // 0600 from the start: create_new never opens a file that somebody else created.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
         file.write_all(text)?;
         file.sync_all()?;
         std::fs::rename(temporary, path)?;
-        File::open(&self.folder)?.sync_all()
+        File::open(&self.directory)?.sync_all()
     }
 }
 
-/// Whether a folder is on a file system that has no disk: `TMPFS_MAGIC`, `RAMFS_MAGIC` of `linux/magic.h`.
-fn in_memory(folder: &Path) -> io::Result<bool> {
-    let found = rustix::fs::statfs(folder)?;
+/// Whether a directory is on a file system in memory: `TMPFS_MAGIC`, `RAMFS_MAGIC` of `linux/magic.h`.
+fn in_memory(directory: &Path) -> io::Result<bool> {
+    let found = rustix::fs::statfs(directory)?;
     // The field's width and sign differ between architectures; the magic numbers have 32 bits.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a magic number has 32 bits")]
     let kind = found.f_type as u32;
     Ok(matches!(kind, 0x0102_1994 | 0x8584_58f6))
 }
 
-/// Refuses a file or folder that others own or have rights to.
+/// Refuses a file or directory that others own or have access to.
 fn refuse_foreign(path: &Path, found: &std::fs::Metadata, expected: u32) -> Result<(), StoreError> {
     let user = rustix::process::geteuid().as_raw();
     if found.uid() != user {
@@ -169,24 +172,24 @@ fn refuse_foreign(path: &Path, found: &std::fs::Metadata, expected: u32) -> Resu
 /// Why keys could not be read or written. No variant carries key material.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The folder could not be made or looked at.
-    #[error("open the key folder {}", folder.display())]
-    Folder {
-        /// The folder.
-        folder: PathBuf,
+    /// The directory could not be created or examined.
+    #[error("open the key directory {}", directory.display())]
+    Directory {
+        /// The directory.
+        directory: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// The folder is on a disk, and nothing protects the keys there.
+    /// The directory is on a disk, where nothing protects the keys.
     #[error(
-        "key folder {} is on a disk: expected a tmpfs; mount one there, or set key-storage to sealed with a sealing-key",
-        folder.display()
+        "key directory {} is on a disk: expected a tmpfs; mount one there, or set key-storage to sealed with a sealing-key",
+        directory.display()
     )]
     OnDisk {
-        /// The folder.
-        folder: PathBuf,
+        /// The directory.
+        directory: PathBuf,
     },
-    /// The file is sealed, and there is no key to open it with.
+    /// The file is sealed, and there is no key to open it.
     #[error("key file {} is sealed: set key-storage to sealed and sealing-key to the key that it was sealed with", path.display())]
     IsSealed {
         /// The file.
@@ -200,39 +203,39 @@ pub enum StoreError {
         /// What is wrong.
         source: SealError,
     },
-    /// Something else stands where the folder should be.
-    #[error("key folder {} is a link or a file: expected a folder of mode 0700", folder.display())]
-    NotAFolder {
-        /// The folder.
-        folder: PathBuf,
+    /// There is something else in the directory's place.
+    #[error("key directory {} is a link or a file: expected a directory of mode 0700", directory.display())]
+    NotADirectory {
+        /// The directory.
+        directory: PathBuf,
     },
-    /// The key file is a link or no regular file.
+    /// The key file is a link or not a regular file.
     #[error("key file {} is a link or not a regular file: remove it if you did not put it there", path.display())]
     Link {
         /// The file.
         path: PathBuf,
     },
-    /// Somebody else owns the file or folder.
+    /// The file or directory has another owner.
     #[error("{} belongs to user {found}: expected user {expected}", path.display())]
     Owner {
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
         /// Its owner.
         found: u32,
         /// The process's user.
         expected: u32,
     },
-    /// The file or folder is open to others.
-    #[error("{} has mode {found:04o}: expected {expected:04o}; if others may have read it, remove it so that new keys are made", path.display())]
+    /// Others have access to the file or directory.
+    #[error("{} has mode {found:04o}: expected {expected:04o}; if others may have read it, remove it so that new keys are generated", path.display())]
     Mode {
-        /// The file or folder.
+        /// The file or directory.
         path: PathBuf,
         /// Its mode.
         found: u32,
         /// The mode that it must have.
         expected: u32,
     },
-    /// The file is far longer than any key file.
+    /// The file is longer than any key file.
     #[error("key file {} is longer than {limit} bytes", path.display())]
     TooLong {
         /// The file.
@@ -248,16 +251,16 @@ pub enum StoreError {
         /// The cause.
         source: io::Error,
     },
-    /// Writing failed; the former file stands.
-    #[error("write the key file {}; the former one stands", path.display())]
+    /// Writing failed; the previous file is unchanged.
+    #[error("write the key file {}; the previous one is unchanged", path.display())]
     Write {
         /// The file.
         path: PathBuf,
         /// The cause.
         source: io::Error,
     },
-    /// The contents are not a whole key file.
-    #[error("key file {} is damaged; no new keys are made while it is there: restore it, or remove it to give this node a new identity", path.display())]
+    /// The contents are not a complete key file.
+    #[error("key file {} is damaged; no new keys are generated while it exists: restore it, or remove it to give this node a new identity", path.display())]
     Format {
         /// The file.
         path: PathBuf,

@@ -12,16 +12,16 @@ use chacha20poly1305::aead::AeadInPlace as _;
 use chacha20poly1305::{KeyInit as _, XChaCha20Poly1305, XNonce};
 use zeroize::Zeroizing;
 
-/// First line of a sealed file, authenticated with the rest.
+/// First line of a sealed file; authenticated with the rest.
 const HEADER: &[u8] = b"meshd sealed keys 1\n";
-/// Bytes of the nonce: with 24 a random one never comes twice (draft-irtf-cfrg-xchacha, section 1).
+/// Bytes of the nonce: 24 are enough for random nonces never to repeat (draft-irtf-cfrg-xchacha, section 1).
 const NONCE: usize = 24;
 /// Bytes of the key.
 const KEY: usize = 32;
-/// A key in base64 with white space around it is not longer.
+/// Longest file that is read: a key in base64 with white space around it.
 const MAX_LEN: usize = 256;
 
-/// A key of 32 bytes that the key file is encrypted with, by XChaCha20-Poly1305. Wiped when it is dropped.
+/// The key that the key file is encrypted with, by XChaCha20-Poly1305. Wiped on drop.
 pub struct SealingKey(Zeroizing<[u8; KEY]>);
 
 impl fmt::Debug for SealingKey {
@@ -31,13 +31,13 @@ impl fmt::Debug for SealingKey {
 }
 
 impl SealingKey {
-    /// Takes the key as it is.
+    /// Takes 32 bytes as the key.
     pub fn new(bytes: [u8; KEY]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// Reads the key from a file: 32 bytes, or their base64 in one line. Fails if anybody but its owner may read the
-    /// file, and if it holds anything else.
+    /// Reads the key from a file: 32 bytes, or their base64 in one line. Fails if anyone but its owner may
+    /// read the file, and if it contains anything else.
     pub fn read(path: &Path) -> Result<Self, SealError> {
         let failed = |source| SealError::Read { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
@@ -69,7 +69,7 @@ impl SealingKey {
     pub(super) fn seal(&self, plain: &[u8]) -> Result<Vec<u8>, SealError> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(SealError::Random)?;
-        // Exactly as long as it will be: while it grows, plain text would be left behind in memory.
+        // Allocated in full: a growing buffer would leave plain text behind in memory.
         let mut sealed = Vec::with_capacity(HEADER.len() + NONCE + plain.len() + 16);
         sealed.extend_from_slice(HEADER);
         sealed.extend_from_slice(&nonce);
@@ -84,7 +84,7 @@ impl SealingKey {
         Ok(sealed)
     }
 
-    /// The text that was sealed.
+    /// The decrypted text.
     pub(super) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let body = sealed.strip_prefix(HEADER).ok_or(SealError::NotSealed)?;
         let (nonce, body) = body.split_first_chunk::<NONCE>().ok_or(SealError::WrongKey)?;
@@ -124,14 +124,14 @@ pub enum SealError {
         /// The file.
         path: PathBuf,
     },
-    /// There is a file, but it was never sealed.
+    /// The file is not sealed.
     #[error(
-        "it is not sealed: who wrote it? Remove it to give this node a new identity, or set key-storage to what it was written with"
+        "it is not sealed: check who wrote it; remove it to give this node a new identity, or set key-storage to what it was written with"
     )]
     NotSealed,
-    /// The tag does not fit.
+    /// The tag does not match.
     #[error(
-        "it can't be opened: sealed with another key, cut off or changed; no new keys are made while it is there"
+        "it can't be opened: sealed with another key, truncated or changed; no new keys are generated while it exists"
     )]
     WrongKey,
     /// There is no randomness.

@@ -4,9 +4,9 @@ use super::*;
 use crate::{PerSlot, PrivateKey};
 
 fn store() -> (tempfile::TempDir, FileStore) {
-    let folder = tempfile::tempdir().unwrap();
-    let store = FileStore::open(&folder.path().join("keys"), Protection::PlainOnDisk).unwrap();
-    (folder, store)
+    let directory = tempfile::tempdir().unwrap();
+    let store = FileStore::open(&directory.path().join("keys"), Protection::PlainOnDisk).unwrap();
+    (directory, store)
 }
 
 #[test]
@@ -39,7 +39,7 @@ fn a_key_that_the_journal_does_not_name_is_not_written() {
 }
 
 #[test]
-fn a_key_that_is_missing_or_of_another_pair_is_found() {
+fn a_missing_or_mismatched_key_is_detected() {
     let (_folder, store) = store();
     let keys = NodeKeys::cold(1, 0).unwrap();
     store.save(&keys).unwrap();
@@ -56,7 +56,7 @@ fn a_key_that_is_missing_or_of_another_pair_is_found() {
 }
 
 #[test]
-fn file_and_folder_are_private() {
+fn file_and_directory_are_private() {
     let (_folder, store) = store();
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
@@ -74,11 +74,11 @@ fn a_second_save_replaces_the_first_and_leaves_no_copy() {
 }
 
 #[test]
-fn every_cut_off_file_is_an_error_and_never_a_new_identity() {
+fn every_truncated_file_is_an_error_and_never_a_new_identity() {
     let (_folder, store) = store();
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let whole = std::fs::read(store.path()).unwrap();
-    // The last byte is the newline; without it the object is still whole.
+    // The last byte is the newline; without it the object is still complete.
     for len in 0..whole.len() - 1 {
         std::fs::write(store.path(), &whole[..len]).unwrap();
         assert!(matches!(store.load(), Err(StoreError::Format { .. })), "{len} bytes");
@@ -86,7 +86,7 @@ fn every_cut_off_file_is_an_error_and_never_a_new_identity() {
 }
 
 #[test]
-fn a_changed_value_is_found() {
+fn a_changed_value_is_detected() {
     let (_folder, store) = store();
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let text = std::fs::read_to_string(store.path()).unwrap();
@@ -97,7 +97,7 @@ fn a_changed_value_is_found() {
 }
 
 #[test]
-fn a_newer_version_is_named() {
+fn a_newer_version_is_reported() {
     let (_folder, store) = store();
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     let text = std::fs::read_to_string(store.path()).unwrap();
@@ -115,24 +115,24 @@ fn open_modes_are_refused() {
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
     std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o640)).unwrap();
     assert!(matches!(store.load(), Err(StoreError::Mode { found: 0o640, .. })));
-    let folder = store.path().parent().unwrap().to_owned();
-    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let directory = store.path().parent().unwrap().to_owned();
+    std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
     assert!(matches!(
-        FileStore::open(&folder, Protection::PlainOnDisk),
+        FileStore::open(&directory, Protection::PlainOnDisk),
         Err(StoreError::Mode { found: 0o755, .. })
     ));
 }
 
 #[test]
 fn links_are_refused() {
-    let (folder, store) = store();
-    let elsewhere = folder.path().join("elsewhere");
+    let (directory, store) = store();
+    let elsewhere = directory.path().join("elsewhere");
     std::fs::write(&elsewhere, "{}").unwrap();
     std::os::unix::fs::symlink(&elsewhere, store.path()).unwrap();
     assert!(matches!(store.load(), Err(StoreError::Link { .. })));
-    let link = folder.path().join("link");
+    let link = directory.path().join("link");
     std::os::unix::fs::symlink(store.path().parent().unwrap(), &link).unwrap();
-    assert!(matches!(FileStore::open(&link, Protection::PlainOnDisk), Err(StoreError::NotAFolder { .. })));
+    assert!(matches!(FileStore::open(&link, Protection::PlainOnDisk), Err(StoreError::NotADirectory { .. })));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn another_owner_is_refused() {
 fn a_full_disk_keeps_the_old_keys() {
     let (_folder, store) = store();
     store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
-    // A folder in the temporary file's place makes the write fail as a full disk does: before the rename.
+    // A directory in the temporary file's place makes the write fail as a full disk does: before the rename.
     std::fs::create_dir(store.path().with_file_name(TEMPORARY)).unwrap();
     assert!(matches!(store.save(&NodeKeys::cold(2, 0).unwrap()), Err(StoreError::Write { .. })));
     assert_eq!(store.load().unwrap().unwrap().journal.generation, 1);
@@ -174,28 +174,28 @@ fn no_error_shows_a_secret() {
     }
 }
 
-/// A store in the same folder that seals with a key of this byte.
+/// A store in the same directory, sealed with a key of this byte.
 fn sealed(store: &FileStore, byte: u8) -> FileStore {
     let protection = Protection::Sealed(SealingKey::new([byte; 32]));
     FileStore::open(store.path().parent().unwrap(), protection).unwrap()
 }
 
 #[test]
-fn by_default_a_folder_on_a_disk_is_refused() {
-    let (folder, _store) = store();
+fn by_default_a_directory_on_a_disk_is_refused() {
+    let (directory, _store) = store();
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     assert!(in_memory(memory.path()).unwrap(), "/dev/shm is expected to be a tmpfs");
     FileStore::open(&memory.path().join("keys"), Protection::Tmpfs).unwrap();
     // Whatever /tmp is here, the process's own settings are on no disk and on no tmpfs either.
     assert!(!in_memory(Path::new("/proc/self")).unwrap());
-    if !in_memory(folder.path()).unwrap() {
-        let refused = FileStore::open(&folder.path().join("other"), Protection::Tmpfs).unwrap_err();
+    if !in_memory(directory.path()).unwrap() {
+        let refused = FileStore::open(&directory.path().join("other"), Protection::Tmpfs).unwrap_err();
         assert!(matches!(refused, StoreError::OnDisk { .. }), "{refused:?}");
     }
 }
 
 #[test]
-fn a_sealed_file_opens_with_its_key_alone() {
+fn a_sealed_file_opens_only_with_its_key() {
     let (_folder, plain) = store();
     let store = sealed(&plain, 1);
     let keys = NodeKeys::cold(7, 0).unwrap();
@@ -240,8 +240,8 @@ fn a_plain_file_is_not_taken_for_a_sealed_one() {
 
 #[test]
 fn a_sealing_key_is_32_bytes_that_nobody_else_may_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("key");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("key");
     let write = |text: &[u8], mode: u32| {
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
@@ -260,24 +260,24 @@ fn a_sealing_key_is_32_bytes_that_nobody_else_may_read() {
         assert!(matches!(write(wrong, 0o600), Err(SealError::NotAKey { .. })), "{wrong:?}");
     }
     assert!(matches!(write(&raw, 0o440), Err(SealError::Mode { found: 0o440, .. })));
-    assert!(matches!(SealingKey::read(&folder.path().join("none")), Err(SealError::Read { .. })));
+    assert!(matches!(SealingKey::read(&directory.path().join("none")), Err(SealError::Read { .. })));
 }
 
-/// A ring with one preshared key on one slot, and the memory of one on the other.
+/// Keys with one preshared key on one slot, and the epoch of one on the other.
 fn ring_with_preshared() -> (NodeKeys, crate::PresharedId) {
     let mut keys = NodeKeys::cold(1, 0).unwrap();
     let preshared = crate::PresharedKey::from_bytes(&[0x33; 32]).unwrap();
     let id = preshared.id();
     let peer = PrivateKey::generate().unwrap().public();
-    let statics = crate::pq::Statics { own: keys.journal.slots.a.key, peer };
-    let a = crate::pq::Kept { epoch: 7, key: Some((preshared, statics)) };
-    let b = crate::pq::Kept { epoch: 8, key: None };
-    keys.keep_preshared(crate::rotation::PeerId::new("u2"), PerSlot { a, b });
+    let statics = crate::pq::StaticKeys { own: keys.journal.slots.a.key, peer };
+    let a = crate::pq::StoredPreshared { epoch: 7, key: Some((preshared, statics)) };
+    let b = crate::pq::StoredPreshared { epoch: 8, key: None };
+    keys.store_preshared(crate::rotation::PeerId::new("u2"), PerSlot { a, b });
     (keys, id)
 }
 
 #[test]
-fn preshared_keys_are_kept_with_what_they_are_bound_to() {
+fn preshared_keys_are_stored_with_what_they_are_bound_to() {
     let (_folder, store) = store();
     let (keys, id) = ring_with_preshared();
     store.save(&keys).unwrap();
@@ -299,7 +299,7 @@ fn preshared_keys_are_kept_with_what_they_are_bound_to() {
 }
 
 #[test]
-fn a_preshared_key_that_is_missing_or_another_one_is_found() {
+fn a_missing_or_different_preshared_key_is_detected() {
     let (_folder, store) = store();
     store.save(&ring_with_preshared().0).unwrap();
     let text = std::fs::read_to_string(store.path()).unwrap();
@@ -318,7 +318,7 @@ fn a_preshared_key_that_is_missing_or_another_one_is_found() {
 }
 
 #[test]
-fn a_file_of_the_version_before_is_read_and_has_no_preshared_keys() {
+fn a_file_of_the_previous_version_is_read_and_has_no_preshared_keys() {
     use sha2::{Digest as _, Sha256};
     let (_folder, store) = store();
     let keys = NodeKeys::cold(5, 0).unwrap();
@@ -331,5 +331,5 @@ fn a_file_of_the_version_before_is_read_and_has_no_preshared_keys() {
     std::fs::set_permissions(store.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
     let loaded = store.load().unwrap().unwrap();
     assert_eq!(loaded.journal, keys.journal);
-    assert!(loaded.preshared_kept().is_empty());
+    assert!(loaded.preshared_stored().is_empty());
 }

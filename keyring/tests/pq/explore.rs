@@ -1,15 +1,15 @@
-//! Runs of chance, as many as the claim says.
+//! Random runs, as many as requested.
 
 use std::time::Duration;
 
 use keyring::Slot;
-use keyring::pq::Terms;
+use keyring::pq::PqSettings;
 use proptest::prelude::*;
 use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 use super::world::{Action, World};
 
-/// An action from three bytes drawn by chance: most are what happens all the time, a few are faults.
+/// An action from three random bytes: mostly everyday events, and a few faults.
 const fn action([kind, one, two]: [u8; 3]) -> Action {
     let (end, slot) = (one % 2 == 0, if two % 2 == 0 { Slot::A } else { Slot::B });
     match kind {
@@ -22,7 +22,7 @@ const fn action([kind, one, two]: [u8; 3]) -> Action {
         221..=228 => Action::Replay(one),
         229..=230 => Action::DiskFull(end),
         231 => Action::Rename(end),
-        232..=236 => Action::Wish(end, slot),
+        232..=236 => Action::Prefer(end, slot),
         237..=239 => Action::Drain(if one % 3 == 0 { None } else { Some(slot) }),
         240..=242 => Action::Crash(end),
         243..=250 => Action::Start(end),
@@ -43,7 +43,7 @@ fn explore(cases: u32, faults: bool) {
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    // The same runs each time, so that a failure is a change's fault; `PQ_SEED=random` looks for new ones.
+    // The same runs each time, so that a failure is caused by a change; `PQ_SEED=random` explores new ones.
     let mut runner = match std::env::var("PQ_SEED").as_deref() {
         Ok("random") => TestRunner::new(config),
         _ => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
@@ -51,8 +51,8 @@ fn explore(cases: u32, faults: bool) {
     let totals = std::cell::Cell::new((0, 0));
     let outcome = runner.run(&proptest::collection::vec(any::<[u8; 3]>(), 20..200), |actions| {
         // Short enough that renewals happen within a run.
-        let terms = Terms { interval: Duration::from_secs(40), ..Terms::default() };
-        let mut world = World::new([terms; 2]);
+        let settings = PqSettings { interval: Duration::from_secs(40), ..PqSettings::default() };
+        let mut world = World::new([settings; 2]);
         for mut bytes in actions {
             if !faults && bytes[0] >= 240 {
                 bytes[0] = 0;

@@ -1,6 +1,7 @@
-//! Two nodes that agree on preshared keys over a network that loses, repeats, reorders and replays.
+//! Two nodes that agree on preshared keys over a network that loses, duplicates, reorders and replays
+//! messages.
 
-// Lints that spare tests know them by this attribute.
+// Lints that exempt tests recognize them by this attribute.
 #[cfg(test)]
 mod explore;
 #[cfg(test)]

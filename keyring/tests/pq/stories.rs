@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use keyring::Slot;
-use keyring::pq::{Input, Message, Mode, Note, Protection, Refusal, Terms};
+use keyring::pq::{Input, Message, Mode, Note, PqSettings, Protection, Refusal};
 
 use super::world::{Action, World};
 
-fn terms(mode: Mode) -> Terms {
-    Terms { mode, ..Terms::default() }
+fn settings(mode: Mode) -> PqSettings {
+    PqSettings { mode, ..PqSettings::default() }
 }
 
 fn world(low: Mode, high: Mode) -> World {
-    World::new([terms(low), terms(high)])
+    World::new([settings(low), settings(high)])
 }
 
-/// A world in which all is proven.
+/// A world in which every key is proven.
 fn proven() -> World {
     let mut world = world(Mode::Prefer, Mode::Prefer);
     world.run(Duration::from_secs(10));
@@ -24,7 +24,7 @@ fn proven() -> World {
 }
 
 #[test]
-fn both_slots_are_proven_soon_and_lose_nothing() {
+fn both_slots_are_soon_proven_and_no_packet_is_lost() {
     let world = proven();
     assert_eq!(world.lost, 0);
     assert!(world.passed > 50);
@@ -34,12 +34,12 @@ fn both_slots_are_proven_soon_and_lose_nothing() {
         assert_eq!(world.machine(1).report(world.now).get(slot).protection, Protection::Proven);
     }
     assert_ne!(world.secret(0, Slot::A), world.secret(0, Slot::B));
-    // Each end sends where the other wishes again.
+    // Each end sends on the slot that the other prefers again.
     assert_eq!((world.tx(0), world.tx(1)), (Slot::B, Slot::A));
 }
 
 #[test]
-fn keys_are_renewed_on_both_slots_and_never_come_back() {
+fn keys_are_renewed_on_both_slots_and_never_reused() {
     let mut world = proven();
     let first = Slot::ALL.map(|slot| world.engine(0, slot));
     world.run(Duration::from_hours(1) + Duration::from_mins(10));
@@ -51,12 +51,12 @@ fn keys_are_renewed_on_both_slots_and_never_come_back() {
 }
 
 #[test]
-fn two_pairs_have_nothing_in_common() {
+fn two_pairs_never_have_the_same_key() {
     let mut other = world(Mode::Prefer, Mode::Prefer);
     other.replace_static(0, Slot::A, 77);
     other.run(Duration::from_secs(10));
     assert!(other.is_proven());
-    // The exchanges are the same to the byte; the static key that differs makes the difference.
+    // The exchanges are identical; only one static key differs.
     assert_ne!(other.secret(0, Slot::A), proven().secret(0, Slot::A));
 }
 
@@ -82,16 +82,16 @@ fn a_new_static_key_ends_the_preshared_key_of_its_slot_at_both_ends_and_on_disk(
 }
 
 #[test]
-fn a_rotation_waits_for_a_peer_that_does_not_come_to_a_key_only_for_so_long() {
+fn a_rotation_waits_only_so_long_for_a_peer_without_a_key() {
     let mut world = proven();
     world.replace_static(0, Slot::B, 99);
     assert!(!world.machine(0).protected(Slot::B, world.now));
-    let later = world.now + Terms::default().patience;
+    let later = world.now + PqSettings::default().rotation_wait;
     assert!(world.machine(0).protected(Slot::B, later));
 }
 
 #[test]
-fn with_require_nothing_passes_without_a_key_and_nothing_counts_before_it_is_proven() {
+fn with_require_nothing_passes_without_a_key_or_counts_before_it_is_proven() {
     let mut world = world(Mode::Require, Mode::Prefer);
     for slot in Slot::ALL {
         assert!(!world.machine(0).carries(slot) && world.machine(1).carries(slot));
@@ -102,7 +102,7 @@ fn with_require_nothing_passes_without_a_key_and_nothing_counts_before_it_is_pro
 }
 
 #[test]
-fn nodes_that_get_other_names_keep_their_keys_and_agree_anew_under_them() {
+fn nodes_with_new_uids_keep_their_keys_and_agree_under_the_new_ones() {
     let mut world = world(Mode::Prefer, Mode::Prefer);
     world.run(Duration::from_secs(20));
     assert!(world.is_proven());
@@ -112,12 +112,12 @@ fn nodes_that_get_other_names_keep_their_keys_and_agree_anew_under_them() {
     world.act(Action::Rename(false));
     world.run(Duration::from_secs(2));
     assert_eq!(Slot::ALL.map(|slot| world.engine(0, slot)), before);
-    world.run(Terms::default().interval * 2);
+    world.run(PqSettings::default().interval * 2);
     assert!(world.seen.len() > agreed + 1 && world.is_proven_soon());
 }
 
 #[test]
-fn a_peer_that_wants_none_gets_none_and_says_so() {
+fn a_peer_that_uses_none_gets_none_and_reports_it() {
     let mut world = world(Mode::Require, Mode::Off);
     world.run(Duration::from_mins(5));
     assert_eq!(world.machine(0).willing(), Some(false));
@@ -126,11 +126,13 @@ fn a_peer_that_wants_none_gets_none_and_says_so() {
         assert!(!world.machine(0).carries(slot));
         assert_eq!(world.machine(0).report(world.now).get(slot).protection, Protection::None);
     }
-    assert!(World::new([terms(Mode::Off), terms(Mode::Require)]).machine(0).protected(Slot::A, world.now));
+    assert!(
+        World::new([settings(Mode::Off), settings(Mode::Require)]).machine(0).protected(Slot::A, world.now)
+    );
 }
 
 #[test]
-fn a_peer_that_says_it_wants_none_any_more_takes_no_key_away() {
+fn a_peer_that_no_longer_uses_keys_removes_none() {
     let mut world = proven();
     let held = world.engine(0, Slot::A);
     let hello = keyring::pq::Hello {
@@ -149,7 +151,7 @@ fn is_accept(message: &Message) -> bool {
     matches!(message, Message::Accept(_))
 }
 
-/// A world that has just begun its renewal, with the answer caught on its way.
+/// A world that has just started a renewal, with the answer intercepted.
 fn renewing() -> (World, keyring::pq::Accept) {
     let mut world = proven();
     let Message::Accept(accept) = world.catch(is_accept) else { unreachable!() };
@@ -157,17 +159,17 @@ fn renewing() -> (World, keyring::pq::Accept) {
 }
 
 #[test]
-fn a_changed_ciphertext_is_refused_and_the_old_key_stays() {
+fn a_modified_ciphertext_is_refused_and_the_old_key_stays() {
     let (mut world, accept) = renewing();
     let slot = accept.slot;
     let (held, over) = (world.engine(0, slot), slot.other());
     let mut changed = accept.clone();
     changed.material[0] ^= 1;
     world.forge(0, over, Message::Accept(changed));
-    assert!(world.notes.contains(&(0, Note::Forged(slot, accept.epoch))));
+    assert!(world.notes.contains(&(0, Note::ConfirmationFailed(slot, accept.epoch))));
     assert_eq!(world.machine(0).refused(), Some(Refusal::Changed));
     assert_eq!((world.machine(0).preshared(slot), world.on_disk(0, slot)), (held, held));
-    // The genuine one comes too late: its offer was taken back.
+    // The genuine one arrives too late: its offer was cancelled.
     world.forge(0, over, Message::Accept(accept));
     assert_eq!(world.machine(0).preshared(slot), held);
     world.calm(Duration::from_mins(2));
@@ -176,12 +178,12 @@ fn a_changed_ciphertext_is_refused_and_the_old_key_stays() {
 }
 
 #[test]
-fn a_changed_proof_is_refused() {
+fn a_modified_proof_is_refused() {
     let (mut world, mut accept) = renewing();
     accept.tag[31] ^= 0x80;
     let (slot, epoch) = (accept.slot, accept.epoch);
     world.forge(0, slot.other(), Message::Accept(accept));
-    assert!(world.notes.contains(&(0, Note::Forged(slot, epoch))));
+    assert!(world.notes.contains(&(0, Note::ConfirmationFailed(slot, epoch))));
 }
 
 #[test]
@@ -190,12 +192,12 @@ fn a_confirmation_that_proves_nothing_changes_nothing() {
     let (slot, epoch) = (accept.slot, accept.epoch);
     let held = world.engine(1, slot);
     world.forge(1, slot.other(), Message::Confirm { slot, epoch, tag: [7; 32] });
-    assert!(world.notes.contains(&(1, Note::Forged(slot, epoch))));
+    assert!(world.notes.contains(&(1, Note::ConfirmationFailed(slot, epoch))));
     assert_eq!((world.machine(1).preshared(slot), world.on_disk(1, slot)), (held, held));
 }
 
 #[test]
-fn an_answer_that_comes_too_late_is_not_used() {
+fn a_late_answer_is_not_used() {
     let (mut world, accept) = renewing();
     let (slot, held) = (accept.slot, world.engine(0, accept.slot));
     for _ in 0..35 {
@@ -216,7 +218,7 @@ fn replayed_messages_of_an_old_exchange_change_nothing() {
     let held = world.engine(1, old.slot);
     world.forge(1, old.slot.other(), offer);
     let refused = world.intercept(|message| matches!(message, Message::Refuse { .. }));
-    // Two have been agreed on since: one for each slot.
+    // Two exchanges have completed since: one for each slot.
     let why = Refusal::Stale { epoch: 2 };
     assert_eq!(refused, Some(Message::Refuse { slot: old.slot, epoch: old.epoch, why }));
     assert_eq!(world.machine(1).avoid(world.now), None);
@@ -224,7 +226,7 @@ fn replayed_messages_of_an_old_exchange_change_nothing() {
 }
 
 #[test]
-fn an_offer_in_the_name_of_other_keys_is_refused() {
+fn an_offer_for_other_static_keys_is_refused() {
     let mut world = world(Mode::Prefer, Mode::Prefer);
     let Message::Offer(mut offer) = world.catch(|message| matches!(message, Message::Offer(_))) else {
         unreachable!()
@@ -244,7 +246,10 @@ fn a_full_disk_keeps_the_old_key_at_either_end() {
         world.act(Action::DiskFull(end));
         world.run(Duration::from_mins(20));
         assert!(
-            world.notes.iter().any(|(at, note)| *at == usize::from(end) && matches!(note, Note::NotKept(..)))
+            world
+                .notes
+                .iter()
+                .any(|(at, note)| *at == usize::from(end) && matches!(note, Note::NotStored(..)))
         );
         assert!(world.is_proven() && world.seen.len() == 4, "{world:?}");
         assert_eq!(world.lost, 0);
@@ -252,7 +257,7 @@ fn a_full_disk_keeps_the_old_key_at_either_end() {
 }
 
 #[test]
-fn an_end_that_lost_all_keys_is_found_again_and_the_other_never_uses_none_where_one_is_proven() {
+fn an_end_that_lost_all_keys_recovers_and_the_other_never_drops_a_proven_key() {
     for end in [false, true] {
         let mut world = proven();
         world.act(Action::Forget(end));
@@ -272,7 +277,7 @@ fn an_end_that_lost_all_keys_is_found_again_and_the_other_never_uses_none_where_
 }
 
 #[test]
-fn a_restart_goes_on_with_the_keys_on_disk_and_agrees_on_no_new_ones() {
+fn a_restart_continues_with_the_keys_on_disk() {
     for end in [false, true] {
         let mut world = proven();
         world.act(Action::Crash(end));
@@ -294,10 +299,10 @@ fn a_slot_of_a_dead_port_is_avoided_and_its_keys_are_left_alone() {
 }
 
 #[test]
-fn somebody_who_takes_a_key_out_of_the_engine_is_noticed() {
+fn a_key_removed_from_the_engine_is_noticed() {
     let mut world = proven();
     let entry = Some(keyring::pq::Entry { preshared: None, handshake: true });
-    world.tell(0, Input::Engine(keyring::PerSlot { a: entry, b: entry }));
+    world.handle(0, Input::Engine(keyring::PerSlot { a: entry, b: entry }));
     assert!(!world.machine(0).proven(Slot::A));
     assert_eq!(world.machine(0).report(world.now).a.protection, Protection::Set);
 }

@@ -5,7 +5,7 @@ use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 use super::world::{Action, World};
 
-/// An action from four bytes drawn by chance: most are what a living cluster does all the time, a few are faults.
+/// An action from four random bytes: mostly everyday events of a cluster, and a few faults.
 const fn action([kind, node, other, more]: [u8; 4]) -> Action {
     let number = u16::from_be_bytes([other, more]);
     match kind {
@@ -47,7 +47,8 @@ fn explore(nodes: usize, cases: u32) {
         failure_persistence: None,
         ..ProptestConfig::default()
     };
-    // The same runs each time, so that a failure is a change's fault; `ROTATION_SEED=random` looks for new ones.
+    // The same runs each time, so that a failure is caused by a change; `ROTATION_SEED=random` explores new
+    // ones.
     let mut runner = match std::env::var("ROTATION_SEED").as_deref() {
         Ok("random") => TestRunner::new(config),
         _ => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),

@@ -1,6 +1,6 @@
-//! The rotation of one node step by step, and of several over every order of events that chance comes up with.
+//! The rotation of one node step by step, and of several nodes over random orders of events.
 
-// Lints that spare tests know them by this attribute.
+// Lints that exempt tests recognize them by this attribute.
 #[cfg(test)]
 mod explore;
 #[cfg(test)]

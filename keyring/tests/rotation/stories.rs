@@ -1,10 +1,12 @@
-//! One node's machine and a shell that does what it asks for at once: what happens, and in which order.
+//! One node's state machine, driven by a caller that performs every effect at once: what happens, and in
+//! which order.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use keyring::rotation::{
-    Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance, Step, Terms,
+    Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Rotation, RotationPolicy, RotationSettings,
+    Stance, Step,
 };
 use keyring::{PerSlot, PrivateKey, PublicKey, Slot};
 
@@ -15,13 +17,13 @@ const BORN: u64 = 1_000_000;
 /// How a peer behaves.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Peer {
-    /// Does what it is asked for.
+    /// Does what it is asked to.
     Follows,
-    /// Is alive on the slot that nobody drains, and hears nothing of the other one.
+    /// Is alive on the slot that is not drained, and receives nothing on the other one.
     OldSlotOnly,
-    /// Is alive, and never knows of the present announcement.
+    /// Is alive, and never learns of the current announcement.
     Ignorant,
-    /// Says nothing at all.
+    /// Is silent.
     Dead,
 }
 
@@ -41,8 +43,8 @@ fn key(byte: u8) -> PublicKey {
     PrivateKey::from_bytes(&[byte; 32]).unwrap().public()
 }
 
-fn terms() -> Terms {
-    Terms {
+fn settings() -> RotationSettings {
+    RotationSettings {
         interval: Duration::from_hours(1),
         jitter: 0,
         max_age: Some(Duration::from_hours(2)),
@@ -57,7 +59,7 @@ impl Story {
     }
 
     fn resumed(peers: &[(&str, Peer)], disk: Journal, now: Duration) -> Self {
-        let policy = Policy::new(terms()).unwrap();
+        let policy = RotationPolicy::new(settings()).unwrap();
         let at = Now { elapsed: now, unix: BORN + now.as_secs() };
         let (machine, effects) = Rotation::resume(policy, PeerId::new("own"), disk.clone(), 0, at);
         let peers: BTreeMap<_, _> = peers.iter().map(|(name, peer)| (PeerId::new(*name), *peer)).collect();
@@ -74,8 +76,8 @@ impl Story {
             did: Vec::new(),
         };
         story.perform(effects);
-        story.tell(Input::Connected(true));
-        story.tell(Input::Peers(names));
+        story.handle(Input::Connected(true));
+        story.handle(Input::Peers(names));
         story
     }
 
@@ -84,7 +86,7 @@ impl Story {
     }
 
     /// One input after the other, with all effects of each, as the daemon's loop does it.
-    fn tell(&mut self, input: Input) {
+    fn handle(&mut self, input: Input) {
         self.inputs.push_back(input);
         while let Some(input) = self.inputs.pop_front() {
             let effects = self.machine.handle(self.at(), input);
@@ -132,25 +134,25 @@ impl Story {
         self.inputs.push_back(input);
     }
 
-    /// Lets time pass in small steps for at most this long, until it holds.
+    /// Advances time in small steps, for at most this long, until the condition holds.
     fn wait(&mut self, most: Duration, holds: impl Fn(&Self) -> bool) -> Duration {
-        let begun = self.now;
+        let started = self.now;
         while !holds(self) {
             assert!(
-                self.now < begun + most,
+                self.now < started + most,
                 "not within {most:?}: {:?}, {:?}",
                 self.machine.journal(),
                 self.notes()
             );
             self.now += Duration::from_millis(50);
-            self.tell(Input::Tick);
+            self.handle(Input::Tick);
         }
-        self.now.saturating_sub(begun)
+        self.now.saturating_sub(started)
     }
 
     fn rotate(&mut self, cause: Cause) {
         self.did.clear();
-        self.tell(Input::Rotate(cause));
+        self.handle(Input::Rotate(cause));
     }
 
     fn finished(&self) -> bool {
@@ -170,14 +172,14 @@ impl Story {
         self.machine.journal().slots.map(|record| record.key)
     }
 
-    /// Where each effect of a kind stands in the order.
+    /// The positions of all effects of a kind.
     fn when(&self, wanted: impl Fn(&Effect) -> bool) -> Vec<usize> {
         self.did.iter().enumerate().filter(|(_, effect)| wanted(effect)).map(|(at, _)| at).collect()
     }
 }
 
 #[test]
-fn both_keys_are_replaced_one_after_the_other_and_each_step_is_told() {
+fn both_keys_are_replaced_one_after_the_other_and_each_step_is_reported() {
     let mut story = Story::new(&[("p", Peer::Follows)]);
     story.rotate(Cause::Request);
     let took = story.wait(Duration::from_secs(5), Story::finished);
@@ -219,13 +221,13 @@ fn both_keys_are_replaced_one_after_the_other_and_each_step_is_told() {
 }
 
 #[test]
-fn nothing_is_told_before_it_is_on_disk() {
+fn nothing_is_announced_before_it_is_on_disk() {
     let mut story = Story::new(&[("p", Peer::Follows)]);
     story.disk_answers = false;
     story.rotate(Cause::Request);
     for _ in 0..1000 {
         story.now += Duration::from_millis(100);
-        story.tell(Input::Tick);
+        story.handle(Input::Tick);
     }
     assert!(matches!(story.did.as_slice(), [Effect::Generate(1), Effect::Persist(_)]), "{:?}", story.did);
     assert_eq!(story.keys(), PerSlot { a: key(1), b: key(2) });
@@ -259,7 +261,7 @@ fn a_peer_that_never_acknowledges_keeps_the_old_keys_in_use() {
 }
 
 #[test]
-fn a_key_over_which_a_living_peer_does_not_answer_gives_way_to_the_former_one() {
+fn a_key_over_which_a_live_peer_does_not_answer_is_rolled_back() {
     let mut story = Story::new(&[("good", Peer::Follows), ("half", Peer::OldSlotOnly)]);
     story.rotate(Cause::Request);
     story.wait(TIMEOUT * 3, Story::rolled_back);
@@ -268,7 +270,7 @@ fn a_key_over_which_a_living_peer_does_not_answer_gives_way_to_the_former_one() 
     assert_eq!(story.machine.blocked(), Some(&(Slot::B, vec![PeerId::new("half")])));
     let destroyed = |note: &Note| matches!(note, Note::Destroyed(Slot::B, gone, _) if *gone == key(101));
     assert!(story.notes().iter().any(destroyed), "the failed key is gone: {:?}", story.notes());
-    // Mended: asked again, it goes through.
+    // Repaired: the next attempt succeeds.
     story.peers.insert(PeerId::new("half"), Peer::Follows);
     story.rotate(Cause::Request);
     story.wait(TIMEOUT, Story::finished);
@@ -276,20 +278,20 @@ fn a_key_over_which_a_living_peer_does_not_answer_gives_way_to_the_former_one() 
 }
 
 #[test]
-fn after_it_was_blocked_a_rotation_does_not_begin_by_itself_at_once() {
+fn a_blocked_rotation_is_not_retried_at_once() {
     let mut story = Story::new(&[("half", Peer::OldSlotOnly)]);
     story.now = Duration::from_hours(1);
     story.did.clear();
     story.wait(TIMEOUT * 3, Story::rolled_back);
-    let begun = |story: &Story| story.notes().contains(&Note::Begun(Cause::Age));
-    assert!(begun(&story));
+    let started = |story: &Story| story.notes().contains(&Note::Begun(Cause::Age));
+    assert!(started(&story));
     story.did.clear();
-    let pause = story.wait(TIMEOUT * 20, begun);
+    let pause = story.wait(TIMEOUT * 20, started);
     assert!(pause > TIMEOUT * 8, "{pause:?}");
 }
 
 #[test]
-fn a_dead_peer_is_passed_over_and_one_that_comes_back_is_waited_for_again() {
+fn a_dead_peer_is_skipped_and_waited_for_again_when_it_comes_back() {
     let mut story = Story::new(&[("good", Peer::Follows), ("dead", Peer::Dead)]);
     story.rotate(Cause::Request);
     story.wait(TIMEOUT * 6, Story::finished);
@@ -300,18 +302,18 @@ fn a_dead_peer_is_passed_over_and_one_that_comes_back_is_waited_for_again() {
     let staged = story.machine.journal().clone();
     assert!(matches!(staged.step, Step::Draining { .. }));
     story.peers.insert(PeerId::new("dead"), Peer::Ignorant);
-    story.tell(Input::Heard(PeerId::new("dead")));
+    story.handle(Input::PeerAlive(PeerId::new("dead")));
     story.wait(TIMEOUT * 3, Story::rolled_back);
 }
 
 #[test]
-fn a_key_past_its_greatest_age_waits_for_nobody() {
+fn a_key_past_its_maximum_age_waits_for_no_peer() {
     let mut story = Story::new(&[("half", Peer::OldSlotOnly)]);
     story.now = Duration::from_hours(2) + Duration::from_secs(1);
     story.did.clear();
     story.wait(TIMEOUT * 6, |story| story.machine.journal().prefer == Slot::B);
     assert!(story.notes().contains(&Note::Forced(PeerId::new("half"))));
-    // With the oldest key gone there is time again: the other one is not forced on anybody.
+    // Without the oldest key there is time again: the other one is not forced.
     story.wait(TIMEOUT * 2, |story| story.keys().a != key(1));
     story.did.clear();
     story.wait(TIMEOUT * 2, |story| {
@@ -322,13 +324,13 @@ fn a_key_past_its_greatest_age_waits_for_nobody() {
 }
 
 #[test]
-fn an_emergency_replaces_both_at_once_in_the_midst_of_a_rotation_too() {
+fn an_emergency_replaces_both_at_once_even_during_a_rotation() {
     for ticks in 0..80 {
         let mut story = Story::new(&[("p", Peer::Follows)]);
         story.rotate(Cause::Request);
         for _ in 0..ticks {
             story.now += Duration::from_millis(50);
-            story.tell(Input::Tick);
+            story.handle(Input::Tick);
         }
         let before: BTreeSet<PublicKey> = story.machine.journal().keys().collect();
         story.rotate(Cause::Emergency);
@@ -345,7 +347,7 @@ fn an_emergency_replaces_both_at_once_in_the_midst_of_a_rotation_too() {
 }
 
 #[test]
-fn a_disk_that_refuses_leaves_what_stood_and_is_tried_again() {
+fn a_failed_write_keeps_the_previous_state_and_is_retried() {
     let mut story = Story::new(&[("p", Peer::Follows)]);
     story.disk_full = true;
     story.rotate(Cause::Request);
@@ -361,7 +363,7 @@ fn a_disk_that_refuses_leaves_what_stood_and_is_tried_again() {
 }
 
 #[test]
-fn whatever_was_on_disk_last_a_restart_comes_to_the_same_end() {
+fn a_restart_at_any_step_reaches_the_same_end() {
     let peers = [("p", Peer::Follows)];
     let mut story = Story::new(&peers);
     story.rotate(Cause::Request);
@@ -388,47 +390,47 @@ fn whatever_was_on_disk_last_a_restart_comes_to_the_same_end() {
 }
 
 #[test]
-fn nobody_begins_while_a_peer_drains_the_other_slot() {
+fn no_rotation_starts_while_a_peer_drains_the_other_slot() {
     let mut story = Story::new(&[("p", Peer::Follows)]);
     let drains = |drain, generation| {
         Input::Stance(Stance { id: PeerId::new("p"), generation, prefer: Slot::B, drain, installed: false })
     };
-    story.tell(drains(Some(Slot::A), 5));
+    story.handle(drains(Some(Slot::A), 5));
     story.rotate(Cause::Request);
     assert_eq!(story.machine.waits_for(), [PeerId::new("p")]);
     assert_eq!((story.did.len(), story.machine.poll_timeout()), (0, None));
-    // The same slot is no conflict, and neither is none.
-    story.tell(drains(None, 6));
+    // The same slot is not a conflict, and neither is none.
+    story.handle(drains(None, 6));
     story.wait(TIMEOUT, Story::finished);
 }
 
 #[test]
-fn a_key_is_not_replaced_while_nobody_could_be_told() {
+fn a_key_is_not_replaced_while_nothing_can_be_announced() {
     let mut story = Story::new(&[("p", Peer::Follows)]);
-    story.tell(Input::Connected(false));
+    story.handle(Input::Connected(false));
     story.rotate(Cause::Request);
     for _ in 0..600 {
         story.now += Duration::from_millis(100);
-        story.tell(Input::Tick);
+        story.handle(Input::Tick);
     }
     assert!(matches!(story.machine.journal().step, Step::Draining { .. }));
-    story.tell(Input::Connected(true));
+    story.handle(Input::Connected(true));
     story.wait(TIMEOUT, Story::finished);
 }
 
 #[test]
-fn packets_on_a_drained_slot_hold_it_up_and_not_for_ever() {
+fn packets_on_a_drained_slot_delay_it_but_not_for_ever() {
     let installed = |story: &Story| story.notes().iter().any(|note| matches!(note, Note::Installed(..)));
     let mut quiet = Story::new(&[("p", Peer::Follows)]);
     quiet.rotate(Cause::Request);
     let alone = quiet.wait(TIMEOUT, installed);
     let mut story = Story::new(&[("p", Peer::Follows)]);
     story.rotate(Cause::Request);
-    let begun = story.now;
+    let started = story.now;
     while !installed(&story) {
         story.now += Duration::from_millis(50);
-        story.tell(Input::Received(Slot::B));
-        assert!(story.now <= begun + DRAIN * 4, "for ever");
+        story.handle(Input::SlotTraffic(Slot::B));
+        assert!(story.now <= started + DRAIN * 4, "for ever");
     }
-    assert!(alone >= DRAIN && story.now >= begun + DRAIN * 2, "{alone:?}, until {:?}", story.now);
+    assert!(alone >= DRAIN && story.now >= started + DRAIN * 2, "{alone:?}, until {:?}", story.now);
 }

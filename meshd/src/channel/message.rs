@@ -110,7 +110,7 @@ mod tests {
             Message::Ask { nonce: u64::MAX },
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
-            Message::Pair(vec![1; keyring::pq::LONGEST_MESSAGE]),
+            Message::Pair(vec![1; keyring::pq::MAX_MESSAGE_LEN]),
         ]
     }
 

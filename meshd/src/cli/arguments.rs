@@ -98,10 +98,12 @@ pub(super) fn subcommand(matches: &ArgMatches) -> Option<(Subcommand, &ArgMatche
 }
 
 fn uninstall(command: Command) -> Command {
-    configured(command.about("Remove everything that meshd set up on this node but its audit trail, the guard last"))
-        .arg(flag("keep-annotations", "Leave the Node's annotations, for when the API server is unreachable"))
-        .arg(flag("purge-audit", "Remove the audit trail too; without this flag it is kept as evidence"))
-        .after_help("Example:\n  meshd uninstall --config /etc/meshd.yaml")
+    configured(
+        command.about("Remove everything that meshd set up on this node but its audit trail, the guard last"),
+    )
+    .arg(flag("keep-annotations", "Leave the Node's annotations, for when the API server is unreachable"))
+    .arg(flag("purge-audit", "Remove the audit trail too; without this flag it is kept as evidence"))
+    .after_help("Example:\n  meshd uninstall --config /etc/meshd.yaml")
 }
 
 fn tunnel(command: Command) -> Command {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::PerSlot;
-use keyring::rotation::Policy;
+use keyring::rotation::RotationPolicy;
 use plan::network::LinkName;
 
 use crate::device::BackendOption;
@@ -79,10 +79,10 @@ pub struct Config {
     /// How often the path to each peer is probed; zero never.
     pub probe_interval: Duration,
     /// When and how this node's keys are replaced.
-    pub rotation: Policy,
-    /// Whether and how preshared keys are negotiated with peers.
-    pub pq: keyring::pq::Terms,
-    /// Directory of the key file.
+    pub rotation: RotationPolicy,
+    /// Whether and how preshared keys are agreed on with peers.
+    pub pq: keyring::pq::PqSettings,
+    /// Folder of the key file.
     pub key_dir: PathBuf,
     /// How private keys at rest are protected.
     pub key_storage: KeyStorage,

@@ -13,7 +13,7 @@ use plan::network::LinkName;
 
 use super::SealingSource;
 use super::value::{self, Expected, Storage};
-use crate::device::Wish;
+use crate::device::BackendOption;
 
 /// What help texts and documentation say about an option of `meshd run`.
 #[derive(Debug)]
@@ -127,7 +127,7 @@ table! {
     );
     PORT_A: Valued<u16> = Valued::new("port-a", "PORT", "51840", value::port, "UDP port of slot a.");
     PORT_B: Valued<u16> = Valued::new("port-b", "PORT", "51841", value::port, "UDP port of slot b.");
-    BACKEND: Valued<Wish> = Valued::new(
+    BACKEND: Valued<BackendOption> = Valued::new(
         "backend", "auto|kernel|userspace", "auto", value::backend,
         "WireGuard implementation: the kernel's, or the userspace engine in the daemon. auto selects the kernel's if a WireGuard link can be created and read. Existing devices keep theirs until their key is replaced.",
     );

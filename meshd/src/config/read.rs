@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use keyring::PerSlot;
-use keyring::rotation::{Policy, PolicyError, Terms};
+use keyring::rotation::{RotationPolicy, RotationPolicyError, RotationSettings};
 use serde_json::Value;
 
 use super::options::{self, OPTIONS, OptionSpec, Optional, Parse, Valued};
@@ -96,7 +96,7 @@ pub enum ConfigError {
     #[error("options rotation-interval, rotation-jitter, max-key-age, rotation-drain and rotation-timeout")]
     Rotation {
         /// What is wrong.
-        source: PolicyError,
+        source: RotationPolicyError,
     },
     /// The file is not a YAML mapping.
     #[error("option config: {}: expected a YAML mapping from option names to values", path.display())]
@@ -160,24 +160,24 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-fn rotation(values: &Values<'_>) -> Result<Policy, ConfigError> {
-    let terms = Terms {
+fn rotation(values: &Values<'_>) -> Result<RotationPolicy, ConfigError> {
+    let settings = RotationSettings {
         interval: values.get(&options::ROTATION_INTERVAL)?,
         jitter: values.get(&options::ROTATION_JITTER)?,
         max_age: values.find(&options::MAX_KEY_AGE)?,
         drain: values.get(&options::ROTATION_DRAIN)?,
         timeout: values.get(&options::ROTATION_TIMEOUT)?,
     };
-    Policy::new(terms).map_err(|source| ConfigError::Rotation { source })
+    RotationPolicy::new(settings).map_err(|source| ConfigError::Rotation { source })
 }
 
-fn pq(values: &Values<'_>, rotation: &Policy) -> Result<keyring::pq::Terms, ConfigError> {
-    let usual = keyring::pq::Terms::default();
-    Ok(keyring::pq::Terms {
+fn pq(values: &Values<'_>, rotation: &RotationPolicy) -> Result<keyring::pq::PqSettings, ConfigError> {
+    let usual = keyring::pq::PqSettings::default();
+    Ok(keyring::pq::PqSettings {
         mode: values.get(&options::PQ)?,
         interval: values.get(&options::PQ_INTERVAL)?,
         // Shorter than the timeout of a rotation, which waits for preshared keys.
-        patience: usual.patience.min(rotation.timeout() / 2),
+        rotation_wait: usual.rotation_wait.min(rotation.timeout() / 2),
         ..usual
     })
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
-use plan::desired::MIN_MTU;
 use plan::network::LinkName;
 use wireguard::{Backend, MTU_RANGE};
 

@@ -1,4 +1,4 @@
-//! The node's audit trail: turns what happens into lines, and tells peers where the trail ends.
+//! The node's audit trail: records events, and announces the trail's head to peers.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -15,10 +15,11 @@ use super::keys::Keys;
 use super::publication::stance;
 use crate::chain::Chain;
 
-/// Size at which a file is put aside, and how many of those stay: 128 MiB, some years of a small cluster.
+/// Size at which a file is archived, and how many archived files are kept: 128 MiB, some years of a small
+/// cluster.
 const FILE_BYTES: u64 = 8 << 20;
 const FILES: usize = 16;
-/// Events that wait while the disk refuses them. Beyond that a rotation has long stopped.
+/// How many events are buffered while they can't be written. Rotations stop long before that.
 const WAITING: usize = 10_000;
 /// How long until the same head is announced again: a datagram may be lost, and a peer that was away must learn of it too.
 /// The delay doubles from the first to the last, so that a peer records the head soon after its tunnel is up, and the
@@ -33,15 +34,16 @@ pub(super) struct Audit {
     boot: String,
     waiting: VecDeque<Event>,
     failed: bool,
-    /// What each peer announced when it was last written down.
+    /// The last announcement of each peer that was recorded.
     peers: BTreeMap<PeerId, (NodeName, u64)>,
     refused: BTreeSet<(String, String)>,
     peer_heads: PeerHeads,
     /// The head of the trail at the start or after the last rotation, for peers to record.
     announcement: HeadAnnouncement,
-    /// The end of the trail to put into a Kubernetes Event.
+    /// The head of the trail to write to a Kubernetes Event; its number is zero until the lines are on disk.
     anchor: Option<Head>,
-    /// What the trail said of this machine's keys when the daemon started, until that has been gone through.
+    /// The lines about the node's own keys that were in the trail at the start, until they have been
+    /// processed.
     former: Vec<Line>,
 }
 
@@ -76,7 +78,7 @@ impl HeadAnnouncement {
 struct PeerHeads(BTreeMap<PeerId, Event>);
 
 impl PeerHeads {
-    /// Takes a line of the trail, in order.
+    /// Reads an event of the trail, in order.
     fn read(&mut self, event: &Event) {
         if let Event::PeerHead { peer, .. } = event {
             self.0.insert(peer.clone(), event.clone());
@@ -128,13 +130,13 @@ impl Audit {
         })
     }
 
-    /// Whether everything that happened is on disk.
+    /// Whether all events are on disk.
     pub(super) const fn is_kept(&self) -> bool {
         !self.failed
     }
 
-    /// Takes what happened to our own keys.
-    pub(super) fn own(&mut self, notes: &[Note], generation: u64) {
+    /// Records what happened to the node's own keys.
+    pub(super) fn record_own(&mut self, notes: &[Note], generation: u64) {
         for note in notes {
             if matches!(note, Note::Finished(_) | Note::RolledBack(..)) {
                 self.announcement = HeadAnnouncement::new(Instant::now());
@@ -144,10 +146,10 @@ impl Audit {
         }
     }
 
-    /// Accounts for keys that were lost and not destroyed in due order, because the daemon died between the two or the
-    /// node went down with a key store that does not outlive it. Called when devices are as the journal says: from then
-    /// on what the journal does not name is in no file, no device and no memory of this node.
-    pub(super) fn account(&mut self, node: &PeerId, keys: &Keys) {
+    /// Records the destruction of keys that were lost without it, because the daemon was killed or the node
+    /// rebooted with a key store in memory. Called when devices match the journal: from then on a key that is
+    /// not in the journal is in no file, in no device and not in memory.
+    pub(super) fn account_for_lost_keys(&mut self, node: &PeerId, keys: &Keys) {
         if !keys.announced() || self.former.is_empty() {
             return;
         }
@@ -163,7 +165,7 @@ impl Audit {
         }
     }
 
-    /// Takes what peers announce, as a witness.
+    /// Records what peers announce, as a witness.
     pub(super) fn witness(&mut self, admission: &Admission) {
         let mut present = BTreeSet::new();
         for (name, member) in &admission.world.peers {
@@ -195,13 +197,13 @@ impl Audit {
     }
 
     /// Records the head that a peer announces for its trail.
-    pub(super) fn hear_head(&mut self, peer: &PeerId, head: &Head) {
+    pub(super) fn record_peer_head(&mut self, peer: &PeerId, head: &Head) {
         if let Some(event) = self.peer_heads.record(peer, head) {
             self.push(event);
         }
     }
 
-    /// Writes what is waiting, in the name of our Node.
+    /// Writes buffered events, in the name of the own Node.
     pub(super) fn write(&mut self, node: &NodeRef) {
         if self.waiting.is_empty() {
             return;
@@ -213,7 +215,7 @@ impl Audit {
                 if self.failed {
                     warn!(
                         event = "AuditTrailRecovered",
-                        "the audit trail can be written again; nothing of it was lost"
+                        "the audit trail can be written again; no event was lost"
                     );
                 }
                 self.failed = false;
@@ -223,10 +225,7 @@ impl Audit {
             }
             Err(error) => {
                 if !self.failed {
-                    error!(
-                        event = "AuditTrailFailed", error = %Chain(&error),
-                        "no key is replaced until the audit trail can be written again"
-                    );
+                    error!(event = "AuditTrailFailed", error = %Chain(&error), "the audit trail can't be written; no key is replaced until it can");
                 }
                 self.failed = true;
             }
@@ -234,14 +233,14 @@ impl Audit {
     }
 
     /// The head of the trail, if it is to be announced to peers now.
-    pub(super) fn take_tell(&mut self) -> Option<Head> {
+    pub(super) fn take_announcement(&mut self) -> Option<Head> {
         if !self.waiting.is_empty() {
             return None;
         }
         self.announcement.take(Instant::now(), self.trail.head())
     }
 
-    /// Where the trail ends, if that is to be put into a Kubernetes Event now.
+    /// The head of the trail, if it is to be written to a Kubernetes Event now.
     pub(super) fn take_anchor(&mut self) -> Option<Head> {
         let head = self.anchor.take_if(|head| head.seq > 0)?;
         self.push(Event::Anchored { line: head.seq, head: head.to_string() });
@@ -272,7 +271,7 @@ fn recorded(directory: &Path) -> Result<(Vec<Line>, PeerHeads), TrailError> {
     Ok((own_keys, heads))
 }
 
-/// Which start of the machine this is (proc(5)); empty where the kernel does not say.
+/// The kernel's boot ID (proc(5)); empty if it is not available.
 fn boot() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
@@ -297,7 +296,7 @@ mod tests {
         let mut announcement = HeadAnnouncement::new(start);
         let mut announced = Vec::new();
         for second in 0..20_000 {
-            // The trail goes on; what is announced stays.
+            // The trail continues; the announced head stays.
             let taken = announcement.take(start + Duration::from_secs(second), head(7 + second, 1));
             if let Some(taken) = taken {
                 assert_eq!(taken, head(7, 1));
@@ -322,7 +321,7 @@ mod tests {
             (&n2, head(3, 1), false),
             (&n3, head(3, 1), true),
             (&n2, head(4, 2), true),
-            // The same line with another hash is what a forged trail looks like.
+            // The same line with another hash: a forged trail.
             (&n2, head(4, 3), true),
             (&n2, head(4, 3), false),
         ] {

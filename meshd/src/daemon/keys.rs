@@ -1,10 +1,13 @@
-//! This node's keys and their rotation: performs what the machine asks of the disk, and keeps the rest for the loop.
+//! This node's keys and their rotation: performs the disk effects of the state machine, and buffers the
+//! others for the loop.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use keyring::pq::Kept;
-use keyring::rotation::{Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance};
+use keyring::pq::StoredPreshared;
+use keyring::rotation::{
+    Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Rotation, RotationPolicy, Stance,
+};
 use keyring::store::{FileStore, Protection, SealError, SealingKey, StoreError};
 use keyring::{KeyError, NodeKeys, PerSlot, PrivateKey, PublicKey};
 use plan::node::NodeUid;
@@ -16,30 +19,30 @@ use crate::chain::Chain;
 use crate::config::{Config, KeyStorage, SealingSource};
 use crate::fault;
 
-/// The key file, what is in it, and the machine that replaces it.
+/// The key file, its contents, and the state machine that replaces the keys.
 #[derive(Debug)]
 pub(super) struct Keys {
     store: FileStore,
     ring: NodeKeys,
-    policy: Policy,
+    policy: RotationPolicy,
     started: Instant,
-    chance: u64,
-    /// None until our Node's UID is known: announcements are made in its name.
+    jitter_seed: u64,
+    /// None until the own Node's UID is known: announcements are made in its name.
     machine: Option<(NodeUid, Rotation)>,
     announced: bool,
-    /// Whether the loop should turn because the machine wants something of it.
+    /// Whether the loop should run a turn because of an effect.
     turn: bool,
     tally: Tally,
     asks: Vec<Ask>,
     notes: Vec<Note>,
     stances: BTreeMap<PeerId, Stance>,
     peers: BTreeSet<PeerId>,
-    /// The last wish for haste that was fulfilled.
-    replaced_at_once: Option<Renewal>,
+    /// The last request for immediate replacement that was fulfilled.
+    fulfilled_request: Option<Renewal>,
 }
 
 impl Keys {
-    /// Loads the keys, or makes them if there have never been any.
+    /// Loads the keys, or generates them if there never were any.
     pub(super) fn open(config: &Config) -> Result<Self, KeysError> {
         let store = FileStore::open(&config.key_dir, protection(&config.key_storage)?)?;
         let keys = if let Some(keys) = store.load()? {
@@ -53,18 +56,18 @@ impl Keys {
             let keys = NodeKeys::cold(1, unix())?;
             store.save(&keys)?;
             for (slot, record) in keys.journal.slots.iter() {
-                info!(event = "KeyCreated", %slot, key = %record.key.fingerprint(), "made a new key");
+                info!(event = "KeyCreated", %slot, key = %record.key.fingerprint(), "generated a key");
             }
             keys
         };
-        let mut chance = [0; 8];
-        getrandom::fill(&mut chance).map_err(KeyError::Random)?;
+        let mut jitter_seed = [0; 8];
+        getrandom::fill(&mut jitter_seed).map_err(KeyError::Random)?;
         Ok(Self {
             store,
             ring: keys,
             policy: config.rotation,
             started: Instant::now(),
-            chance: u64::from_be_bytes(chance),
+            jitter_seed: u64::from_be_bytes(jitter_seed),
             machine: None,
             announced: false,
             turn: false,
@@ -73,18 +76,18 @@ impl Keys {
             notes: Vec::new(),
             stances: BTreeMap::new(),
             peers: BTreeSet::new(),
-            replaced_at_once: None,
+            fulfilled_request: None,
         })
     }
 
-    /// Starts the rotation in the name of our Node, or anew if our Node is another one.
-    pub(super) fn speak_for(&mut self, uid: &NodeUid) {
+    /// Starts the rotation in the name of the own Node, or restarts it if that is another one.
+    pub(super) fn set_identity(&mut self, uid: &NodeUid) {
         if self.machine.as_ref().is_some_and(|(known, _)| known == uid) {
             return;
         }
         let own = PeerId::new(uid.as_str());
         let (machine, effects) =
-            Rotation::resume(self.policy, own, self.ring.journal.clone(), self.chance, self.now());
+            Rotation::resume(self.policy, own, self.ring.journal.clone(), self.jitter_seed, self.now());
         self.machine = Some((uid.clone(), machine));
         self.stances.clear();
         self.peers.clear();
@@ -92,8 +95,8 @@ impl Keys {
         self.perform(effects);
     }
 
-    /// Tells the machine something, and performs what follows.
-    pub(super) fn tell(&mut self, input: Input) {
+    /// Passes an input to the state machine and performs the effects.
+    pub(super) fn handle(&mut self, input: Input) {
         let now = self.now();
         if let Some((_, machine)) = &mut self.machine {
             let effects = machine.handle(now, input);
@@ -101,17 +104,17 @@ impl Keys {
         }
     }
 
-    /// The peers with what they announce; only what is new is passed on.
-    pub(super) fn see(&mut self, stances: impl Iterator<Item = Stance>) {
+    /// Sets the peers and their announcements; only changes are passed on.
+    pub(super) fn set_stances(&mut self, stances: impl Iterator<Item = Stance>) {
         let stances: BTreeMap<PeerId, Stance> = stances.map(|stance| (stance.id.clone(), stance)).collect();
         let peers: BTreeSet<PeerId> = stances.keys().cloned().collect();
         if peers != self.peers {
             self.peers.clone_from(&peers);
-            self.tell(Input::Peers(peers));
+            self.handle(Input::Peers(peers));
         }
         let former = std::mem::replace(&mut self.stances, stances.clone());
         for stance in stances.into_values().filter(|stance| former.get(&stance.id) != Some(stance)) {
-            self.tell(Input::Stance(stance));
+            self.handle(Input::Stance(stance));
         }
     }
 
@@ -121,19 +124,16 @@ impl Keys {
                 Effect::Generate(count) => match self.generate(count) {
                     Ok(keys) => {
                         fault::arm();
-                        self.tell(Input::Generated(keys));
+                        self.handle(Input::Generated(keys));
                     }
                     Err(error) => {
-                        error!(
-                            event = "KeyCreationFailed", error = %Chain(&error),
-                            "no new keys can be made; the present ones stay"
-                        );
-                        self.tell(Input::PersistFailed);
+                        error!(event = "KeyCreationFailed", error = %Chain(&error), "can't generate keys; the current ones stay in use");
+                        self.handle(Input::PersistFailed);
                     }
                 },
                 Effect::Persist(journal) => {
                     let answer = self.persist(journal);
-                    self.tell(answer);
+                    self.handle(answer);
                 }
                 Effect::Apply => {
                     self.announced = false;
@@ -147,14 +147,11 @@ impl Keys {
                 Effect::Destroy(record) => {
                     fault::point("destroy.before");
                     if !self.ring.destroy(&record.key) {
-                        error!(
-                            event = "KeyDestructionRefused", key = %record.key.fingerprint(),
-                            "a key that the journal names was to be destroyed"
-                        );
+                        error!(event = "KeyDestructionRefused", key = %record.key.fingerprint(), "refused to destroy a key that the journal names");
                     }
                 }
                 Effect::Note(note) => {
-                    tell_log(&note);
+                    log_note(&note);
                     self.tally.count(&note);
                     self.notes.push(note);
                 }
@@ -166,15 +163,12 @@ impl Keys {
         (0..count).map(|_| Ok(self.ring.hold(PrivateKey::generate()?))).collect()
     }
 
-    /// The journal goes to disk before anybody hears of it.
+    /// The journal is written to disk before anything is announced.
     fn persist(&mut self, journal: Journal) -> Input {
         fault::point("journal.before");
         let former = std::mem::replace(&mut self.ring.journal, journal);
         if let Err(error) = self.store.save(&self.ring) {
-            error!(
-                event = "RotationNotStored", error = %Chain(&error),
-                "the rotation's next step can't be kept; the present one stays"
-            );
+            error!(event = "RotationNotStored", error = %Chain(&error), "can't write the rotation's next step to disk; it stays in the current one");
             self.ring.journal = former;
             return Input::PersistFailed;
         }
@@ -182,32 +176,29 @@ impl Keys {
         Input::Persisted
     }
 
-    /// Takes an operator's wish.
-    pub(super) fn renew(&mut self, wish: Option<Renewal>) {
-        let Some(wish) = wish else { return self.tell(Input::RenewBefore(None)) };
+    /// Sets an operator's request to renew keys.
+    pub(super) fn set_renewal(&mut self, request: Option<Renewal>) {
+        let Some(request) = request else { return self.handle(Input::RenewBefore(None)) };
         let created = self.ring.journal.slots.iter().map(|(_, record)| record.created).min();
-        let come = wish.before <= unix() && created.is_some_and(|created| created < wish.before);
-        // Once for each wish, even if the clock was set forward and new keys look older than they are.
-        if wish.at_once && come && self.machine.is_some() && self.replaced_at_once != Some(wish) {
-            self.replaced_at_once = Some(wish);
-            self.tell(Input::Rotate(Cause::Emergency));
+        let due = request.before <= unix() && created.is_some_and(|created| created < request.before);
+        // Once per request, even if the clock was set forward and new keys look older than they are.
+        if request.at_once && due && self.machine.is_some() && self.fulfilled_request != Some(request) {
+            self.fulfilled_request = Some(request);
+            self.handle(Input::Rotate(Cause::Emergency));
         }
-        self.tell(Input::RenewBefore(Some(wish.before)));
+        self.handle(Input::RenewBefore(Some(request.before)));
     }
 
-    /// Puts what is to be kept of preshared keys on disk, in one write. If that fails what was kept before stands.
-    pub(super) fn keep_preshared(&mut self, all: Vec<(PeerId, PerSlot<Kept>)>) -> bool {
-        let keep = |ring: &mut NodeKeys, (peer, kept): (PeerId, PerSlot<Kept>)| {
-            let former = ring.keep_preshared(peer.clone(), kept);
+    /// Writes the state of preshared keys to disk, in one write. If that fails the previous state remains.
+    pub(super) fn store_preshared(&mut self, all: Vec<(PeerId, PerSlot<StoredPreshared>)>) -> bool {
+        let keep = |ring: &mut NodeKeys, (peer, kept): (PeerId, PerSlot<StoredPreshared>)| {
+            let former = ring.store_preshared(peer.clone(), kept);
             (peer, former)
         };
         let former: Vec<_> = all.into_iter().map(|one| keep(&mut self.ring, one)).collect();
         let saved = self.store.save(&self.ring);
         if let Err(error) = &saved {
-            error!(
-                event = "PresharedKeysNotStored", error = %Chain(error),
-                "preshared keys can't be kept; those that were stay"
-            );
+            error!(event = "PresharedKeysNotStored", error = %Chain(error), "can't write preshared keys to disk; the previous ones stay in use");
             for one in former {
                 drop(keep(&mut self.ring, one));
             }
@@ -219,10 +210,7 @@ impl Keys {
     pub(super) fn forget_preshared(&mut self, peer: &PeerId) {
         self.ring.forget_preshared(peer);
         if let Err(error) = self.store.save(&self.ring) {
-            warn!(
-                event = "PresharedKeysNotDeleted", error = %Chain(&error),
-                "preshared keys of a node that is gone are still on disk"
-            );
+            warn!(event = "PresharedKeysNotDeleted", error = %Chain(&error), "can't remove the preshared keys of a node that is gone from disk");
         }
     }
 
@@ -236,63 +224,63 @@ impl Keys {
         PerSlot::from_fn(|slot| self.ring.journal.slots.get(slot).key)
     }
 
-    /// The private key that belongs to a public one, if it is ours.
+    /// The private key of a public key, if it is the node's own.
     pub(super) fn private(&self, public: &PublicKey) -> Option<&PrivateKey> {
         self.ring.private(public)
     }
 
-    /// What stands on disk, and so what is or will be announced.
+    /// The journal on disk, from which announcements are made.
     pub(super) const fn journal(&self) -> &Journal {
         &self.ring.journal
     }
 
-    /// Whether the journal may be announced: the node is as it says.
+    /// Whether the journal may be announced: the node matches it.
     pub(super) const fn announced(&self) -> bool {
         self.announced
     }
 
-    /// What others must heed of us; none before our Node is known.
+    /// What peers must take into account; none before the own Node is known.
     pub(super) fn stance(&self) -> Option<Stance> {
         self.machine.as_ref().map(|(_, machine)| machine.stance())
     }
 
-    /// The rotation; none before our Node is known.
+    /// The rotation; none before the own Node is known.
     pub(super) fn rotation(&self) -> Option<&Rotation> {
         self.machine.as_ref().map(|(_, machine)| machine)
     }
 
-    /// When the machine wants to be told that time has passed.
+    /// When [`Input::Tick`] is due.
     pub(super) fn due(&self) -> Option<Instant> {
         let due = self.rotation()?.poll_timeout()?;
         self.started.checked_add(due)
     }
 
-    /// Whether the loop should turn now; asked once.
+    /// Whether the loop should run a turn now; resets the flag.
     pub(super) const fn take_turn(&mut self) -> bool {
         std::mem::replace(&mut self.turn, false)
     }
 
-    /// A number that nobody could foretell.
-    pub(super) const fn chance(&self) -> u64 {
-        self.chance
+    /// An unpredictable number.
+    pub(super) const fn jitter_seed(&self) -> u64 {
+        self.jitter_seed
     }
 
-    /// What has been counted since the daemon started.
+    /// Counters since the daemon started.
     pub(super) const fn tally(&self) -> Tally {
         self.tally
     }
 
-    /// The time as the machine sees it.
+    /// The current time for the state machine.
     pub(super) fn now(&self) -> Now {
         Now { elapsed: self.started.elapsed(), unix: unix() }
     }
 
-    /// Questions to peers that are to be sent now.
+    /// Takes the questions to send to peers.
     pub(super) fn take_asks(&mut self) -> Vec<Ask> {
         std::mem::take(&mut self.asks)
     }
 
-    /// What has happened to keys since this was last called.
+    /// Takes the events since the last call.
     pub(super) fn take_notes(&mut self) -> Vec<Note> {
         std::mem::take(&mut self.notes)
     }
@@ -304,15 +292,15 @@ fn protection(storage: &KeyStorage) -> Result<Protection, KeysError> {
         KeyStorage::PlainOnDisk => {
             warn!(
                 event = "KeysUnprotected",
-                "private keys are kept on the disk as they are (key-storage plain-on-disk)"
+                "private keys are stored on disk without encryption (key-storage plain-on-disk)"
             );
             Ok(Protection::PlainOnDisk)
         }
         KeyStorage::Sealed(SealingSource::File(path)) => Ok(Protection::Sealed(SealingKey::read(path)?)),
         KeyStorage::Sealed(SealingSource::Credential(name)) => {
-            let folder = std::env::var_os("CREDENTIALS_DIRECTORY")
+            let directory = std::env::var_os("CREDENTIALS_DIRECTORY")
                 .ok_or_else(|| KeysError::NoCredentials { name: name.clone() })?;
-            Ok(Protection::Sealed(SealingKey::read(&std::path::Path::new(&folder).join(name))?))
+            Ok(Protection::Sealed(SealingKey::read(&std::path::Path::new(&directory).join(name))?))
         }
     }
 }
@@ -320,11 +308,11 @@ fn protection(storage: &KeyStorage) -> Result<Protection, KeysError> {
 /// Rotations since the daemon started.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Tally {
-    /// Rotations that went through.
+    /// Completed rotations.
     pub(super) finished: u64,
-    /// Rotations that were given up.
+    /// Rotations that were rolled back.
     pub(super) rolled_back: u64,
-    /// How long the last one took that went through.
+    /// Duration of the last completed one.
     pub(super) last: Option<Duration>,
 }
 
@@ -341,61 +329,45 @@ impl Tally {
     }
 }
 
-/// Seconds since 1970. A clock before that is as wrong as any other, and only ages depend on it.
+/// Seconds since 1970; zero if the clock is before that. Only ages depend on it.
 fn unix() -> u64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map(|since| since.as_secs()).unwrap_or_default()
 }
 
-/// One line for each event in the life of a key.
-fn tell_log(note: &Note) {
-    let names = |peers: &[PeerId]| peers.iter().map(PeerId::as_str).collect::<Vec<_>>().join(", ");
+/// Logs one line for each event.
+fn log_note(note: &Note) {
+    let uids = |peers: &[PeerId]| peers.iter().map(PeerId::as_str).collect::<Vec<_>>().join(", ");
     match note {
-        Note::Begun(cause) => info!(event = "RotationStarted", trigger = ?cause, "rotation: begins"),
-        Note::Staged(slot, key) => info!(
-            event = "RotationKeyStored", %slot, key = %key.fingerprint(),
-            "rotation: new key stored"
-        ),
-        Note::Draining(slot, key) => info!(
-            event = "RotationDraining", %slot, key = %key.fingerprint(),
-            "rotation: peers leave the slot"
-        ),
-        Note::Installed(slot, key) => info!(
-            event = "RotationKeyInstalled", %slot, key = %key.fingerprint(),
-            "rotation: new key in its slot"
-        ),
-        Note::Acknowledged(peer, slot) => info!(
-            event = "RotationAcknowledged", peer_uid = %peer, %slot,
-            "rotation: acknowledged"
-        ),
-        Note::Verified(peer, slot, key) => {
-            info!(
-                event = "RotationKeyVerified", peer_uid = %peer, %slot, key = %key.fingerprint(),
-                "rotation: answers over the new key"
-            );
+        Note::Begun(cause) => info!(event = "RotationStarted", ?cause, "rotation: started"),
+        Note::Staged(slot, key) => {
+            info!(event = "RotationKeyStored", %slot, key = %key.fingerprint(), "rotation: new key on disk")
         }
-        Note::Active(slot, key) => info!(
-            event = "RotationKeyActive", %slot, key = %key.fingerprint(),
-            "rotation: now preferred"
-        ),
-        Note::Skipped(peer) => warn!(
-            event = "RotationPeerSkipped", peer_uid = %peer,
-            "rotation: silent; not waited for"
-        ),
-        Note::Forced(peer) => warn!(
-            event = "RotationPeerForced", peer_uid = %peer,
-            "rotation: does not follow, but the keys are too old to wait"
-        ),
+        Note::Draining(slot, key) => {
+            info!(event = "RotationDraining", %slot, key = %key.fingerprint(), "rotation: draining the slot")
+        }
+        Note::Installed(slot, key) => {
+            info!(event = "RotationKeyInstalled", %slot, key = %key.fingerprint(), "rotation: new key installed")
+        }
+        Note::Acknowledged(peer, slot) => {
+            info!(event = "RotationAcknowledged", peer_uid = %peer, %slot, "rotation: peer no longer sends on the slot");
+        }
+        Note::Verified(peer, slot, key) => {
+            info!(event = "RotationKeyVerified", peer_uid = %peer, %slot, key = %key.fingerprint(), "rotation: peer answers over the new key");
+        }
+        Note::Active(slot, key) => {
+            info!(event = "RotationKeyActive", %slot, key = %key.fingerprint(), "rotation: key preferred")
+        }
+        Note::Skipped(peer) => {
+            warn!(event = "RotationPeerSkipped", peer_uid = %peer, "rotation: peer is silent; not waiting for it")
+        }
+        Note::Forced(peer) => {
+            warn!(event = "RotationPeerForced", peer_uid = %peer, "rotation: peer does not follow; the keys are too old to wait for it");
+        }
         Note::Blocked(slot, peers) => {
-            warn!(
-                event = "RotationBlocked", %slot, peer_uids = names(peers),
-                "rotation: alive, but does not follow"
-            );
+            warn!(event = "RotationBlocked", %slot, peer_uids = uids(peers), "RotationBlocked: peers are alive but do not follow");
         }
         Note::RolledBack(slot, key, peers) => {
-            warn!(
-                event = "RotationRolledBack", %slot, key = %key.fingerprint(), peer_uids = names(peers),
-                "rotation: rolled back"
-            );
+            warn!(event = "RotationRolledBack", %slot, key = %key.fingerprint(), peer_uids = uids(peers), "RotationBlocked: rolled back");
         }
         Note::Destroyed(slot, key, age) => {
             info!(
@@ -407,7 +379,10 @@ fn tell_log(note: &Note) {
             info!(event = "RotationFinished", seconds = took.as_secs_f64(), "rotation: finished");
         }
         Note::Outgrown(generation) => {
-            info!(event = "GenerationAdvanced", generation, "took a generation above the one on our Node");
+            info!(
+                event = "GenerationAdvanced",
+                generation, "raised the generation above the one found on the own Node"
+            );
         }
     }
 }
@@ -421,15 +396,15 @@ pub enum KeysError {
     /// The sealing key can't be used.
     #[error("option sealing-key")]
     Sealing(#[from] SealError),
-    /// A credential is asked for, and systemd gave none.
+    /// A credential is configured, but systemd provides none.
     #[error(
-        "option sealing-key: credential {name}: expected systemd to set CREDENTIALS_DIRECTORY; set LoadCredential={name}:FILE in the unit"
+        "option sealing-key: credential {name}: CREDENTIALS_DIRECTORY is not set; expected systemd to set it: add LoadCredential={name}:FILE to the unit"
     )]
     NoCredentials {
         /// Its name.
         name: String,
     },
-    /// A key could not be made.
-    #[error("make this node's keys")]
+    /// A key could not be generated.
+    #[error("generate this node's keys")]
     Make(#[from] KeyError),
 }

@@ -200,7 +200,7 @@ impl PeerChannel {
                     let answer = Message::Answer { nonce: *nonce, seen: *generation, tx: *tx };
                     self.channel.send(received.over, received.from, &answer);
                 }
-                Some(PeerMessage::Rotation(Input::Heard(peer.clone())))
+                Some(PeerMessage::Rotation(Input::PeerAlive(peer.clone())))
             }
             Message::Answer { nonce, seen, tx } => {
                 let (peer, over) = (peer.clone(), received.over);

@@ -1,9 +1,10 @@
-//! The preshared keys with every peer: one machine each, fed by the loop, and what they ask of disk, network and plan.
+//! The preshared keys with every peer: one state machine each, driven by the loop, and its effects on disk,
+//! network and plan.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use keyring::pq::{Effect, Entry, Input, Message, MlKem768, Mode, Note, Pairing, Statics, Terms};
+use keyring::pq::{Effect, Entry, Input, Message, MlKem768, Mode, Note, Pairing, PqSettings, StaticKeys};
 use keyring::rotation::{PeerId, Stance, drained_between};
 use keyring::{KeyError, PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
@@ -16,36 +17,36 @@ use super::keys::Keys;
 use super::publication;
 use crate::status::pq::{PairStatus, PqSlotStatus};
 
-/// How long the keys with a node that is gone are kept: it may only be missing.
-const GONE: Duration = Duration::from_mins(10);
+/// How long the keys with a node that is gone are kept: it may come back.
+const GONE_TTL: Duration = Duration::from_mins(10);
 
-/// How often the machines are looked at, at most.
-const PACE: Duration = Duration::from_millis(10);
+/// The shortest interval between two ticks of the state machines.
+const MIN_TICK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What the devices show of one peer, on each slot.
+/// A peer's state in the device of each slot.
 pub(super) type Entries = PerSlot<Option<Entry>>;
 
-/// The machines.
+/// The state machines.
 #[derive(Debug)]
 pub(super) struct Pairs {
-    terms: Terms,
+    settings: PqSettings,
     provider: MlKem768,
     started: Instant,
     machines: BTreeMap<PeerId, Pairing>,
-    /// Since when nodes are gone with which there are keys.
+    /// Since when nodes with which there are keys are gone.
     gone: BTreeMap<PeerId, Duration>,
     messages: Vec<(PeerId, Slot, Message)>,
-    /// Machines that wait for the disk.
+    /// State machines with a state to write to disk.
     unwritten: BTreeSet<PeerId>,
     turn: bool,
     ticked: Option<Instant>,
 }
 
 impl Pairs {
-    /// No peers yet.
-    pub(super) fn new(terms: Terms) -> Self {
+    /// Starts without peers.
+    pub(super) fn new(settings: PqSettings) -> Self {
         Self {
-            terms,
+            settings,
             provider: MlKem768,
             started: Instant::now(),
             machines: BTreeMap::new(),
@@ -57,36 +58,36 @@ impl Pairs {
         }
     }
 
-    /// Takes who is there, with which static keys and which slot is being drained.
-    pub(super) fn meet(&mut self, admission: &Admission, own: Option<Stance>, keys: &mut Keys) {
+    /// Sets the peers, with their static keys and the slots being drained.
+    pub(super) fn set_peers(&mut self, admission: &Admission, own: Option<Stance>, keys: &mut Keys) {
         let Some(own) = own else { return };
         let members: BTreeMap<PeerId, _> =
             admission.world.peers.values().map(|member| (PeerId::new(member.uid.as_str()), member)).collect();
         let public = keys.public();
         let statics = |member: &Member| {
-            let of = |slot| Statics { own: *public.get(slot), peer: member.state.slots.get(slot).key };
+            let of = |slot| StaticKeys { own: *public.get(slot), peer: member.state.slots.get(slot).key };
             PerSlot::from_fn(|slot| Some(of(slot)))
         };
         for (peer, member) in &members {
-            self.recognize(peer, &statics(member), |known| members.contains_key(known), keys);
+            self.move_to_new_uid(peer, &statics(member), |known| members.contains_key(known), keys);
         }
         self.machines.retain(|peer, _| members.contains_key(peer));
-        self.forget_the_gone(|peer| members.contains_key(peer), keys);
+        self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
         for (peer, member) in &members {
-            self.begin(&own.id, peer, keys);
-            self.tell(peer, Input::Names { own: own.id.clone(), peer: peer.clone() });
-            self.tell(peer, Input::Statics(statics(member)));
-            self.tell(peer, Input::Drained(drained_between(&own, &publication::stance(member))));
+            self.start(&own.id, peer, keys);
+            self.handle(peer, Input::Ids { own: own.id.clone(), peer: peer.clone() });
+            self.handle(peer, Input::StaticKeys(statics(member)));
+            self.handle(peer, Input::Drained(drained_between(&own, &publication::stance(member))));
         }
         self.write(keys);
     }
 
-    /// A Node that was made anew for a node that lives has another UID and the same static keys: what was agreed on with
-    /// it stands, or every packet would be lost until both ends had agreed anew.
-    fn recognize(
+    /// The recreated Node of a running node has another UID and the same static keys: the preshared keys stay
+    /// in use, or every packet would be lost until both ends had agreed on new ones.
+    fn move_to_new_uid(
         &mut self,
         peer: &PeerId,
-        statics: &PerSlot<Option<Statics>>,
+        statics: &PerSlot<Option<StaticKeys>>,
         is_there: impl Fn(&PeerId) -> bool,
         keys: &mut Keys,
     ) {
@@ -96,10 +97,7 @@ impl Pairs {
         let former = self.machines.iter().find(|(known, pair)| !is_there(known) && pair.is_bound_to(statics));
         let Some(former) = former.map(|(known, _)| known.clone()) else { return };
         if let Some(pair) = self.machines.remove(&former) {
-            info!(
-                event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former,
-                "a Node was made anew; the preshared keys with its node stand"
-            );
+            info!(event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former, "a Node was recreated; the preshared keys stay in use");
             self.machines.insert(peer.clone(), pair);
             self.unwritten.remove(&former);
             self.unwritten.insert(peer.clone());
@@ -108,62 +106,59 @@ impl Pairs {
         }
     }
 
-    fn begin(&mut self, own: &PeerId, peer: &PeerId, keys: &Keys) {
+    fn start(&mut self, own: &PeerId, peer: &PeerId, keys: &Keys) {
         if self.machines.contains_key(peer) {
             return;
         }
-        let mut chance = [0; 8];
-        if let Err(error) = getrandom::fill(&mut chance).map_err(KeyError::Random) {
-            warn!(event = "RandomnessUnavailable", %error, "no randomness; tried again at the next turn");
+        let mut jitter_seed = [0; 8];
+        if let Err(error) = getrandom::fill(&mut jitter_seed).map_err(KeyError::Random) {
+            warn!(event = "RandomnessUnavailable", %error, "no randomness; retrying on the next turn");
             return;
         }
-        let kept = keys.ring().preshared_of(peer);
-        let (own, chance) = (own.clone(), u64::from_be_bytes(chance));
-        let pairing = Pairing::resume(self.terms, own, peer.clone(), kept, chance, self.now());
+        let stored = keys.ring().preshared_of(peer);
+        let (own, jitter_seed) = (own.clone(), u64::from_be_bytes(jitter_seed));
+        let pairing = Pairing::resume(self.settings, own, peer.clone(), stored, jitter_seed, self.now());
         self.machines.insert(peer.clone(), pairing);
     }
 
-    fn forget_the_gone(&mut self, is_there: impl Fn(&PeerId) -> bool, keys: &mut Keys) {
+    fn delete_keys_of_gone_nodes(&mut self, is_there: impl Fn(&PeerId) -> bool, keys: &mut Keys) {
         let now = self.now();
         let gone: Vec<PeerId> =
             keys.ring().preshared_peers().filter(|peer| !is_there(peer)).cloned().collect();
         self.gone.retain(|peer, _| gone.contains(peer));
         for peer in gone {
             let since = *self.gone.entry(peer.clone()).or_insert(now);
-            if now >= since + GONE {
-                info!(
-                    event = "PresharedKeysForgotten", peer_uid = %peer,
-                    "forgot the preshared keys with a node that is gone"
-                );
+            if now >= since + GONE_TTL {
+                info!(event = "PresharedKeysForgotten", peer_uid = %peer, "deleted the preshared keys with a node that is gone");
                 keys.forget_preshared(&peer);
                 self.gone.remove(&peer);
             }
         }
     }
 
-    /// Takes what the devices show of each peer.
+    /// Passes on the state of each peer in the devices.
     pub(super) fn observe(&mut self, entries: &BTreeMap<PeerId, Entries>, keys: &mut Keys) {
         for (peer, entries) in entries {
-            self.tell(peer, Input::Engine(*entries));
+            self.handle(peer, Input::Engine(*entries));
         }
         self.write(keys);
     }
 
-    /// Takes the slots that pods' packets take now that a plan has been performed.
-    pub(super) fn settle(&mut self, carried: &BTreeMap<PeerId, Option<Slot>>, keys: &mut Keys) {
+    /// Sets the slots that carry pod traffic, after a plan was performed.
+    pub(super) fn set_carrying_slots(&mut self, carried: &BTreeMap<PeerId, Option<Slot>>, keys: &mut Keys) {
         for (peer, tx) in carried {
-            self.tell(peer, Input::Tx(*tx));
+            self.handle(peer, Input::Tx(*tx));
         }
         self.write(keys);
     }
 
-    /// Takes a message from a peer.
-    pub(super) fn hear(&mut self, peer: &PeerId, over: Slot, message: Message, keys: &mut Keys) {
-        self.tell(peer, Input::Heard { over, message });
+    /// Passes on a message from a peer.
+    pub(super) fn receive(&mut self, peer: &PeerId, over: Slot, message: Message, keys: &mut Keys) {
+        self.handle(peer, Input::Received { over, message });
         self.write(keys);
     }
 
-    /// Lets those machines know that time has passed that wait for it.
+    /// Ticks the state machines that are due.
     pub(super) fn tick(&mut self, keys: &mut Keys) {
         self.ticked = Some(Instant::now());
         let now = self.now();
@@ -171,38 +166,38 @@ impl Pairs {
             self.machines.iter().filter(|(_, pair)| pair.poll_timeout(now).is_some_and(|due| due <= now));
         let due: Vec<PeerId> = due.map(|(peer, _)| peer.clone()).collect();
         for peer in due {
-            self.tell(&peer, Input::Tick);
+            self.handle(&peer, Input::Tick);
         }
         self.write(keys);
     }
 
-    /// When the first machine wants to be told that time has passed.
+    /// When the first tick is due.
     pub(super) fn due(&self) -> Option<Instant> {
         let now = self.now();
         let due = self.machines.values().filter_map(|pair| pair.poll_timeout(now)).min()?;
-        // However many peers there are, their machines share the loop with everything else.
-        let soonest = self.ticked.map(|ticked| ticked + PACE);
+        // The state machines share the loop with everything else, however many there are.
+        let soonest = self.ticked.map(|ticked| ticked + MIN_TICK_INTERVAL);
         self.started.checked_add(due).max(soonest)
     }
 
-    /// Whether the loop should turn now; asked once.
+    /// Whether the loop should run a turn now; resets the flag.
     pub(super) const fn take_turn(&mut self) -> bool {
         std::mem::replace(&mut self.turn, false)
     }
 
-    /// What is to be sent now.
+    /// Takes the messages to send.
     pub(super) fn take_messages(&mut self) -> Vec<(PeerId, Slot, Message)> {
         std::mem::take(&mut self.messages)
     }
 
-    /// The slot for packets to a peer: the one that everything else asks for, unless its key is about to change or the
-    /// other slot is better protected.
+    /// The slot for packets to a peer: `wanted`, unless its key is about to change or the other slot is
+    /// better protected.
     pub(super) fn steer(&self, peer: &PeerId, wanted: Slot) -> Slot {
         let avoided = self.machines.get(peer).and_then(|pair| pair.avoid(self.now()));
         if avoided == Some(wanted) { wanted.other() } else { wanted }
     }
 
-    /// Adds to a setup which keys there are and where pods' packets may not pass.
+    /// Adds to a setup the preshared keys, and the slots that must not carry pod traffic.
     pub(super) fn protect(&self, admission: &Admission, setup: &mut Setup) {
         for member in admission.world.peers.values() {
             let place = |slot| -> (NodeUid, Slot) { (member.uid.clone(), slot) };
@@ -211,8 +206,8 @@ impl Pairs {
                 if let Some(id) = pair.and_then(|pair| pair.preshared(slot)) {
                     setup.preshared.insert(place(slot), id);
                 }
-                // Before there is a machine nothing is proven.
-                let carries = pair.map_or(self.terms.mode != Mode::Require, |pair| pair.carries(slot));
+                // Without a state machine nothing is proven.
+                let carries = pair.map_or(self.settings.mode != Mode::Require, |pair| pair.carries(slot));
                 if !carries {
                     setup.barred.insert(place(slot));
                 }
@@ -220,13 +215,13 @@ impl Pairs {
         }
     }
 
-    /// Whether a rotation may count on what a peer says over a slot.
+    /// Whether a rotation may rely on a peer's answer over a slot.
     pub(super) fn protects(&self, peer: &PeerId, slot: Slot) -> bool {
         let pair = self.machines.get(peer);
-        pair.map_or(self.terms.mode != Mode::Require, |pair| pair.protected(slot, self.now()))
+        pair.map_or(self.settings.mode != Mode::Require, |pair| pair.protected(slot, self.now()))
     }
 
-    /// How it stands with a peer.
+    /// The status of a peer.
     pub(super) fn status(&self, peer: &PeerId) -> Option<(PairStatus, PerSlot<PqSlotStatus>)> {
         let pair = self.machines.get(peer)?;
         let barred = Slot::ALL.into_iter().all(|slot| !pair.carries(slot));
@@ -244,7 +239,7 @@ impl Pairs {
         self.started.elapsed()
     }
 
-    fn tell(&mut self, peer: &PeerId, input: Input) {
+    fn handle(&mut self, peer: &PeerId, input: Input) {
         let now = self.now();
         let Some(pair) = self.machines.get_mut(peer) else { return };
         for effect in pair.handle(now, &self.provider, input) {
@@ -252,30 +247,30 @@ impl Pairs {
                 Effect::Send { over, message } => self.messages.push((peer.clone(), over, message)),
                 Effect::Persist => drop(self.unwritten.insert(peer.clone())),
                 Effect::Apply => self.turn = true,
-                Effect::Note(note) => tell_log(peer, &note),
+                Effect::Note(note) => log_note(peer, &note),
             }
         }
     }
 
-    /// One write for all machines that wait for one.
+    /// Writes the state of all state machines that need it, at once.
     fn write(&mut self, keys: &mut Keys) {
         while !self.unwritten.is_empty() {
             let waiting = std::mem::take(&mut self.unwritten);
-            let kept =
-                waiting.iter().filter_map(|peer| Some((peer.clone(), self.machines.get(peer)?.kept())));
-            let written = keys.keep_preshared(kept.collect());
+            let stored =
+                waiting.iter().filter_map(|peer| Some((peer.clone(), self.machines.get(peer)?.to_store())));
+            let written = keys.store_preshared(stored.collect());
             for peer in waiting {
-                self.tell(&peer, if written { Input::Persisted } else { Input::PersistFailed });
+                self.handle(&peer, if written { Input::Persisted } else { Input::PersistFailed });
             }
             if !written {
-                // Whoever wants to write once more waits for the next input.
+                // A state machine that needs another write waits for the next input.
                 return;
             }
         }
     }
 }
 
-/// What the devices show of each peer. A device that has another key of its own than it should have shows nothing.
+/// The state of each peer in the devices. A device with another private key than expected shows nothing.
 pub(super) fn entries(
     admission: &Admission,
     own: &PerSlot<PublicKey>,
@@ -290,57 +285,40 @@ pub(super) fn entries(
         .collect()
 }
 
-/// The slot that pods' packets to each peer take under a setup.
+/// The slot that carries pod traffic to each peer under a setup.
 pub(super) fn carried(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, Option<Slot>> {
     let members = admission.world.peers.values();
     members.map(|member| (PeerId::new(member.uid.as_str()), setup.carrying_slot(member))).collect()
 }
 
-fn tell_log(peer: &PeerId, note: &Note) {
+fn log_note(peer: &PeerId, note: &Note) {
     match note {
-        Note::Agreed(slot, epoch, id) => info!(
-            event = "PresharedKeyAgreed", peer_uid = %peer, %slot, epoch, key = %id,
-            "preshared key: agreed"
-        ),
-        Note::Proven(slot, epoch, id) => info!(
-            event = "PresharedKeyProven", peer_uid = %peer, %slot, epoch, key = %id,
-            "preshared key: proven"
-        ),
-        Note::Outlived(slot, epoch) => {
-            info!(
-                event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch,
-                "preshared key: ended with a static key"
-            );
+        Note::Agreed(slot, epoch, id) => {
+            info!(event = "PresharedKeyAgreed", peer_uid = %peer, %slot, epoch, key = %id, "preshared key: agreed");
+        }
+        Note::Proven(slot, epoch, id) => {
+            info!(event = "PresharedKeyProven", peer_uid = %peer, %slot, epoch, key = %id, "preshared key: proven");
+        }
+        Note::StaticKeyReplaced(slot, epoch) => {
+            info!(event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch, "preshared key: dropped with a static key");
         }
         Note::GivenUp(slot, epoch) => {
-            warn!(
-                event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch,
-                "preshared key: no answer over either slot; the peer may have lost its keys"
-            );
+            warn!(event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch, "PresharedKeyGivenUp: no answer over either slot; the peer may have lost its keys");
         }
-        Note::Refused(slot, epoch, why) => info!(
-            event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, reason = ?why,
-            "preshared key: refused"
-        ),
-        Note::Differs(slot) => warn!(
-            event = "PresharedKeyMismatch", peer_uid = %peer, %slot,
-            "preshared key: the peer holds another one"
-        ),
-        Note::Forged(slot, epoch) => {
-            warn!(
-                event = "PresharedKeyRefused", peer_uid = %peer, %slot, epoch,
-                "preshared key: what the peer sent does not fit; it was changed on its way"
-            );
+        Note::Refused(slot, epoch, why) => {
+            info!(event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, ?why, "preshared key: refused by the peer");
         }
-        Note::Failed(slot, error) => warn!(
-            event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error,
-            "preshared key: no exchange"
-        ),
-        Note::NotKept(slot, epoch) => {
-            warn!(
-                event = "PresharedKeyNotStored", peer_uid = %peer, %slot, epoch,
-                "preshared key: not kept, so not used"
-            );
+        Note::Differs(slot) => {
+            warn!(event = "PresharedKeyMismatch", peer_uid = %peer, %slot, "preshared key: the peer has a different one")
+        }
+        Note::ConfirmationFailed(slot, epoch) => {
+            warn!(event = "PresharedKeyRefused", peer_uid = %peer, %slot, epoch, "PresharedKeyRefused: key confirmation failed; a message was modified in transit");
+        }
+        Note::Failed(slot, error) => {
+            warn!(event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error, "preshared key: exchange failed")
+        }
+        Note::NotStored(slot, epoch) => {
+            warn!(event = "PresharedKeyNotStored", peer_uid = %peer, %slot, epoch, "preshared key: can't be written to disk; not used");
         }
     }
 }

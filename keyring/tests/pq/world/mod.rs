@@ -1,8 +1,8 @@
-//! Two ends with their engines and disks, a network between them, and pods' packets that must not be lost.
+//! Two ends with their engines and disks, the network between them, and pod traffic that must not be lost.
 
 use std::time::Duration;
 
-use keyring::pq::{Effect, Entry, Input, Kept, Message, Note, Pairing, Statics, Terms};
+use keyring::pq::{Effect, Entry, Input, Message, Note, Pairing, PqSettings, StaticKeys, StoredPreshared};
 use keyring::rotation::PeerId;
 use keyring::{PerSlot, PresharedId, PresharedKey, PrivateKey, PublicKey, Slot};
 
@@ -12,10 +12,10 @@ mod provider;
 use network::{Datagram, short};
 use provider::Stand;
 
-/// How long a packet is under way at most: shorter than what a slot must have been without traffic.
+/// How long a packet is in flight at most: shorter than a slot must be idle before its key changes.
 const UNDER_WAY: Duration = Duration::from_millis(800);
 
-/// How long a message may be under way before it arrives after all, if it is not lost.
+/// How long a message may be delayed before it arrives, if it is not lost.
 const SOMEWHERE: Duration = Duration::from_secs(5);
 
 /// What happens next.
@@ -23,31 +23,31 @@ const SOMEWHERE: Duration = Duration::from_secs(5);
 pub(crate) enum Action {
     /// Time passes.
     Wait(u16),
-    /// An end's loop makes its engine and routes as the machine asks.
+    /// An end's loop brings its engine and routes in line with the state machine.
     Turn(bool),
-    /// The message that stands there in the queue arrives.
+    /// The message at this place in the queue arrives.
     Deliver(u8),
-    /// It arrives and stays to arrive once more.
+    /// It arrives, and will arrive once more.
     Repeat(u8),
     /// It is lost.
     Lose(u8),
-    /// One that was sent long ago arrives again.
+    /// A message that was sent long ago arrives again.
     Replay(u8),
-    /// An end dies; its disk stays.
+    /// An end is killed; its disk stays.
     Crash(bool),
-    /// An end that died starts.
+    /// An end that was killed starts.
     Start(bool),
-    /// An end dies and its disk forgets all preshared keys.
+    /// An end is killed and its disk loses all preshared keys.
     Forget(bool),
-    /// The disk of an end refuses the next write.
+    /// The next write to an end's disk fails.
     DiskFull(bool),
-    /// The network passes nothing on a slot any more, or does so again.
+    /// The network blocks a slot, or passes it again.
     Block(Slot, bool),
-    /// The slot that an end would like to be sent to on.
-    Wish(bool, Slot),
+    /// The slot that an end prefers to receive on.
+    Prefer(bool, Slot),
     /// A rotation drains a slot, or none.
     Drain(Option<Slot>),
-    /// An end's Node is made anew under another name; each end hears of it when it turns.
+    /// An end's Node is recreated with another UID; each end learns of it on its next turn.
     Rename(bool),
 }
 
@@ -56,7 +56,7 @@ pub(crate) enum Action {
 struct Peer {
     preshared: Option<PresharedId>,
     handshake: bool,
-    /// Counts how often the entry was made anew: sessions go with it.
+    /// How often the entry was recreated: its sessions are dropped with it.
     life: u32,
 }
 
@@ -64,7 +64,7 @@ struct Peer {
 struct End {
     id: PeerId,
     keys: PerSlot<PublicKey>,
-    disk: PerSlot<Kept>,
+    disk: PerSlot<StoredPreshared>,
     disk_full: bool,
     life: Option<Life>,
 }
@@ -83,23 +83,23 @@ pub(crate) struct World {
     queue: Vec<Datagram>,
     history: Vec<(usize, Slot, Vec<u8>)>,
     blocked: PerSlot<bool>,
-    wish: [Slot; 2],
+    preferred: [Slot; 2],
     drained: Option<Slot>,
     provider: Stand,
-    terms: [Terms; 2],
+    settings: [PqSettings; 2],
     lives: u32,
-    /// Since a fault that may cost packets: until all is proven again.
+    /// Since a fault that may lose packets, until everything is proven again.
     excused: bool,
     pub(crate) lost: u32,
     pub(crate) passed: u32,
     pub(crate) notes: Vec<(usize, Note)>,
     pub(crate) seen: std::collections::BTreeSet<PresharedId>,
-    /// What happened, for whoever looks into a failure.
+    /// A log of events, for failures.
     log: Vec<String>,
 }
 
 impl World {
-    pub(crate) fn new(terms: [Terms; 2]) -> Self {
+    pub(crate) fn new(settings: [PqSettings; 2]) -> Self {
         let key = |byte| PrivateKey::from_bytes(&[byte; 32]).unwrap().public();
         let end = |name: &str, byte| End {
             id: PeerId::new(name),
@@ -114,10 +114,10 @@ impl World {
             queue: Vec::new(),
             history: Vec::new(),
             blocked: PerSlot::default(),
-            wish: [Slot::A, Slot::B],
+            preferred: [Slot::A, Slot::B],
             drained: None,
             provider: Stand::default(),
-            terms,
+            settings,
             lives: 0,
             excused: false,
             lost: 0,
@@ -139,7 +139,7 @@ impl World {
         self.ends[end].life.as_ref().unwrap().tx
     }
 
-    /// The key that an end's engine has with the other.
+    /// The key that an end's engine has for the other.
     pub(crate) fn engine(&self, end: usize, slot: Slot) -> Option<PresharedId> {
         self.ends[end].life.as_ref().unwrap().engine.get(slot).preshared
     }
@@ -170,17 +170,17 @@ impl World {
                 *self.blocked.get_mut(slot) = blocked;
                 self.excused = true;
             }
-            Action::Wish(end, slot) => self.wish[usize::from(end)] = slot,
+            Action::Prefer(end, slot) => self.preferred[usize::from(end)] = slot,
             Action::Rename(end) => {
                 self.lives += 1;
-                // Now the lower of both, now the higher.
+                // Alternately the lower and the higher of both.
                 let first = if self.lives.is_multiple_of(2) { 'a' } else { 'z' };
                 self.ends[usize::from(end)].id = PeerId::new(format!("{first}{}", self.lives));
             }
             Action::Drain(drained) => {
                 self.drained = drained;
                 for end in 0..2 {
-                    self.tell(end, Input::Drained(drained));
+                    self.handle(end, Input::Drained(drained));
                 }
             }
         }
@@ -190,32 +190,32 @@ impl World {
         assert_eq!(self.lost, 0, "a packet was lost: {self:?}");
     }
 
-    /// Whether a packet that enters a slot now at either end arrives.
+    /// Whether a packet that either end sends on a slot now arrives.
     fn usable(&self, slot: Slot) -> bool {
         let [Some(low), Some(high)] = [&self.ends[0].life, &self.ends[1].life] else { return false };
         low.engine.get(slot).preshared == high.engine.get(slot).preshared && !self.blocked.get(slot)
     }
 
-    fn statics(&self, end: usize) -> PerSlot<Option<Statics>> {
+    fn statics(&self, end: usize) -> PerSlot<Option<StaticKeys>> {
         let [own, peer] = [&self.ends[end], &self.ends[1 - end]];
-        PerSlot::from_fn(|slot| Some(Statics { own: *own.keys.get(slot), peer: *peer.keys.get(slot) }))
+        PerSlot::from_fn(|slot| Some(StaticKeys { own: *own.keys.get(slot), peer: *peer.keys.get(slot) }))
     }
 
-    /// An end starts with what its disk has, in engines that know nothing.
+    /// An end starts with what is on its disk, with empty engines.
     pub(crate) fn start(&mut self, end: usize) {
         if self.ends[end].life.is_some() {
             return;
         }
         let kept = std::mem::take(&mut self.ends[end].disk);
         self.lives += 1;
-        let chance = u64::from(self.lives) << 40;
+        let jitter_seed = u64::from(self.lives) << 40;
         let [own, peer] = [end, 1 - end].map(|end| self.ends[end].id.clone());
-        let machine = Pairing::resume(self.terms[end], own, peer, kept, chance, self.now);
-        self.ends[end].disk = machine.kept();
-        let tx = self.wish[1 - end];
+        let machine = Pairing::resume(self.settings[end], own, peer, kept, jitter_seed, self.now);
+        self.ends[end].disk = machine.to_store();
+        let tx = self.preferred[1 - end];
         self.ends[end].life = Some(Life { machine, engine: PerSlot::default(), tx, turn: true });
-        self.tell(end, Input::Statics(self.statics(end)));
-        self.tell(end, Input::Drained(self.drained));
+        self.handle(end, Input::StaticKeys(self.statics(end)));
+        self.handle(end, Input::Drained(self.drained));
         self.turn(end);
     }
 
@@ -225,11 +225,11 @@ impl World {
         }
     }
 
-    /// Both ends get a new static key in a slot, one after the other.
+    /// Both ends get a new static key on a slot, one after the other.
     pub(crate) fn replace_static(&mut self, end: usize, slot: Slot, byte: u8) {
         *self.ends[end].keys.get_mut(slot) = PrivateKey::from_bytes(&[byte; 32]).unwrap().public();
         for end in 0..2 {
-            self.tell(end, Input::Statics(self.statics(end)));
+            self.handle(end, Input::StaticKeys(self.statics(end)));
             self.lives += 1;
             let life = self.lives;
             let engine = &mut self.ends[end].life.as_mut().unwrap().engine;
@@ -237,7 +237,7 @@ impl World {
         }
     }
 
-    pub(crate) fn tell(&mut self, end: usize, input: Input) {
+    pub(crate) fn handle(&mut self, end: usize, input: Input) {
         let Some(life) = &mut self.ends[end].life else { return };
         let effects = life.machine.handle(self.now, &self.provider, input);
         for effect in effects {
@@ -249,7 +249,7 @@ impl World {
         match effect {
             Effect::Send { over, message } => {
                 let bytes = message.encode();
-                self.tell_log(format_args!("{end} says over {over}: {}", short(&message)));
+                self.log(format_args!("{end} says over {over}: {}", short(&message)));
                 self.history.push((1 - end, over, bytes.clone()));
                 self.send(end, over, Some(bytes));
             }
@@ -257,14 +257,14 @@ impl World {
                 let answer = if std::mem::replace(&mut self.ends[end].disk_full, false) {
                     Input::PersistFailed
                 } else {
-                    self.ends[end].disk = self.machine(end).kept();
+                    self.ends[end].disk = self.machine(end).to_store();
                     Input::Persisted
                 };
-                self.tell(end, answer);
+                self.handle(end, answer);
             }
             Effect::Apply => self.ends[end].life.as_mut().unwrap().turn = true,
             Effect::Note(note) => {
-                self.tell_log(format_args!("{end} notes {note:?}"));
+                self.log(format_args!("{end} notes {note:?}"));
                 if let Note::Agreed(_, _, id) = note {
                     self.seen.insert(id);
                 }
@@ -273,15 +273,15 @@ impl World {
         }
     }
 
-    /// What a loop does in one turn.
+    /// One turn of the loop.
     pub(crate) fn turn(&mut self, end: usize) {
-        let wish = self.drained.map_or(self.wish[1 - end], Slot::other);
+        let preferred = self.drained.map_or(self.preferred[1 - end], Slot::other);
         let [own, peer] = [end, 1 - end].map(|end| self.ends[end].id.clone());
-        self.tell(end, Input::Names { own, peer });
+        self.handle(end, Input::Ids { own, peer });
         let (now, mut lives) = (self.now, self.lives);
         let Some(life) = &mut self.ends[end].life else { return };
         life.turn = false;
-        // Peers before routes, as the plan has it.
+        // Peers before routes, as in the plan.
         for slot in Slot::ALL {
             let wanted = life.machine.preshared(slot);
             let entry = life.engine.get_mut(slot);
@@ -291,26 +291,23 @@ impl World {
             }
         }
         life.tx = match life.machine.avoid(now) {
-            Some(avoid) if avoid == wish => wish.other(),
-            _ => wish,
+            Some(avoid) if avoid == preferred => preferred.other(),
+            _ => preferred,
         };
         let (tx, engine) = (life.tx, life.engine);
         self.lives = lives;
-        self.tell_log(format_args!(
-            "{end} turns: sends on {tx}, holds {:?}",
-            engine.map(|entry| entry.preshared)
-        ));
-        self.tell(end, Input::Tx(Some(tx)));
+        self.log(format_args!("{end} turns: sends on {tx}, holds {:?}", engine.map(|entry| entry.preshared)));
+        self.handle(end, Input::Tx(Some(tx)));
         let entry = |entry: Peer| Some(Entry { preshared: entry.preshared, handshake: entry.handshake });
-        self.tell(end, Input::Engine(engine.map(entry)));
+        self.handle(end, Input::Engine(engine.map(entry)));
     }
 
-    /// Lets an undisturbed world go on until a message of a kind is under way, and takes it.
+    /// Runs an undisturbed world until a message of a kind is in flight, and takes it.
     pub(crate) fn catch(&mut self, wanted: impl Fn(&Message) -> bool) -> Message {
         for _ in 0..100_000 {
             self.now += Duration::from_millis(50);
             for end in 0..2 {
-                self.tell(end, Input::Tick);
+                self.handle(end, Input::Tick);
             }
             while let Some(first) = self.queue.first() {
                 let message = first.message.as_ref().and_then(|bytes| Message::decode(bytes).ok());
@@ -327,7 +324,7 @@ impl World {
         panic!("never sent: {self:?}");
     }
 
-    /// Time passes in small steps: packets enter and arrive.
+    /// Advances time in small steps; packets are sent and arrive.
     fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         while self.now < end {
@@ -348,24 +345,24 @@ impl World {
                 self.arrive(datagram);
             }
             for end in 0..2 {
-                self.tell(end, Input::Tick);
+                self.handle(end, Input::Tick);
             }
         }
     }
 
-    /// All is well from here on: everything arrives at once, loops turn.
+    /// No more faults from here on: everything arrives at once, loops turn.
     pub(crate) fn calm(&mut self, time: Duration) {
         self.blocked = PerSlot::default();
         self.drained = None;
         for end in 0..2 {
             self.ends[end].disk_full = false;
             self.start(end);
-            self.tell(end, Input::Drained(None));
+            self.handle(end, Input::Drained(None));
         }
         self.run(time);
     }
 
-    /// Lets an undisturbed world go on.
+    /// Runs an undisturbed world.
     pub(crate) fn run(&mut self, time: Duration) {
         let until = self.now + time;
         let mut steps = 0_u32;
@@ -375,11 +372,11 @@ impl World {
             for end in 0..2 {
                 let due = self.ends[end].life.as_ref().and_then(|life| life.machine.poll_timeout(self.now));
                 if due.is_some_and(|due| due <= self.now) {
-                    self.tell(end, Input::Tick);
+                    self.handle(end, Input::Tick);
                     let after =
                         self.ends[end].life.as_ref().and_then(|life| life.machine.poll_timeout(self.now));
                     if after.is_some_and(|after| after <= self.now) {
-                        self.tell(end, Input::Tick);
+                        self.handle(end, Input::Tick);
                         let still = self.machine(end).poll_timeout(self.now);
                         assert!(still.is_none_or(|still| still > self.now), "spins: {self:?}");
                     }
@@ -393,7 +390,7 @@ impl World {
                 self.deliver(0, false);
             }
             for end in 0..2 {
-                // A loop turns when it is asked to, and once in a while.
+                // A loop turns when it is asked to, and now and then.
                 if self.ends[end].life.as_ref().is_some_and(|life| life.turn) || steps.is_multiple_of(4) {
                     self.turn(end);
                 }
@@ -406,7 +403,7 @@ impl World {
         }
     }
 
-    /// Whether a world that happens to be in the middle of a renewal is soon through.
+    /// Whether a world in the middle of a renewal soon completes it.
     pub(crate) fn is_proven_soon(&mut self) -> bool {
         (0..100).any(|_| {
             self.run(Duration::from_secs(1));
@@ -414,7 +411,7 @@ impl World {
         })
     }
 
-    /// Whether both ends have proven the same key on both slots, another one on each.
+    /// Whether both ends have proven the same key on each slot, and different keys on the two slots.
     pub(crate) fn is_proven(&self) -> bool {
         if self.ends.iter().any(|end| end.life.is_none()) {
             return false;
@@ -433,7 +430,7 @@ impl World {
 }
 
 impl World {
-    fn tell_log(&mut self, what: std::fmt::Arguments<'_>) {
+    fn log(&mut self, what: std::fmt::Arguments<'_>) {
         self.log.push(format!("{:?} {what}", self.now));
     }
 }
@@ -442,8 +439,8 @@ impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         writeln!(
             f,
-            "at {:?}, drained {:?}, blocked {:?}, wishes {:?}",
-            self.now, self.drained, self.blocked, self.wish
+            "at {:?}, drained {:?}, blocked {:?}, desired {:?}",
+            self.now, self.drained, self.blocked, self.preferred
         )?;
         for (end, state) in self.ends.iter().enumerate() {
             writeln!(f, "end {end}: {:?}", state.life)?;

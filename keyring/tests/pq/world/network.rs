@@ -1,4 +1,4 @@
-//! What lies between the two ends: datagrams under way, and whoever loses, repeats, replays or forges them.
+//! The network between the two ends: datagrams in flight, and their loss, duplication, replay and forgery.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use super::World;
 pub(super) struct Datagram {
     pub(super) to: usize,
     pub(super) over: Slot,
-    /// None is a pod's packet.
+    /// None for a pod's packet.
     pub(super) message: Option<Vec<u8>>,
     pub(super) sent: Duration,
-    /// The entries of both ends that it was sealed between.
+    /// The peer entries of both ends that it was encrypted between.
     pub(super) sealed: [u32; 2],
 }
 
-/// A message without what is long in it.
+/// A message without its long members.
 pub(super) fn short(message: &Message) -> String {
     format!("{message:?}").chars().take(190).collect()
 }
@@ -29,14 +29,14 @@ impl World {
         match sealed {
             Some(sealed) => self.queue.push(Datagram { to: 1 - end, over, message, sent: self.now, sealed }),
             None if message.is_none() => {
-                self.tell_log(format_args!("a packet of {end} over {over} finds no session"));
+                self.log(format_args!("a packet of {end} over {over} finds no session"));
                 self.lose_packet();
             }
             None => {}
         }
     }
 
-    /// The session of a slot; a handshake makes it where both ends hold the same.
+    /// The session of a slot; a handshake creates it where both ends have the same keys.
     pub(super) fn session(&mut self, slot: Slot) -> Option<[u32; 2]> {
         if !self.usable(slot) {
             return None;
@@ -76,19 +76,19 @@ impl World {
             _ if *self.blocked.get(over) => {}
             Some(bytes) if opens => {
                 let message = Message::decode(&bytes).unwrap();
-                self.tell_log(format_args!("{to} hears over {over}: {}", short(&message)));
-                self.tell(to, Input::Heard { over, message });
+                self.log(format_args!("{to} receives on {over}: {}", short(&message)));
+                self.handle(to, Input::Received { over, message });
             }
             Some(_) => {}
             None if opens => self.passed += 1,
             None => {
-                self.tell_log(format_args!("a packet to {to} over {over} does not open"));
+                self.log(format_args!("a packet to {to} over {over} does not open"));
                 self.lose_packet();
             }
         }
     }
 
-    /// The network loses messages, not pods' packets: those are what is counted.
+    /// The network loses messages, but not pods' packets: lost packets are what is counted.
     pub(super) fn lose(&mut self, at: u8) {
         if !self.queue.is_empty() {
             let at = usize::from(at) % self.queue.len();
@@ -108,12 +108,12 @@ impl World {
         }
     }
 
-    /// Something of an end's making arrives at the other.
+    /// Something that an end sent arrives at the other.
     pub(crate) fn forge(&mut self, to: usize, over: Slot, message: Message) {
-        self.tell(to, Input::Heard { over, message });
+        self.handle(to, Input::Received { over, message });
     }
 
-    /// Takes the first message out of the queue that `wanted` says yes to.
+    /// Takes the first message that `wanted` accepts out of the queue.
     pub(crate) fn intercept(&mut self, wanted: impl Fn(&Message) -> bool) -> Option<Message> {
         let message = |datagram: &Datagram| Message::decode(datagram.message.as_ref()?).ok();
         let at =

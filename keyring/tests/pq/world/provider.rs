@@ -1,9 +1,10 @@
-//! A stand-in for ML-KEM that a machine can do ten thousand times a second.
+//! A fake ML-KEM that is fast enough for ten thousand exchanges a second.
 
-use keyring::pq::{Begun, ProviderError, PskProvider, SharedSecret};
+use keyring::pq::{PendingExchange, ProviderError, PskProvider, SharedSecret};
 use sha2::{Digest as _, Sha256};
 
-/// Stands in for ML-KEM: the secret is a digest of both messages and of a seed that only the beginner's offer names.
+/// Fake ML-KEM: the secret is a digest of both messages and of a seed that only the initiator's offer
+/// contains.
 #[derive(Debug, Default)]
 pub(super) struct Stand(std::cell::Cell<u64>);
 
@@ -22,7 +23,7 @@ fn secret(offer: &[u8], answer: &[u8]) -> SharedSecret {
 }
 
 impl PskProvider for Stand {
-    fn begin(&self) -> Result<Box<dyn Begun>, ProviderError> {
+    fn begin(&self) -> Result<Box<dyn PendingExchange>, ProviderError> {
         Ok(Box::new(Seed(self.next())))
     }
 
@@ -33,7 +34,7 @@ impl PskProvider for Stand {
     }
 }
 
-impl Begun for Seed {
+impl PendingExchange for Seed {
     fn material(&self) -> &[u8] {
         &self.0
     }

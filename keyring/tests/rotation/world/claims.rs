@@ -1,4 +1,4 @@
-//! What has to hold at every moment, and at rest.
+//! Invariants: what must hold at every moment, and at rest.
 
 use keyring::rotation::{PeerProgress, Step};
 use keyring::{PerSlot, PublicKey};
@@ -6,7 +6,7 @@ use keyring::{PerSlot, PublicKey};
 use super::World;
 
 impl World {
-    /// Every pair of living nodes has a slot on which what is sent arrives, in each direction.
+    /// Every pair of running nodes has a slot on which packets arrive, in each direction.
     pub(super) fn check(&mut self) {
         for one in 0..self.nodes.len() {
             for other in 0..self.nodes.len() {
@@ -50,7 +50,8 @@ impl World {
         }
     }
 
-    /// A pair that was given up counts again once both ends know and heed each other's present keys.
+    /// A pair in which one end took the other for dead counts again once both ends know and apply each
+    /// other's current keys.
     fn forgive(&mut self) {
         let settled = |index: usize, peer: usize| {
             let Some(life) = self.nodes[index].life.as_ref() else { return false };
@@ -59,7 +60,7 @@ impl World {
             });
             life.up
                 && waited_for
-                && life.heeded.get(&peer) == Some(&self.nodes[peer].disk.generation)
+                && life.applied.get(&peer) == Some(&self.nodes[peer].disk.generation)
                 && !life.applying
         };
         let mended: Vec<_> = self

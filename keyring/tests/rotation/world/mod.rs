@@ -1,10 +1,12 @@
-//! Nodes with their machines, a network that loses, repeats and reorders, and an API server that may be away.
+//! Nodes with their state machines, a network that loses, duplicates and reorders, and an API server that may
+//! be unreachable.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keyring::rotation::{
-    Cause, Effect, Input, Journal, Note, Now, PeerId, Policy, Rotation, Stance, Terms, slot_for,
+    Cause, Effect, Input, Journal, Note, Now, PeerId, Rotation, RotationPolicy, RotationSettings, Stance,
+    slot_for,
 };
 use keyring::{PerSlot, PublicKey, Slot};
 
@@ -13,7 +15,7 @@ mod claims;
 /// What one node can see of another's announcement.
 type Announced = Journal;
 
-/// One datagram inside the tunnel. It arrives only if both ends hold the keys that it was sealed with.
+/// One datagram inside the tunnel. It arrives only if both ends have the keys that it was encrypted with.
 #[derive(Clone, Debug)]
 pub(crate) struct Datagram {
     from: usize,
@@ -34,37 +36,37 @@ enum Body {
 pub(crate) enum Action {
     /// Time passes at all nodes.
     Wait(u16),
-    /// A node's loop makes devices and routes as it knows, and acknowledges.
+    /// A node's loop brings devices and routes in line with what it knows, and acknowledges.
     Turn(u8),
-    /// A node hears from the API server what another one announces.
+    /// A node learns from the API server what another one announces.
     Watch(u8, u8),
     /// A node's announcement reaches the API server.
     Publish(u8),
-    /// The datagram that stands there in the queue arrives.
+    /// The datagram at this place in the queue arrives.
     Deliver(u8),
-    /// It arrives and stays to arrive once more.
+    /// It arrives, and will arrive once more.
     Repeat(u8),
     /// It is lost.
     Lose(u8),
-    /// Somebody asks a node to rotate.
+    /// A node is requested to rotate.
     Rotate(u8),
-    /// A node dies; its disk stays.
+    /// A node is killed; its disk stays.
     Crash(u8),
-    /// A node that died starts.
+    /// A node that was killed starts.
     Start(u8),
-    /// The API server goes away or comes back.
+    /// The API server becomes unreachable, or reachable again.
     Api(bool),
-    /// From here on a node never answers, or does so again.
+    /// From here on a node never answers, or answers again.
     Mute(u8, bool),
-    /// The disk of a node refuses the next write.
+    /// The next write to a node's disk fails.
     DiskFull(u8),
 }
 
-/// What a dead process leaves and a living one has.
+/// What stays when the process is killed.
 struct Node {
     id: PeerId,
     disk: Journal,
-    /// Last known announcements, as kept on disk.
+    /// The last known announcements, as on disk.
     known: BTreeMap<usize, Announced>,
     life: Option<Life>,
     mute: bool,
@@ -73,21 +75,21 @@ struct Node {
 
 struct Life {
     machine: Rotation,
-    /// None until the first turn made the devices.
+    /// None until the first turn created the devices.
     up: bool,
     device: PerSlot<PublicKey>,
     /// The keys that each device has for each peer.
     peers: BTreeMap<usize, PerSlot<PublicKey>>,
     routes: BTreeMap<usize, Slot>,
     /// Generations as of the last turn.
-    heeded: BTreeMap<usize, u64>,
+    applied: BTreeMap<usize, u64>,
     /// Pairs of keys over which the peer has answered.
     answered: BTreeSet<(usize, Slot, PublicKey, PublicKey)>,
     applying: bool,
     announcing: bool,
 }
 
-/// All of it.
+/// The whole model.
 pub(crate) struct World {
     nodes: Vec<Node>,
     api: BTreeMap<usize, Announced>,
@@ -158,14 +160,14 @@ impl World {
         Now { elapsed: self.now, unix: 1_000_000 + self.now.as_secs() }
     }
 
-    fn policy() -> Policy {
-        let terms = Terms {
+    fn policy() -> RotationPolicy {
+        let settings = RotationSettings {
             interval: Duration::from_hours(1),
             drain: Duration::from_secs(2),
             timeout: Duration::from_secs(30),
-            ..Terms::default()
+            ..RotationSettings::default()
         };
-        Policy::new(terms).unwrap()
+        RotationPolicy::new(settings).unwrap()
     }
 
     /// Performs one action and checks all that must always hold.
@@ -189,7 +191,7 @@ impl World {
                     self.queue.remove(usize::from(at) % self.queue.len());
                 }
             }
-            Action::Rotate(index) => self.tell(node(index), Input::Rotate(Cause::Request)),
+            Action::Rotate(index) => self.handle(node(index), Input::Rotate(Cause::Request)),
             Action::Crash(index) => self.crash(node(index)),
             Action::Start(index) => self.start(node(index)),
             Action::Api(up) => self.api_up = up,
@@ -217,7 +219,7 @@ impl World {
             device: PerSlot::from_fn(|slot| node.disk.slots.get(slot).key),
             peers: BTreeMap::new(),
             routes: BTreeMap::new(),
-            heeded: BTreeMap::new(),
+            applied: BTreeMap::new(),
             answered: BTreeSet::new(),
             applying: false,
             announcing: false,
@@ -225,14 +227,14 @@ impl World {
         self.perform(index, effects);
         let peers = (0..self.nodes.len()).filter(|peer| *peer != index);
         let peers = peers.map(|peer| self.nodes[peer].id.clone()).collect();
-        self.tell(index, Input::Peers(peers));
+        self.handle(index, Input::Peers(peers));
         for (peer, known) in self.nodes[index].known.clone() {
             let stance = known.stance(&self.nodes[peer].id);
-            self.tell(index, Input::Stance(stance));
+            self.handle(index, Input::Stance(stance));
         }
     }
 
-    fn tell(&mut self, index: usize, input: Input) {
+    fn handle(&mut self, index: usize, input: Input) {
         let now = self.moment();
         if let Some(life) = &mut self.nodes[index].life {
             let effects = life.machine.handle(now, input);
@@ -243,7 +245,7 @@ impl World {
     fn tick(&mut self, index: usize) {
         let due = self.nodes[index].life.as_ref().and_then(|life| life.machine.poll_timeout());
         if due.is_some_and(|due| due <= self.now) {
-            self.tell(index, Input::Tick);
+            self.handle(index, Input::Tick);
         }
     }
 
@@ -252,7 +254,7 @@ impl World {
             match effect {
                 Effect::Generate(count) => {
                     let keys = (0..count).map(|_| self.fresh_key()).collect();
-                    self.tell(index, Input::Generated(keys));
+                    self.handle(index, Input::Generated(keys));
                 }
                 Effect::Persist(journal) => {
                     let node = &mut self.nodes[index];
@@ -261,7 +263,7 @@ impl World {
                         assert!(journal.generation > node.disk.generation, "{index}: generation went back");
                         node.disk = journal;
                     }
-                    self.tell(index, if full { Input::PersistFailed } else { Input::Persisted });
+                    self.handle(index, if full { Input::PersistFailed } else { Input::Persisted });
                 }
                 Effect::Apply => self.alive(index, |life| life.applying = true),
                 Effect::Announce => self.alive(index, |life| life.announcing = true),
@@ -322,24 +324,25 @@ impl World {
         let Some(life) = self.nodes[to].life.as_mut().filter(|life| now_opens(life)) else { return };
         match body {
             Body::Ask { nonce } => {
-                let seen = life.heeded.get(&from).copied().unwrap_or_default();
+                let seen = life.applied.get(&from).copied().unwrap_or_default();
                 let tx = life.routes.get(&from).copied();
                 if let Some(tx) = tx.filter(|_| !mute) {
                     self.send(to, from, over, Body::Answer { nonce, seen, tx });
                 }
-                self.tell(to, Input::Heard(id));
+                self.handle(to, Input::PeerAlive(id));
             }
             Body::Answer { nonce, seen, tx } => {
                 life.answered.insert((from, over, receiver, sender));
-                self.tell(to, Input::Answer { peer: id, nonce, seen, tx, over, protected: true });
+                self.handle(to, Input::Answer { peer: id, nonce, seen, tx, over, protected: true });
             }
         }
     }
 
-    /// What the daemon's loop does: keys, peers, routes; then memory; only then is anything acknowledged.
+    /// One turn of the daemon's loop: keys, peers, routes; then the cache; only then are announcements
+    /// acknowledged.
     fn turn(&mut self, index: usize) {
         let up = self.api_up;
-        self.tell(index, Input::Connected(up));
+        self.handle(index, Input::Connected(up));
         let stances: BTreeMap<usize, Stance> = self.nodes[index]
             .known
             .iter()
@@ -358,13 +361,13 @@ impl World {
                 life.answered.contains(&(*peer, slot, *life.device.get(slot), *keys.get(slot)))
             });
             life.routes.insert(*peer, slot_for(&own, &stances[peer], answers));
-            life.heeded.insert(*peer, announced.generation);
+            life.applied.insert(*peer, announced.generation);
         }
         if std::mem::take(&mut life.applying) {
-            self.tell(index, Input::Applied(generation));
+            self.handle(index, Input::Applied(generation));
         }
         if self.api_up && self.api[&index] == self.nodes[index].disk {
-            self.tell(index, Input::Published(generation));
+            self.handle(index, Input::Published(generation));
         }
         self.tick(index);
     }
@@ -376,7 +379,7 @@ impl World {
         let journal = self.nodes[index].disk.clone();
         assert!(journal.generation >= self.api[&index].generation, "{index}: an older announcement");
         self.api.insert(index, journal);
-        self.tell(index, Input::Published(self.nodes[index].disk.generation));
+        self.handle(index, Input::Published(self.nodes[index].disk.generation));
     }
 
     fn watch(&mut self, index: usize, peer: usize) {
@@ -386,10 +389,10 @@ impl World {
         let announced = self.api[&peer].clone();
         let stance = announced.stance(&self.nodes[peer].id);
         self.nodes[index].known.insert(peer, announced);
-        self.tell(index, Input::Stance(stance));
+        self.handle(index, Input::Stance(stance));
     }
 
-    /// Everything works again: after some time every rotation is over and every slot of every pair fits.
+    /// No more faults: after some time every rotation is complete, and every slot of every pair works.
     pub(crate) fn calm(&mut self) {
         self.api_up = true;
         for index in 0..self.nodes.len() {
@@ -399,7 +402,7 @@ impl World {
         }
         let mut quiet = 0;
         for round in 0..CALM {
-            // Right to the next moment at which a machine wants to act.
+            // Straight to the next time at which a state machine is due.
             let machines = self.nodes.iter().filter_map(|node| node.life.as_ref());
             let due = machines.filter_map(|life| life.machine.poll_timeout()).min();
             let pause = due.map_or(Duration::ZERO, |due| due.saturating_sub(self.now));
@@ -417,7 +420,7 @@ impl World {
                 self.deliver(0, false);
                 self.check();
             }
-            // The last announcement has to be heeded too.
+            // The last announcement must be applied too.
             quiet = if self.at_rest() { quiet + 1 } else { 0 };
             if quiet > 2 {
                 return self.check_rest();

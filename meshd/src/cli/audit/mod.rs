@@ -1,6 +1,6 @@
-//! `meshd audit`: reads trails from files, so that it works anywhere, also without a daemon.
+//! `meshd audit`: reads trails from files, so that it works anywhere, even without a daemon.
 
-mod words;
+mod description;
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use clap::ArgMatches;
 use comfy_table::{Table, presets};
 use keyring::audit::{self, Event, Format, Line, NodeReport, Report, Verdict};
 
-use self::words::Names;
+use self::description::Names;
 use super::{CommandError, arguments, output};
 
 /// `meshd audit …`
@@ -33,7 +33,7 @@ fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
     matches.get_many::<PathBuf>(name).map(|paths| paths.cloned().collect()).unwrap_or_default()
 }
 
-/// Tells each thing that is wrong; fails if there is one.
+/// Prints everything that is wrong; fails if there is anything.
 fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     let trail = read(&arguments::path(matches, "trail"))?;
     let mut problems: Vec<String> = trail.findings.iter().map(ToString::to_string).collect();
@@ -58,7 +58,7 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
             // Writing into a String can't fail.
             let _ = writeln!(text, "{problem}");
         }
-        let verdict = if problems.is_empty() { "whole" } else { "NOT WHOLE" };
+        let verdict = if problems.is_empty() { "intact" } else { "NOT INTACT" };
         let _ = writeln!(
             text,
             "{verdict}: trail of {node}, lines {first} to {}, {witnesses} witnesses, head {last}",
@@ -69,7 +69,7 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The lines that were asked for.
+/// The lines selected by the flags.
 fn chosen<'a>(matches: &ArgMatches, trail: &'a Verdict) -> Vec<&'a Line> {
     let node = matches.get_one::<String>("node");
     let key = matches.get_one::<String>("key");
@@ -99,7 +99,7 @@ fn show(matches: &ArgMatches) -> Result<(), CommandError> {
             line.seq.to_string(),
             time(line.time),
             name(&line.event),
-            names.sentence(&line.event),
+            names.describe(&line.event),
         ]);
     }
     output::print(&format!("{table}\n"))
@@ -127,7 +127,7 @@ fn report(matches: &ArgMatches) -> Result<(), CommandError> {
     output::print(&page(&report, trails.len(), broken, max_age))
 }
 
-/// The report for people: one page.
+/// The report as one page of text.
 fn page(report: &Report, trails: usize, broken: usize, max_age: u64) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
@@ -185,7 +185,7 @@ fn page(report: &Report, trails: usize, broken: usize, max_age: u64) -> String {
     let own = sum(&|node| usize::from(node.own_trail));
     let _ = writeln!(
         text,
-        "made from                {trails} trails, {broken} of them not whole; {own} of {} nodes by their own trail",
+        "sources                  {trails} trails, {broken} of them not intact; {own} of {} nodes by their own trail",
         report.nodes.len()
     );
     text
@@ -199,7 +199,7 @@ fn peers(count: usize, own_trail: bool) -> String {
     }
 }
 
-/// The name by which programs know an event.
+/// The event's name in JSON.
 fn name(event: &Event) -> String {
     let value = serde_json::to_value(event).unwrap_or_default();
     value["event"].as_str().unwrap_or_default().to_owned()
@@ -213,12 +213,12 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A moment to the second, without its zone, which the heading names.
+/// A time to the second, without its zone, which is in the heading.
 fn time(millis: u64) -> String {
     moment(millis, "%Y-%m-%d %H:%M:%S")
 }
 
-/// The same to the minute: four of them fit into a line.
+/// A time to the minute: four of them fit in a line.
 fn minute(millis: u64) -> String {
     moment(millis, "%Y-%m-%d %H:%M")
 }

@@ -20,7 +20,7 @@ impl Reconciler {
     }
 
     fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
-        self.keys.tell(Input::Rotate(cause));
+        self.keys.handle(Input::Rotate(cause));
         self.peer_channel.send_asks(self.keys.take_asks());
         serde_json::to_string_pretty(&self.status().rotation)
     }

@@ -161,7 +161,7 @@ impl Reconciler {
             return;
         };
         if let Some(seen) = publication::foreign_generation(&record, &self.keys) {
-            self.keys.tell(Input::Foreign(seen));
+            self.keys.handle(Input::ForeignGeneration(seen));
         }
         // Not before the node is as it says.
         if !self.keys.announced() {
@@ -172,7 +172,7 @@ impl Reconciler {
         let publication = publication::wanted(&record, &self.keys, &self.config, endpoints);
         self.outcome.published = publication::stands(&record, &publication);
         if self.outcome.published {
-            self.keys.tell(Input::Published(self.keys.journal().generation));
+            self.keys.handle(Input::Published(self.keys.journal().generation));
         }
         let wanted = (!self.outcome.published).then_some(publication);
         self.wanted.send_if_modified(|standing| {

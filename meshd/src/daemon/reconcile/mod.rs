@@ -144,7 +144,7 @@ impl Reconciler {
                 config.wireguard_dir.clone(),
                 &config.links,
             ),
-            peer_channel: PeerChannel::new(&config, keys.chance(), heard),
+            peer_channel: PeerChannel::new(&config, keys.jitter_seed(), heard),
             pairs: Pairs::new(config.pq),
             audit,
             node_events,
@@ -223,8 +223,8 @@ impl Reconciler {
         let remembered = self.remember(now, &turn.admission);
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
             self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup, &turn.underlay));
-            self.pairs.settle(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
-            self.keys.tell(Input::Applied(generation));
+            self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
+            self.keys.handle(Input::Applied(generation));
         }
         self.publish().await;
         self.converse(now, &turn.desired).await;

@@ -26,15 +26,15 @@ impl Reconciler {
     /// Tells the rotation and the control channel who is there and what they announce.
     pub(super) fn meet(&mut self, admission: &Admission) {
         if let Some(uid) = self.cluster.own_uid() {
-            self.keys.speak_for(uid);
+            self.keys.set_identity(uid);
         }
-        self.keys.renew(admission.world.own.as_ref().and_then(|own| own.renewal));
+        self.keys.set_renewal(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.peer_channel.set_members(admission);
-        self.pairs.meet(admission, self.keys.stance(), &mut self.keys);
-        self.keys.see(admission.world.peers.values().map(publication::stance));
+        self.pairs.set_peers(admission, self.keys.stance(), &mut self.keys);
+        self.keys.set_stances(admission.world.peers.values().map(publication::stance));
         // Without a trail nothing is done that would have to stand in it.
         let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
-        self.keys.tell(Input::Connected(connected && self.audit.is_kept()));
+        self.keys.handle(Input::Connected(connected && self.audit.is_kept()));
     }
 
     /// The slot to send to each peer on, by what both announce and by which keys have been heard from.
@@ -72,7 +72,7 @@ impl Reconciler {
             Ok(busy) => {
                 self.side_tasks.succeeded(&CHANNEL);
                 for slot in busy {
-                    self.keys.tell(Input::Received(slot));
+                    self.keys.handle(Input::SlotTraffic(slot));
                 }
             }
             Err(error) => {
@@ -91,14 +91,14 @@ impl Reconciler {
         match self.peer_channel.receive(heard) {
             Some(PeerMessage::Rotation(input)) => {
                 let input = self.weigh(input);
-                self.keys.tell(input);
+                self.keys.handle(input);
                 self.peer_channel.send_asks(self.keys.take_asks());
             }
             Some(PeerMessage::Preshared(peer, over, message)) => {
-                self.pairs.hear(&peer, over, message, &mut self.keys);
+                self.pairs.receive(&peer, over, message, &mut self.keys);
                 self.peer_channel.send_preshared(self.pairs.take_messages());
             }
-            Some(PeerMessage::AuditHead(peer, end)) => self.audit.hear_head(&peer, &end),
+            Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             None => {}
         }
     }
@@ -109,7 +109,7 @@ impl Reconciler {
         let Input::Answer { peer, nonce, seen, tx, over, .. } = input else { return input };
         let drained = self.keys.journal().drain();
         if drained.is_some() && self.peer_channel.tx(&peer) == drained {
-            return Input::Heard(peer);
+            return Input::PeerAlive(peer);
         }
         let protected = self.pairs.protects(&peer, over);
         Input::Answer { peer, nonce, seen, tx, over, protected }
@@ -130,20 +130,20 @@ impl Reconciler {
         if renew_for_backend(outdated, rotating, !self.outcome.failures.is_empty(), self.renewed, now) {
             info!("a device is another backend's than new ones; its slot gets a new key and a new device");
             self.renewed = Some(now);
-            self.keys.tell(Input::Rotate(Cause::Request));
+            self.keys.handle(Input::Rotate(Cause::Request));
         }
     }
 
     /// Writes down what happened to keys, and lets peers and the API server know where the trail ends.
     pub(super) fn account(&mut self, admission: &Admission) {
-        self.audit.own(&self.keys.take_notes(), self.keys.journal().generation);
+        self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         self.audit.witness(admission);
         let Some(own) = self.cluster.own_record() else { return };
         let (uid, name) = (own.uid.clone(), own.name.to_string());
         let node = NodeRef { uid: PeerId::new(uid.as_str()), name };
-        self.audit.account(&node.uid, &self.keys);
+        self.audit.account_for_lost_keys(&node.uid, &self.keys);
         self.audit.write(&node);
-        if let Some(head) = self.audit.take_tell() {
+        if let Some(head) = self.audit.take_announcement() {
             self.peer_channel.send_head(&head);
         }
         if let Some(head) = self.audit.take_anchor() {
@@ -161,7 +161,7 @@ impl Reconciler {
 
     /// Lets the rotation know that time has passed.
     pub(in crate::daemon) fn tick(&mut self) {
-        self.keys.tell(Input::Tick);
+        self.keys.handle(Input::Tick);
         self.peer_channel.send_asks(self.keys.take_asks());
         self.pairs.tick(&mut self.keys);
         self.peer_channel.send_preshared(self.pairs.take_messages());

@@ -1,10 +1,10 @@
-//! The end with the higher name: answers offers, and keeps off a slot until it knows what became of them.
+//! The end with the higher UID: answers offers, and does not use a slot until it knows their outcome.
 
 use std::time::Duration;
 
 use super::agreement::{Tag, same};
 use super::event::{Effect, Mode, Note};
-use super::exchange::{Accepted, Exchange, From, HOLD, Stage};
+use super::exchange::{Accepted, Exchange, Origin, RESPONDER_HOLD, Stage};
 use super::message::{Accept, Message, Offer, Refusal};
 use super::pairing::Pairing;
 use super::provider::PskProvider;
@@ -12,10 +12,11 @@ use super::slot::{Held, Quality};
 use crate::{PresharedKey, Slot};
 
 impl Pairing {
-    pub(super) fn hear_offer(&mut self, now: Duration, over: Slot, offer: Offer, out: &mut Vec<Effect>) {
+    pub(super) fn on_offer(&mut self, now: Duration, over: Slot, offer: Offer, out: &mut Vec<Effect>) {
         let (slot, epoch) = (offer.slot, offer.epoch);
-        // An offer comes over the slot that works; over its own it could not be answered when the key has changed.
-        if self.leads() || over == slot {
+        // An offer arrives over the slot that works; over its own slot it could not be answered once the key
+        // has changed.
+        if self.is_initiator() || over == slot {
             return;
         }
         if let Some(why) = self.refusal(now, &offer) {
@@ -24,26 +25,32 @@ impl Pairing {
             return;
         }
         if epoch == self.newest {
-            self.hear_again(now, over, offer, out);
+            self.on_repeated_offer(now, over, offer, out);
             return;
         }
-        // The beginner has one exchange at a time: whatever we were at, it has let go of it.
+        // The initiator runs one exchange at a time: it has abandoned any previous one.
         self.cancel(now, out);
         self.newest = epoch;
-        self.exchange =
-            Some(Exchange { slot, epoch, since: now, stage: Stage::Yielding { offer, heard: now } });
+        self.exchange = Some(Exchange {
+            slot,
+            epoch,
+            since: now,
+            stage: Stage::WaitingToAccept { offer, received_at: now },
+        });
     }
 
-    /// An offer that has been heard before: the answer may have been lost.
-    fn hear_again(&mut self, now: Duration, over: Slot, offer: Offer, out: &mut Vec<Effect>) {
+    /// A repeated offer: the answer may have been lost.
+    fn on_repeated_offer(&mut self, now: Duration, over: Slot, offer: Offer, out: &mut Vec<Effect>) {
         match self.exchange.as_mut().map(|exchange| &mut exchange.stage) {
-            Some(Stage::Yielding { offer: known, heard }) if known.material == offer.material => {
+            Some(Stage::WaitingToAccept { offer: known, received_at })
+                if known.material == offer.material =>
+            {
                 *known = offer;
-                *heard = now;
+                *received_at = now;
             }
             Some(Stage::Accepted(accepted)) if accepted.offer.material == offer.material => {
                 accepted.accept.attempt = offer.attempt;
-                accepted.until = accepted.until.max(now + HOLD);
+                accepted.until = accepted.until.max(now + RESPONDER_HOLD);
                 accepted.resolved_from = None;
                 let message = Message::Accept(accepted.accept.clone());
                 out.push(Effect::Send { over, message });
@@ -56,11 +63,11 @@ impl Pairing {
         let (slot, epoch) = (offer.slot, offer.epoch);
         let current =
             self.exchange.as_ref().is_some_and(|exchange| (exchange.slot, exchange.epoch) == (slot, epoch));
-        // Pods' packets are about to take the other slot.
+        // Pod traffic is about to move to the other slot.
         let quality = self.qualities(now);
         let unprotected =
             *quality.get(slot) == Quality::Proven && *quality.get(slot.other()) != Quality::Proven;
-        if self.terms.mode == Mode::Off {
+        if self.settings.mode == Mode::Off {
             Some(Refusal::Off)
         } else if self.context(slot, epoch).is_none_or(|context| context.digest() != offer.context) {
             Some(Refusal::Keys)
@@ -73,10 +80,10 @@ impl Pairing {
         }
     }
 
-    /// Our packets have left the slot: computes the answer.
+    /// This node's packets have left the slot: computes the answer.
     pub(super) fn accept(&mut self, now: Duration, provider: &dyn PskProvider, out: &mut Vec<Effect>) {
         let Some(Exchange { slot, epoch, stage, .. }) = self.exchange.take() else { return };
-        let Stage::Yielding { offer, .. } = stage else { return };
+        let Stage::WaitingToAccept { offer, .. } = stage else { return };
         let statics = self.slots.get(slot).statics;
         let Some((context, statics)) = self.context(slot, epoch).zip(statics) else { return };
         let answer = provider.answer(&offer.material);
@@ -99,7 +106,7 @@ impl Pairing {
             accept,
             agreement,
             statics,
-            until: now + HOLD,
+            until: now + RESPONDER_HOLD,
             confirmed: false,
             resolved_from: None,
         };
@@ -107,8 +114,8 @@ impl Pairing {
         self.exchange = Some(Exchange { slot, epoch, since: now, stage });
     }
 
-    /// The beginner uses the key. So does this end, once the key is on disk.
-    pub(super) fn hear_confirm(
+    /// The initiator uses the key. So does this end, once the key is on disk.
+    pub(super) fn on_confirm(
         &mut self,
         now: Duration,
         over: Slot,
@@ -116,7 +123,7 @@ impl Pairing {
         tag: &Tag,
         out: &mut Vec<Effect>,
     ) {
-        if self.leads() || over == slot || self.slots.get(slot).epoch == epoch {
+        if self.is_initiator() || over == slot || self.slots.get(slot).epoch == epoch {
             return;
         }
         let current =
@@ -129,41 +136,41 @@ impl Pairing {
         let stage = std::mem::replace(&mut exchange.stage, Stage::Proving);
         match stage {
             Stage::Accepted(mut accepted) if same(&accepted.agreement.confirm, tag) => {
-                // Whatever the disk says now: the beginner is on the new key.
+                // Even if the write fails: the initiator uses the new key.
                 accepted.confirmed = true;
                 accepted.until = Duration::MAX;
                 let key: PresharedKey = accepted.agreement.key.duplicate();
                 let held = Held { id: key.id(), key, epoch, statics: accepted.statics, since: now };
-                self.keep(Stage::Persisting { held, from: From::Peer(accepted) }, out);
+                self.persist(Stage::Persisting { held, from: Origin::Peer(accepted) }, out);
             }
             Stage::Accepted(accepted) => {
                 exchange.stage = Stage::Accepted(accepted);
-                out.extend([Effect::Note(Note::Forged(slot, epoch)), refuse(Refusal::Changed)]);
+                out.extend([Effect::Note(Note::ConfirmationFailed(slot, epoch)), refuse(Refusal::Changed)]);
             }
             other => exchange.stage = other,
         }
     }
 
-    /// The beginner takes its offer back.
-    pub(super) fn hear_cancel(&mut self, now: Duration, slot: Slot, epoch: u64) {
+    /// The initiator cancels its offer.
+    pub(super) fn on_cancel(&mut self, now: Duration, slot: Slot, epoch: u64) {
         let taken_back = self.exchange.as_ref().is_some_and(|exchange| {
             let same = (exchange.slot, exchange.epoch) == (slot, epoch);
             let open = match &exchange.stage {
-                Stage::Yielding { .. } => true,
+                Stage::WaitingToAccept { .. } => true,
                 Stage::Accepted(accepted) => !accepted.confirmed,
                 _ => false,
             };
             same && open
         });
-        if taken_back && !self.leads() {
+        if taken_back && !self.is_initiator() {
             self.exchange = None;
             let number = self.next_number();
-            self.slots.get_mut(slot).hello.anew(now, number);
+            self.slots.get_mut(slot).hello.restart(now, number);
         }
     }
 
-    /// Nothing was heard for so long that the beginner either uses the key by now or never will: its next greeting tells
-    /// which.
+    /// The initiator has been silent for so long that it either uses the key by now or never will: its next
+    /// hello shows which.
     pub(super) fn resolve(&mut self, now: Duration) {
         let number = self.next_number();
         if let Some(Exchange { stage: Stage::Accepted(accepted), .. }) = &mut self.exchange
@@ -171,12 +178,12 @@ impl Pairing {
         {
             accepted.resolved_from = Some(number);
             for slot in Slot::ALL {
-                self.slots.get_mut(slot).hello.anew(now, number);
+                self.slots.get_mut(slot).hello.restart(now, number);
             }
         }
     }
 
-    /// The beginner has said where it stands, by a greeting that was written after `answers`.
+    /// The initiator has reported its state, in a hello that was sent after `answers`.
     pub(super) fn take_resolution(&mut self, answers: u64) {
         if let Some(Exchange { stage: Stage::Accepted(accepted), .. }) = &self.exchange
             && accepted.resolved_from.is_some_and(|from| answers >= from)

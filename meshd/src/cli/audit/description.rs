@@ -1,4 +1,4 @@
-//! Events of a trail as sentences for people, with nodes by the names that the trail knows them by.
+//! Descriptions of a trail's events, with nodes by the names that are in the trail.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use keyring::audit::{Event, Line};
 use keyring::rotation::{Cause, PeerId};
 use keyring::{Fingerprint, PerSlot};
 
-/// Names of nodes, as far as a trail tells them.
+/// The names of nodes, as far as they are in a trail.
 #[derive(Debug, Default)]
 pub(super) struct Names(BTreeMap<PeerId, String>);
 
 impl Names {
-    /// Takes the names from a trail: each line has its writer's, and some have a peer's.
+    /// Collects the names in a trail: each line has its writer's, and some have a peer's.
     pub(super) fn of(lines: &[Line]) -> Self {
         let mut names = BTreeMap::new();
         for line in lines {
@@ -32,20 +32,22 @@ impl Names {
         peers.iter().map(|peer| self.name(peer)).collect::<Vec<_>>().join(", ")
     }
 
-    /// The event in a line of its own that fits beside its number and time.
-    pub(super) fn sentence(&self, event: &Event) -> String {
+    /// A description that fits in a line beside the number and time.
+    pub(super) fn describe(&self, event: &Event) -> String {
         match event {
             Event::Started { version, generation, keys, prefer, .. } => {
                 format!("version {version}, generation {generation}, keys {}, prefers {prefer}", pair(keys))
             }
             Event::Begun { cause } => match cause {
-                Cause::Age => "the keys are old enough".to_owned(),
-                Cause::Request => "somebody asked".to_owned(),
+                Cause::Age => "the keys have reached their age".to_owned(),
+                Cause::Request => "requested".to_owned(),
                 Cause::Emergency => "emergency: both keys at once".to_owned(),
             },
-            Event::Staged { slot, key } => format!("{key} is made for slot {slot}"),
-            Event::Draining { slot, key } => format!("{key}: peers are asked to leave slot {slot}"),
-            Event::Acknowledged { peer, slot } => format!("{} has left slot {slot}", self.name(peer)),
+            Event::Staged { slot, key } => format!("{key} was generated for slot {slot}"),
+            Event::Draining { slot, key } => format!("{key}: peers are asked not to send on slot {slot}"),
+            Event::Acknowledged { peer, slot } => {
+                format!("{} no longer sends on slot {slot}", self.name(peer))
+            }
             Event::Published { slot, key, generation } => {
                 format!("{key} is in slot {slot}, generation {generation}")
             }
@@ -54,25 +56,27 @@ impl Names {
             }
             Event::Active { slot, key } => format!("{key} in slot {slot} is preferred"),
             Event::Destroyed { slot, key, age } => format!("{key}, of slot {slot}, {age} s old"),
-            Event::Skipped { peer } => format!("{} is silent; not waited for", self.name(peer)),
+            Event::Skipped { peer } => format!("{} is silent; not waiting for it", self.name(peer)),
             Event::Forced { peer } => {
-                format!("{} does not follow; the keys are too old to wait", self.name(peer))
+                format!("{} does not follow; the keys are too old to wait for it", self.name(peer))
             }
             Event::Blocked { slot, peers } => {
-                format!("alive, but not following on slot {slot}: {}", self.list(peers))
+                format!("alive but not following on slot {slot}: {}", self.list(peers))
             }
             Event::RolledBack { slot, key, peers } => {
-                format!("{key} of slot {slot} is given up because of {}", self.list(peers))
+                format!("{key} of slot {slot} was rolled back because of {}", self.list(peers))
             }
             Event::Finished { milliseconds } => {
                 format!("after {}.{} s", milliseconds / 1000, milliseconds % 1000 / 100)
             }
-            Event::Outgrown { generation } => format!("generation {generation}, above the one on our Node"),
+            Event::Outgrown { generation } => {
+                format!("generation {generation}, above the one found on the Node")
+            }
             Event::PeerAnnounced { peer, generation, keys, prefer, drain, installed } => {
                 let step = match (drain, installed) {
                     (None, _) => String::new(),
-                    (Some(slot), false) => format!(", leave {slot}"),
-                    (Some(slot), true) => format!(", try {slot}"),
+                    (Some(slot), false) => format!(", drains {slot}"),
+                    (Some(slot), true) => format!(", verifies {slot}"),
                 };
                 format!("{}: generation {generation}, keys {}, prefers {prefer}{step}", peer.name, pair(keys))
             }
@@ -82,7 +86,9 @@ impl Names {
                 format!("{}: line {line}, {}", self.name(peer), short(head))
             }
             Event::Anchored { line, head } => format!("line {line}, {}", short(head)),
-            Event::Repaired { bytes } => format!("{bytes} bytes of a line that a crash cut off"),
+            Event::Repaired { bytes } => {
+                format!("{bytes} bytes of an incomplete line were removed after a crash")
+            }
         }
     }
 }
@@ -92,7 +98,7 @@ fn pair(keys: &PerSlot<Fingerprint>) -> String {
     format!("{} {}", keys.a, keys.b)
 }
 
-/// Enough of a hash to compare by eye; the whole is in the trail.
+/// Enough of a hash to compare by eye; the trail has all of it.
 fn short(hash: &str) -> String {
     hash.chars().take(16).collect()
 }
