@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Brings what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is there already.
+# Installs what a fresh Debian 12 with Rust lacks for the demo or for the tests; changes nothing that is installed.
 #
 #   scripts/setup.sh demo    what `make demo` needs
 #   scripts/setup.sh test    the same, and what `make test` needs: etcd, kube-apiserver, buildah, reference CNI plugins,
@@ -8,7 +8,7 @@
 # The latter in two parts, for those who have other things to do meanwhile: `test-packages` installs packages and takes
 # seconds, `test-assets` builds and unpacks the rest and takes minutes the first time.
 #
-# Packages are installed only when the command that they bring is missing, and sudo is used only then.
+# Packages are installed only when their command is missing, and sudo is used only then.
 # etcd and kube-apiserver come from KUBEBUILDER_ASSETS if that is set, else they go to (and stay in)
 # ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/kube-1.20.2; no service is installed or started for them.
 # The kernel goes there too and is not installed.
@@ -26,7 +26,7 @@ usage() {
     exit 64
 }
 
-# What has to be there, each line a command (or a file) and the package that brings it.
+# What is required, each line a command (or a file) and the package that contains it.
 demo_needs="
 cc                  gcc
 /usr/include/stdio.h libc6-dev
@@ -54,7 +54,7 @@ assets() {
     for job in "${jobs[@]}"; do
         wait "$job" || failed=1
     done
-    [ $failed = 0 ] || fail "not everything could be made; see above"
+    [ $failed = 0 ] || fail "some assets could not be built; see above"
 }
 
 main() {
