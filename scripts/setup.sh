@@ -53,7 +53,7 @@ assets() {
     for job in "${jobs[@]}"; do
         wait "$job" || failed=1
     done
-    [ $failed = 0 ] || fail "not everything could be made; see above"
+    [ $failed = 0 ] || fail "some assets could not be built; see above"
 }
 
 main() {

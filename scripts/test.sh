@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # All that `make test` does, on a fresh Debian with Rust: set-up, lints, build, every test.
 #
-# Stops at the first step that fails. Whatever happens, target/test/report.json says what ran, what passed, what was
-# skipped and why. With CI=true a skip is a failure.
+# Stops at the first step that fails. In any case target/test/report.json says what ran, what passed, what was skipped
+# and why. With CI=true a skip is a failure.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -55,7 +55,7 @@ await() {
     note "$background_name" $((SECONDS - background_begin)) $ok
 }
 
-# One line for the report about something that this machine can't run.
+# One line for the report about something that can't run on this machine.
 not_run() {
     printf '==> not run: %s: %s\n' "$1" "$2" >&2
     printf '{"name": "%s", "why": "%s"}\n' "$1" "$2" >>"$out/not-run.jsonl"
@@ -71,7 +71,7 @@ scripts_are_sound() {
 }
 
 # nextest runs each test in a process of its own and knows the groups of .config/nextest.toml; where it is not
-# installed cargo's own runner does the same tests, with less to say about each.
+# installed cargo's own runner runs the same tests and reports less about each.
 #
 # Always with all packages of the workspace, also where tests of one are wanted: which features dependencies are built
 # with depends on the packages that are selected, and another selection would build dozens of them once more.
