@@ -8,11 +8,11 @@ use cni::node_file::NodeFile;
 use crate::config::Config;
 use crate::file::{self, FileError};
 
-/// Name of the configuration in the runtime's folder; runtimes take the first by name.
+/// Name of the configuration in the runtime's directory; runtimes take the first by name.
 pub(crate) const CONFLIST: &str = "10-meshd.conflist";
 /// Name of the plugin's binary.
 pub(crate) const PLUGIN: &str = "mesh-cni";
-/// Name of the node file in the run folder.
+/// Name of the node file in the run directory.
 pub(crate) const NODE_FILE: &str = "node.json";
 
 /// Writes the node file.
@@ -20,8 +20,8 @@ pub(super) fn write_node_file(config: &Config, node: &NodeFile) -> Result<bool, 
     file::replace(&config.run_dir.join(NODE_FILE), node.render().as_bytes(), 0o644)
 }
 
-/// Whether plugin and configuration are where they were put. Looks at lengths only, for every turn of the loop;
-/// their contents are compared when the daemon starts.
+/// Whether plugin and configuration are still in place. Compares lengths only, because every turn asks; contents are
+/// compared when the daemon starts.
 pub(super) fn are_there(config: &Config) -> bool {
     let len = |path: &Path| std::fs::metadata(path).map(|found| found.len()).ok();
     let plugin = plugin_source().ok().and_then(|source| len(&source));
@@ -48,7 +48,7 @@ pub(super) fn install(config: &Config) -> Result<bool, CniFilesError> {
     Ok(copied || written)
 }
 
-/// The plugin stands beside the daemon's own binary, in the image as in a build.
+/// The plugin is beside the daemon's own binary, in the image as in a build.
 fn plugin_source() -> io::Result<PathBuf> {
     let own = std::env::current_exe()?;
     Ok(own.parent().unwrap_or_else(|| Path::new("/")).join(PLUGIN))
@@ -64,7 +64,7 @@ fn copy(source: &Path, target: &Path) -> Result<bool, CniFilesError> {
 /// Why the CNI side could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CniFilesError {
-    /// The daemon can't tell where its own binary is.
+    /// The path of the daemon's own binary is not known.
     #[error("find the CNI plugin beside the daemon's binary")]
     Find {
         /// The cause.

@@ -1,9 +1,9 @@
-//! The running daemon: wiring, and the loop that keeps the node's network as it should be.
+//! The running daemon: wiring, and the loop that keeps the node's network as desired.
 //!
 //! ```text
-//!  Nodes ──▶ cluster ──▶ World ──▶ desired ─┐
-//!                                           ├─ diff ─▶ perform ─▶ outcome ─▶ status, annotations, CNI
-//!  kernel and engines ──▶ observe ──────────┘
+//!  Nodes ──▶ plan::cluster ──▶ admission ──▶ Known ──┐
+//!                                                    ├─ plan::turn::decide ─▶ perform ─▶ status, annotations, CNI
+//!  kernel and engines ──▶ observe ──────▶ Observed ──┘
 //! ```
 
 mod audit;
@@ -15,7 +15,6 @@ mod outcome;
 mod perform;
 mod pq;
 mod probes;
-mod publication;
 mod reconcile;
 mod talk;
 
@@ -44,11 +43,11 @@ use reconcile::{Answer, Outputs, Reconciler};
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How often the loop takes a turn without a reason: `wg set` changes the engine without a notice.
 const RESYNC_PERIOD: Duration = Duration::from_secs(1);
-/// Changes from the API server that may wait.
+/// Changes from the API server that may be queued.
 const QUEUE: usize = 256;
 
 /// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns. `shortfalls` are protections
-/// of this process that could not be had; they stand in the status.
+/// of this process that could not be set up; they are shown in the status.
 pub(crate) async fn run(config: Config, shortfalls: Vec<String>) -> Result<(), DaemonError> {
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
@@ -184,7 +183,7 @@ impl Loop {
                     due = Some(earlier(due, soon));
                 }
                 Some((request, reply)) = self.asked.recv() => {
-                    // The client may have gone away; that is its affair.
+                    // The client may have gone away.
                     let _ = reply.send(self.reconciler.answer(request).await);
                 }
             }
@@ -211,7 +210,7 @@ pub enum DaemonError {
         /// The cause.
         source: Box<linux::HostError>,
     },
-    /// The kernel's WireGuard was asked for, and can't be had.
+    /// The kernel's WireGuard is configured, and not available.
     #[error(transparent)]
     Backend(#[from] device::NoKernel),
     /// There are no usable keys.
@@ -231,7 +230,7 @@ pub enum DaemonError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The address for health and metrics is not to be had.
+    /// The address for health and metrics is not available.
     #[error("listen on {address} for health and metrics: set --listen to a free address")]
     Listen {
         /// The address.

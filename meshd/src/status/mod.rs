@@ -178,6 +178,9 @@ pub struct Counters {
     pub steps: u64,
     /// Steps that failed.
     pub failed_steps: u64,
+    /// Steps that were tried again after a failure.
+    #[serde(default)]
+    pub retried_steps: u64,
     /// Devices that were gone and were made anew.
     pub device_restarts: u64,
     /// Times that a mass removal of peers was braked.
