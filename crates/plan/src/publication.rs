@@ -90,3 +90,78 @@ pub fn foreign_generation(record: &NodeRecord, journal: &Journal) -> Option<u64>
     let same = ours && state.generation == journal.generation;
     (!exceeded && !same).then_some(state.generation)
 }
+
+#[cfg(test)]
+mod tests {
+    use keyring::{PublicKey, Slot};
+
+    use super::*;
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey::from_bytes(&[byte; 32]).unwrap()
+    }
+
+    fn journal(generation: u64, first: u8) -> Journal {
+        Journal::cold(generation, PerSlot { a: key(first), b: key(first + 1) }, 0)
+    }
+
+    fn listening() -> Listening {
+        Listening {
+            ports: PerSlot { a: 51840, b: 51841 },
+            endpoints: vec!["192.0.2.1".parse().unwrap()],
+            nat: false,
+        }
+    }
+
+    /// Our Node with what a daemon with this journal has published on it.
+    fn published(journal: &Journal) -> NodeRecord {
+        let record =
+            NodeRecord { name: NodeName::new("n1"), uid: NodeUid::new("u1"), ..NodeRecord::default() };
+        let annotations = wanted(&record, journal, listening()).annotations;
+        NodeRecord {
+            state: annotations[names::STATE].clone(),
+            endpoints: annotations[names::ENDPOINTS].clone(),
+            ..record
+        }
+    }
+
+    #[test]
+    fn what_is_wanted_is_in_place_once_it_is_published_and_only_then() {
+        let (ours, next) = (journal(3, 1), journal(4, 1));
+        let record = published(&ours);
+        assert!(is_in_place(&record, &wanted(&record, &ours, listening())));
+        assert!(!is_in_place(&record, &wanted(&record, &next, listening())));
+        let elsewhere = Listening { endpoints: Vec::new(), ..listening() };
+        assert!(!is_in_place(&record, &wanted(&record, &ours, elsewhere)));
+        let recreated = NodeRecord { uid: NodeUid::new("u2"), ..record };
+        assert!(!is_in_place(&recreated, &wanted(&recreated, &ours, listening())), "it names the former UID");
+    }
+
+    #[test]
+    fn a_generation_that_is_not_ours_has_to_be_exceeded() {
+        let ours = journal(3, 1);
+        for (found, expected) in [
+            (journal(3, 1), None),
+            (journal(2, 1), None),
+            (journal(2, 7), None),
+            (journal(3, 7), Some(3)),
+            (journal(9, 7), Some(9)),
+            (journal(9, 1), Some(9)),
+        ] {
+            assert_eq!(foreign_generation(&published(&found), &ours), expected, "{found:?}");
+        }
+        let unreadable = NodeRecord { state: Some("{".to_owned()), ..published(&ours) };
+        assert_eq!(foreign_generation(&unreadable, &ours), None);
+        assert_eq!(foreign_generation(&NodeRecord { state: None, ..unreadable }, &ours), None);
+    }
+
+    #[test]
+    fn the_annotations_say_which_slot_is_drained() {
+        let mut draining = journal(3, 1);
+        draining.step = Step::Restoring;
+        let state = State::parse(published(&draining).state.as_deref().unwrap()).unwrap();
+        assert_eq!((state.drain, state.phase), (Some(Slot::B), Phase::Verifying));
+        let state = State::parse(published(&journal(3, 1)).state.as_deref().unwrap()).unwrap();
+        assert_eq!((state.drain, state.phase), (None, Phase::Cold));
+    }
+}
