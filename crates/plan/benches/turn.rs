@@ -40,9 +40,9 @@ fn main() {
 fn measure(nodes: usize, runs: usize) -> Vec<(&'static str, Duration)> {
     let records: Vec<NodeRecord> = (0..nodes).map(record).collect();
     let (policy, own) = (policy(), NodeName::new("node-0"));
-    let hear = |ledger: &Ledger| admit(&policy, &own, &records, ledger);
-    let ledger = hear(&Ledger::default()).ledger;
-    let admission = hear(&ledger);
+    let admitted = |ledger: &Ledger| admit(&policy, &own, &records, ledger);
+    let ledger = admitted(&Ledger::default()).ledger;
+    let admission = admitted(&ledger);
     assert_eq!(admission.world.peers.len(), nodes - 1);
     let (setup, underlay) = (setup(&admission), underlay(&admission));
     let wanted = desired(&admission.world, &setup, &underlay);
@@ -53,7 +53,7 @@ fn measure(nodes: usize, runs: usize) -> Vec<(&'static str, Duration)> {
         members.map(|member| setup.active_slot(member)).collect::<Vec<_>>()
     };
     let turn = || {
-        let admission = hear(&ledger);
+        let admission = admitted(&ledger);
         let wanted = desired(&admission.world, &setup, &underlay);
         let ops = diff(&wanted, &observed);
         let violations = check(&wanted, &admission.world);
@@ -63,7 +63,7 @@ fn measure(nodes: usize, runs: usize) -> Vec<(&'static str, Duration)> {
     let states = || records.iter().filter_map(|record| State::parse(record.state.as_deref()?).ok()).count();
     vec![
         ("parse", median(runs, states)),
-        ("admit", median(runs, || hear(&ledger))),
+        ("admit", median(runs, || admitted(&ledger))),
         ("desired", median(runs, || desired(&admission.world, &setup, &underlay))),
         ("check", median(runs, || check(&wanted, &admission.world))),
         ("diff", median(runs, || diff(&wanted, &observed))),

@@ -1,8 +1,7 @@
 //! The annotations by which nodes find each other: strict to read, canonical to write.
 //!
-//! Unknown fields of a known version are passed over, so that a later release can add some; an unknown
-//! version is refused by its number, and a key that stands twice is refused because two readers could
-//! believe different ones.
+//! Unknown fields of a known version are ignored, so that a later release can add some. An unknown version is refused,
+//! and so is a duplicate key, because two readers could take different ones.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -23,7 +22,7 @@ pub mod names {
     pub const CONFIG_ENDPOINT: &str = "config.meshd.dev/endpoint";
     /// Keepalive interval that an operator prescribes.
     pub const CONFIG_KEEPALIVE: &str = "config.meshd.dev/keepalive";
-    /// That an operator wants older keys replaced.
+    /// An operator's request to replace older keys.
     pub const CONFIG_RENEWAL: &str = "config.meshd.dev/renew-keys-before";
 }
 
@@ -83,7 +82,7 @@ pub enum Phase {
 /// The annotation `meshd.dev/endpoints`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoints {
-    /// Addresses, the best first; the ports stand with the slots.
+    /// Addresses, the best first; the ports are in the state annotation.
     pub addresses: Vec<IpAddr>,
     /// Whether the node is behind NAT, so that it must be followed to wherever it sends from.
     pub nat: bool,

@@ -1,6 +1,6 @@
-//! A strict stand-in for the kernel and the engine: performs steps on a value as they do on a machine.
+//! A strict model of the kernel and the engine: applies steps to a value as they do on a machine.
 //!
-//! It refuses what they refuse, so a plan in the wrong order fails in a test and not on a node.
+//! It refuses what they refuse, so that a plan in the wrong order fails in a test and not on a node.
 
 use crate::network::{Device, LinkName, Network, Route, Via};
 use crate::op::Op;
@@ -156,7 +156,7 @@ impl Network {
     }
 }
 
-/// A prefix belongs to one peer of a device: whoever is given it takes it from the others.
+/// A prefix belongs to one peer of a device: giving it to one takes it from the others.
 fn take(device: &mut Device, prefixes: &[IpNetwork]) {
     for peer in device.peers.values_mut() {
         peer.allowed_ips.retain(|prefix| !prefixes.contains(prefix));

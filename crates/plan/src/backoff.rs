@@ -1,8 +1,9 @@
 //! When to try again what failed, and when to log it.
 //!
-//! Each step backs off by itself, from [`FIRST`] to [`LONGEST`]. A change of the plan or a notice from the kernel may mean
-//! that it would work now: then it is tried at once, but no sooner than [`NUDGED`] after the last try, because a step
-//! that fails can itself cause a notice. A failure is logged when it is new or its cause changes.
+//! Each step backs off by itself, from [`FIRST`] to [`LONGEST`]; the guard never waits longer than [`LONGEST_GUARD`]. After
+//! a change of the plan or a notice from the kernel a step may work: then it is tried at once, but no sooner than
+//! [`NUDGED`] after the last try, because a failing step can itself cause a notice. A failure is logged when it is new or
+//! its cause changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::op::Op;
 pub const FIRST: Duration = Duration::from_millis(500);
 /// Longest time between two tries.
 pub const LONGEST: Duration = Duration::from_secs(30);
+/// Longest time between two tries to set the guard: without it pods' packets may leave unencrypted.
+pub const LONGEST_GUARD: Duration = Duration::from_secs(1);
 /// Least time between two tries while the plan or the kernel changes.
 pub const NUDGED: Duration = Duration::from_secs(1);
 
@@ -26,6 +29,8 @@ pub struct Backoff {
 /// What can fail.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Subject {
+    /// The guard, whatever its contents.
+    Guard,
     /// A step, with all of its arguments.
     Step(String),
     /// Something that every turn does.
@@ -43,7 +48,14 @@ struct Failing {
 impl Subject {
     /// A step. Another argument makes another subject, which has not failed yet.
     pub fn step(op: &Op) -> Self {
-        Self::Step(format!("{op:?}"))
+        match op {
+            Op::SetGuard(_) => Self::Guard,
+            other => Self::Step(format!("{other:?}")),
+        }
+    }
+
+    const fn longest(&self) -> Duration {
+        if matches!(self, Self::Guard) { LONGEST_GUARD } else { LONGEST }
     }
 }
 
@@ -78,8 +90,9 @@ impl Backoff {
         let former = self.failing.remove(&subject);
         let failures = former.as_ref().map_or(0, |former| former.failures);
         let is_news = former.is_none_or(|former| former.message != message);
-        let pause = FIRST.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX)).min(LONGEST);
-        if let Subject::Step(_) = subject {
+        let pause =
+            FIRST.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX)).min(subject.longest());
+        if !matches!(subject, Subject::Task(_)) {
             self.planned.insert(subject.clone());
         }
         let failing = Failing {
@@ -95,6 +108,11 @@ impl Backoff {
     /// Takes a success. Says how often it had failed, if it had.
     pub fn succeeded(&mut self, subject: &Subject) -> Option<u32> {
         self.failing.remove(subject).map(|failing| failing.failures)
+    }
+
+    /// Whether this failed when it was last tried.
+    pub fn is_failing(&self, subject: &Subject) -> bool {
+        self.failing.contains_key(subject)
     }
 
     /// What fails now, tried in the last turn or not.
@@ -149,6 +167,18 @@ mod tests {
         }
         assert_eq!(tried, [0, 500, 1_500, 3_500, 7_500, 15_500, 31_500, 61_500, 91_500]);
         assert_eq!(backoff.retry_at(), Some(ms(121_500)));
+    }
+
+    #[test]
+    fn the_guard_is_tried_every_second() {
+        let (mut backoff, guard) = (Backoff::default(), Op::SetGuard(crate::network::Guard::default()));
+        let mut tried = Vec::new();
+        for at in (0..5_000).step_by(100) {
+            if !turn(&mut backoff, ms(at), std::slice::from_ref(&guard), false, &guard).is_empty() {
+                tried.push(at);
+            }
+        }
+        assert_eq!(tried, [0, 500, 1_500, 2_500, 3_500, 4_500]);
     }
 
     #[test]

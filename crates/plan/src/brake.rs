@@ -1,4 +1,4 @@
-//! Keeps the mesh when the API server suddenly no longer knows its nodes.
+//! Keeps the peers when the API server suddenly no longer lists their Nodes.
 //!
 //! A restored, emptied or half-synchronized store lists too few Nodes. Believing it would cut healthy nodes
 //! off, so a list that loses more than a fifth of the peers at once is not followed for five minutes, unless
@@ -24,16 +24,16 @@ pub struct Relist<'a> {
     pub known: &'a BTreeSet<NodeName>,
     /// Every Node in the list.
     pub listed: &'a BTreeSet<NodeName>,
-    /// Missing Nodes of which the API server, asked for each, says that it has none.
+    /// Missing Nodes for which a GET of each returned "not found".
     pub confirmed_gone: &'a BTreeSet<NodeName>,
 }
 
 /// What to do with the missing Nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verdict {
-    /// Missing Nodes that stay for now.
+    /// Missing Nodes that are kept for now.
     pub keep: BTreeSet<NodeName>,
-    /// When those that are still missing then are let go; none while our own Node is missing as well.
+    /// When those that are still missing are removed; none while our own Node is missing as well.
     pub release_at: Option<Duration>,
 }
 
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_missing_nodes_go_at_once() {
+    fn a_few_missing_nodes_are_removed_at_once() {
         let known = ["n1", "n2", "n3", "n4", "n5", "n6"];
         let verdict =
             relist(&mut Brake::default(), 0, Some("u"), &known, &["n1", "n2", "n3", "n4", "n5"], &[]);
@@ -132,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn many_missing_nodes_stay_five_minutes_unless_each_is_confirmed() {
+    fn many_missing_nodes_are_kept_for_five_minutes_unless_each_is_confirmed_gone() {
         let mut brake = Brake::default();
         let known = ["n1", "n2", "n3", "n4"];
         let verdict = relist(&mut brake, 10, Some("u"), &known, &["n1", "n2"], &["n3"]);
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_removes_nobody_however_long_it_lasts() {
+    fn an_empty_list_never_removes_a_peer() {
         let mut brake = Brake::new(Some(NodeUid::new("u")));
         let verdict = relist(&mut brake, 0, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
         assert_eq!(verdict, Verdict { keep: names(&["n2", "n3"]), release_at: None });

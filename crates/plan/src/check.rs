@@ -1,4 +1,4 @@
-//! Invariants of a network, checked apart from the code that computes it: a plan that breaks one is refused.
+//! Invariants of a network, checked independently of the code that computes it: a plan that breaks one is refused.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::admission::World;
 use crate::network::{Device, LinkName, Network, Via};
 use crate::prefix;
 
-/// Something that must never be.
+/// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// There is no guard.
@@ -26,7 +26,7 @@ pub enum Violation {
         other: IpNetwork,
     },
     /// A peer is allowed what its node was not granted.
-    #[error("slot {slot}: peer {key} is allowed {prefix}, which its node was not granted")]
+    #[error("slot {slot}: peer {key} has allowed IP {prefix}, which its node was not granted")]
     NotGranted {
         /// The slot.
         slot: Slot,
@@ -35,10 +35,10 @@ pub enum Violation {
         /// The prefix.
         prefix: IpNetwork,
     },
-    /// A route leads into the mesh where no peer takes its packets.
-    #[error("no peer takes what the route to {0} sends into the mesh")]
-    RouteToNobody(IpNetwork),
-    /// The node's own datagrams would go into the tunnel that carries them.
+    /// A route leads into the mesh, but no peer's allowed IPs contain its destination.
+    #[error("no peer's allowed IPs contain the route to {0} into the mesh")]
+    RouteWithoutPeer(IpNetwork),
+    /// The tunnel's own datagrams would be routed into the tunnel.
     #[error("the endpoint of peer {0} is routed into the mesh")]
     TunnelInTunnel(PublicKey),
 }
@@ -133,9 +133,9 @@ fn routed(network: &Network, found: &mut Vec<Violation>) {
     let mut into_mesh = Vec::new();
     for route in &network.routes {
         let Via::Link { link, .. } = &route.via else { continue };
-        // The whole of it, by one prefix of a peer's.
+        // All of it, by one prefix.
         if !taken.get(link).is_some_and(|spans| spans.contain(route.destination)) {
-            found.push(Violation::RouteToNobody(route.destination));
+            found.push(Violation::RouteWithoutPeer(route.destination));
         }
         if route.table == main {
             into_mesh.push(route.destination);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn a_route_needs_one_peer_that_takes_all_of_it() {
+    fn a_route_needs_a_peer_whose_prefix_contains_it() {
         let broken = |peers: &[(u8, &[&str])], routes: &[&str]| {
             let mut found = Vec::new();
             routed(&network(peers, routes), &mut found);
@@ -229,7 +229,7 @@ mod tests {
         let peers: &[(u8, &[&str])] = &[(1, &["10.1.0.0/16", "10.1.2.0/24"]), (2, &["10.3.0.0/24"])];
         assert_eq!(broken(peers, &["10.1.9.0/24", "10.1.2.0/24", "10.3.0.0/24"]), []);
         for route in ["10.0.0.0/8", "10.2.0.0/24", "10.3.0.0/23", "fd00::/64"] {
-            assert_eq!(broken(peers, &[route]), [Violation::RouteToNobody(net(route))], "{route}");
+            assert_eq!(broken(peers, &[route]), [Violation::RouteWithoutPeer(net(route))], "{route}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! What this node's network should be: a pure function of the world, of itself and of the underlay.
+//! What this node's network should be: a pure function of the admitted nodes, of its own setup and of the underlay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,14 +19,14 @@ pub const PEER_METRIC: u32 = 84;
 /// Metric of the routes to peers by the slot that is not used. They carry what is sent into that slot's device on
 /// purpose, which is how a new key is tried out, and everything else only if the other device is gone.
 pub const RESERVE_METRIC: u32 = 85;
-/// Metric of the route that ends what no other route takes. Higher than the others', so that on a cluster
+/// Metric of the unreachable route for what no other route matches. Higher than the others', so that on a cluster
 /// with one node, where both have the same destination, it does not win.
 pub const UNREACHABLE_METRIC: u32 = 50_000;
 /// Seconds between keepalives where one of two ends is behind NAT: shorter than the 30 s after which
 /// common NATs forget a UDP mapping.
 const NAT_KEEPALIVE: u16 = 25;
 
-/// What this node brings along.
+/// This node's own part: configuration, keys, and what the key exchange says about each peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setup {
     /// The cluster's pod ranges.
@@ -54,10 +54,10 @@ pub struct Setup {
     pub barred: BTreeSet<(NodeUid, Slot)>,
 }
 
-/// What the node's own network offers.
+/// The MTUs of the node's own network.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Underlay {
-    /// MTU in bytes where no endpoint says more.
+    /// MTU in bytes where the route to the endpoint is not known.
     pub mtu: u32,
     /// MTU in bytes of the route to an endpoint address.
     pub mtu_to: BTreeMap<IpAddr, u32>,
@@ -72,7 +72,7 @@ impl Underlay {
 }
 
 impl Guard {
-    /// The guard that knows the cluster's ranges only: all that is in place before a Node has been seen.
+    /// The guard with the cluster's ranges only: what is in place before the first Node is known.
     pub fn closed(
         cluster: BTreeSet<IpNetwork>,
         services: BTreeSet<IpNetwork>,
@@ -188,7 +188,7 @@ fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Devi
     }
 }
 
-/// What is sent to a peer and accepted from it: its podCIDRs and the node addresses whose claim stands.
+/// What is sent to a peer and accepted from it: its podCIDRs and its accepted node addresses.
 fn allowed_ips(member: &Member) -> BTreeSet<IpNetwork> {
     let addresses = member.addresses.iter().map(|address| prefix::host(*address));
     member.pod_cidrs.iter().copied().chain(addresses).collect()
@@ -204,8 +204,8 @@ fn mesh_addresses(own: &Own) -> impl Iterator<Item = IpNetwork> {
     own.pod_cidrs.iter().map(|pod_cidr| prefix::host(prefix::first_usable(*pod_cidr)))
 }
 
-/// The address that the node itself uses towards pods elsewhere: its Node address, which is what a pod on
-/// the host network sees of itself; its mesh address where the claim of that one does not stand.
+/// The address that the node itself uses towards pods on other nodes: its Node address, which is what a pod on
+/// the host network sees of itself; its mesh address where that one was not accepted.
 fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
     let of_family = |address: &&IpAddr| address.is_ipv4() == ipv4;
     let claimed = own.addresses.iter().find(of_family).copied();
@@ -231,8 +231,8 @@ fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> 
 }
 
 /// The routes to one peer, by either slot. Where a slot is barred they are to the peer's mesh addresses alone, and then by
-/// the other slot as well, or the more specific ones would win there; what pods send finds no route but the one that
-/// ends it.
+/// the other slot as well, or the more specific ones would win there; what pods send finds no route but the
+/// unreachable one.
 fn peer_routes(
     routes: &mut BTreeSet<Route>,
     world: &World,
@@ -260,8 +260,8 @@ fn peer_routes(
     }
 }
 
-/// Only pods look the mesh's table up: the node's own traffic to other nodes, the tunnel's datagrams and the
-/// API server's among it, stays on the underlay.
+/// Only pods use the mesh's table: the node's own traffic to other nodes, including the tunnel's datagrams and the API
+/// server's, stays on the underlay.
 fn rules(world: &World, setup: &Setup) -> BTreeSet<Rule> {
     let own = world.own.iter().flat_map(|own| own.pod_cidrs.iter());
     own.map(|pod_cidr| Rule { priority: setup.rule_priority, from: *pod_cidr, table: setup.table }).collect()

@@ -1,7 +1,7 @@
 //! From what is observed to what is desired, in an order in which every step leaves the node safe.
 //!
-//! The guard comes first, then links, keys and peers, then the routes that lead to them; what is no longer
-//! wanted goes last. Nothing is ever replaced as a whole, so what stays is never taken away in between.
+//! The guard comes first, then links, keys and peers, then the routes to them; what is no longer wanted is removed last.
+//! Nothing is replaced as a whole, so what stays is never missing in between.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,7 +17,7 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
     if let Some(guard) = desired.guard.as_ref().filter(|guard| observed.guard.as_ref() != Some(*guard)) {
         ops.push(Op::SetGuard(guard.clone()));
     }
-    let remade = remade(desired, observed);
+    let recreated = recreated(desired, observed);
     remove_devices(&mut ops, desired, observed);
     for (slot, wanted) in &desired.devices {
         let found = observed.devices.get(slot).filter(|found| found.link == wanted.link);
@@ -25,11 +25,11 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
     }
     // After the devices: a setting of a link exists only with the link.
     for (name, value) in &desired.sysctls {
-        if observed.sysctls.get(name) != Some(value) || is_of_link(name, &remade) {
+        if observed.sysctls.get(name) != Some(value) || is_of_link(name, &recreated) {
             ops.push(Op::SetSysctl { name: name.clone(), value: value.clone() });
         }
     }
-    routes(&mut ops, desired, observed, &remade);
+    routes(&mut ops, desired, observed, &recreated);
     for rule in desired.rules.difference(&observed.rules) {
         ops.push(Op::AddRule(rule.clone()));
     }
@@ -46,8 +46,8 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
     ops
 }
 
-/// Links that this plan makes: what was observed on them is gone with the old ones.
-fn remade(desired: &Network, observed: &Network) -> BTreeSet<LinkName> {
+/// Links that this plan creates: what was observed on the old ones is gone with them.
+fn recreated(desired: &Network, observed: &Network) -> BTreeSet<LinkName> {
     let links = desired
         .devices
         .iter()
@@ -108,11 +108,11 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
     peers(ops, slot, wanted, found);
 }
 
-/// Removals first: a prefix that moves from one peer to another is free before it is given away, so that no
-/// packet for its new owner is sealed for the old one.
+/// Removals first: a prefix that moves to another peer is free before it is added there, so that no packet for its new
+/// owner is encrypted for the old one.
 fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: &Device) {
     for (key, former) in &found.peers {
-        // A session that was made with another preshared key, or with none, must not outlive it.
+        // A session with another preshared key, or with none, must not continue.
         if wanted.peers.get(key).is_none_or(|peer| peer.preshared != former.preshared) {
             ops.push(Op::RemovePeer { slot, key: *key });
         }
@@ -135,13 +135,13 @@ fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: &Device) {
             }
         }
     }
-    // Those that only give prefixes away come before those that take some.
+    // Changes that only remove prefixes come before those that add some.
     changes.sort_by_key(|(key, change)| (!change.allow.is_empty(), *key));
     ops.extend(changes.into_iter().map(|(key, change)| Op::UpdatePeer { slot, key, change }));
     ops.extend(additions);
 }
 
-/// Whether a peer's endpoint is where it was last heard: one that roams, and one that has published none.
+/// Whether a peer's endpoint is the address that it last sent from: for one that roams, and for one that has published none.
 const fn follows(wanted: &Peer, found: &Peer) -> bool {
     found.endpoint.is_some() && (wanted.roaming || wanted.endpoint.is_none())
 }
@@ -157,18 +157,17 @@ fn change(wanted: &Peer, found: &Peer) -> PeerChange {
     }
 }
 
-fn routes(ops: &mut Vec<Op>, desired: &Network, observed: &Network, remade: &BTreeSet<LinkName>) {
-    let gone =
-        |route: &Route| matches!(&route.via, crate::network::Via::Link { link, .. } if remade.contains(link));
-    let stands = |route: &Route| observed.routes.contains(route) && !gone(route);
-    for route in desired.routes.iter().filter(|route| !stands(route)) {
+fn routes(ops: &mut Vec<Op>, desired: &Network, observed: &Network, recreated: &BTreeSet<LinkName>) {
+    let gone = |route: &Route| matches!(&route.via, crate::network::Via::Link { link, .. } if recreated.contains(link));
+    let is_in_place = |route: &Route| observed.routes.contains(route) && !gone(route);
+    for route in desired.routes.iter().filter(|route| !is_in_place(route)) {
         ops.push(Op::SetRoute(route.clone()));
     }
-    // A route with the same place as a wanted one has been replaced by it, not added beside it.
-    let place = |route: &Route| (route.table, route.destination, route.metric);
-    let replaced: BTreeSet<_> = desired.routes.iter().map(place).collect();
+    // A wanted route with the same table, destination and metric has replaced it.
+    let identity = |route: &Route| (route.table, route.destination, route.metric);
+    let replaced: BTreeSet<_> = desired.routes.iter().map(identity).collect();
     for route in observed.routes.difference(&desired.routes) {
-        if !replaced.contains(&place(route)) {
+        if !replaced.contains(&identity(route)) {
             ops.push(Op::RemoveRoute(route.clone()));
         }
     }

@@ -26,6 +26,7 @@ pub mod node;
 pub mod op;
 pub mod path_mtu;
 pub mod prefix;
+pub mod publication;
 mod render;
 pub mod renewal;
 pub mod turn;

@@ -1,22 +1,22 @@
-//! What the API server says of one Node, trimmed to what the mesh reads, and not believed yet.
+//! One Node from the API server, trimmed to what the mesh reads, and not validated yet.
 
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-/// One Node as the API server has it. All texts are raw: whoever may write the Node wrote them.
+/// One Node as the API server has it. All texts are raw and untrusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// `metadata.name`
     pub name: NodeName,
     /// `metadata.uid`
     pub uid: NodeUid,
-    /// `metadata.creationTimestamp` as RFC 3339 text in UTC; sorts by age, read for nothing else.
+    /// `metadata.creationTimestamp` as RFC 3339 text in UTC; used for sorting by age only.
     pub created: String,
-    /// `spec.podCIDRs`; set once by the controller manager, nobody can change them later.
+    /// `spec.podCIDRs`; set once by the controller manager, and immutable from then on.
     pub pod_cidrs: Vec<String>,
-    /// Addresses of types `InternalIP` and `ExternalIP` in `status.addresses`; the kubelet writes what it likes.
+    /// Addresses of types `InternalIP` and `ExternalIP` in `status.addresses`; written by the kubelet, unchecked.
     pub addresses: Vec<String>,
     /// Whether the Node has the control-plane role label, which a kubelet can't give itself.
     pub control_plane: bool,

@@ -43,7 +43,7 @@ pub fn last(prefix: IpNetwork) -> IpAddr {
     }
 }
 
-/// Whether an address can be nobody's in particular: unspecified, loopback, link-local, multicast, broadcast,
+/// Whether an address can't belong to one node: unspecified, loopback, link-local, multicast, broadcast,
 /// or IPv4 written as IPv6 (RFC 4291 section 2.5.5), which would be a second name for an IPv4 address.
 pub fn is_special(address: IpAddr) -> bool {
     match address {
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn special_addresses_are_nobodys() {
+    fn special_addresses_are_recognized() {
         for text in [
             "0.0.0.0",
             "0.1.2.3",

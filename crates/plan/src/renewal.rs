@@ -1,7 +1,6 @@
-//! An operator's wish that a node replace its keys, as it stands on the Node.
+//! An operator's request that a node replace its keys: an annotation on its Node.
 //!
-//! It names a moment and not a deed: whoever reads it twice, or after a crash, or after it was fulfilled, does the right
-//! thing without remembering anything.
+//! It names a time, so that it is idempotent: read twice, after a crash or after it was fulfilled, it needs no memory.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,14 +8,14 @@ use std::str::FromStr;
 /// The annotation `config.meshd.dev/renew-keys-before`: a Unix time in seconds, and perhaps how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Renewal {
-    /// Keys that were made before this moment are to be replaced. Seconds since 1970. Nothing happens before the moment
-    /// itself has come, or else new keys would be too old at once where clocks differ.
+    /// Keys that were created before this time are to be replaced. Seconds since 1970. Nothing happens before that time,
+    /// or where clocks differ new keys would be too old at once.
     pub before: u64,
-    /// Both keys at once, without waiting for peers: for a key that others may know.
+    /// Both keys at once, without waiting for peers: for a key that may be compromised.
     pub at_once: bool,
 }
 
-/// The word that asks for haste.
+/// The suffix that asks for both keys at once.
 const AT_ONCE: &str = "at-once";
 
 impl fmt::Display for Renewal {
@@ -41,7 +40,7 @@ impl FromStr for Renewal {
     }
 }
 
-/// Why a wish was refused.
+/// Why a request was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected a Unix time in seconds, such as 1764000000, or one with the word {AT_ONCE:?} after it")]
 pub struct RenewalError;
@@ -51,9 +50,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_is_read() {
-        for wish in [Renewal { before: 0, at_once: false }, Renewal { before: u64::MAX, at_once: true }] {
-            assert_eq!(wish.to_string().parse(), Ok(wish));
+    fn a_rendered_request_parses() {
+        for request in [Renewal { before: 0, at_once: false }, Renewal { before: u64::MAX, at_once: true }] {
+            assert_eq!(request.to_string().parse(), Ok(request));
         }
     }
 

@@ -28,9 +28,9 @@ pub const BACKEND_PERIOD: Duration = Duration::from_mins(10);
 pub struct Known {
     /// Who is in the mesh.
     pub admission: Admission,
-    /// What this node brings along.
+    /// This node's own part.
     pub setup: Setup,
-    /// What the node's own network offers.
+    /// The MTUs of the node's own network.
     pub underlay: Underlay,
     /// Own generation that the setup's keys belong to.
     pub generation: u64,
@@ -56,9 +56,9 @@ pub struct Observed {
 pub struct Turn {
     /// Who is in the mesh.
     pub admission: Admission,
-    /// What this node brings along.
+    /// This node's own part.
     pub setup: Setup,
-    /// What the node's own network offers.
+    /// The MTUs of the node's own network.
     pub underlay: Underlay,
     /// The network that the node should have.
     pub desired: Network,
@@ -98,7 +98,7 @@ impl Known {
 pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
     let Known { admission, setup, underlay, generation, mut backoff, desired } = known;
     let Observed { mut network, outdated, changed } = observed;
-    // A device of another backend goes on while it keeps its key. When the key is replaced nobody sends to the slot any
+    // A device of another backend is used while it keeps its key. When the key is replaced no peer sends to the slot any
     // more, and the device is replaced as well.
     network.devices.retain(|slot, found| {
         let wanted = desired.devices.get(slot);
@@ -123,11 +123,10 @@ pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
 }
 
 impl Turn {
-    /// The own generation that is now in place, if all steps were performed: that of the plan, whatever has become of the
-    /// keys since.
+    /// The own generation that is in place if nothing fails or waits in `backoff`: that of the plan, whatever has become of
+    /// the keys since.
     pub fn applied(&self, backoff: &Backoff) -> Option<u64> {
-        (self.violations.is_empty() && self.waiting.is_empty() && backoff.is_empty())
-            .then_some(self.generation)
+        (self.violations.is_empty() && backoff.is_empty()).then_some(self.generation)
     }
 }
 
@@ -172,4 +171,11 @@ pub fn renew_for_backend(
     now: Duration,
 ) -> bool {
     outdated && !rotating && !failing && last.is_none_or(|last| now >= last + BACKEND_PERIOD)
+}
+
+/// Whether a peer's answer to the rotation, that it has left a slot or answers over it, counts: only when this node has
+/// left the slot as well. It has not while it sends on the slot that it `drains`. Such an answer shows only that the peer
+/// is alive.
+pub fn answer_counts(drains: Option<Slot>, sends_on: Option<Slot>) -> bool {
+    drains.is_none() || sends_on != drains
 }

@@ -138,7 +138,7 @@ fn protected(admission: &Admission, draws: &[u8]) -> Setup {
     setup
 }
 
-fn hear(records: &[NodeRecord], ledger: &Ledger) -> Admission {
+fn admitted(records: &[NodeRecord], ledger: &Ledger) -> Admission {
     admit(&policy(), &NodeName::new("n0"), records, ledger)
 }
 
@@ -150,7 +150,7 @@ fn wanted_with(admission: &Admission, setup: &Setup) -> Network {
     desired(&admission.world, setup, &Underlay { mtu: 1500, mtu_to: BTreeMap::new() })
 }
 
-/// A network that somebody has meddled with.
+/// A network that was changed by hand.
 fn disturbed(mut network: Network, how: &[u8]) -> Network {
     for choice in how {
         let pick = usize::from(choice / 10);
@@ -168,7 +168,7 @@ fn disturbed(mut network: Network, how: &[u8]) -> Network {
             })),
             _ => {
                 for device in network.devices.values_mut() {
-                    meddle(device, choice % 10, pick);
+                    change_by_hand(device, choice % 10, pick);
                 }
             }
         }
@@ -182,7 +182,7 @@ fn disturbed(mut network: Network, how: &[u8]) -> Network {
     network
 }
 
-fn meddle(device: &mut Device, how: u8, pick: usize) {
+fn change_by_hand(device: &mut Device, how: u8, pick: usize) {
     match how {
         6 => device.peers = device.peers.clone().into_iter().skip(pick % 4).collect(),
         7 => {
@@ -190,7 +190,7 @@ fn meddle(device: &mut Device, how: u8, pick: usize) {
             device.peers.insert(key(700), strange);
         }
         8 => {
-            // Everybody has what belongs to the next one.
+            // Each peer has the allowed IPs of the next one.
             let mut allowed: Vec<BTreeSet<IpNetwork>> =
                 device.peers.values().map(|peer| peer.allowed_ips.clone()).collect();
             let by = usize::from(!allowed.is_empty());
@@ -219,7 +219,7 @@ fn settled(desired: &Network, after: &Network) -> Network {
             }
         }
     }
-    // Settings that nobody desires are nobody's business.
+    // Settings that are not desired are left alone.
     settled.sysctls.extend(
         after
             .sysctls
@@ -233,7 +233,8 @@ fn settled(desired: &Network, after: &Network) -> Network {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// From nothing, from another world, and from a meddled one: the steps lead there, and then there are none.
+    /// From nothing, from another cluster, and after changes by hand: the steps lead to the desired network, and then there
+    /// are none.
     #[test]
     fn steps_lead_to_what_is_desired(
         now in prop::collection::vec(draft(), 1..60),
@@ -241,10 +242,10 @@ proptest! {
         how in prop::collection::vec(any::<u8>(), 0..6),
         draws in prop::collection::vec(any::<u8>(), 2..9),
     ) {
-        let heard = hear(&world(&now), &Ledger::default());
-        let target = wanted_with(&heard, &protected(&heard, &draws));
-        let other = wanted(&hear(&world(&before), &Ledger::default()));
-        let changed = wanted_with(&heard, &protected(&heard, &draws[1..]));
+        let admission = admitted(&world(&now), &Ledger::default());
+        let target = wanted_with(&admission, &protected(&admission, &draws));
+        let other = wanted(&admitted(&world(&before), &Ledger::default()));
+        let changed = wanted_with(&admission, &protected(&admission, &draws[1..]));
         let from = [Network::default(), other.clone(), disturbed(target.clone(), &how), disturbed(other, &how), changed];
         for observed in from {
             let mut network = observed;
@@ -257,15 +258,15 @@ proptest! {
         prop_assert_eq!(diff(&target, &target), vec![]);
     }
 
-    /// A preshared key that changes ends the session that was made without it, and nothing else does.
+    /// A change of its preshared key ends a peer's session, and nothing else does.
     #[test]
-    fn a_peer_is_made_anew_exactly_when_its_preshared_key_changes(
+    fn a_peer_is_recreated_exactly_when_its_preshared_key_changes(
         drafts in prop::collection::vec(draft(), 1..40),
         draws in prop::collection::vec(any::<u8>(), 1..9),
     ) {
-        let heard = hear(&world(&drafts), &Ledger::default());
-        let (before, after) = (wanted(&heard), wanted_with(&heard, &protected(&heard, &draws)));
-        let remade: BTreeSet<(Slot, PublicKey)> = diff(&after, &before).into_iter().filter_map(|op| match op {
+        let admission = admitted(&world(&drafts), &Ledger::default());
+        let (before, after) = (wanted(&admission), wanted_with(&admission, &protected(&admission, &draws)));
+        let recreated: BTreeSet<(Slot, PublicKey)> = diff(&after, &before).into_iter().filter_map(|op| match op {
             Op::RemovePeer { slot, key } => Some((slot, key)),
             _ => None,
         }).collect();
@@ -273,20 +274,20 @@ proptest! {
             let peers = device.peers.iter().filter(|(_, peer)| peer.preshared.is_some());
             peers.map(|(key, _)| (*slot, *key))
         });
-        prop_assert_eq!(remade, changed.collect::<BTreeSet<_>>());
+        prop_assert_eq!(recreated, changed.collect::<BTreeSet<_>>());
     }
 
-    /// A barred slot carries the nodes' own words and nothing of pods', in either direction.
+    /// A barred slot carries traffic between the nodes themselves and none of pods, in either direction.
     #[test]
-    fn nothing_of_pods_takes_a_barred_slot(
+    fn no_pod_packet_takes_a_barred_slot(
         drafts in prop::collection::vec(draft(), 1..60),
         draws in prop::collection::vec(any::<u8>(), 1..9),
     ) {
-        let heard = hear(&world(&drafts), &Ledger::default());
-        let setup = protected(&heard, &draws);
-        let network = wanted_with(&heard, &setup);
-        prop_assert_eq!(check(&network, &heard.world), vec![]);
-        for member in heard.world.peers.values() {
+        let admission = admitted(&world(&drafts), &Ledger::default());
+        let setup = protected(&admission, &draws);
+        let network = wanted_with(&admission, &setup);
+        prop_assert_eq!(check(&network, &admission.world), vec![]);
+        for member in admission.world.peers.values() {
             let mesh: BTreeSet<IpNetwork> =
                 member.pod_cidrs.iter().map(|net| prefix::host(prefix::first_usable(*net))).collect();
             for slot in Slot::ALL {
@@ -297,9 +298,9 @@ proptest! {
             // Where a pod's packet goes: the longest prefix, then the lowest metric.
             for pod_cidr in &member.pod_cidrs {
                 let pod = pod_cidr.iter().nth(9).unwrap();
-                let way = network.routes.iter().filter(|route| route.table == 254 && route.destination.contains(pod));
-                let way = way.max_by_key(|route| (route.destination.prefix(), std::cmp::Reverse(route.metric))).unwrap();
-                match &way.via {
+                let route = network.routes.iter().filter(|route| route.table == 254 && route.destination.contains(pod));
+                let route = route.max_by_key(|route| (route.destination.prefix(), std::cmp::Reverse(route.metric))).unwrap();
+                match &route.via {
                     Via::Unreachable => prop_assert!(open.is_empty()),
                     Via::Link { link, .. } => prop_assert!(open.iter().any(|slot| setup.links.get(*slot) == link)),
                 }
@@ -317,32 +318,32 @@ proptest! {
         }
     }
 
-    /// The order in which Nodes come does not matter, with and without a past.
+    /// The order in which Nodes arrive does not matter, with and without a ledger.
     #[test]
     fn order_does_not_matter(
         drafts in prop::collection::vec(draft(), 1..60),
         past in prop::collection::vec(draft(), 0..30),
         turn in any::<prop::sample::Index>(),
     ) {
-        let ledger = hear(&world(&past), &Ledger::default()).ledger;
+        let ledger = admitted(&world(&past), &Ledger::default()).ledger;
         let records = world(&drafts);
         let mut turned = records.clone();
         turned.rotate_left(turn.index(records.len()));
         turned.reverse();
-        prop_assert_eq!(hear(&records, &ledger), hear(&turned, &ledger));
+        prop_assert_eq!(admitted(&records, &ledger), admitted(&turned, &ledger));
     }
 
-    /// Whatever the Nodes say, the invariants hold.
+    /// Whatever the Nodes publish, the invariants hold.
     #[test]
     fn invariants_hold(
         drafts in prop::collection::vec(draft(), 1..200),
         past in prop::collection::vec(draft(), 0..60),
     ) {
-        let ledger = hear(&world(&past), &Ledger::default()).ledger;
-        let admission = hear(&world(&drafts), &ledger);
+        let ledger = admitted(&world(&past), &Ledger::default()).ledger;
+        let admission = admitted(&world(&drafts), &ledger);
         let network = wanted(&admission);
         prop_assert_eq!(check(&network, &admission.world), vec![]);
-        // Said once more without the code under test: prefixes of peers are disjoint, and within the cluster or claimed.
+        // The same without the code under test: prefixes of peers are disjoint, and within the cluster or claimed.
         for device in network.devices.values() {
             let peers: Vec<&Peer> = device.peers.values().collect();
             for (index, one) in peers.iter().enumerate() {
@@ -359,18 +360,18 @@ proptest! {
         }
     }
 
-    /// A node that says something unreadable changes nothing for the others.
+    /// A node with an unreadable annotation changes nothing for the others.
     #[test]
     fn one_bad_node_changes_nothing_for_the_others(drafts in prop::collection::vec(draft(), 1..60)) {
         let mut records = world(&drafts);
-        let without = hear(&records, &Ledger::default());
+        let without = admitted(&records, &Ledger::default());
         let bad = Draft { garbage: Some("{".to_owned()), ..drafts[0].clone() };
         records.push(record(999, &bad, &(0..512).map(key).collect::<Vec<_>>()));
-        let with = hear(&records, &Ledger::default());
+        let with = admitted(&records, &Ledger::default());
         prop_assert_eq!(with.world, without.world);
     }
 
-    /// Texts that no daemon wrote never lead to a panic, and what is read is written the same.
+    /// No text makes the parsers panic, and what parses renders the same.
     #[test]
     fn annotations_are_total(text in ".{0,300}") {
         if let Ok(state) = State::parse(&text) {

@@ -1,4 +1,4 @@
-//! Turns of the loop without a node: what the API server says and what is observed, and what is decided.
+//! Turns of the loop without a node: what the API server says and what is observed in, what is decided out.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -15,7 +15,9 @@ use plan::desired::{Setup, Underlay};
 use plan::network::Network;
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::op::Op;
-use plan::turn::{ApiServer, Known, Observed, Questions, Turn, decide, questions, renew_for_backend};
+use plan::turn::{
+    ApiServer, Known, Observed, Questions, Turn, answer_counts, decide, questions, renew_for_backend,
+};
 
 const fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -155,7 +157,7 @@ fn a_relist_of_the_same_nodes_leads_to_no_step() {
 }
 
 #[test]
-fn a_refreshed_record_that_says_the_same_is_no_change() {
+fn a_refreshed_record_with_the_same_contents_is_no_change() {
     let mut node = Node::of(6);
     assert!(!node.cluster.apply(at(1), first_life(2)));
     let other = NodeRecord { addresses: vec!["192.0.2.99".to_owned()], ..first_life(2) };
@@ -187,7 +189,7 @@ fn a_mass_loss_changes_nothing_until_it_is_confirmed() {
     assert_eq!(confirmed.peers().len(), 2);
     assert_eq!(confirmed.cluster.brakes(), 0);
 
-    // One of them is not: a list that lacks it is not believed in anything.
+    // One of them is not: the list is not believed about any of them.
     assert!(!node.cluster.confirm(at(2), lookup.list, &names(&[4, 5])));
     assert_eq!(node.turn(at(2), &[]), []);
     assert_eq!(node.cluster.brakes(), 1);
@@ -212,7 +214,7 @@ fn while_lookups_hang_turns_go_on_and_repair_the_node() {
     let mut node = Node::of(6);
     let lookup = node.cluster.relist(at(1), list((1..=3).map(first_life)));
     assert!(lookup.is_some());
-    // Nobody answers; meanwhile somebody removes the guard and a peer.
+    // No answer comes; meanwhile the guard and a peer are removed by hand.
     for second in 2..200 {
         node.network.guard = None;
         let gone = node.network.devices[&Slot::B].peers.keys().next_back().copied().unwrap();
@@ -227,7 +229,7 @@ fn while_lookups_hang_turns_go_on_and_repair_the_node() {
 }
 
 #[test]
-fn a_list_without_our_own_node_removes_nobody_and_asks_nothing() {
+fn a_list_without_our_own_node_removes_no_peer_and_is_not_looked_into() {
     let mut node = Node::of(6);
     assert_eq!(node.cluster.relist(at(1), list((2..=3).map(first_life))), None);
     assert_eq!(node.turn(at(10_000), &[]), []);
@@ -351,4 +353,17 @@ fn a_lookup_names_its_list() {
     let missing = names(&[4, 5, 6]);
     assert_eq!(first, Some(Lookup { list: 2, missing: missing.clone() }));
     assert_eq!(second, Some(Lookup { list: 3, missing }));
+}
+
+#[test]
+fn an_answer_counts_only_when_this_node_has_left_the_drained_slot() {
+    for (drains, sends_on, counts) in [
+        (Some(Slot::B), Some(Slot::A), true),
+        (Some(Slot::B), Some(Slot::B), false),
+        (Some(Slot::B), None, true),
+        (None, Some(Slot::B), true),
+        (None, None, true),
+    ] {
+        assert_eq!(answer_counts(drains, sends_on), counts, "drains {drains:?}, sends on {sends_on:?}");
+    }
 }

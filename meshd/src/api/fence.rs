@@ -1,4 +1,4 @@
-//! Tests at start whether the cluster's admission policy really keeps this daemon to its own Node.
+//! Tests whether the cluster's admission policy really restricts this daemon to its own Node.
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
@@ -19,8 +19,7 @@ pub enum Fence {
     Unknown,
     /// A change of another Node was refused.
     Stands,
-    /// A change of another Node would have been allowed: whoever steals this node's token can forge the
-    /// others' keys.
+    /// A change of another Node would have been allowed: a stolen token of this node could forge other nodes' keys.
     Missing,
 }
 

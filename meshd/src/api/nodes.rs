@@ -1,4 +1,4 @@
-//! Watches all Nodes and hands on what changed, trimmed to the few fields that the mesh reads.
+//! Watches all Nodes and reports what changed, trimmed to the few fields that the mesh reads.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
@@ -14,16 +14,16 @@ use plan::node::{NodeName, NodeRecord, NodeUid};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// What the API server said about the set of Nodes.
+/// What the API server reported about the set of Nodes.
 #[derive(Debug)]
 pub enum Change {
-    /// A complete list: whoever is not in it is gone, as far as the API server knows.
+    /// A complete list: a Node that is not in it is gone, as far as the API server knows.
     Listed(BTreeMap<NodeName, NodeRecord>),
     /// One Node is new or changed.
     Applied(NodeRecord),
     /// One Node was deleted while we watched.
     Deleted(NodeName, NodeUid),
-    /// The watch failed; it is tried again with growing pauses.
+    /// The watch failed; it is started again with exponential backoff.
     Failed(WatchError),
 }
 
@@ -33,40 +33,39 @@ pub enum WatchError {
     /// The watch itself.
     #[error("watch the Nodes")]
     Watch(#[source] Box<watcher::Error>),
-    /// Our own Node is not the one that the watch told of: the store behind the API server is another one, and a
-    /// watch that goes on from a version of the former one waits for ever.
+    /// Our own Node is not the one that the watch reported: the store behind the API server is another one, and a watch that
+    /// continues from a resource version of the former one waits for ever.
     #[error("watch the Nodes: the API server has another Node {0} than the one that was listed")]
     AnotherStore(NodeName),
 }
 
-/// Seconds after which a watch is renewed. A connection that died silently is noticed this late at most.
+/// Seconds after which a watch is renewed: a dead connection is noticed by then.
 const WATCH_SECONDS: u32 = 60;
 /// Nodes in one page of a list: bounds the memory for its decoding (a Node is about 15 kB of JSON).
 const PAGE: u32 = 100;
 
-/// Shortest and longest pause before another try; each is stretched by up to as much again, so that the nodes of a
-/// cluster don't all come at once.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
+/// Shortest and longest time before another try; each is extended by up to as much again, so that the nodes of a cluster
+/// don't all reconnect at once.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(8));
 
-/// How often our own Node is asked for, to see whether the watch still tells of the same store.
-const SAME_STORE: Duration = Duration::from_secs(30);
+/// How often our own Node is read, to check that the watch is still on the same store.
+const STORE_CHECK_PERIOD: Duration = Duration::from_secs(30);
 
 /// Watches until the receiver is gone.
 ///
-/// After an error it begins with a complete list. A watch that went on from where it was would wait for ever on an
-/// API server whose store was emptied or restored: it knows no such version yet, and says so with an error that does
-/// not tell why.
+/// After an error it begins with a complete list. A watch that continued would wait for ever on an API server whose store
+/// was emptied or restored: it does not have that resource version yet, and its error does not say why.
 pub async fn watch(client: Client, own: NodeName, changes: mpsc::Sender<Change>) {
-    let mut pause = PAUSES.0;
+    let mut backoff = BACKOFF.0;
     loop {
-        let Some(error) = watch_once(&client, &own, &changes, &mut pause).await else { return };
+        let Some(error) = watch_once(&client, &own, &changes, &mut backoff).await else { return };
         if changes.send(Change::Failed(error)).await.is_err() {
             return;
         }
-        // The random part need not be good, only different on each node.
-        let stretch = RandomState::new().build_hasher().finish() % 1000;
-        tokio::time::sleep(pause + pause * u32::try_from(stretch).unwrap_or_default() / 1000).await;
-        pause = (pause * 2).min(PAUSES.1);
+        // This need not be good randomness, only different on each node.
+        let jitter = RandomState::new().build_hasher().finish() % 1000;
+        tokio::time::sleep(backoff + backoff * u32::try_from(jitter).unwrap_or_default() / 1000).await;
+        backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
 
@@ -75,17 +74,17 @@ async fn watch_once(
     client: &Client,
     own: &NodeName,
     changes: &mpsc::Sender<Change>,
-    pause: &mut Duration,
+    backoff: &mut Duration,
 ) -> Option<WatchError> {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let mut events = pin!(watcher(Api::<Node>::all(client.clone()), config));
     let mut seen = Seen { own: own.clone(), own_uid: None, listing: BTreeMap::new() };
-    let mut look = tokio::time::interval_at(Instant::now() + SAME_STORE, SAME_STORE);
+    let mut store_check = tokio::time::interval_at(Instant::now() + STORE_CHECK_PERIOD, STORE_CHECK_PERIOD);
     loop {
         let event = tokio::select! {
             event = events.try_next() => event,
-            _ = look.tick() => {
-                // No answer says nothing about the store; the watch will tell if the server is away.
+            _ = store_check.tick() => {
+                // No answer says nothing about the store; the watch will fail if the server is away.
                 match find(client, own).await {
                     Ok(found) if found.as_ref().map(|record| &record.uid) != seen.own_uid.as_ref() => {
                         return Some(WatchError::AnotherStore(own.clone()));
@@ -100,7 +99,7 @@ async fn watch_once(
             Ok(Some(event)) => seen.change(event),
         };
         if matches!(change, Some(Change::Listed(_))) {
-            *pause = PAUSES.0;
+            *backoff = BACKOFF.0;
         }
         if let Some(change) = change
             && changes.send(change).await.is_err()
@@ -110,7 +109,7 @@ async fn watch_once(
     }
 }
 
-/// What a watch has told so far, as far as it is needed to tell what comes.
+/// What a watch has reported so far, as far as later events depend on it.
 struct Seen {
     own: NodeName,
     own_uid: Option<NodeUid>,
@@ -150,7 +149,7 @@ impl Seen {
     }
 }
 
-/// Asks for one Node. `Ok(None)` means that the API server says there is none.
+/// Gets one Node. `Ok(None)` means that the API server does not have it.
 pub async fn find(client: &Client, name: &NodeName) -> Result<Option<NodeRecord>, kube::Error> {
     let found = Api::<Node>::all(client.clone()).get_opt(name.as_str()).await?;
     Ok(found.as_ref().map(trim))

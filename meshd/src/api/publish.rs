@@ -1,12 +1,11 @@
-//! Writes this node's own annotations: only when they differ, only on the Node whose UID we know.
+//! Writes this node's own annotations: only if they differ, and only to the Node with the UID that we know.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
-use plan::node::{NodeName, NodeUid};
+pub use plan::publication::Publication;
 use serde_json::json;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -15,23 +14,12 @@ use super::FIELD_MANAGER;
 use crate::chain::Chain;
 use crate::fault;
 
-/// What a node wants its annotations to be. `None` removes one.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publication {
-    /// The Node's name.
-    pub node: NodeName,
-    /// Its UID: a Node that was deleted and made again is not patched by mistake.
-    pub uid: NodeUid,
-    /// Annotations by name.
-    pub annotations: BTreeMap<String, Option<String>>,
-}
+/// Shortest and longest time between two tries.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
-/// Shortest and longest pause between two tries.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
-
-/// Publishes whatever stands in `wanted` until its sender is gone; tries again with growing pauses.
+/// Publishes what `wanted` holds until its sender is dropped; after a failure it tries again with exponential backoff.
 pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>>) {
-    let mut pause = PAUSES.0;
+    let mut backoff = BACKOFF.0;
     loop {
         let publication = wanted.borrow_and_update().clone();
         let failed = match &publication {
@@ -55,11 +43,11 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
             },
         };
         let next = if failed {
-            let next = tokio::time::timeout(pause, wanted.changed()).await;
-            pause = (pause * 2).min(PAUSES.1);
+            let next = tokio::time::timeout(backoff, wanted.changed()).await;
+            backoff = (backoff * 2).min(BACKOFF.1);
             next.unwrap_or(Ok(()))
         } else {
-            pause = PAUSES.0;
+            backoff = BACKOFF.0;
             wanted.changed().await
         };
         if next.is_err() {

@@ -1,4 +1,4 @@
-//! Which addresses the API server itself has: no ordinary node may claim one of them.
+//! The API server's own addresses: only control-plane nodes may claim one of them.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,7 +9,7 @@ use kube::{Api, Client};
 /// Reads the endpoints of the service `kubernetes`, which the API servers keep themselves.
 ///
 /// Endpoints rather than `EndpointSlices`: the API server still writes both, and this kind exists in every
-/// version that we meet.
+/// supported version.
 pub async fn addresses(client: &Client) -> Result<BTreeSet<IpAddr>, kube::Error> {
     let endpoints = Api::<Endpoints>::namespaced(client.clone(), "default").get("kubernetes").await?;
     let subsets = endpoints.subsets.into_iter().flatten();

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::keys::Keys;
-use super::publication::stance;
 use crate::chain::Chain;
+use plan::publication::stance;
 
 /// Size at which a file is archived, and how many archived files are kept: 128 MiB, some years of a small
 /// cluster.

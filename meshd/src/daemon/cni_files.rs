@@ -14,10 +14,10 @@ use crate::chain::Chain;
 use crate::config::Config;
 use crate::file::{self, FileError};
 
-/// Name of the configuration in the runtime's folder; runtimes take the first by name.
+/// Name of the configuration in the runtime's directory; runtimes take the first by name.
 pub(crate) const CONFLIST: &str = "10-meshd.conflist";
 pub(crate) use cni::conflist::PLUGIN;
-/// Name of the node file in the run folder.
+/// Name of the node file in the run directory.
 pub(crate) const NODE_FILE: &str = "node.json";
 
 /// Timeout of a chained plugin's VERSION call. It takes milliseconds; the loop waits for it, so that the list is not
@@ -88,8 +88,8 @@ pub(super) fn write_node_file(config: &Config, node: &NodeFile) -> Result<bool, 
     file::replace(&config.run_dir.join(NODE_FILE), node.render().as_bytes(), 0o644)
 }
 
-/// Whether plugin and configuration are where they were put. Looks at lengths only, for every turn of the loop;
-/// their contents are compared when the daemon starts.
+/// Whether plugin and configuration are still in place. Compares lengths only, because every turn asks; contents are
+/// compared when the daemon starts.
 pub(super) fn are_there(config: &Config) -> bool {
     let len = |path: &Path| std::fs::metadata(path).map(|found| found.len()).ok();
     let plugin = plugin_source().ok().and_then(|source| len(&source));
@@ -135,7 +135,7 @@ fn copy(source: &Path, target: &Path) -> Result<bool, CniFilesError> {
 /// Why the CNI side could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CniFilesError {
-    /// The daemon can't tell where its own binary is.
+    /// The path of the daemon's own binary is not known.
     #[error("find the CNI plugin beside the daemon's binary")]
     Find {
         /// The cause.

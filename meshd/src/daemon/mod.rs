@@ -1,9 +1,9 @@
-//! The running daemon: wiring, and the loop that keeps the node's network as it should be.
+//! The running daemon: wiring, and the loop that keeps the node's network as desired.
 //!
 //! ```text
-//!  Nodes ──▶ cluster ──▶ World ──▶ desired ─┐
-//!                                           ├─ diff ─▶ perform ─▶ outcome ─▶ status, annotations, CNI
-//!  kernel and engines ──▶ observe ──────────┘
+//!  Nodes ──▶ plan::cluster ──▶ admission ──▶ Known ──┐
+//!                                                    ├─ plan::turn::decide ─▶ perform ─▶ status, annotations, CNI
+//!  kernel and engines ──▶ observe ──────▶ Observed ──┘
 //! ```
 
 mod audit;
@@ -16,7 +16,6 @@ mod peer_channel;
 mod perform;
 mod pq;
 mod probes;
-mod publication;
 mod reconcile;
 
 use std::time::Duration;
@@ -44,11 +43,11 @@ use reconcile::{Answer, Outputs, Reconciler};
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How often the loop takes a turn without a reason: `wg set` changes the engine without a notice.
 const RESYNC_PERIOD: Duration = Duration::from_secs(1);
-/// Changes from the API server that may wait.
+/// Changes from the API server that may be queued.
 const QUEUE: usize = 256;
 
-/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns. `missing_protections` are
-/// those of this process's memory that could not be set up; the status shows them.
+/// Runs until SIGTERM or SIGINT. Everything that keeps traffic closed stays when it returns. `missing_protections` are protections
+/// of this process that could not be set up; they are shown in the status.
 pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Result<(), DaemonError> {
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
@@ -185,7 +184,7 @@ impl Loop {
                     due = Some(earlier(due, soon));
                 }
                 Some(ControlRequest { request, reply }) = self.asked.recv() => {
-                    // The client may have gone away; that is its affair.
+                    // The client may have gone away.
                     let _ = reply.send(self.reconciler.answer(request).await);
                 }
             }
@@ -212,7 +211,7 @@ pub enum DaemonError {
         /// The cause.
         source: Box<linux::HostError>,
     },
-    /// The kernel's WireGuard was asked for, and can't be had.
+    /// The kernel's WireGuard is configured, and not available.
     #[error(transparent)]
     Backend(#[from] device::KernelUnavailable),
     /// There are no usable keys.
@@ -232,7 +231,7 @@ pub enum DaemonError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The address for health and metrics is not to be had.
+    /// The address for health and metrics is not available.
     #[error("listen on {address} for health and metrics: set --listen to a free address")]
     Listen {
         /// The address.

@@ -1,4 +1,4 @@
-//! What came of the last turn: the status, and what the CNI side is told.
+//! The results of the last turn: the status, and the files for the CNI plugin.
 
 use std::time::Duration;
 
@@ -36,11 +36,11 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     pub(super) counters: Counters,
     pub(super) missing_protections: Vec<String>,
-    /// Who carries the packets of new devices.
+    /// Backend of new devices.
     chosen: Option<SelectedBackend>,
-    /// The same for an Event, until it is told.
-    untold: Option<String>,
-    guard_stands: bool,
+    /// The same for an Event, until it is sent.
+    unsent: Option<String>,
+    guard_in_place: bool,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
     admission: Admission,
@@ -51,21 +51,22 @@ pub(super) struct Outcome {
 }
 
 impl Outcome {
-    /// Nothing has come of anything yet.
+    /// No turn has been taken yet.
     pub(super) fn new(chosen: SelectedBackend) -> Self {
-        let untold = Some(format!("{} selected: {}", chosen.backend, chosen.reason));
-        Self { chosen: Some(chosen), untold, ..Self::default() }
+        let unsent = Some(format!("{} selected: {}", chosen.backend, chosen.reason));
+        Self { chosen: Some(chosen), unsent, ..Self::default() }
     }
 
-    /// Who carries the packets and why, for an Event; the first time only.
+    /// The selected backend and the reason, for an Event; the first time only.
     pub(super) const fn take_choice(&mut self) -> Option<String> {
-        self.untold.take()
+        self.unsent.take()
     }
 
-    /// Takes what a turn found. What was performed without an error is as desired.
+    /// Takes the results of a turn. What was performed without an error is as desired.
     pub(super) fn conclude(&mut self, turn: Turn, devices: &Devices) {
         let Turn { admission, setup, underlay, desired, observed, .. } = turn;
-        self.guard_stands = observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
+        self.guard_in_place =
+            observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
         self.report_new_refusals(&admission);
         self.mtu = pod_mtu(&underlay);
         let mtu = |slot| desired.devices.get(&slot).map(|device| device.mtu).unwrap_or_default();
@@ -106,7 +107,7 @@ impl Outcome {
         self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
     }
 
-    /// One line in the log for each refusal that was not there before.
+    /// Logs each refusal that is new, and each peer that joined or left.
     fn report_new_refusals(&self, admission: &Admission) {
         for rejected in &admission.rejected {
             if !self.admission.rejected.contains(rejected) {
@@ -130,14 +131,14 @@ impl Outcome {
     }
 
     /// Writes the node file, and once pods can be attached the plugin and its configuration.
-    pub(super) fn tell_cni(&mut self, config: &Config) -> Result<(), CniFilesError> {
+    pub(super) fn write_cni_files(&mut self, config: &Config) -> Result<(), CniFilesError> {
         let own = self.admission.world.own.as_ref();
         let waiting = self.waiting_for();
         let pod_cidrs = own.map(|own| own.pod_cidrs.clone()).unwrap_or_default();
         let node = NodeFile {
             ready: waiting.is_empty(),
             reason: (!waiting.is_empty()).then(|| waiting.join("; ")),
-            guard: self.guard_stands,
+            guard: self.guard_in_place,
             mesh_addresses: pod_cidrs.iter().map(|pod_cidr| prefix::first_usable(*pod_cidr)).collect(),
             pod_cidrs,
             mtu: self.mtu,
@@ -158,8 +159,8 @@ impl Outcome {
     /// What is missing before pods can be attached.
     fn waiting_for(&self) -> Vec<String> {
         let mut waiting = Vec::new();
-        if !self.guard_stands {
-            waiting.push("the guard does not stand".to_owned());
+        if !self.guard_in_place {
+            waiting.push("the guard is not in place".to_owned());
         }
         if self.admission.world.own.is_none() {
             waiting.push("this node has no podCIDR that is granted to it".to_owned());
@@ -170,7 +171,7 @@ impl Outcome {
         waiting
     }
 
-    /// How the rotation stands, with peers by the names of their nodes.
+    /// The state of the rotation, with peers by the names of their nodes.
     fn rotation(&self, config: &Config, keys: &Keys) -> RotationStatus {
         let journal = keys.journal();
         let tally = keys.tally();
@@ -288,7 +289,7 @@ impl Outcome {
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
             guard: GuardStatus {
-                in_place: self.guard_stands,
+                in_place: self.guard_in_place,
                 dropped_out: drops.outgoing,
                 dropped_in: drops.incoming,
                 dropped_spoofed: drops.spoofed,

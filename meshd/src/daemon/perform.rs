@@ -19,10 +19,11 @@ pub(super) enum StepError {
     Device(#[from] SlotError),
 }
 
-/// Whom to greet with a handshake when a plan has been performed: every peer that is new on a device. It may have called
-/// before it was known here, or still hold a session with a daemon that ran here before; both are dropped in silence, and
-/// it notices only after five seconds and more (`REKEY_TIMEOUT`, `KEEPALIVE_TIMEOUT`: section 6 of the WireGuard paper).
-pub(super) fn to_greet(ops: &[Op]) -> impl Iterator<Item = (Slot, &PublicKey)> {
+/// The peers to initiate a handshake with when a plan has been performed: all that are new on a device. Such a peer may
+/// have initiated one before it was known here, or still have a session with a daemon that ran here before; its packets
+/// are dropped silently, and it notices only after five seconds and more (`REKEY_TIMEOUT`, `KEEPALIVE_TIMEOUT`: section 6
+/// of the WireGuard paper).
+pub(super) fn to_handshake_with(ops: &[Op]) -> impl Iterator<Item = (Slot, &PublicKey)> {
     ops.iter().filter_map(|op| match op {
         Op::AddPeer { slot, key, .. } => Some((*slot, key)),
         _ => None,
@@ -41,7 +42,7 @@ pub(super) async fn perform(
         Op::SetGuard(wanted) => guard::set(wanted)?,
         Op::SetSysctl { name, value } => sysctls.write(name, value)?,
         Op::CreateDevice { slot, link, mtu } => {
-            // A link of the other backend's, left by a daemon before this one or replaced with its slot's key.
+            // A link of the other backend, left by an earlier daemon or replaced together with its slot's key.
             if let Some(found) = host.link(link).await?
                 && !devices.fits(found.kind.as_deref())
             {

@@ -10,11 +10,11 @@ use keyring::{KeyError, PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::desired::Setup;
 use plan::node::NodeUid;
+use plan::publication;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::keys::Keys;
-use super::publication;
 use crate::status::pq::{PairStatus, PqSlotStatus};
 
 /// How long the keys with a node that is gone are kept: it may come back.

@@ -181,6 +181,9 @@ pub struct Counters {
     pub steps: u64,
     /// Steps that failed.
     pub failed_steps: u64,
+    /// Steps that were tried again after a failure.
+    #[serde(default)]
+    pub retried_steps: u64,
     /// Devices that disappeared and were recreated.
     pub device_restarts: u64,
     /// How often the brake held a mass removal of peers.

@@ -68,8 +68,8 @@ impl SharedEntry {
         Self(Arc::new(Entry { record, addresses, state, endpoints }))
     }
 
-    /// Whether it says exactly this.
-    pub(super) fn says(&self, record: &NodeRecord, addresses: &[IpAddr]) -> bool {
+    /// Whether it is for exactly this.
+    pub(super) fn matches(&self, record: &NodeRecord, addresses: &[IpAddr]) -> bool {
         self.0.record == *record && self.0.addresses == addresses
     }
 

@@ -1,8 +1,8 @@
-//! Who is in the mesh: from what all Nodes say to what can be believed, with a reason for every refusal.
+//! Which nodes are admitted to the mesh: validates what all Nodes publish, with a reason for every refusal.
 //!
-//! Decisions depend on the whole set of Nodes and on the [`Ledger`], never on the order of arrival. Whoever
-//! held a key, a podCIDR or an address before keeps it; between newcomers the older Node wins, because the
-//! API server alone sets a Node's age.
+//! Decisions depend on the whole set of Nodes and on the [`Ledger`], never on the order of arrival. The node that held a
+//! key, a podCIDR or an address before keeps it; between newcomers the older Node wins, because the API server alone sets
+//! a Node's age.
 
 mod claims;
 mod ledger;
@@ -24,7 +24,7 @@ pub use ledger::Ledger;
 use ledger::SharedEntry;
 pub use reason::Reason;
 
-/// What this node is configured to believe.
+/// What this node is configured to accept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AdmissionPolicy {
     /// The cluster's pod ranges.
@@ -35,7 +35,7 @@ pub struct AdmissionPolicy {
     pub node_cidrs: Vec<IpNetwork>,
     /// Addresses of the API server.
     pub api_servers: BTreeSet<IpAddr>,
-    /// Public keys of this node: nobody else may publish them.
+    /// Public keys of this node: no other node may publish them.
     pub own_keys: BTreeSet<PublicKey>,
     /// Whether this node can send to IPv4 endpoints.
     pub ipv4: bool,
@@ -46,7 +46,7 @@ pub struct AdmissionPolicy {
 /// The nodes that are in the mesh.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
-    /// This node, as far as the others can believe it; none before it has a podCIDR.
+    /// This node, as the others see it; none before it has a podCIDR.
     pub own: Option<Own>,
     /// All other nodes by name.
     pub peers: BTreeMap<NodeName, Member>,
@@ -59,11 +59,11 @@ pub struct Own {
     pub uid: NodeUid,
     /// Its pod ranges.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Its node addresses whose claim stands.
+    /// Its accepted node addresses.
     pub addresses: Vec<IpAddr>,
     /// Whether it is behind NAT.
     pub nat: bool,
-    /// Which of its keys an operator wants replaced.
+    /// Which of its keys an operator asks to replace.
     pub renewal: Option<Renewal>,
 }
 
@@ -72,9 +72,9 @@ pub struct Own {
 pub struct Member {
     /// UID of its Node.
     pub uid: NodeUid,
-    /// Its pod ranges: inside the cluster's, disjoint from everybody else's.
+    /// Its pod ranges: inside the cluster's, disjoint from all other nodes'.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Its node addresses whose claim stands: nobody else's.
+    /// Its accepted node addresses: no other node's.
     pub addresses: Vec<IpAddr>,
     /// Its keys.
     pub state: State,
@@ -118,7 +118,7 @@ pub struct Rejected {
     pub uid: NodeUid,
     /// Why.
     pub reason: Reason,
-    /// Whether the node is in the mesh all the same: with what it published before, or without the part.
+    /// Whether the node is in the mesh nevertheless: with what it published before, or without the refused part.
     pub stays: bool,
 }
 
@@ -127,9 +127,9 @@ pub struct Rejected {
 pub struct Admission {
     /// Who is in the mesh.
     pub world: World,
-    /// What to remember for the next time.
+    /// The ledger for the next call.
     pub ledger: Ledger,
-    /// Whatever was refused, sorted by node.
+    /// What was refused, sorted by node.
     pub rejected: Vec<Rejected>,
     /// Nodes that have published nothing yet, or have no podCIDR yet.
     pub pending: Vec<NodeName>,
@@ -172,7 +172,7 @@ struct Candidate<'a> {
 impl<'a> Candidate<'a> {
     /// The entry, if it is what a new one would be.
     fn unchanged(self, record: &NodeRecord, addresses: &[IpAddr]) -> Option<&'a SharedEntry> {
-        self.entry.filter(|entry| entry.says(record, addresses))
+        self.entry.filter(|entry| entry.matches(record, addresses))
     }
 
     /// The endpoints that the node publishes.
@@ -262,7 +262,7 @@ impl Admitter<'_> {
         self.out.world.own = Some(Own { uid: record.uid.clone(), pod_cidrs, addresses, nat, renewal });
     }
 
-    /// Enters an accepted record in the ledger. The entry that is there stays if it says the same.
+    /// Enters an accepted record in the ledger. The present entry stays if it is the same.
     fn remember(&mut self, candidate: Candidate<'_>, record: &NodeRecord, addresses: &[IpAddr]) {
         let entry = candidate.unchanged(record, addresses).cloned();
         let entry = entry.unwrap_or_else(|| SharedEntry::new(bounded(record), addresses.to_vec()));
@@ -330,7 +330,7 @@ impl Admitter<'_> {
         Ok(state)
     }
 
-    /// What the same Node published before, if nobody else has taken the key since and it is not ours.
+    /// What the same Node published before, if no other node has taken the key since and it is not ours.
     fn last_good(&self, candidate: Candidate<'_>) -> Option<State> {
         let state = candidate.entry?.state()?;
         let free = |key| {
@@ -381,8 +381,8 @@ impl Admitter<'_> {
         }
     }
 
-    /// The first endpoint that this node can send to and that is not inside the cluster: a datagram to a pod
-    /// or service address would go into the tunnel that it is to build.
+    /// The first endpoint that this node can send to and that is not inside the cluster: a datagram to a pod or service
+    /// address would be routed into the tunnel that it is meant to build.
     fn endpoint(&mut self, record: &NodeRecord, published: &Endpoints) -> Option<Endpoint> {
         let prescribed = record.config_endpoint.as_deref().map(|text| (text, parse_endpoint(text)));
         match prescribed {

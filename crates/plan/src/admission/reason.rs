@@ -19,7 +19,7 @@ pub enum Reason {
     Endpoints(AnnotationError),
     /// The state annotation was written for another Node.
     ForeignUid,
-    /// The generation is lower than one that was seen: an older state was restored.
+    /// The generation is lower than one that was seen before: an older state was restored.
     GenerationWentBack {
         /// The generation in the annotation.
         found: u64,
@@ -65,7 +65,7 @@ pub enum Reason {
         /// What was found.
         found: String,
     },
-    /// A node address that can be nobody's.
+    /// A node address that can't belong to one node.
     AddressSpecial {
         /// The address.
         address: IpAddr,
@@ -102,7 +102,7 @@ pub enum Reason {
         /// What was found.
         found: String,
     },
-    /// An operator's wish for new keys that names no moment.
+    /// An operator's request for new keys without a time.
     ConfigRenewal {
         /// What was found.
         found: String,

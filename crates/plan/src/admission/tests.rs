@@ -45,7 +45,7 @@ fn node(number: u8) -> NodeRecord {
     }
 }
 
-fn hear(records: &[NodeRecord], ledger: &Ledger) -> Admission {
+fn admitted(records: &[NodeRecord], ledger: &Ledger) -> Admission {
     admit(&policy(), &NodeName::new("n1"), records, ledger)
 }
 
@@ -59,7 +59,7 @@ fn members(admission: &Admission) -> Vec<&str> {
 
 #[test]
 fn good_nodes_are_members_and_our_own_is_not_a_peer() {
-    let admission = hear(&[node(1), node(2), node(3)], &Ledger::default());
+    let admission = admitted(&[node(1), node(2), node(3)], &Ledger::default());
     assert_eq!(members(&admission), ["n2", "n3"]);
     assert_eq!(admission.world.own.as_ref().unwrap().addresses, ["192.0.2.1".parse::<IpAddr>().unwrap()]);
     let member = &admission.world.peers[&NodeName::new("n2")];
@@ -71,8 +71,8 @@ fn good_nodes_are_members_and_our_own_is_not_a_peer() {
 #[test]
 fn a_node_without_annotation_or_pod_cidr_is_pending() {
     let silent = NodeRecord { state: None, ..node(2) };
-    let homeless = NodeRecord { pod_cidrs: Vec::new(), ..node(3) };
-    let admission = hear(&[node(1), silent, homeless], &Ledger::default());
+    let without_pod_cidr = NodeRecord { pod_cidrs: Vec::new(), ..node(3) };
+    let admission = admitted(&[node(1), silent, without_pod_cidr], &Ledger::default());
     assert_eq!(admission.pending, [NodeName::new("n2"), NodeName::new("n3")]);
     assert!(admission.rejected.is_empty());
 }
@@ -109,7 +109,7 @@ fn every_reason_has_a_case() {
         ("pod-cidr-taken", with(&|node| node.pod_cidrs = vec!["10.244.2.128/25".to_owned()])),
         ("pod-cidr-taken", with(&|node| node.pod_cidrs = vec!["10.244.0.0/16".to_owned()])),
     ] {
-        let admission = hear(&[node(1), node(2), record], &Ledger::default());
+        let admission = admitted(&[node(1), node(2), record], &Ledger::default());
         assert_eq!(codes(&admission), [("n3", code)], "{code}");
         assert!(!admission.rejected[0].stays && !admission.rejected[0].reason.to_string().is_empty());
         assert_eq!(members(&admission), ["n2"], "{code}: the others are not touched");
@@ -132,7 +132,7 @@ fn every_reason_has_a_case() {
         ("config-endpoint", with(&|node| node.config_endpoint = Some("192.0.2.9:65535".to_owned()))),
         ("config-keepalive", with(&|node| node.config_keepalive = Some("-1".to_owned()))),
     ] {
-        let admission = hear(&[node(1), node(2), record], &Ledger::default());
+        let admission = admitted(&[node(1), node(2), record], &Ledger::default());
         assert_eq!(codes(&admission), [("n3", code)], "{code}");
         assert!(admission.rejected[0].stays);
         assert_eq!(members(&admission), ["n2", "n3"], "{code}");
@@ -140,7 +140,7 @@ fn every_reason_has_a_case() {
 }
 
 #[test]
-fn our_own_key_is_nobody_elses() {
+fn no_other_node_may_have_our_key() {
     let policy = AdmissionPolicy { own_keys: [key(6)].into(), ..policy() };
     let admission = admit(&policy, &NodeName::new("n1"), &[node(1), node(3)], &Ledger::default());
     assert_eq!(codes(&admission), [("n3", "key-own")]);
@@ -164,56 +164,56 @@ fn node_addresses_stay_in_their_ranges_if_there_are_some() {
 }
 
 #[test]
-fn an_incumbent_keeps_what_an_older_newcomer_wants() {
-    let ledger = hear(&[node(1), node(5)], &Ledger::default()).ledger;
+fn an_incumbent_keeps_what_an_older_newcomer_claims() {
+    let ledger = admitted(&[node(1), node(5)], &Ledger::default()).ledger;
     let mut older = node(2);
     older.pod_cidrs.clone_from(&node(5).pod_cidrs);
-    let admission = hear(&[node(1), older.clone(), node(5)], &ledger);
+    let admission = admitted(&[node(1), older.clone(), node(5)], &ledger);
     assert_eq!(codes(&admission), [("n2", "pod-cidr-taken")]);
-    let fresh = hear(&[node(1), older, node(5)], &Ledger::default());
+    let fresh = admitted(&[node(1), older, node(5)], &Ledger::default());
     assert_eq!(codes(&fresh), [("n5", "pod-cidr-taken")], "between newcomers the older one wins");
 }
 
 #[test]
 fn a_known_node_cannot_take_the_key_of_a_known_node() {
-    let ledger = hear(&[node(1), node(2), node(3)], &Ledger::default()).ledger;
+    let ledger = admitted(&[node(1), node(2), node(3)], &Ledger::default()).ledger;
     let mut thief = node(2);
     let mut stolen = state(2);
     stolen.generation = 2;
     stolen.slots.a.key = key(6);
     thief.state = Some(stolen.render());
-    let admission = hear(&[node(1), thief, node(3)], &ledger);
+    let admission = admitted(&[node(1), thief, node(3)], &ledger);
     assert_eq!(codes(&admission), [("n2", "key-taken")]);
     assert_eq!(members(&admission), ["n2", "n3"], "both stay with their own keys");
     assert_eq!(admission.world.peers[&NodeName::new("n2")].state, state(2));
 }
 
 #[test]
-fn the_last_good_word_stands_and_a_higher_generation_replaces_it() {
-    let ledger = hear(&[node(1), node(2)], &Ledger::default()).ledger;
+fn the_last_accepted_state_is_kept_until_a_higher_generation() {
+    let ledger = admitted(&[node(1), node(2)], &Ledger::default()).ledger;
     let mut next = state(2);
     next.slots.b.key = key(77);
     for (generation, code) in [(0, "generation-went-back"), (1, "generation-reused")] {
         next.generation = generation;
         let record = NodeRecord { state: Some(next.render()), ..node(2) };
-        let admission = hear(&[node(1), record], &ledger);
+        let admission = admitted(&[node(1), record], &ledger);
         assert_eq!(codes(&admission), [("n2", code)]);
         assert_eq!(admission.world.peers[&NodeName::new("n2")].state, state(2));
         assert_eq!(admission.ledger, ledger, "what was refused is not remembered");
     }
     next.generation = 2;
     let record = NodeRecord { state: Some(next.render()), ..node(2) };
-    let admission = hear(&[node(1), record], &ledger);
+    let admission = admitted(&[node(1), record], &ledger);
     assert!(admission.rejected.is_empty());
     assert_eq!(admission.world.peers[&NodeName::new("n2")].state, next);
 }
 
 #[test]
-fn a_node_made_anew_replaces_its_former_self() {
-    let ledger = hear(&[node(1), node(2)], &Ledger::default()).ledger;
-    let mut anew = NodeRecord { uid: NodeUid::new("new"), ..node(2) };
-    anew.state = Some(State { uid: NodeUid::new("new"), ..state(2) }.render());
-    let admission = hear(&[node(1), anew], &ledger);
+fn a_recreated_node_replaces_the_former_one() {
+    let ledger = admitted(&[node(1), node(2)], &Ledger::default()).ledger;
+    let mut recreated = NodeRecord { uid: NodeUid::new("new"), ..node(2) };
+    recreated.state = Some(State { uid: NodeUid::new("new"), ..state(2) }.render());
+    let admission = admitted(&[node(1), recreated], &ledger);
     assert!(admission.rejected.is_empty(), "{:?}", admission.rejected);
     assert_eq!(admission.world.peers[&NodeName::new("n2")].uid, NodeUid::new("new"));
 }
@@ -236,11 +236,11 @@ fn endpoints_are_those_that_we_can_send_to() {
 }
 
 #[test]
-fn a_ledger_survives_its_own_text() {
-    let ledger = hear(&[node(1), node(2), node(3)], &Ledger::default()).ledger;
+fn a_ledger_survives_serialization() {
+    let ledger = admitted(&[node(1), node(2), node(3)], &Ledger::default()).ledger;
     let text = serde_json::to_string(&ledger).unwrap();
     let read: Ledger = serde_json::from_str(&text).unwrap();
     assert_eq!(read, ledger);
     let records: Vec<NodeRecord> = read.records().into_values().cloned().collect();
-    assert_eq!(hear(&records, &read), hear(&[node(1), node(2), node(3)], &ledger));
+    assert_eq!(admitted(&records, &read), admitted(&[node(1), node(2), node(3)], &ledger));
 }

@@ -1,4 +1,4 @@
-//! Answers to questions from the control socket.
+//! Answers to requests from the control socket.
 
 use keyring::rotation::{Cause, Input};
 
@@ -8,7 +8,7 @@ use crate::control::Request;
 use crate::status::{PlanReport, Status};
 
 impl Reconciler {
-    /// Answers a question from the control socket.
+    /// Answers a request from the control socket.
     pub(in crate::daemon) async fn answer(&mut self, request: Request) -> String {
         let text = match request {
             Request::Status => serde_json::to_string_pretty(&self.status()),

@@ -8,6 +8,7 @@ use futures::StreamExt as _;
 use keyring::rotation::Input;
 use plan::cluster::Lookup;
 use plan::node::NodeName;
+use plan::publication::{self, Listening};
 use plan::turn::{ApiServer, questions};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -17,7 +18,6 @@ use super::Reconciler;
 use crate::api::fence::{self, Fence};
 use crate::api::{nodes, servers};
 use crate::chain::Chain;
-use crate::daemon::publication;
 
 /// How long one request may take.
 const API_TIMEOUT: Duration = Duration::from_secs(3);
@@ -104,7 +104,7 @@ impl ApiQuestions {
         let answers = self.answers.clone();
         tokio::spawn(async move {
             if let Some(answer) = question.await {
-                // The loop has ended: nobody needs the answer.
+                // This fails when the loop has ended; the answer is not needed then.
                 let _ = answers.send(answer).await;
             }
         });
@@ -112,7 +112,7 @@ impl ApiQuestions {
 }
 
 impl Reconciler {
-    /// Asks now and then what the API server's addresses are and whether its admission policy is in place.
+    /// Asks periodically for the API server's addresses and whether its admission policy is in place.
     pub(super) fn question_api_server(&mut self, now: Duration) {
         let due = questions(
             &ApiServer {
@@ -133,7 +133,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes an answer of the API server; says whether the loop should act on it.
+    /// Takes an answer of the API server; returns whether the loop should act on it.
     pub(in crate::daemon) fn take_answer(&mut self, answer: Answer) -> bool {
         match answer {
             Answer::Gone { list, gone } => self.cluster.confirm(self.started.elapsed(), list, &gone),
@@ -154,35 +154,36 @@ impl Reconciler {
         }
     }
 
-    /// Hands the publisher what our Node should say, if it says something else.
+    /// Hands the publisher the annotations of our Node, if they differ.
     pub(super) async fn publish(&mut self) {
         let Some(record) = self.cluster.own_record().cloned() else {
             self.outcome.published = false;
             return;
         };
-        if let Some(seen) = publication::foreign_generation(&record, &self.keys) {
+        if let Some(seen) = publication::foreign_generation(&record, self.keys.journal()) {
             self.keys.handle(Input::ForeignGeneration(seen));
         }
-        // Not before the node is as it says.
+        // Not before the devices have these keys.
         if !self.keys.announced() {
             self.outcome.published = false;
             return;
         }
         let endpoints = self.endpoints(&record).await;
-        let publication = publication::wanted(&record, &self.keys, &self.config, endpoints);
-        self.outcome.published = publication::stands(&record, &publication);
+        let listening = Listening { ports: self.config.ports, endpoints, nat: self.config.nat };
+        let publication = publication::wanted(&record, self.keys.journal(), listening);
+        self.outcome.published = publication::is_in_place(&record, &publication);
         if self.outcome.published {
             self.keys.handle(Input::Published(self.keys.journal().generation));
         }
         let wanted = (!self.outcome.published).then_some(publication);
-        self.wanted.send_if_modified(|standing| {
-            let modified = *standing != wanted;
-            *standing = wanted;
+        self.wanted.send_if_modified(|former| {
+            let modified = *former != wanted;
+            *former = wanted;
             modified
         });
     }
 
-    /// Where peers reach us: as configured, else our Node's addresses that are really ours.
+    /// Where peers reach us: as configured, else our Node's addresses that are on a link.
     async fn endpoints(&self, record: &plan::node::NodeRecord) -> Vec<IpAddr> {
         if !self.config.endpoints.is_empty() {
             return self.config.endpoints.clone();
@@ -190,5 +191,41 @@ impl Reconciler {
         let local = self.host.local_addresses().await.unwrap_or_default();
         let listed = record.addresses.iter().filter_map(|text| text.parse().ok());
         listed.filter(|address| local.contains(address)).collect()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// An API server that accepts connections and never answers.
+    async fn hanging() -> kube::Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let mut connections = Vec::new();
+            while let Ok(connection) = listener.accept().await {
+                connections.push(connection);
+            }
+        });
+        kube::Client::try_from(kube::Config::new(uri.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_hangs_holds_up_nothing_and_confirms_nothing() {
+        let (sender, mut answers) = mpsc::channel(1);
+        let api = ApiQuestions::new(hanging().await, sender);
+        let missing = ["n2", "n3"].map(NodeName::new).into();
+        let asked = Instant::now();
+        api.look_up(Lookup { list: 7, missing });
+        api.ask_addresses();
+        api.test_fence(NodeName::new("n2"));
+        assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
+        assert!(answers.try_recv().is_err());
+        let Some(Answer::Gone { list: 7, gone }) = answers.recv().await else { panic!("no answer") };
+        assert!(gone.is_empty() && asked.elapsed() >= API_TIMEOUT);
     }
 }

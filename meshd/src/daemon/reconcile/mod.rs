@@ -1,4 +1,4 @@
-//! One turn of the loop: from what is known and observed to what is done about it.
+//! The shell around a turn: gathers what it is decided by, performs it and publishes the results.
 
 mod answer;
 mod api_server;
@@ -53,7 +53,7 @@ const CHANNEL: Subject = Subject::Task("control-channel");
 /// MTU where the kernel names none: Ethernet's.
 const USUAL_MTU: u32 = 1500;
 
-/// Everything that the loop knows and drives.
+/// Everything that the loop knows and controls.
 pub(super) struct Reconciler {
     pub(super) config: Config,
     pub(super) keys: Keys,
@@ -83,18 +83,18 @@ pub(super) struct Reconciler {
 
 /// Where the loop's results go.
 pub(super) struct Outputs {
-    /// What our Node should say.
+    /// The annotations that our Node should have.
     pub(super) wanted: watch::Sender<Option<Publication>>,
-    /// What the control channel hears, on its way back to the loop.
+    /// Messages from the control channel, back to the loop.
     pub(super) heard: mpsc::Sender<ReceivedMessage>,
-    /// What becomes an Event.
+    /// Events to be created.
     pub(super) node_events: mpsc::Sender<NodeEvent>,
-    /// What the API server answers, on its way back to the loop.
+    /// Answers of the API server, back to the loop.
     pub(super) answers: mpsc::Sender<Answer>,
 }
 
-/// Puts a guard in place that knows the cluster's ranges only. One that stands already, from a daemon that
-/// ran before, is left alone: it knows more.
+/// Sets a guard with the cluster's ranges only. One that is in place already, from an earlier daemon, is left alone: it
+/// has more.
 pub(super) fn close(config: &Config) -> Result<(), HostError> {
     if guard::exists()? {
         return Ok(());
@@ -105,7 +105,7 @@ pub(super) fn close(config: &Config) -> Result<(), HostError> {
 }
 
 impl Reconciler {
-    /// Starts from what was remembered. `server` is the API server's address, if the client knows it.
+    /// Starts from the saved ledger. `server` is the API server's address, if the client knows it.
     pub(super) fn new(
         config: Config,
         (keys, audit): (Keys, Audit),
@@ -166,7 +166,7 @@ impl Reconciler {
         }
     }
 
-    /// Takes what the API server said; says whether the loop should act on it.
+    /// Takes a change from the API server; returns whether the loop should act on it.
     pub(super) fn learn(&mut self, change: Change) -> bool {
         let now = self.started.elapsed();
         let changed = match change {
@@ -197,7 +197,7 @@ impl Reconciler {
         self.kernel_changed = true;
     }
 
-    /// One turn; says how soon to take another because something failed.
+    /// One turn; returns how soon to take another because something failed.
     pub(super) async fn reconcile(&mut self) -> Option<Duration> {
         let now = self.started.elapsed();
         self.question_api_server(now);
@@ -231,12 +231,12 @@ impl Reconciler {
         self.account(&turn.admission);
         self.settle_backend(now);
         self.outcome.conclude(turn, &self.devices);
-        match self.outcome.tell_cni(&self.config) {
+        match self.outcome.write_cni_files(&self.config) {
             Ok(()) => drop(self.side_tasks.succeeded(&CNI)),
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.side_tasks.failed(now, CNI, cause.clone()) {
-                    warn!(cause, "the CNI side is not up to date");
+                    warn!(cause, "the files for the CNI plugin are not up to date");
                 }
                 self.outcome.failures.push(cause);
             }
@@ -322,6 +322,7 @@ impl Reconciler {
             fault::point("step.before");
             let performed = perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await;
             let subject = Subject::step(op);
+            self.outcome.counters.retried_steps += u64::from(self.backoff.is_failing(&subject));
             match performed {
                 Ok(()) => {
                     self.outcome.counters.steps += 1;
@@ -339,15 +340,15 @@ impl Reconciler {
                 }
             }
         }
-        for (slot, key) in perform::to_greet(ops) {
+        for (slot, key) in perform::to_handshake_with(ops) {
             self.devices.initiate_handshake(slot, key);
         }
     }
 
-    /// Keeps the ledger; says whether it is kept.
+    /// Writes the ledger to disk; returns whether it is there.
     fn remember(&mut self, now: Duration, admission: &Admission) -> bool {
         self.cluster.remember(&admission.ledger);
-        // Before the first list the memory is what the file says.
+        // Before the first list the ledger is the one that was read from the file.
         if !self.cluster.is_listed() {
             return true;
         }
@@ -360,7 +361,7 @@ impl Reconciler {
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.side_tasks.failed(now, CACHE, cause.clone()) {
-                    warn!(cause, "the last known peers are not kept");
+                    warn!(cause, "the last known peers are not saved");
                 }
                 false
             }

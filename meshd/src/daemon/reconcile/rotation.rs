@@ -1,4 +1,4 @@
-//! What the loop tells the rotation and the audit trail, and what it does for them.
+//! The inputs of the rotation and the audit trail, and what the loop does for them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::network::Network;
 use plan::node::NodeUid;
-use plan::turn::renew_for_backend;
+use plan::publication;
+use plan::turn::{answer_counts, renew_for_backend};
 use tokio::time::Instant;
 use tracing::{info, warn};
 use wireguard::DeviceState;
@@ -20,10 +21,10 @@ use crate::api::events::NodeEvent;
 use crate::chain::Chain;
 use crate::channel::ReceivedMessage;
 use crate::daemon::peer_channel::PeerMessage;
-use crate::daemon::{pq, publication};
+use crate::daemon::pq;
 
 impl Reconciler {
-    /// Tells the rotation and the control channel who is there and what they announce.
+    /// Gives the rotation and the control channel the present peers and what they announce.
     pub(super) fn meet(&mut self, admission: &Admission) {
         if let Some(uid) = self.cluster.own_uid() {
             self.keys.set_identity(uid);
@@ -32,12 +33,12 @@ impl Reconciler {
         self.peer_channel.set_members(admission);
         self.pairs.set_peers(admission, self.keys.stance(), &mut self.keys);
         self.keys.set_stances(admission.world.peers.values().map(publication::stance));
-        // Without a trail nothing is done that would have to stand in it.
+        // Without an audit trail nothing is done that would have to be recorded in it.
         let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
         self.keys.handle(Input::Connected(connected && self.audit.is_kept()));
     }
 
-    /// The slot to send to each peer on, by what both announce and by which keys have been heard from.
+    /// The slot to send to each peer on, by what both announce and by which slots have a session.
     pub(super) fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
         let Some(own) = self.keys.stance() else { return BTreeMap::new() };
         let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
@@ -55,7 +56,7 @@ impl Reconciler {
         members.map(slot).collect()
     }
 
-    /// Shows the machines of preshared keys what the devices have.
+    /// Shows the state machines of preshared keys what the devices have.
     fn show(&mut self, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
         let shown = |slot: Slot, own: &PublicKey, peer: &PublicKey| {
             let state = states.get(slot).as_ref().filter(|state| state.key == Some(*own))?;
@@ -66,7 +67,7 @@ impl Reconciler {
         self.pairs.observe(&entries, &mut self.keys);
     }
 
-    /// Keeps the control channel in place, and tells the rotation on which slots packets arrive.
+    /// Keeps the control channel's sockets in place, and tells the rotation on which slots packets arrive.
     pub(super) async fn converse(&mut self, now: Duration, desired: &Network) {
         match self.peer_channel.update_sockets(&self.host, desired).await {
             Ok(busy) => {
@@ -103,12 +104,11 @@ impl Reconciler {
         }
     }
 
-    /// An answer to the rotation says that a peer has left a slot, or answers over it. It counts only when this node has
-    /// left the slot as well, and when the slot is as protected as it is meant to be.
+    /// An answer to the rotation counts only when this node has left the slot as well, and says whether the slot is as
+    /// protected as configured.
     fn weigh(&self, input: Input) -> Input {
         let Input::Answer { peer, nonce, seen, tx, over, .. } = input else { return input };
-        let drained = self.keys.journal().drain();
-        if drained.is_some() && self.peer_channel.tx(&peer) == drained {
+        if !answer_counts(self.keys.journal().drain(), self.peer_channel.tx(&peer)) {
             return Input::PeerAlive(peer);
         }
         let protected = self.pairs.protects(&peer, over);
@@ -122,19 +122,21 @@ impl Reconciler {
         if let Some(message) = self.outcome.take_choice() {
             let node_event =
                 NodeEvent { uid: own.uid.clone(), warning: false, reason: "BackendSelected", message };
-            // Full while the API server is away: an Event is not worth waiting for.
+            // The queue is full while the API server is away: an Event is not worth waiting for.
             let _ = self.node_events.try_send(node_event);
         }
         let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
         let rotating = self.keys.rotation().is_none_or(Rotation::busy);
         if renew_for_backend(outdated, rotating, !self.outcome.failures.is_empty(), self.renewed, now) {
-            info!("a device is another backend's than new ones; its slot gets a new key and a new device");
+            info!(
+                "a device belongs to another backend than new ones; its slot gets a new key and a new device"
+            );
             self.renewed = Some(now);
             self.keys.handle(Input::Rotate(Cause::Request));
         }
     }
 
-    /// Writes down what happened to keys, and lets peers and the API server know where the trail ends.
+    /// Writes what happened to keys to the audit trail, and its head to peers and the API server.
     pub(super) fn account(&mut self, admission: &Admission) {
         self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         self.audit.witness(admission);
@@ -154,12 +156,12 @@ impl Reconciler {
             );
             let blocked = self.keys.rotation().is_some_and(|rotation| rotation.blocked().is_some());
             let reason = if blocked { "RotationBlocked" } else { "KeysRotated" };
-            // Full while the API server is away: an Event is not worth waiting for.
+            // The queue is full while the API server is away: an Event is not worth waiting for.
             let _ = self.node_events.try_send(NodeEvent { uid, warning: blocked, reason, message });
         }
     }
 
-    /// Lets the rotation know that time has passed.
+    /// Runs what is due in the rotation and the preshared keys.
     pub(in crate::daemon) fn tick(&mut self) {
         self.keys.handle(Input::Tick);
         self.peer_channel.send_asks(self.keys.take_asks());
@@ -167,12 +169,12 @@ impl Reconciler {
         self.peer_channel.send_preshared(self.pairs.take_messages());
     }
 
-    /// When the machines want to be told that time has passed.
+    /// When the next of that is due.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
         self.keys.due().into_iter().chain(self.pairs.due()).min()
     }
 
-    /// Whether the loop should turn now; asked once.
+    /// Whether a turn is wanted now; the request is cleared.
     pub(in crate::daemon) const fn take_turn(&mut self) -> bool {
         let (keys, pairs) = (self.keys.take_turn(), self.pairs.take_turn());
         keys || pairs
