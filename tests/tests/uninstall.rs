@@ -79,8 +79,11 @@ fn nothing_is_left() {
     assert!(after.1.contains(&trail), "the trail is kept");
     let verify = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["audit", "verify"]).run();
     assert!(verify.unwrap().contains("intact: "));
-    let none = |value: &Value| value.as_object().is_none_or(serde_json::Map::is_empty);
-    assert!(annotations(&mesh) == annotated_before || (none(&annotated_before) && none(&annotations(&mesh))));
+    let is_empty = |value: &Value| value.as_object().is_none_or(serde_json::Map::is_empty);
+    assert!(
+        annotations(&mesh) == annotated_before
+            || (is_empty(&annotated_before) && is_empty(&annotations(&mesh)))
+    );
 
     let (_, output, _) = uninstall(&mesh, &[]);
     assert!(output.contains("Nothing of meshd's") && output.contains(TRAIL), "{output}");
