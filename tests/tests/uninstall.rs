@@ -79,9 +79,10 @@ fn nothing_is_left() {
     assert!(after.1.contains(&trail), "the trail is kept");
     let verify = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["audit", "verify"]).run();
     assert!(verify.unwrap().contains("intact: "));
-    let empty = |value: &Value| value.as_object().is_none_or(serde_json::Map::is_empty);
+    let is_empty = |value: &Value| value.as_object().is_none_or(serde_json::Map::is_empty);
     assert!(
-        annotations(&mesh) == annotated_before || (empty(&annotated_before) && empty(&annotations(&mesh)))
+        annotations(&mesh) == annotated_before
+            || (is_empty(&annotated_before) && is_empty(&annotations(&mesh)))
     );
 
     let (_, output, _) = uninstall(&mesh, &[]);
