@@ -340,13 +340,13 @@ fn log_note(note: &Note) {
     match note {
         Note::Begun(cause) => info!(event = "RotationStarted", ?cause, "rotation: started"),
         Note::Staged(slot, key) => {
-            info!(event = "RotationKeyStored", %slot, key = %key.fingerprint(), "rotation: new key on disk")
+            info!(event = "RotationKeyStored", %slot, key = %key.fingerprint(), "rotation: new key on disk");
         }
         Note::Draining(slot, key) => {
-            info!(event = "RotationDraining", %slot, key = %key.fingerprint(), "rotation: draining the slot")
+            info!(event = "RotationDraining", %slot, key = %key.fingerprint(), "rotation: draining the slot");
         }
         Note::Installed(slot, key) => {
-            info!(event = "RotationKeyInstalled", %slot, key = %key.fingerprint(), "rotation: new key installed")
+            info!(event = "RotationKeyInstalled", %slot, key = %key.fingerprint(), "rotation: new key installed");
         }
         Note::Acknowledged(peer, slot) => {
             info!(event = "RotationAcknowledged", peer_uid = %peer, %slot, "rotation: peer no longer sends on the slot");
@@ -355,10 +355,10 @@ fn log_note(note: &Note) {
             info!(event = "RotationKeyVerified", peer_uid = %peer, %slot, key = %key.fingerprint(), "rotation: peer answers over the new key");
         }
         Note::Active(slot, key) => {
-            info!(event = "RotationKeyActive", %slot, key = %key.fingerprint(), "rotation: key preferred")
+            info!(event = "RotationKeyActive", %slot, key = %key.fingerprint(), "rotation: key preferred");
         }
         Note::Skipped(peer) => {
-            warn!(event = "RotationPeerSkipped", peer_uid = %peer, "rotation: peer is silent; not waiting for it")
+            warn!(event = "RotationPeerSkipped", peer_uid = %peer, "rotation: peer is silent; not waiting for it");
         }
         Note::Forced(peer) => {
             warn!(event = "RotationPeerForced", peer_uid = %peer, "rotation: peer does not follow; the keys are too old to wait for it");

@@ -309,13 +309,13 @@ fn log_note(peer: &PeerId, note: &Note) {
             info!(event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, ?why, "preshared key: refused by the peer");
         }
         Note::Differs(slot) => {
-            warn!(event = "PresharedKeyMismatch", peer_uid = %peer, %slot, "preshared key: the peer has a different one")
+            warn!(event = "PresharedKeyMismatch", peer_uid = %peer, %slot, "preshared key: the peer has a different one");
         }
         Note::ConfirmationFailed(slot, epoch) => {
             warn!(event = "PresharedKeyRefused", peer_uid = %peer, %slot, epoch, "PresharedKeyRefused: key confirmation failed; a message was modified in transit");
         }
         Note::Failed(slot, error) => {
-            warn!(event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error, "preshared key: exchange failed")
+            warn!(event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error, "preshared key: exchange failed");
         }
         Note::NotStored(slot, epoch) => {
             warn!(event = "PresharedKeyNotStored", peer_uid = %peer, %slot, epoch, "preshared key: can't be written to disk; not used");

@@ -87,7 +87,7 @@ fn crash_at(places: &[&str]) {
             deaths.push((at, since.elapsed()));
         }
     }
-    eprintln!("{} deaths: {deaths:?}", deaths.len());
+    println!("{} deaths: {deaths:?}", deaths.len());
     assert!(deaths.len() >= places.len(), "{deaths:?}");
     assert!(stream.stop().received > 0);
     capture.report().assert_sealed();
