@@ -112,7 +112,10 @@ fn with_require_a_peer_without_pq_gets_no_pod_traffic_but_its_node_still_answers
         found.is_some_and(|found| found["pq"]["blocked"] == true && found["pq"]["enabled"] == false)
     });
     let text = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["status"]).run().unwrap();
-    assert!(text.contains("n2: no pod traffic: a preshared key is required, and its pq is off"), "{text}");
+    assert!(
+        text.contains("n2: pod traffic blocked: a preshared key is required, and pq is off there"),
+        "{text}"
+    );
 
     let capture = mesh.capture().unwrap();
     let pods = mesh.pods(&["a"]).unwrap();
