@@ -248,6 +248,11 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
             steps.map(|(result, count)| sample(vec![("result", result)], count)).into(),
         ),
         Metric::counter(
+            "reconcile_retries",
+            "Changes that were tried again after a failure, with backoff.",
+            counters.retried_steps,
+        ),
+        Metric::counter(
             "device_recreations",
             "WireGuard devices that disappeared and were recreated.",
             counters.device_restarts,

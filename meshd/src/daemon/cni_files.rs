@@ -70,8 +70,9 @@ impl ChainedPlugins {
 
 fn report_unsupported(plugin: ChainedPlugin, error: &ProbeError) {
     tracing::warn!(
+        event = "CniVersionLimited",
         plugin = plugin.name(),
-        cause = %Chain(error),
+        error = %Chain(error),
         "CNI 1.1.0 is not offered because of a chained plugin, so the runtime calls neither GC nor STATUS"
     );
 }

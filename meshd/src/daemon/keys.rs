@@ -338,7 +338,7 @@ fn unix() -> u64 {
 fn log_note(note: &Note) {
     let uids = |peers: &[PeerId]| peers.iter().map(PeerId::as_str).collect::<Vec<_>>().join(", ");
     match note {
-        Note::Begun(cause) => info!(event = "RotationStarted", ?cause, "rotation: started"),
+        Note::Begun(cause) => info!(event = "RotationStarted", trigger = ?cause, "rotation: started"),
         Note::Staged(slot, key) => {
             info!(event = "RotationKeyStored", %slot, key = %key.fingerprint(), "rotation: new key on disk");
         }

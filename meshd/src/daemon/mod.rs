@@ -55,7 +55,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     // The guard comes before the first key, route and file: from here on no pod's packet leaves unencrypted.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let chosen = device::select(config.backend, &host).await?;
-    info!(backend = %chosen.backend, reason = chosen.reason, "backend selected");
+    info!(event = "BackendSelected", backend = %chosen.backend, reason = chosen.reason, "backend selected");
     let keys = keys::Keys::open(&config)?;
     let audit = audit::Audit::open(&config.state_dir, &keys)?;
     let (client, server) = api::connect::client(config.kubeconfig.as_deref()).await?;

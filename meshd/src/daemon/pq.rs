@@ -306,7 +306,7 @@ fn log_note(peer: &PeerId, note: &Note) {
             warn!(event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch, "PresharedKeyGivenUp: no answer over either slot; the peer may have lost its keys");
         }
         Note::Refused(slot, epoch, why) => {
-            info!(event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, ?why, "preshared key: refused by the peer");
+            info!(event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, reason = ?why, "preshared key: refused by the peer");
         }
         Note::Differs(slot) => {
             warn!(event = "PresharedKeyMismatch", peer_uid = %peer, %slot, "preshared key: the peer has a different one");

@@ -80,9 +80,15 @@ impl ApiQuestions {
             match timeout(API_TIMEOUT, servers::addresses(&client)).await {
                 Ok(Ok(addresses)) => return Some(Answer::Addresses(addresses)),
                 Ok(Err(error)) => {
-                    warn!(cause = %Chain(&error), "the API server does not name its own addresses");
+                    warn!(
+                        event = "ApiServerAddressesUnknown", error = %Chain(&error),
+                        "the API server does not name its own addresses"
+                    );
                 }
-                Err(_) => warn!("the API server does not name its own addresses in time"),
+                Err(_) => warn!(
+                    event = "ApiServerTimeout",
+                    "the API server does not name its own addresses in time"
+                ),
             }
             None
         });
@@ -93,8 +99,13 @@ impl ApiQuestions {
         self.ask(async move {
             match timeout(API_TIMEOUT, fence::test(&client, &other)).await {
                 Ok(Ok(fence)) => return Some(Answer::Fence(fence)),
-                Ok(Err(error)) => warn!(cause = %Chain(&error), "the admission policy could not be tested"),
-                Err(_) => warn!("the admission policy could not be tested in time"),
+                Ok(Err(error)) => warn!(
+                    event = "TrustPolicyUntested", error = %Chain(&error),
+                    "the admission policy could not be tested"
+                ),
+                Err(_) => {
+                    warn!(event = "ApiServerTimeout", "the admission policy could not be tested in time");
+                }
             }
             None
         });
@@ -145,7 +156,8 @@ impl Reconciler {
             Answer::Fence(fence) => {
                 if fence == Fence::Missing {
                     warn!(
-                        "TrustPolicyMissing: the API server lets this daemon change other Nodes; apply deploy/base/admission-policy.yaml"
+                        event = "TrustPolicyMissing",
+                        "the API server lets this daemon change other Nodes; apply deploy/base/policy-own-node.yaml"
                     );
                 }
                 self.outcome.fence = fence;

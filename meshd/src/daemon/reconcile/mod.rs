@@ -208,7 +208,11 @@ impl Reconciler {
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.backoff.failed(now, OBSERVE, cause.clone()) {
-                    error!(cause, "the node's network can't be observed; nothing is changed");
+                    error!(
+                        event = "ObservationFailed",
+                        error = cause,
+                        "the node's network can't be observed; nothing is changed"
+                    );
                 }
                 self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
                 return self.retry_in(now);
@@ -236,7 +240,11 @@ impl Reconciler {
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.side_tasks.failed(now, CNI, cause.clone()) {
-                    warn!(cause, "the files for the CNI plugin are not up to date");
+                    warn!(
+                        event = "CniFilesNotWritten",
+                        error = cause,
+                        "the files for the CNI plugin are not up to date"
+                    );
                 }
                 self.outcome.failures.push(cause);
             }
@@ -259,7 +267,7 @@ impl Reconciler {
         let causes: Vec<String> = violations.iter().map(ToString::to_string).collect();
         let cause = format!("plan refused: {}", causes.join("; "));
         if self.backoff.failed(now, PLAN, cause.clone()) {
-            error!(cause, "nothing is changed");
+            error!(event = "PlanRefused", error = cause, "nothing is changed");
         }
     }
 
@@ -327,15 +335,20 @@ impl Reconciler {
                 Ok(()) => {
                     self.outcome.counters.steps += 1;
                     match self.backoff.succeeded(&subject) {
-                        None => info!(step = %op, "done"),
-                        Some(failures) => info!(step = %op, failures, "done after failures"),
+                        None => info!(event = "StepDone", step = %op, "done"),
+                        Some(failures) => {
+                            info!(event = "StepDone", step = %op, failures, "done after failures");
+                        }
                     }
                 }
                 Err(error) => {
                     self.outcome.counters.failed_steps += 1;
                     let message = format!("{op}: {}", Chain(&error));
                     if self.backoff.failed(now, subject, message) {
-                        warn!(step = %op, cause = %Chain(&error), "failed; tried again at growing intervals");
+                        warn!(
+                            event = "StepFailed", step = %op, error = %Chain(&error),
+                            "failed; tried again at growing intervals"
+                        );
                     }
                 }
             }
@@ -361,7 +374,7 @@ impl Reconciler {
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.side_tasks.failed(now, CACHE, cause.clone()) {
-                    warn!(cause, "the last known peers are not saved");
+                    warn!(event = "PeersNotStored", error = cause, "the last known peers are not saved");
                 }
                 false
             }

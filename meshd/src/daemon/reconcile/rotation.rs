@@ -79,7 +79,11 @@ impl Reconciler {
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.side_tasks.failed(now, CHANNEL, cause.clone()) {
-                    warn!(cause, "the control channel can't be put in place");
+                    warn!(
+                        event = "ControlChannelUnavailable",
+                        error = cause,
+                        "the control channel can't be put in place"
+                    );
                 }
             }
         }
@@ -129,6 +133,7 @@ impl Reconciler {
         let rotating = self.keys.rotation().is_none_or(Rotation::busy);
         if renew_for_backend(outdated, rotating, !self.outcome.failures.is_empty(), self.renewed, now) {
             info!(
+                event = "BackendOutdated",
                 "a device belongs to another backend than new ones; its slot gets a new key and a new device"
             );
             self.renewed = Some(now);
