@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// The version that this code sends and accepts.
 const VERSION: u8 = 1;
-/// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP headers (1280 - 40 - 8).
-pub(crate) const MAX_LEN: usize = 1232;
+/// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP headers of 40 and 8 bytes.
+pub(crate) const MAX_LEN: usize = wireguard::MIN_MTU as usize - 40 - 8;
 /// Longest probe in bytes: what fits common jumbo frames.
 pub(crate) const MAX_PROBE_LEN: usize = 9000;
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::audit;
 use crate::config::{Config, ConfigError, OPTIONS, Source, Sources, from_sources};
 
 /// The subcommands of `meshd`.
@@ -72,7 +73,7 @@ impl Subcommand {
                 .arg(output_argument())
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd keys -o json | jq '.keys[].age_seconds'"),
-            Self::Audit => audit(command),
+            Self::Audit => audit::arguments::command(command),
             Self::Uninstall => uninstall(command),
             Self::Tunnel => tunnel(command),
             Self::Options => command.about("Print the options of `meshd run` as a page of documentation"),
@@ -165,88 +166,6 @@ fn rotate(command: Command) -> Command {
         .after_help("Example:\n  meshd rotate --dry-run\n  meshd rotate\n  meshd rotate --node n1 --node n2")
 }
 
-/// `meshd audit` with its own subcommands.
-fn audit(command: Command) -> Command {
-    let trail = || {
-        Arg::new("trail")
-            .long("trail")
-            .value_name("PATH")
-            .default_value("/var/lib/meshd/audit")
-            .value_parser(value_parser!(PathBuf))
-            .help("Directory of a trail, or one of its files")
-    };
-    let filters = |command: Command| {
-        command
-            .arg(trail())
-            .arg(Arg::new("node").long("node").value_name("NAME").help("Only events about this node"))
-            .arg(Arg::new("key").long("key").value_name("FINGERPRINT").help("Only events about this key"))
-            .arg(
-                Arg::new("since")
-                    .long("since")
-                    .value_name("TIME")
-                    .value_parser(crate::config::time)
-                    .help("Only events of this last period, such as 90s, 24h or 30d"),
-            )
-    };
-    command
-        .about("Read the audit trail of keys; needs no daemon")
-        .subcommand_required(true)
-        .arg_required_else_help(true)
-        .subcommand(
-            Command::new("verify")
-                .about("Check that a trail is complete, and that it agrees with what other nodes recorded about it")
-                .arg(trail())
-                .arg(
-                    Arg::new("witness")
-                        .long("witness")
-                        .value_name("PATH")
-                        .action(ArgAction::Append)
-                        .value_parser(value_parser!(PathBuf))
-                        .help("Trail of another node; may be repeated"),
-                )
-                .arg(output_argument())
-                .after_help(
-                    "Example:\n  meshd audit verify --trail n1/audit --witness n2/audit --witness n3/audit",
-                ),
-        )
-        .subcommand(
-            filters(Command::new("show").about("Show events"))
-                .arg(output_argument())
-                .after_help("Example:\n  meshd audit show --node n2 --since 24h"),
-        )
-        .subcommand(
-            filters(Command::new("export").about("Print events in a format for other tools"))
-                .arg(
-                    Arg::new("format")
-                        .long("format")
-                        .value_name("FORMAT")
-                        .value_parser(PossibleValuesParser::new(["jsonl", "csv", "ocsf"]))
-                        .default_value("jsonl")
-                        .help("JSON Lines, comma-separated values, or Open Cybersecurity Schema Framework"),
-                )
-                .after_help("Example:\n  meshd audit export --format ocsf --since 24h"),
-        )
-        .subcommand(
-            Command::new("report")
-                .about(
-                    "One page for an auditor: which keys were in use when, and whether old ones were destroyed",
-                )
-                .arg(trail().action(ArgAction::Append).help(
-                    "Directory of a trail; may be repeated. One node's trail also records all its peers",
-                ))
-                .arg(
-                    Arg::new("max-age")
-                        .long("max-age")
-                        .value_name("TIME")
-                        .value_parser(crate::config::time)
-                        .default_value("48h")
-                        .help("Age above which a key is reported as too old"),
-                )
-                .arg(output_argument())
-                .after_help("Example:\n  meshd audit report --trail n1/audit --trail n2/audit --max-age 30d"),
-        )
-}
-
 /// Adds the daemon's options and the configuration file.
 fn configured(command: Command) -> Command {
     let file = Arg::new("config")
@@ -271,7 +190,7 @@ fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-fn output_argument() -> Arg {
+pub(super) fn output_argument() -> Arg {
     Arg::new("output")
         .short('o')
         .long("output")

@@ -1,5 +1,6 @@
 //! `meshd audit`: reads trails from files, so that it works anywhere, even without a daemon.
 
+pub(super) mod arguments;
 mod description;
 
 use std::fmt::Write as _;
@@ -11,17 +12,22 @@ use clap::ArgMatches;
 use comfy_table::{Table, presets};
 use keyring::audit::{self, Event, Format, Line, NodeReport, Report, Verdict};
 
+use self::arguments::Subcommand;
 use self::description::Names;
-use super::{CommandError, arguments, output};
+use super::arguments::{path, wants_json};
+use super::{CommandError, EX_USAGE, output};
 
 /// `meshd audit …`
 pub(super) fn audit(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
-    match matches.subcommand() {
-        Some(("verify", matches)) => verify(matches),
-        Some(("show", matches)) => show(matches).map(|()| ExitCode::SUCCESS),
-        Some(("export", matches)) => export(matches).map(|()| ExitCode::SUCCESS),
-        Some(("report", matches)) => report(matches).map(|()| ExitCode::SUCCESS),
-        _ => Ok(ExitCode::FAILURE),
+    // clap has refused a command line without a known subcommand.
+    let Some((subcommand, matches)) = arguments::subcommand(matches) else {
+        return Ok(ExitCode::from(EX_USAGE));
+    };
+    match subcommand {
+        Subcommand::Verify => verify(matches),
+        Subcommand::Show => show(matches).map(|()| ExitCode::SUCCESS),
+        Subcommand::Export => export(matches).map(|()| ExitCode::SUCCESS),
+        Subcommand::Report => report(matches).map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -35,7 +41,7 @@ fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
 
 /// Prints everything that is wrong; fails if there is anything.
 fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
-    let trail = read(&arguments::path(matches, "trail"))?;
+    let trail = read(&path(matches, "trail"))?;
     let mut problems: Vec<String> = trail.findings.iter().map(ToString::to_string).collect();
     let mut witnesses = 0;
     for place in places(matches, "witness") {
@@ -47,7 +53,7 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     }
     let (first, last) = (trail.lines.first().map_or(0, |line| line.seq), trail.head());
     let node = trail.node.as_ref().map(|node| node.name.clone()).unwrap_or_default();
-    if arguments::wants_json(matches) {
+    if wants_json(matches) {
         output::json(&serde_json::json!({
             "node": node, "first": first, "last": last.seq, "head": last.to_string(),
             "witnesses": witnesses, "whole": problems.is_empty(), "problems": problems,
@@ -86,9 +92,9 @@ fn chosen<'a>(matches: &ArgMatches, trail: &'a Verdict) -> Vec<&'a Line> {
 }
 
 fn show(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trail = read(&arguments::path(matches, "trail"))?;
+    let trail = read(&path(matches, "trail"))?;
     let lines = chosen(matches, &trail);
-    if arguments::wants_json(matches) {
+    if wants_json(matches) {
         return output::print(&audit::export(&lines, Format::Jsonl));
     }
     let mut table = Table::new();
@@ -106,7 +112,7 @@ fn show(matches: &ArgMatches) -> Result<(), CommandError> {
 }
 
 fn export(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trail = read(&arguments::path(matches, "trail"))?;
+    let trail = read(&path(matches, "trail"))?;
     let format = match matches.get_one::<String>("format").map(String::as_str) {
         Some("csv") => Format::Csv,
         Some("ocsf") => Format::Ocsf,
@@ -120,7 +126,7 @@ fn report(matches: &ArgMatches) -> Result<(), CommandError> {
     let lines: Vec<&[Line]> = trails.iter().map(|trail| trail.lines.as_slice()).collect();
     let max_age = matches.get_one::<Duration>("max-age").map_or(172_800, Duration::as_secs);
     let report = audit::report(&lines, now(), max_age);
-    if arguments::wants_json(matches) {
+    if wants_json(matches) {
         return output::json(&report);
     }
     let broken = trails.iter().filter(|trail| !trail.findings.is_empty()).count();
