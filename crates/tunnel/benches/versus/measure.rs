@@ -142,5 +142,12 @@ fn round_trip(host: &Host, to: &str, plan: &Plan) -> f64 {
         text.lines().filter_map(|line| line.split("time=").nth(1)?.split(' ').next()?.parse::<f64>().ok());
     let times: Vec<f64> = times.map(|milliseconds| milliseconds * 1e3).collect();
     assert!(times.len() * 2 > plan.pings as usize, "{} answers in {:?}", times.len(), begin.elapsed());
-    crate::report::median(times)
+    median(times)
+}
+
+/// The middle value; of an even number the mean of the middle two.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }

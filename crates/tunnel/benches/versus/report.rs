@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::contender::Contender;
-use crate::measure::Sample;
+use crate::measure::{Sample, median};
 
 /// What is compared.
 type Field = fn(&Sample) -> f64;
@@ -36,12 +36,6 @@ impl Row {
             Better::Lower => self.ratio <= self.at_least,
         }
     }
-}
-
-pub(crate) fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) }
 }
 
 /// Prints what everything runs on.
