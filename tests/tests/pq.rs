@@ -11,7 +11,7 @@ use lab::ping::{PingOutcome, ping};
 use lab::{Flow, IpVersion, Lab, ProbeResult, Protocol, Signal, Stream};
 use serde_json::Value;
 
-/// Short steps, so that a rotation takes seconds. What they wait for is the same.
+/// Short timeouts, so that a rotation takes seconds; the conditions are the same.
 const QUICK: [&str; 4] = ["--rotation-drain", "500ms", "--rotation-timeout", "10s"];
 /// How long pairs may take to prove all keys.
 const WITHIN: Duration = Duration::from_mins(1);
@@ -27,7 +27,7 @@ fn mesh(modes: &[&str]) -> Mesh {
     mesh
 }
 
-/// What `wg` shows on one slot: each peer's public key with the preshared key.
+/// Output of `wg` for one slot: each peer's public key with its preshared key.
 fn shown(mesh: &Mesh, node: &str, slot: &str) -> Vec<(String, String)> {
     let link = format!("mesh-{slot}");
     let text = mesh.node(node).unwrap().command("wg").args(["show", &link, "preshared-keys"]).run().unwrap();
@@ -36,7 +36,7 @@ fn shown(mesh: &Mesh, node: &str, slot: &str) -> Vec<(String, String)> {
     text.lines().map(parse).collect()
 }
 
-/// The preshared key that two nodes have with each other on a slot; it has to be the same on both.
+/// The preshared key of two nodes on a slot; it must be the same on both.
 fn shared(mesh: &Mesh, one: &str, other: &str, slot: &str) -> String {
     let public = |node: &str| mesh.status(node).unwrap()["slots"][slot]["key"].as_str().unwrap().to_owned();
     let with = |node: &str, peer: &str| {

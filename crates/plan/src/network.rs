@@ -18,7 +18,7 @@ pub const ROUTE_PROTOCOL: u8 = 84;
 /// Both sides of a diff have this type: `desired` computes one, the shell observes one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Network {
-    /// The guard's rules, if its table stands exactly as they say.
+    /// The guard's rules, if its table is in place exactly as they say.
     pub guard: Option<Guard>,
     /// Kernel settings by name below `/proc/sys`, for example `net/ipv4/ip_forward`. Observed values cover
     /// at least the names that are desired.
@@ -84,7 +84,7 @@ pub enum Via {
 /// A policy rule: packets from a prefix look up a table first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rule {
-    /// Position among all rules; lower ones are asked first, the main table stands at 32766.
+    /// Position among all rules; lower ones are matched first; the main table is at 32766.
     pub priority: u32,
     /// Source prefix that the rule is for.
     pub from: IpNetwork,

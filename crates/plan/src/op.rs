@@ -1,4 +1,4 @@
-//! The steps of a plan: each is one change that leaves nothing to decide to whoever performs it.
+//! The steps of a plan: each is one change, and nothing is left to decide when it is performed.
 
 use ipnetwork::IpNetwork;
 use keyring::{PublicKey, Slot};

@@ -65,7 +65,7 @@ pub struct Journal {
     pub slots: PerSlot<KeyRecord>,
     /// The current step.
     pub step: Step,
-    /// Whether both keys were generated anew because the previous ones were lost or compromised.
+    /// Whether both keys were replaced because the previous ones were lost or compromised.
     pub cold: bool,
 }
 

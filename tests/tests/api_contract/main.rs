@@ -304,7 +304,7 @@ fn wiped(walk: &mut Walk<'_>) {
     let old: u64 = walk.revision().parse().unwrap();
     walk.api.wipe().unwrap();
     walk.step("n1", ("GET", "/api/v1/nodes", "", Value::Null));
-    walk.note("revisions start anew", json!(walk.revision().parse::<u64>().unwrap() < old));
+    walk.note("revisions start over", json!(walk.revision().parse::<u64>().unwrap() < old));
     let again = walk.api.create_node(node("n1")).unwrap();
     walk.note("the same name, another node", json!(again["metadata"]["uid"] != before["metadata"]["uid"]));
     walk.note(

@@ -1,4 +1,5 @@
-//! The daemon may die, restart and be replaced: the kernel goes on, and nothing is written that is set already.
+//! The daemon may die, restart and be replaced: the kernel's devices keep working, and nothing is written that is set
+//! already.
 
 use std::time::Duration;
 
@@ -20,14 +21,14 @@ fn a_killed_daemon_loses_no_packet_and_writes_nothing_when_it_is_back() {
         std::thread::sleep(Duration::from_secs(3));
         mesh.start_with("n1", &[QUICK.as_slice(), &KERNEL].concat()).unwrap();
         formed(&mesh);
-        // Some turns of the loop.
+        // For a few turns of the loop.
         std::thread::sleep(Duration::from_secs(3));
         let node = mesh.node("n1").unwrap();
         let steps = &mesh.status("n1").unwrap()["counters"]["steps"];
         let seen = monitor.changes();
         assert_eq!(seen, [], "{signal:?}: the interface was written to");
         assert_eq!(steps, 0, "{signal:?}");
-        // The monitor itself is none that sees nothing.
+        // Positive control: the monitor sees changes.
         shell(node, "wg set mesh-a fwmark 7; wg set mesh-a fwmark 0");
         let seen = monitor.stop(node).unwrap();
         assert!(seen.len() == 2 && seen.iter().all(|seen| seen.link == "mesh-a"), "{seen:?}");
@@ -36,7 +37,7 @@ fn a_killed_daemon_loses_no_packet_and_writes_nothing_when_it_is_back() {
     capture.report().assert_sealed();
 }
 
-/// The daemon dies at places of a rotation and comes back; the kernel carries on all the time.
+/// The daemon is killed at boundaries of a rotation and restarted; the kernel's devices keep working.
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
 fn a_rotation_with_a_crash_at_every_kind_of_boundary_loses_nothing() {

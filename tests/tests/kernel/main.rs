@@ -1,17 +1,17 @@
-//! meshd on the kernel's WireGuard: adopted, repaired, mixed with engines, and replaced by them, without a lost packet.
+//! meshd with the kernel's WireGuard: devices are adopted, repaired, mixed with engines, and replaced by them, without a
+//! lost packet.
 //!
-//! All of them need WireGuard in the kernel and are marked as ignored for that; `make test-kernel` runs them in a
-//! virtual machine that is emulated in software. Bounds are those that are promised all the same, unless a comment says
-//! otherwise.
+//! All of them need WireGuard in the kernel and are therefore marked as ignored; `make test-kernel` runs them in a
+//! virtual machine, emulated in software. The limits are those of the documentation unless a comment says otherwise.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod adopted;
-mod chosen;
 mod mixed;
 mod noisy;
 mod repaired;
 mod scale;
+mod selection;
 
 use std::time::{Duration, Instant};
 
@@ -19,15 +19,15 @@ use lab::mesh::Mesh;
 use lab::require::{self, Need};
 use lab::{End, IpVersion, Lab, Node, Stream};
 
-/// How long something may take that is not the point of a test.
+/// Timeout of steps that a test does not measure.
 const WITHIN: Duration = Duration::from_mins(1);
-/// Short steps, so that a rotation takes seconds. What they wait for is the same.
+/// Short timeouts, so that a rotation takes seconds; the conditions are the same.
 const QUICK: [&str; 4] = ["--rotation-drain", "500ms", "--rotation-timeout", "20s"];
 /// A node with the kernel's WireGuard, and one with an engine.
 const KERNEL: [&str; 2] = ["--backend", "kernel"];
 const USERSPACE: [&str; 2] = ["--backend", "userspace"];
 
-/// A mesh with so many nodes, each started with these flags beside those for quick rotations.
+/// A mesh with this many nodes, each started with these flags and those for quick rotations.
 fn mesh(flags: &[&[&str]]) -> Mesh {
     require::all(&[Need::Namespaces, Need::Tun, Need::Nftables, Need::WireGuardTools, Need::KernelWireguard]);
     let nodes = u8::try_from(flags.len()).unwrap();
@@ -36,12 +36,12 @@ fn mesh(flags: &[&[&str]]) -> Mesh {
         mesh.start_with(node, &[&QUICK, *flags].concat()).unwrap();
     }
     formed(&mesh);
-    // Until then devices change by themselves.
+    // Until then devices change without a fault.
     mesh.wait_proven();
     mesh
 }
 
-/// Waits until every node is ready and has all others as peers, for as long as emulation takes.
+/// Waits until every node is ready and has all others as peers; emulation makes this slow.
 fn formed(mesh: &Mesh) {
     let nodes = mesh.node_names();
     for node in &nodes {
@@ -64,9 +64,9 @@ fn streams(ends: &[End], per_second: u32) -> Vec<Stream> {
     streams
 }
 
-/// Stops streams, none of which may have lost a packet; those that this process had no time to read do not count.
+/// Stops streams and checks that none lost a packet; packets that this process had no time to read do not count.
 fn none_lost(streams: Vec<Stream>) {
-    // What is in flight arrives.
+    // Wait for packets in flight.
     std::thread::sleep(Duration::from_millis(500));
     let reports: Vec<_> = streams.into_iter().map(Stream::stop).collect();
     for report in &reports {
@@ -75,7 +75,7 @@ fn none_lost(streams: Vec<Stream>) {
     }
 }
 
-/// Has a node replace its keys, which has to succeed.
+/// Rotates a node's keys, which must succeed.
 fn rotate(mesh: &Mesh, node: &str) {
     let before = &mesh.status(node).unwrap()["rotation"];
     let wanted = before["finished"].as_u64().unwrap() + 1;
@@ -91,14 +91,14 @@ fn shell(node: &Node, script: &str) -> String {
     node.command("sh").args(["-c", script]).run().unwrap()
 }
 
-/// What a program prints, whether it succeeds or not.
+/// The output of a program, whether it succeeds or not.
 fn said(node: &Node, command: &str) -> String {
     let mut words = command.split_whitespace();
     let output = node.command(words.next().unwrap()).args(words).output().unwrap();
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Waits until a program prints what is wanted; returns how long that took, the last question included.
+/// Waits until a program prints the expected text; returns how long that took, including the last call.
 fn wait_said(node: &Node, command: &str, wanted: impl Fn(&str) -> bool) -> Duration {
     let since = Instant::now();
     loop {

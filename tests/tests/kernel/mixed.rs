@@ -17,7 +17,7 @@ fn kernel_and_engine_nodes_lose_nothing_while_one_of_each_rotates() {
             }
         }
     }
-    // Every ordered pair; slowly, since two engines are emulated here beside all else.
+    // Every ordered pair, slowly, since two engines are emulated as well.
     let streams = streams(&ends, 20);
     for node in ["n1", "n2"] {
         rotate(&mesh, node);

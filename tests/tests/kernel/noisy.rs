@@ -1,10 +1,10 @@
-//! An underlay that loses, delays and reorders.
+//! An underlay that drops, delays and reorders packets.
 
 use lab::{IpVersion, Stream};
 
 use super::{KERNEL, USERSPACE, mesh, pods, rotate, shell};
 
-/// Of what each node sends: 5 % is lost, the rest takes 100 ms, some of it overtakes the rest.
+/// Of each node's packets 5 % are lost and the rest are delayed by 100 ms, some of them reordered.
 const NETEM: &str = "tc qdisc add dev eth0 root netem delay 100ms 10ms reorder 5% 50% loss 5% limit 10000";
 
 #[test]
@@ -18,7 +18,7 @@ fn a_rotation_on_a_lossy_slow_network_loses_no_more_than_the_network_does() {
     let capture = mesh.capture().unwrap();
     let plain = ["n1", "n2"].map(|node| mesh.node(node).unwrap().end());
     let start = |from, to| Stream::start(from, to, IpVersion::V4, 100).unwrap();
-    // The same path and the same time, once through the tunnel and once beside it.
+    // The same path at the same time, once through the tunnel and once outside it.
     let tunnelled = [start(&ends[0], &ends[1]), start(&ends[1], &ends[0])];
     let beside = [start(&plain[0], &plain[1]), start(&plain[1], &plain[0])];
     rotate(&mesh, "n1");

@@ -1,4 +1,4 @@
-//! What is removed or changed by hand is restored, and what is not the mesh's is left alone.
+//! Manual changes are repaired, and interfaces of other software are left alone.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -7,11 +7,11 @@ use lab::{IpVersion, Signal, Stream};
 
 use super::{KERNEL, mesh, pods, said, shell, wait_said};
 
-/// The time that a repair may take.
+/// Limit of a repair.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(2);
 
-/// What is done, and questions whose answers have to be again what they were before: the first one within the time, the
-/// others as soon as they have been observed. Each is one program, since it takes a while where it is emulated.
+/// A manual change, and commands whose output must return to what it was before: that of the first within the limit, that
+/// of the others as soon as it has been observed. Each is one program, since starting one is slow under emulation.
 const INJURIES: [(&str, &[&str]); 9] = [
     (
         "ip link del mesh-a",
@@ -37,13 +37,13 @@ const INJURIES: [(&str, &[&str]); 9] = [
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
-fn whatever_is_removed_by_hand_is_back_within_two_seconds_and_nothing_was_in_clear() {
+fn whatever_is_removed_by_hand_is_restored_within_two_seconds_without_unencrypted_packets() {
     let mesh = mesh(&[&KERNEL, &KERNEL]);
     let node = mesh.node("n1").unwrap();
     let ends = pods(&mesh);
     let capture = mesh.capture().unwrap();
     let stream = Stream::start(&ends[0], &ends[1], IpVersion::V4, 20).unwrap();
-    // Order within an answer, and flags that follow the link, say nothing.
+    // The order of lines and flags that depend on the link do not matter.
     let canonical = |text: &str| {
         let mut lines: Vec<String> =
             text.lines().map(|line| line.replace(" linkdown", "").trim_end().to_owned()).collect();

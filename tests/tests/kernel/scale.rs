@@ -1,4 +1,4 @@
-//! A change costs what it changes, however many peers there are.
+//! The cost of a change does not depend on the number of peers.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use lab::require::{self, Need};
 use lab::{ApiKind, Lab};
 use wireguard::{Device as _, Peer, PeerChange};
 
-/// Median time of a change among so many peers, and the messages that one change takes.
+/// Median time of a change with this many peers, and the number of messages that it takes.
 fn change_among(peers: u32) -> (Duration, usize, usize) {
     let lab = Lab::builder().nodes(1).api(ApiKind::None).build().unwrap();
     let node = lab.node("n1").unwrap();

@@ -1,4 +1,4 @@
-//! The audit trail of a real rotation, on its own node and as its peers remember it.
+//! The audit trail of a real rotation, on its own node and in its peers' trails.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn lines(mesh: &Mesh, node: &str) -> Vec<Value> {
     text(mesh, node).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// `meshd audit …` on n1, with the trails of other nodes put where it finds them.
+/// `meshd audit …` on n1, with copies of other nodes' trails.
 fn audit(mesh: &Mesh, arguments: &[&str]) -> (bool, String) {
     super::audit(mesh, "n1", arguments)
 }
@@ -31,7 +31,7 @@ fn verify(mesh: &Mesh, trail: &str) -> (bool, String) {
 }
 
 #[test]
-fn a_rotation_can_be_audited_and_every_forgery_is_found() {
+fn a_rotation_can_be_audited_and_every_forgery_is_detected() {
     let mesh = quick(3);
     let before = keys(&mesh, "n1");
     assert!(rotate(&mesh, "n1", &[]).0);
@@ -44,7 +44,7 @@ fn a_rotation_can_be_audited_and_every_forgery_is_found() {
     forgeries_are_found(&mesh);
 }
 
-/// The node's own account.
+/// The node's own trail.
 fn the_node_told_it_all(mesh: &Mesh) {
     let own = lines(mesh, "n1");
     let events: Vec<&str> = own.iter().map(|line| line["event"].as_str().unwrap()).collect();
@@ -64,7 +64,7 @@ fn the_node_told_it_all(mesh: &Mesh) {
     }
 }
 
-/// Its peers were told where it ends, and an Event says so too.
+/// Its peers have its head, and so has an Event.
 fn the_peers_were_told(mesh: &Mesh) {
     let node = mesh.node("n1").unwrap();
     let since = Instant::now();
@@ -90,7 +90,7 @@ fn the_peers_were_told(mesh: &Mesh) {
     assert!(message.contains("ends at line"), "{events:#?}");
 }
 
-/// The whole rotation stands in a peer's trail alone.
+/// A peer's trail alone contains the whole rotation.
 fn a_peer_saw_it_all(mesh: &Mesh) {
     let seen: Vec<Value> = lines(mesh, "n2")
         .into_iter()
@@ -111,7 +111,7 @@ fn a_peer_saw_it_all(mesh: &Mesh) {
         ("b", Some("a"), true),
         ("b", None, false),
     ];
-    // Two announcements that follow each other at once may be seen as one.
+    // Two announcements in quick succession may be seen as one.
     let mut rest = whole.iter();
     assert!(steps.iter().all(|step| rest.any(|expected| expected == step)), "{steps:?}");
     assert!(steps.len() >= 5 && steps.last() == whole.last(), "{steps:?}");
@@ -123,7 +123,7 @@ fn a_peer_saw_it_all(mesh: &Mesh) {
     assert_eq!(seen.iter().filter(|key| key["replaced"].is_null()).count(), 2);
 }
 
-/// With its own trail nothing is left open.
+/// With the node's own trail the report has no open questions.
 fn the_report_closes(mesh: &Mesh) {
     let trails = ["report", "--trail", "/var/lib/meshd/audit", "--trail", "/tmp/n2.jsonl", "-o", "json"];
     let report: Value = serde_json::from_str(&audit(mesh, &trails).1).unwrap();

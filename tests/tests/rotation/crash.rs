@@ -1,4 +1,4 @@
-//! The daemon dies at every boundary of a rotation, and comes back whole each time.
+//! The daemon is killed at every boundary of a rotation, and recovers each time.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,12 @@ use lab::{IpVersion, Lab, Signal, Stream};
 
 use super::{QUICK, WITHIN, keys, must_pass, wait_accounted, wait_whole};
 
-/// Each boundary of each kind takes minutes in all; usually it is every third. `CRASHES=all` takes them all.
+/// All boundaries take minutes, so usually every third is tested. `CRASHES=all` tests all.
 fn stride() -> usize {
     if std::env::var("CRASHES").is_ok_and(|value| value == "all") { 1 } else { 3 }
 }
 
-/// What must not be left behind: devices, peers, routes and keys that nobody needs.
+/// Nothing may be left behind: no devices, peers, routes or keys that are not needed.
 const ORPHANS: &str = "
     ip -o link show type tun | wc -l
     wg show all peers | wc -l
@@ -41,7 +41,7 @@ fn a_crash_around_publication_or_destruction_leaves_a_mesh_that_works() {
     crash_at(&["publish.before", "publish.after", "destroy.before"]);
 }
 
-/// Kills the daemon at boundaries of some kinds, before or after something that lasts, and starts it again each time.
+/// Kills the daemon at boundaries of some kinds, before or after something persistent, and restarts it each time.
 #[expect(clippy::print_stdout, reason = "says at which boundaries, for those who run the long form")]
 fn crash_at(places: &[&str]) {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
@@ -65,7 +65,7 @@ fn crash_at(places: &[&str]) {
             mesh.wait_formed();
             let before = keys(&mesh, "n1");
             let rotate = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap());
-            // It fails when the daemon dies under it.
+            // It fails when the daemon dies meanwhile.
             let survived = rotate.args(["rotate", "-o", "json"]).output().unwrap().status.success();
             if survived {
                 assert!(count > 1, "{place}: the daemon never came by");
@@ -79,7 +79,7 @@ fn crash_at(places: &[&str]) {
             must_pass(&mesh);
             assert!(since.elapsed() < WITHIN, "{at}: {:?}", since.elapsed());
             let after = keys(&mesh, "n1");
-            // Both old or both new: the rotation was not begun, or it went on to its end.
+            // Both keys old or both new: the rotation was not started, or it was completed.
             let kept = after.iter().filter(|key| before.contains(key)).count();
             assert!(kept == 0 || kept == 2, "{at}: {before:?} {after:?}");
             assert_eq!(left(&mesh), clean, "{at}");

@@ -1,4 +1,4 @@
-//! A key that is destroyed is nowhere any more.
+//! A destroyed key is nowhere: not in files, sockets or memory.
 
 use std::time::Duration;
 
@@ -20,11 +20,11 @@ fn after_a_rotation_the_old_private_keys_are_nowhere() {
     let mesh = quick(2);
     let old = private_keys(&mesh, "n1");
     let show = || mesh.node("n1").unwrap().command("sh").args(["-c", "wg show all dump"]).run().unwrap();
-    // Whoever looks makes more copies.
+    // Reading them makes more copies.
     assert!(old.iter().all(|key| key.count(show().as_bytes()) > 0), "the live key is not shown by wg");
     assert!(rotate(&mesh, "n1", &[]).0);
     wait_whole(&mesh);
-    // The promise is a minute after the traffic moved; it moved less than that ago.
+    // The promise is a minute after the traffic moved, which was less than a minute ago.
     std::thread::sleep(Duration::from_secs(1));
     let new = private_keys(&mesh, "n1");
     assert_eq!((old.len(), new.len()), (2, 2));
@@ -36,7 +36,7 @@ fn after_a_rotation_the_old_private_keys_are_nowhere() {
     };
     let dump = show();
     for key in &new {
-        // The control: the same search does find a key that is in use.
+        // Positive control: the same search finds a key that is in use.
         assert!(in_memory(pid, key).unwrap() > 0, "the live key is not found in memory");
         assert!(!files(key).is_empty(), "the live key is not found in its file");
         assert!(key.count(dump.as_bytes()) > 0, "the live key is not shown by wg");

@@ -1,4 +1,4 @@
-//! Peers and servers that do not do their part.
+//! Peers and API servers that fail during a rotation.
 
 use std::thread;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn a_blocked_port_rolls_the_rotation_back() {
     assert_eq!(report.lost, report.overflowed, "{report:?}");
 }
 
-/// A dead peer is not waited for, and finds the others again when it is back.
+/// A dead peer is skipped, and reconnects when it is back.
 #[test]
 fn a_dead_peer_is_skipped() {
     let mut mesh = quick(3);
@@ -50,7 +50,7 @@ fn a_dead_peer_is_skipped() {
     must_pass(&mesh);
 }
 
-/// What an older state of the API server's store says of a node changes no peer that is alive.
+/// An older announcement, from a restored store of the API server, changes no peer that is alive.
 #[test]
 fn an_older_announcement_changes_nothing() {
     let mesh = quick(2);
@@ -75,9 +75,9 @@ fn an_older_announcement_changes_nothing() {
     assert_eq!(report.lost, report.overflowed, "{report:?}");
 }
 
-/// A node whose keys are gone is back with new ones ten seconds after it says so.
+/// A node that lost its keys is back with new ones within ten seconds of announcing them.
 #[test]
-fn a_node_that_lost_its_keys_comes_back_with_others() {
+fn a_node_that_lost_its_keys_comes_back_with_new_ones() {
     let mut mesh = quick(2);
     let before = keys(&mesh, "n2");
     mesh.pods(&["a"]).unwrap();
@@ -94,12 +94,12 @@ fn a_node_that_lost_its_keys_comes_back_with_others() {
     wait_accounted(&mesh, "n2");
 }
 
-/// A key that others may know is replaced at once, without asking anybody.
+/// A compromised key is replaced at once, without waiting for peers.
 #[test]
 fn an_emergency_replaces_both_keys_at_once() {
     let mut mesh = quick(3);
     mesh.pods(&["a"]).unwrap();
-    // Nobody could acknowledge.
+    // No peer could acknowledge.
     mesh.stop("n3", Signal::KILL).unwrap();
     let before = keys(&mesh, "n1");
     let (done, report) = rotate(&mesh, "n1", &["--emergency"]);
@@ -110,10 +110,10 @@ fn an_emergency_replaces_both_keys_at_once() {
     must_pass(&mesh);
 }
 
-/// What pods send to the control port of any node is not heard.
+/// Control messages sent by pods are dropped.
 #[test]
-fn pods_can_not_speak_on_the_control_channel() {
-    // Without preshared keys nodes say nothing to each other by themselves.
+fn pods_cannot_send_on_the_control_channel() {
+    // Without preshared keys idle nodes send no control messages.
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     for node in mesh.node_names() {
         mesh.start_with(&node, &[&QUICK[..], &["--pq", "off"]].concat()).unwrap();
@@ -125,7 +125,7 @@ fn pods_can_not_speak_on_the_control_channel() {
     let before: Vec<_> = ["n1", "n2"].iter().map(|node| (strangers(node), heard(node))).collect();
     for pod in &pods {
         for target in ["10.244.1.1", "10.244.2.1"] {
-            // An Ask with number 7, with all the hops that a pod can give it.
+            // An Ask with nonce 7 and the largest hop limit that a pod can set.
             let script = format!(
                 "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); \
                  s.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 255); \
@@ -137,7 +137,7 @@ fn pods_can_not_speak_on_the_control_channel() {
     thread::sleep(Duration::from_millis(500));
     let after: Vec<_> = ["n1", "n2"].iter().map(|node| (strangers(node), heard(node))).collect();
     assert_eq!(after, before);
-    // The control: nodes do hear each other.
+    // Positive control: nodes receive each other's messages.
     assert!(rotate(&mesh, "n1", &[]).0);
     assert!(heard("n1") > before[0].1);
 }

@@ -1,4 +1,4 @@
-//! An operator asks for new keys from outside, through the API server alone.
+//! An operator requests rotations through the API server alone.
 
 use std::process::Output;
 
@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::{WITHIN, keys, must_pass, quick, wait_whole};
 use lab::mesh::Mesh;
 
-/// `meshd rotate` as an operator runs it: away from any node, with a kubeconfig.
+/// `meshd rotate` as an operator runs it: outside the cluster, with a kubeconfig.
 fn rotate(mesh: &Mesh, flags: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("kubeconfig");
     std::fs::write(&path, mesh.api().kubeconfig("admin").unwrap()).unwrap();
-    // The API server's own machine can reach it, and has no daemon.
+    // The API server's own host can reach it and has no daemon.
     let command = mesh.api().host().command(lab::bin("meshd").unwrap());
     command.arg("rotate").args(["--kubeconfig", path.to_str().unwrap()]).args(flags).output().unwrap()
 }
@@ -24,7 +24,7 @@ fn report(output: &Output) -> Vec<Value> {
 }
 
 #[test]
-fn every_node_replaces_its_keys_when_an_operator_asks() {
+fn every_node_rotates_when_an_operator_requests_it() {
     let mesh = quick(3);
     mesh.pods(&["a"]).unwrap();
     let before: Vec<_> = mesh.node_names().iter().flat_map(|node| keys(&mesh, node)).collect();
@@ -39,7 +39,7 @@ fn every_node_replaces_its_keys_when_an_operator_asks() {
     wait_whole(&mesh);
     for node in mesh.node_names() {
         assert!(keys(&mesh, &node).iter().all(|key| !before.contains(key)), "{node}");
-        // The wish still stands on the Node, and is fulfilled.
+        // The request is still on the Node, and has been fulfilled.
         let finished = mesh.status(&node).unwrap()["rotation"]["finished"].as_u64();
         assert_eq!(finished, Some(1), "{node}");
     }
@@ -47,7 +47,7 @@ fn every_node_replaces_its_keys_when_an_operator_asks() {
 }
 
 #[test]
-fn an_operator_can_name_nodes_and_be_in_haste() {
+fn an_operator_can_name_nodes_and_request_an_emergency_rotation() {
     let mesh = quick(3);
     mesh.pods(&["a"]).unwrap();
     let all = |mesh: &Mesh| ["n1", "n2", "n3"].map(|node| keys(mesh, node));
@@ -67,7 +67,7 @@ fn an_operator_can_name_nodes_and_be_in_haste() {
 }
 
 #[test]
-fn a_wish_that_can_not_be_read_or_is_not_due_changes_nothing() {
+fn a_request_that_is_invalid_or_not_due_changes_nothing() {
     let mesh = quick(2);
     let before = keys(&mesh, "n1");
     let wish = |text: &str| {

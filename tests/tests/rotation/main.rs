@@ -1,5 +1,5 @@
-//! Keys are replaced under traffic: nothing is lost, nothing is in clear, the old keys are gone, and whatever breaks
-//! on the way leaves a mesh that works.
+//! Keys are rotated under traffic: no packet is lost or unencrypted, the old keys are destroyed, and after every fault
+//! the mesh works.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -10,7 +10,7 @@ mod faults;
 mod fleet;
 mod hitless;
 mod replayed;
-mod told;
+mod secrets;
 
 use std::time::{Duration, Instant};
 
@@ -18,9 +18,9 @@ use lab::mesh::Mesh;
 use lab::{Flow, IpVersion, Lab, Node, Protocol};
 use serde_json::Value;
 
-/// Short steps, so that a rotation takes seconds. What they wait for is the same.
+/// Short timeouts, so that a rotation takes seconds; the conditions are the same.
 const QUICK: [&str; 4] = ["--rotation-drain", "500ms", "--rotation-timeout", "4s"];
-/// How long a mesh may take to be whole again.
+/// How long a mesh may take to recover.
 const WITHIN: Duration = Duration::from_secs(30);
 
 fn quick(nodes: u8) -> Mesh {
@@ -70,7 +70,7 @@ fn wait_accounted(mesh: &Mesh, node: &str) {
     }
 }
 
-/// Waits until no rotation is on its way and every node knows the present keys of every other.
+/// Waits until no rotation is in progress and every node knows the current keys of every other.
 fn wait_whole(mesh: &Mesh) {
     let names = mesh.node_names();
     for node in &names {

@@ -1,4 +1,4 @@
-//! Who recorded ciphertext under a key that is gone can do nothing with it.
+//! Ciphertext recorded under a destroyed key is useless.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{quick, rotate, wait_whole};
 
 /// Records what arrives at a UDP port as transport data (first byte 4: section 5.4.6 of the WireGuard paper), one
-/// datagram a line in hexadecimal.
+/// datagram per line in hexadecimal.
 const RECORD: &str = "
 import socket, sys
 port, count = int(sys.argv[1]), int(sys.argv[2])
@@ -22,7 +22,7 @@ while found < count:
         print(p[h + 8:].hex())
         found += 1
 ";
-/// Sends such lines to an address and port, from the port that the peer has.
+/// Sends such lines to an address and port, from the peer's port.
 const REPLAY: &str = "
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -31,7 +31,7 @@ for line in sys.stdin:
 ";
 
 #[test]
-fn ciphertext_of_a_key_that_is_gone_is_not_accepted() {
+fn ciphertext_under_a_destroyed_key_is_not_accepted() {
     const RECORDED: usize = 50;
     let mesh = quick(2);
     let pods = mesh.pods(&["a"]).unwrap();
@@ -39,7 +39,7 @@ fn ciphertext_of_a_key_that_is_gone_is_not_accepted() {
     let (n1, n2) = (mesh.node("n1").unwrap(), mesh.node("n2").unwrap());
     let recorded = n1.command("python3").args(["-c", RECORD, "51840", &RECORDED.to_string()]).run().unwrap();
     assert_eq!(recorded.lines().count(), RECORDED);
-    // They did go through when they were new: nothing of the stream is missing.
+    // They were accepted the first time: nothing of the stream is missing.
     let report = stream.stop();
     assert_eq!((report.lost, report.duplicated), (0, 0), "{report:?}");
     assert!(rotate(&mesh, "n1", &[]).0);

@@ -65,7 +65,7 @@ fn derive(key: &[u8; 32], input: &[u8]) -> (Secret, Secret, Secret) {
     (first, second, third)
 }
 
-/// The state that both sides share as long as they say and hear the same.
+/// The state that both sides share as long as they have sent and received the same.
 #[derive(Clone)]
 pub(super) struct Transcript {
     chaining: Secret,

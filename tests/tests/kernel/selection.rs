@@ -1,4 +1,4 @@
-//! Which backend carries the packets, and how one follows the other.
+//! How a backend is selected, and how a node changes from one to the other.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -19,7 +19,7 @@ fn kinds(mesh: &Mesh, node: &str) -> String {
     shell(mesh.node(node).unwrap(), script).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The metrics page of the daemon where this is called.
+/// The metrics page of the daemon in the caller's network namespace.
 fn metrics() -> String {
     let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
@@ -30,7 +30,7 @@ fn metrics() -> String {
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
-fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
+fn the_kernel_is_selected_where_available_and_the_reason_is_reported() {
     let mesh = mesh(&[&[], &USERSPACE]);
     let told = [("n1", "kernel", "the kernel has WireGuard"), ("n2", "userspace", "option backend")];
     for ((node, backend, reason), kind) in told.into_iter().zip(["wireguard wireguard", "tun tun"]) {
@@ -62,9 +62,9 @@ fn the_kernel_is_taken_where_it_can_and_everybody_is_told_why() {
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
-fn the_kernel_receives_in_threads_where_they_are_wanted_and_reachable() {
+fn threaded_napi_is_enabled_where_configured_and_possible() {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
-    // As in a container without privileges. What can't be asked for is no reason not to carry packets.
+    // As in an unprivileged container. Packets pass without threaded NAPI too.
     shell(mesh.node("n2").unwrap(), "mount -o remount,ro,bind /sys");
     for node in ["n1", "n2"] {
         let flags = [QUICK.as_slice(), &KERNEL, &["--threaded-napi", "true"]].concat();
@@ -79,11 +79,11 @@ fn the_kernel_receives_in_threads_where_they_are_wanted_and_reachable() {
     Flow::new(&one, &two, IpVersion::V4, Protocol::Udp).must_pass();
 }
 
-/// From the kernel's to an engine, as when the option is set, without a gap: the kernel's devices carry on until
+/// From the kernel to the engine, as when the option is changed, without a gap: the kernel's devices keep working until
 /// their slots have new keys.
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
-fn a_node_goes_from_the_kernel_to_an_engine_without_loss() {
+fn a_node_changes_from_the_kernel_to_the_engine_without_loss() {
     let mut mesh = mesh(&[&KERNEL, &KERNEL]);
     let ends = pods(&mesh);
     let capture = mesh.capture().unwrap();
@@ -98,7 +98,7 @@ fn a_node_goes_from_the_kernel_to_an_engine_without_loss() {
     assert_eq!(kinds(&mesh, "n1"), "tun tun");
     none_lost(streams);
 
-    // And back, which a daemon that ends with its engines can't do without a gap.
+    // And back, which cannot be done without a gap, since the engines end with the daemon.
     mesh.stop("n1", Signal::TERM).unwrap();
     mesh.start_with("n1", &QUICK).unwrap();
     mesh.wait("n1", "both slots are the kernel's", WITHIN, both("kernel"));

@@ -1,4 +1,4 @@
-//! No secret is told to anybody: not in logs of any detail, not to the API server, not in files but the key file.
+//! No secret leaves the daemon: not in logs of any level, not in API objects, not in files other than the key file.
 
 use lab::mesh::Mesh;
 use lab::needle::{Secret, in_files};
@@ -24,7 +24,7 @@ fn no_secret_is_in_logs_files_or_api_objects() {
     let objects =
         mesh.node_names().iter().map(|node| mesh.api().node(node).unwrap().to_string()).collect::<String>()
             + &serde_json::Value::from(mesh.api().events().unwrap()).to_string();
-    // Started again, so that reading the key file is in the log as well.
+    // Restarted, so that the log covers reading the key file.
     mesh.stop("n1", Signal::TERM).unwrap();
     mesh.start_with("n1", &traced).unwrap();
     wait_whole(&mesh);
@@ -36,7 +36,7 @@ fn no_secret_is_in_logs_files_or_api_objects() {
     );
     let status = mesh.status("n1").unwrap().to_string();
     for public in &publics {
-        // The same search finds what may be told.
+        // Positive control: the same search finds public keys.
         let public = Secret::from_base64(public).unwrap();
         assert!(
             public.count(objects.as_bytes()) + public.count(log.as_bytes()) > 0,
