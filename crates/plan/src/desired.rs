@@ -90,11 +90,11 @@ impl Setup {
             Some(drained) if drained == member.state.prefer => drained.other(),
             _ => member.state.prefer,
         };
-        let wish = self.steer.get(&member.uid).copied().unwrap_or_else(follow);
-        if self.is_barred(member, wish) && !self.is_barred(member, wish.other()) {
-            wish.other()
+        let preferred = self.steer.get(&member.uid).copied().unwrap_or_else(follow);
+        if self.is_barred(member, preferred) && !self.is_barred(member, preferred.other()) {
+            preferred.other()
         } else {
-            wish
+            preferred
         }
     }
 

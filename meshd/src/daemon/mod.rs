@@ -67,11 +67,11 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     let web = server_bound.map_err(|source| DaemonError::Listen { address: config.listen, source })?;
 
     let (changes_in, changes) = mpsc::channel(QUEUE);
-    let (asked_in, asked) = mpsc::channel(QUEUE);
+    let (requests_in, requests) = mpsc::channel(QUEUE);
     let (wanted_in, wanted) = watch::channel(None);
     let (status_in, status) = watch::channel(Status::default());
     let (turned_in, turned) = watch::channel(Instant::now());
-    let (heard_in, heard) = mpsc::channel(QUEUE * 4);
+    let (received_in, received) = mpsc::channel(QUEUE * 4);
     let (node_events_in, node_events) = mpsc::channel(QUEUE);
     let (answers_in, answers) = mpsc::channel(QUEUE);
     let name = NodeName::new(config.node_name.clone());
@@ -79,7 +79,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         tokio::spawn(api::nodes::watch(client.clone(), name.clone(), changes_in)),
         tokio::spawn(api::events::run(client.clone(), name, node_events)),
         tokio::spawn(api::publish::run(client.clone(), wanted)),
-        tokio::spawn(control::serve(listener, asked_in)),
+        tokio::spawn(control::serve(listener, requests_in)),
         tokio::spawn(async move {
             if let Err(error) = web.serve(http::View { status, turned }).await {
                 warn!(event = "HttpServerFailed", %error, "health and metrics are no longer served");
@@ -88,12 +88,24 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     ];
     info!(event = "Started", node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
-    let outputs =
-        Outputs { wanted: wanted_in, heard: heard_in, node_events: node_events_in, answers: answers_in };
+    let outputs = Outputs {
+        wanted: wanted_in,
+        received: received_in,
+        node_events: node_events_in,
+        answers: answers_in,
+    };
     let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, outputs);
     reconciler.outcome.missing_protections = missing_protections;
-    let mut run =
-        Loop { reconciler, changes, answers, asked, notices, heard, status: status_in, turned: turned_in };
+    let mut run = Loop {
+        reconciler,
+        changes,
+        answers,
+        requests,
+        notices,
+        received,
+        status: status_in,
+        turned: turned_in,
+    };
     let ended = run.turn_until(&mut stop).await;
     for task in tasks {
         task.abort();
@@ -124,9 +136,9 @@ struct Loop {
     reconciler: Reconciler,
     changes: mpsc::Receiver<api::nodes::Change>,
     answers: mpsc::Receiver<Answer>,
-    asked: mpsc::Receiver<ControlRequest>,
+    requests: mpsc::Receiver<ControlRequest>,
     notices: mpsc::Receiver<Notice>,
-    heard: mpsc::Receiver<ReceivedMessage>,
+    received: mpsc::Receiver<ReceivedMessage>,
     status: watch::Sender<Status>,
     turned: watch::Sender<Instant>,
 }
@@ -159,7 +171,7 @@ impl Loop {
                 () = wait => {
                     // What waits already belongs to this turn.
                     while let Ok(change) = self.changes.try_recv() {
-                        self.reconciler.learn(change);
+                        self.reconciler.apply_change(change);
                     }
                     let again = self.reconciler.reconcile().await;
                     self.status.send_replace(self.reconciler.status());
@@ -167,10 +179,10 @@ impl Loop {
                     due = again.map(|again| Instant::now() + again);
                 }
                 () = rotation_due => self.reconciler.tick(),
-                Some(heard) = self.heard.recv() => self.reconciler.hear(&heard),
+                Some(received) = self.received.recv() => self.reconciler.receive(&received),
                 _ = resync.tick() => due = Some(earlier(due, soon)),
                 Some(change) = self.changes.recv() => {
-                    if self.reconciler.learn(change) {
+                    if self.reconciler.apply_change(change) {
                         due = Some(earlier(due, soon));
                     }
                 }
@@ -183,7 +195,7 @@ impl Loop {
                     self.reconciler.kernel_changed();
                     due = Some(earlier(due, soon));
                 }
-                Some(ControlRequest { request, reply }) = self.asked.recv() => {
+                Some(ControlRequest { request, reply }) = self.requests.recv() => {
                     // The client may have gone away.
                     let _ = reply.send(self.reconciler.answer(request).await);
                 }

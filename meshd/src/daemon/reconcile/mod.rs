@@ -86,7 +86,7 @@ pub(super) struct Outputs {
     /// The annotations that our Node should have.
     pub(super) wanted: watch::Sender<Option<Publication>>,
     /// Messages from the control channel, back to the loop.
-    pub(super) heard: mpsc::Sender<ReceivedMessage>,
+    pub(super) received: mpsc::Sender<ReceivedMessage>,
     /// Events to be created.
     pub(super) node_events: mpsc::Sender<NodeEvent>,
     /// Answers of the API server, back to the loop.
@@ -114,7 +114,7 @@ impl Reconciler {
         chosen: SelectedBackend,
         outputs: Outputs,
     ) -> Self {
-        let Outputs { wanted, heard, node_events, answers } = outputs;
+        let Outputs { wanted, received, node_events, answers } = outputs;
         let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let memory = match cache.load() {
@@ -144,7 +144,7 @@ impl Reconciler {
                 config.wireguard_dir.clone(),
                 &config.links,
             ),
-            peer_channel: PeerChannel::new(&config, keys.jitter_seed(), heard),
+            peer_channel: PeerChannel::new(&config, keys.jitter_seed(), received),
             pairs: Pairs::new(config.pq),
             audit,
             node_events,
@@ -167,7 +167,7 @@ impl Reconciler {
     }
 
     /// Takes a change from the API server; returns whether the loop should act on it.
-    pub(super) fn learn(&mut self, change: Change) -> bool {
+    pub(super) fn apply_change(&mut self, change: Change) -> bool {
         let now = self.started.elapsed();
         let changed = match change {
             Change::Failed(error) => {
@@ -231,8 +231,8 @@ impl Reconciler {
             self.keys.handle(Input::Applied(generation));
         }
         self.publish().await;
-        self.converse(now, &turn.desired).await;
-        self.account(&turn.admission);
+        self.update_channel(now, &turn.desired).await;
+        self.record_audit(&turn.admission);
         self.settle_backend(now);
         self.outcome.conclude(turn, &self.devices);
         match self.outcome.write_cni_files(&self.config) {
@@ -275,7 +275,7 @@ impl Reconciler {
     async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         let admission = self.cluster.admit(&self.policy);
-        self.meet(&admission);
+        self.set_peers(&admission);
         let underlay = self.underlay(&admission).await?;
         let setup = self.setup(&admission);
         let generation = self.keys.journal().generation;

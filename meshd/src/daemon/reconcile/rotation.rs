@@ -25,7 +25,7 @@ use crate::daemon::pq;
 
 impl Reconciler {
     /// Gives the rotation and the control channel the present peers and what they announce.
-    pub(super) fn meet(&mut self, admission: &Admission) {
+    pub(super) fn set_peers(&mut self, admission: &Admission) {
         if let Some(uid) = self.cluster.own_uid() {
             self.keys.set_identity(uid);
         }
@@ -68,7 +68,7 @@ impl Reconciler {
     }
 
     /// Keeps the control channel's sockets in place, and tells the rotation on which slots packets arrive.
-    pub(super) async fn converse(&mut self, now: Duration, desired: &Network) {
+    pub(super) async fn update_channel(&mut self, now: Duration, desired: &Network) {
         match self.peer_channel.update_sockets(&self.host, desired).await {
             Ok(busy) => {
                 self.side_tasks.succeeded(&CHANNEL);
@@ -82,7 +82,7 @@ impl Reconciler {
                     warn!(
                         event = "ControlChannelUnavailable",
                         error = cause,
-                        "the control channel can't be put in place"
+                        "the control channel can't be opened"
                     );
                 }
             }
@@ -92,10 +92,10 @@ impl Reconciler {
     }
 
     /// Takes a message from a peer.
-    pub(in crate::daemon) fn hear(&mut self, heard: &ReceivedMessage) {
-        match self.peer_channel.receive(heard) {
+    pub(in crate::daemon) fn receive(&mut self, received: &ReceivedMessage) {
+        match self.peer_channel.receive(received) {
             Some(PeerMessage::Rotation(input)) => {
-                let input = self.weigh(input);
+                let input = self.qualify(input);
                 self.keys.handle(input);
                 self.peer_channel.send_asks(self.keys.take_asks());
             }
@@ -110,7 +110,7 @@ impl Reconciler {
 
     /// An answer to the rotation counts only when this node has left the slot as well, and says whether the slot is as
     /// protected as configured.
-    fn weigh(&self, input: Input) -> Input {
+    fn qualify(&self, input: Input) -> Input {
         let Input::Answer { peer, nonce, seen, tx, over, .. } = input else { return input };
         if !answer_counts(self.keys.journal().drain(), self.peer_channel.tx(&peer)) {
             return Input::PeerAlive(peer);
@@ -142,7 +142,7 @@ impl Reconciler {
     }
 
     /// Writes what happened to keys to the audit trail, and its head to peers and the API server.
-    pub(super) fn account(&mut self, admission: &Admission) {
+    pub(super) fn record_audit(&mut self, admission: &Admission) {
         self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         self.audit.witness(admission);
         let Some(own) = self.cluster.own_record() else { return };
