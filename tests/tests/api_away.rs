@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::mesh::{Mesh, is_formed};
 use lab::{ApiKind, Family, Flow, IpVersion, Lab, Pod, Protocol, Signal, Stream};
@@ -120,6 +122,46 @@ fn emptied(api: ApiKind) {
 #[test]
 fn an_empty_store_of_the_api_server_loses_no_packet() {
     with_both_servers(emptied);
+}
+
+/// The answer of the daemon in the caller's network namespace to a probe, within a second.
+fn healthz() -> String {
+    let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+    stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// After a mass loss each missing Node is looked up. An API server that never answers these lookups delays neither the
+/// repair of the guard nor the answer to a liveness probe, and removes no peer.
+#[test]
+fn lookups_that_hang_delay_neither_repairs_nor_probes() {
+    let mesh = formed(ApiKind::Fake);
+    let (here, there) = pair(&mesh);
+    let node = mesh.node("n1").unwrap();
+    assert!(mesh.api().hang_gets());
+    let lookups = || mesh.api().requests().unwrap().get("get nodes").copied().unwrap_or_default();
+    let before = lookups();
+    mesh.api().wipe().unwrap();
+    let since = Instant::now();
+    while lookups() == before {
+        assert!(since.elapsed() < Duration::from_mins(1), "no Node is looked up");
+        thread::sleep(Duration::from_millis(50));
+    }
+    for _ in 0..5 {
+        node.command("nft").args(["delete", "table", "inet", "meshd"]).run().unwrap();
+        let since = Instant::now();
+        while node.command("nft").args(["list", "table", "inet", "meshd"]).run().is_err() {
+            assert!(since.elapsed() < Duration::from_secs(2), "the guard is not repaired");
+            thread::sleep(Duration::from_millis(50));
+        }
+        let answer = node.run(healthz).unwrap();
+        assert!(answer.ends_with("ok\n"), "{answer}");
+        assert_eq!(mesh.status("n1").unwrap()["peers"].as_array().unwrap().len(), 2);
+    }
+    Flow::new(&here.end(), &there.end(), IpVersion::V4, Protocol::Tcp).must_pass();
 }
 
 /// A daemon that starts before its Node exists installs the guard and lets nothing through.

@@ -24,7 +24,9 @@ fn network(node: &Node) -> String {
 
 /// The paths of all files that a node holds, one per line.
 fn files(node: &Node) -> String {
-    Inventory::take(node).unwrap().paths().map(|path| format!("{}\n", path.display())).collect()
+    let inventory = Inventory::take(node).unwrap();
+    let paths: Vec<String> = inventory.paths().map(|path| path.display().to_string()).collect();
+    paths.join("\n") + "\n"
 }
 
 fn annotations(mesh: &Mesh) -> Value {

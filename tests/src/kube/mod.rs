@@ -293,6 +293,18 @@ impl ApiServer {
         }
     }
 
+    /// From now on, GETs of single objects are never answered, as by a server with an overloaded store. Lists, watches and
+    /// changes are. Only the fake server can do that; says whether it does.
+    pub fn hang_gets(&self) -> bool {
+        match &*self.lock() {
+            Backend::Fake(server) => {
+                server.hang_gets();
+                true
+            }
+            Backend::Real(_) => false,
+        }
+    }
+
     /// Stops the server at once (SIGKILL): connections are cut, the port is closed. Its data stays.
     pub fn stop(&self) -> Result<(), ApiError> {
         match &mut *self.lock() {

@@ -15,6 +15,7 @@ mod store;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::{io, thread};
@@ -49,6 +50,8 @@ struct Shared {
     state: Mutex<State>,
     users: Users,
     fence: bool,
+    /// Whether requests for single objects are never answered.
+    hangs: AtomicBool,
     /// Address that nodes reach it by.
     address: IpAddr,
     /// The latest revision, for watches to wait on.
@@ -75,6 +78,7 @@ impl Fake {
             }),
             users,
             fence,
+            hangs: AtomicBool::new(false),
             address,
             changed: watch::Sender::new(0),
         });
@@ -123,6 +127,11 @@ impl Fake {
         let mut state = self.shared.lock();
         state.nodes = Store::new();
         state.events.clear();
+    }
+
+    /// From now on, GETs of single objects are never answered; lists, watches and changes are.
+    pub(crate) fn hang_gets(&self) {
+        self.shared.hangs.store(true, Ordering::Relaxed);
     }
 
     /// How many requests of each kind came since the start: keys like `patch nodes`.
