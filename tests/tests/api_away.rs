@@ -55,7 +55,7 @@ fn a_damaged_cache_of_peers_is_not_used() {
     assert!(cache.contains("10.244.2.0/24"), "{cache}");
     node.write("/var/lib/meshd/peers.json", cache.replace("10.244.2.0/24", "10.244.3.0/25")).unwrap();
     mesh.start("n1").unwrap();
-    mesh.daemon("n1").wait_log("start without the last known peers", WITHIN).unwrap();
+    mesh.daemon("n1").wait_log("PeersNotRestored", WITHIN).unwrap();
     mesh.wait("n1", "guard up, no peers", WITHIN, |status| {
         status["guard"]["in_place"] == true
             && status["ready"] == false

@@ -1,12 +1,15 @@
 //! When to try again what failed, and when to log it.
 //!
-//! Each step backs off by itself, from [`FIRST`] to [`LONGEST`]; the guard never waits longer than [`LONGEST_GUARD`]. After
+//! Each step backs off by itself, from [`FIRST`] to [`LONGEST`]; the guard never waits longer than [`LONGEST_GUARD`], and
+//! what takes a key or a peer out of use no longer than [`LONGEST_REVOCATION`]. After
 //! a change of the plan or a notice from the kernel a step may work: then it is tried at once, but no sooner than
 //! [`NUDGED`] after the last try, because a failing step can itself cause a notice. A failure is logged when it is new or
 //! its cause changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+
+use keyring::{PublicKey, Slot};
 
 use crate::op::Op;
 
@@ -16,6 +19,8 @@ pub const FIRST: Duration = Duration::from_millis(500);
 pub const LONGEST: Duration = Duration::from_secs(30);
 /// Longest time between two tries to set the guard: without it pods' packets may leave unencrypted.
 pub const LONGEST_GUARD: Duration = Duration::from_secs(1);
+/// Longest time between two tries to remove a peer or device or to replace a key: until then a revoked key is in use.
+pub const LONGEST_REVOCATION: Duration = Duration::from_secs(2);
 /// Least time between two tries while the plan or the kernel changes.
 pub const NUDGED: Duration = Duration::from_secs(1);
 
@@ -31,7 +36,9 @@ pub struct Backoff {
 pub enum Subject {
     /// The guard, whatever its contents.
     Guard,
-    /// A step, with all of its arguments.
+    /// A step that takes a key or a peer out of use, with all of its arguments.
+    Revocation(String),
+    /// Any other step, with all of its arguments.
     Step(String),
     /// Something that every turn does.
     Task(&'static str),
@@ -50,12 +57,19 @@ impl Subject {
     pub fn step(op: &Op) -> Self {
         match op {
             Op::SetGuard(_) => Self::Guard,
+            Op::RemovePeer { .. } | Op::RemoveDevice { .. } | Op::SetKey { .. } => {
+                Self::Revocation(format!("{op:?}"))
+            }
             other => Self::Step(format!("{other:?}")),
         }
     }
 
     const fn longest(&self) -> Duration {
-        if matches!(self, Self::Guard) { LONGEST_GUARD } else { LONGEST }
+        match self {
+            Self::Guard => LONGEST_GUARD,
+            Self::Revocation(_) => LONGEST_REVOCATION,
+            Self::Step(_) | Self::Task(_) => LONGEST,
+        }
     }
 }
 
@@ -80,7 +94,19 @@ impl Backoff {
         }
         let is_due =
             |subject: &Subject| self.failing.get(subject).is_none_or(|failing| failing.retry_at <= now);
-        let (due, waiting): (Vec<_>, Vec<_>) = steps.into_iter().partition(|(subject, _)| is_due(subject));
+        // A peer that is removed to end its session must not be added again before: the session would go on.
+        let kept: Vec<(Slot, PublicKey)> = steps
+            .iter()
+            .filter(|(subject, _)| !is_due(subject))
+            .filter_map(|(_, op)| match op {
+                Op::RemovePeer { slot, key } => Some((*slot, *key)),
+                _ => None,
+            })
+            .collect();
+        let waits_for_removal =
+            |op: &Op| matches!(op, Op::AddPeer { slot, key, .. } if kept.contains(&(*slot, *key)));
+        let (due, waiting): (Vec<_>, Vec<_>) =
+            steps.into_iter().partition(|(subject, op)| is_due(subject) && !waits_for_removal(op));
         let ops = |steps: Vec<(Subject, Op)>| steps.into_iter().map(|(_, op)| op).collect();
         (ops(due), ops(waiting))
     }
@@ -154,6 +180,35 @@ mod tests {
             }
         }
         tried
+    }
+
+    #[test]
+    fn a_peer_is_not_added_while_its_removal_waits() {
+        let key = PublicKey::from_bytes(&[9; 32]).unwrap();
+        let remove = Op::RemovePeer { slot: Slot::A, key };
+        let add = |slot, endpoint: &str| Op::AddPeer {
+            slot,
+            key,
+            peer: crate::network::Peer { endpoint: endpoint.parse().ok(), ..Default::default() },
+        };
+        let mut backoff = Backoff::default();
+        let first = [remove.clone(), add(Slot::A, "192.0.2.1:1"), add(Slot::B, "192.0.2.1:1")];
+        assert_eq!(turn(&mut backoff, ms(0), &first, false, &remove), first);
+        // Another endpoint makes another step, which has not failed; the other slot's peer is not concerned.
+        let second = [remove.clone(), add(Slot::A, "192.0.2.2:1"), add(Slot::B, "192.0.2.2:1")];
+        assert_eq!(turn(&mut backoff, ms(100), &second, false, &remove), [second[2].clone()]);
+        assert_eq!(turn(&mut backoff, ms(600), &second, false, &remove), second);
+    }
+
+    #[test]
+    fn a_revocation_is_tried_every_two_seconds_at_least() {
+        let bad = Op::RemovePeer { slot: Slot::A, key: PublicKey::from_bytes(&[9; 32]).unwrap() };
+        let mut backoff = Backoff::default();
+        let tried = (0..20_000)
+            .step_by(100)
+            .filter(|at| !turn(&mut backoff, ms(*at), std::slice::from_ref(&bad), false, &bad).is_empty())
+            .collect::<Vec<_>>();
+        assert_eq!(tried[..5], [0, 500, 1_500, 3_500, 5_500]);
     }
 
     #[test]

@@ -20,6 +20,9 @@ use crate::op::Op;
 /// How often the API server is asked for its own addresses, and whether its admission policy is in place.
 pub const API_PERIOD: Duration = Duration::from_mins(10);
 
+/// How soon it is asked for its own addresses again while they are not known.
+pub const API_RETRY: Duration = Duration::from_secs(30);
+
 /// Least time between two replacements of keys that are made only to replace a device of another backend.
 pub const BACKEND_PERIOD: Duration = Duration::from_mins(10);
 
@@ -106,8 +109,15 @@ pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
     });
     let ops = diff(&desired, &network);
     let violations = check(&desired, &admission.world);
-    let (due, waiting) =
-        if violations.is_empty() { backoff.split(now, ops, changed) } else { (Vec::new(), ops) };
+    let (planned, refused) = if violations.is_empty() {
+        (ops, Vec::new())
+    } else {
+        // The guard comes from the configuration and this node's own podCIDRs, so no violation by a peer holds it up.
+        let is_guard = |op: &Op| matches!(op, Op::SetGuard(guard) if !guard.cluster.is_empty());
+        ops.into_iter().partition(is_guard)
+    };
+    let (due, mut waiting) = backoff.split(now, planned, changed);
+    waiting.extend(refused);
     Turn {
         admission,
         setup,
@@ -135,7 +145,9 @@ impl Turn {
 pub struct ApiServer {
     /// Whether a complete list has been seen and the watch goes on.
     pub connected: bool,
-    /// When it was last asked for its own addresses.
+    /// Whether it has named its own addresses.
+    pub addresses_known: bool,
+    /// When it was last asked for them.
     pub addresses_asked: Option<Duration>,
     /// When its admission policy was last tested.
     pub fence_tested: Option<Duration>,
@@ -154,10 +166,12 @@ pub struct Questions {
 
 /// Which questions are due.
 pub fn questions(api: &ApiServer, now: Duration) -> Questions {
-    let due = |asked: Option<Duration>| api.connected && asked.is_none_or(|asked| now >= asked + API_PERIOD);
+    let due =
+        |asked: Option<Duration>, period| api.connected && asked.is_none_or(|asked| now >= asked + period);
+    let addresses_period = if api.addresses_known { API_PERIOD } else { API_RETRY };
     Questions {
-        addresses: due(api.addresses_asked),
-        fence: api.other.clone().filter(|_| due(api.fence_tested)),
+        addresses: due(api.addresses_asked, addresses_period),
+        fence: api.other.clone().filter(|_| due(api.fence_tested, API_PERIOD)),
     }
 }
 

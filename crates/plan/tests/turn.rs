@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keyring::{PerSlot, PublicKey, Slot};
-use plan::admission::{AdmissionPolicy, Ledger};
+use plan::admission::{AdmissionPolicy, Endpoint, Ledger};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::backoff::{Backoff, Subject};
 use plan::brake::HOLD;
@@ -70,6 +70,8 @@ struct Node {
     generation: u64,
     outdated: BTreeSet<Slot>,
     last: Option<Turn>,
+    /// Endpoint of every peer, whatever it published.
+    endpoint: Option<Endpoint>,
 }
 
 impl Node {
@@ -84,6 +86,7 @@ impl Node {
             generation: 1,
             outdated: BTreeSet::new(),
             last: None,
+            endpoint: None,
         };
         assert_eq!(node.cluster.relist(at(0), list((1..=count).map(first_life))), None);
         node.turn(at(0), &[]);
@@ -100,7 +103,10 @@ impl Node {
             ipv4: true,
             ..AdmissionPolicy::default()
         };
-        let admission = self.cluster.admit(&policy);
+        let mut admission = self.cluster.admit(&policy);
+        for member in admission.world.peers.values_mut() {
+            member.endpoint = self.endpoint.or(member.endpoint);
+        }
         let setup = Setup {
             cluster_cidrs: policy.cluster_cidrs.iter().copied().collect(),
             service_cidrs: BTreeSet::new(),
@@ -139,6 +145,21 @@ impl Node {
         let peers = self.last.as_ref().unwrap().admission.world.peers.keys();
         peers.map(ToString::to_string).collect()
     }
+}
+
+#[test]
+fn a_plan_that_is_refused_still_restores_the_guard() {
+    let mut node = Node::of(3);
+    node.endpoint = Some(Endpoint { address: "10.244.2.9".parse().unwrap(), port: None });
+    node.network.guard = None;
+    let due = node.turn(at(1), &[]);
+    let turn = node.last.as_ref().unwrap();
+    assert!(
+        !turn.violations.is_empty() && !turn.waiting.is_empty(),
+        "the endpoint would be inside the tunnel"
+    );
+    assert!(matches!(due[..], [Op::SetGuard(_)]), "{due:?}");
+    assert_eq!(turn.applied(&node.backoff), None);
 }
 
 fn first_life(number: u8) -> NodeRecord {
@@ -328,6 +349,7 @@ fn the_api_server_is_asked_when_connected_and_then_every_ten_minutes() {
     let other = Some(NodeName::new("n2"));
     let api = |connected, addresses_asked, fence_tested, other: &Option<NodeName>| ApiServer {
         connected,
+        addresses_known: true,
         addresses_asked,
         fence_tested,
         other: other.clone(),
@@ -342,6 +364,11 @@ fn the_api_server_is_asked_when_connected_and_then_every_ten_minutes() {
         (api(true, Some(at(900)), None, &other), Questions { addresses: false, fence: other.clone() }),
     ] {
         assert_eq!(questions(&api, at(1_000)), expected, "{api:?}");
+    }
+    // Until it has named its addresses it is asked sooner.
+    for (asked, expected) in [(971, false), (970, true)] {
+        let api = ApiServer { addresses_known: false, ..api(true, Some(at(asked)), Some(at(401)), &other) };
+        assert_eq!(questions(&api, at(1_000)).addresses, expected, "{api:?}");
     }
 }
 

@@ -14,12 +14,11 @@ use std::net::IpAddr;
 use keyring::{PerSlot, Slot};
 use plan::network::LinkName;
 use tokio::sync::mpsc;
-use tracing::{debug, warn};
+use tracing::debug;
 
 pub(crate) use message::Message;
 use socket::Socket;
-
-use crate::chain::Chain;
+pub(crate) use socket::SocketError;
 
 /// A message that was received.
 #[derive(Clone, Debug)]
@@ -57,24 +56,19 @@ impl Channel {
         Self { port, received, sockets: PerSlot::default() }
     }
 
-    /// Opens, moves or closes a slot's socket. Does nothing if it is bound as requested.
-    pub(crate) fn bind(&mut self, slot: Slot, binding: Option<Binding>) {
+    /// Opens, moves or closes a slot's socket. Does nothing if it is bound as requested. After a failure the slot has no
+    /// socket, and the next call tries again.
+    pub(crate) fn bind(&mut self, slot: Slot, binding: Option<Binding>) -> Result<(), SocketError> {
         let current = self.sockets.get_mut(slot);
         if current.as_ref().map(Socket::binding) == binding.as_ref() {
-            return;
+            return Ok(());
         }
         // Close the old socket first: the new one may need its address.
         *current = None;
-        let Some(binding) = binding else { return };
-        match Socket::open(&binding, self.port, slot, self.received.clone()) {
-            Ok(socket) => *current = Some(socket),
-            Err(error) => {
-                warn!(
-                    event = "ControlChannelUnavailable", %slot, error = %Chain(&error),
-                    "control channel not available on this slot; will retry"
-                );
-            }
+        if let Some(binding) = binding {
+            *current = Some(Socket::open(&binding, self.port, slot, self.received.clone())?);
         }
+        Ok(())
     }
 
     /// Sends once. Retransmission is up to the caller.

@@ -134,7 +134,7 @@ impl RateLimit {
 /// The socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("open the control channel at {address}")]
-pub(super) struct SocketError {
+pub(crate) struct SocketError {
     address: SocketAddr,
     source: io::Error,
 }

@@ -20,50 +20,122 @@ pub(crate) use cni::conflist::PLUGIN;
 /// Name of the node file in the run directory.
 pub(crate) const NODE_FILE: &str = "node.json";
 
-/// Timeout of a chained plugin's VERSION call. It takes milliseconds; the loop waits for it, so that the list is not
-/// written twice, once for each change of a plugin's binary.
+/// Timeout of a chained plugin's VERSION call, which takes milliseconds.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a plugin that could not be started, or did not answer in time, is probed again.
+const PROBE_RETRY: Duration = Duration::from_mins(5);
 
 /// Modification time and length of a binary: if either differs it is another binary.
 type Stamp = (SystemTime, u64);
 
 /// The chained plugins that are installed, each with the binary that was probed and whether it supports CNI 1.1.0.
 #[derive(Debug, Default)]
-pub(super) struct ChainedPlugins(BTreeMap<ChainedPlugin, (Stamp, bool)>);
+pub(super) struct ChainedPlugins {
+    probed: BTreeMap<ChainedPlugin, Support>,
+    /// Whether a probe is running.
+    probing: bool,
+    /// Whether the list was not written since the last probe.
+    changed: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Support {
+    stamp: Stamp,
+    supports: bool,
+    /// When to probe the same binary again.
+    retry_at: Option<Duration>,
+}
+
+/// Plugins to probe.
+#[derive(Debug)]
+pub(super) struct Probe {
+    plugins: Vec<(ChainedPlugin, Stamp, PathBuf)>,
+    timeout: Duration,
+}
+
+/// The result of a probe.
+#[derive(Debug)]
+pub(super) struct Probed {
+    plugin: ChainedPlugin,
+    stamp: Stamp,
+    outcome: Result<(), ProbeError>,
+}
 
 impl ChainedPlugins {
-    /// Whether the binaries installed now are those that were probed last.
-    pub(super) fn are_current(&self, bin_dir: &Path) -> bool {
-        let probed = self.0.iter().map(|(plugin, (stamp, _))| (*plugin, *stamp));
+    /// Whether every binary that is installed now has been probed, and no other one is known.
+    pub(super) fn are_probed(&self, bin_dir: &Path) -> bool {
+        let probed = self.probed.iter().map(|(plugin, support)| (*plugin, support.stamp));
         probed.eq(installed(bin_dir))
     }
 
-    /// Probes each binary that has not been probed yet, all at once.
-    fn probe(&mut self, bin_dir: &Path, timeout: Duration) {
+    /// Whether the list is out of date.
+    pub(super) const fn have_changed(&self) -> bool {
+        self.changed
+    }
+
+    /// Forgets plugins that are gone, and returns those to probe; none while a probe is running. `now` is monotonic.
+    pub(super) fn start_probe(&mut self, bin_dir: &Path, now: Duration) -> Option<Probe> {
         let installed: BTreeMap<ChainedPlugin, Stamp> = installed(bin_dir).collect();
-        self.0.retain(|plugin, (stamp, _)| installed.get(plugin) == Some(stamp));
-        let outdated = installed.into_iter().filter(|(plugin, _)| !self.0.contains_key(plugin));
-        let probed: Vec<_> = std::thread::scope(|scope| {
-            let probes: Vec<_> = outdated
-                .map(|(plugin, stamp)| {
-                    let path = bin_dir.join(plugin.name());
-                    let probe = move || require_version(&path, SpecVersion::V1_1_0, timeout);
-                    (plugin, stamp, scope.spawn(probe))
-                })
-                .collect();
-            let joined = probes.into_iter().map(|(plugin, stamp, probe)| (plugin, stamp, probe.join()));
-            joined.collect()
-        });
-        for (plugin, stamp, outcome) in probed {
-            let supports = match outcome {
-                Ok(Ok(())) => true,
-                Ok(Err(error)) => {
-                    report_unsupported(plugin, &error);
-                    false
-                }
-                Err(panic) => std::panic::resume_unwind(panic),
+        let known = self.probed.len();
+        self.probed.retain(|plugin, _| installed.contains_key(plugin));
+        self.changed |= self.probed.len() != known;
+        let is_due = |plugin: &ChainedPlugin, stamp: &Stamp| {
+            let known = self.probed.get(plugin).filter(|known| known.stamp == *stamp);
+            known.is_none_or(|known| known.retry_at.is_some_and(|at| at <= now))
+        };
+        let due = installed.into_iter().filter(|(plugin, stamp)| is_due(plugin, stamp));
+        let plugins: Vec<_> =
+            due.map(|(plugin, stamp)| (plugin, stamp, bin_dir.join(plugin.name()))).collect();
+        if plugins.is_empty() || self.probing {
+            return None;
+        }
+        self.probing = true;
+        Some(Probe { plugins, timeout: VERSION_TIMEOUT })
+    }
+
+    /// Takes the result of a probe.
+    pub(super) fn finish_probe(&mut self, results: Vec<Probed>, now: Duration) {
+        self.probing = false;
+        for Probed { plugin, stamp, outcome } in results {
+            let former = self.probed.get(&plugin);
+            let supports = outcome.is_ok();
+            let is_news = former.is_none_or(|former| former.stamp != stamp || former.supports != supports);
+            let retry = matches!(outcome, Err(ProbeError::Timeout { .. } | ProbeError::Start { .. }));
+            if let (Err(error), true) = (&outcome, is_news) {
+                report_unsupported(plugin, error);
+            }
+            self.changed |= is_news;
+            let retry_at = retry.then_some(now + PROBE_RETRY);
+            self.probed.insert(plugin, Support { stamp, supports, retry_at });
+        }
+    }
+}
+
+impl Probe {
+    /// Runs the plugins one after the other, outside the loop. A plugin that can't even be killed counts as one that does
+    /// not answer.
+    pub(super) async fn run(self) -> Vec<Probed> {
+        let Self { plugins, timeout } = self;
+        let all = plugins.clone();
+        let probes = tokio::task::spawn_blocking(move || {
+            let probe = |(plugin, stamp, path): (ChainedPlugin, Stamp, PathBuf)| Probed {
+                plugin,
+                stamp,
+                outcome: require_version(&path, SpecVersion::V1_1_0, timeout),
             };
-            self.0.insert(plugin, (stamp, supports));
+            plugins.into_iter().map(probe).collect()
+        });
+        let limit = timeout.saturating_mul(u32::try_from(all.len() + 1).unwrap_or(u32::MAX));
+        match tokio::time::timeout(limit, probes).await {
+            Ok(Ok(results)) => results,
+            Ok(Err(_)) | Err(_) => all
+                .into_iter()
+                .map(|(plugin, stamp, _)| Probed {
+                    plugin,
+                    stamp,
+                    outcome: Err(ProbeError::Timeout { timeout }),
+                })
+                .collect(),
         }
     }
 }
@@ -105,17 +177,17 @@ pub(super) fn install(config: &Config, chained: &mut ChainedPlugins) -> Result<b
     let source = plugin_source().map_err(|source| CniFilesError::Find { source })?;
     let target = config.cni_bin_dir.join(PLUGIN);
     let copied = copy(&source, &target)?;
-    chained.probe(&config.cni_bin_dir, VERSION_TIMEOUT);
     let text = list(config.run_dir.join(NODE_FILE), chained);
     let written = file::replace(&config.cni_conf_dir.join(CONFLIST), text.as_bytes(), 0o644)?;
+    chained.changed = false;
     Ok(copied || written)
 }
 
 fn list(node_file: PathBuf, chained: &ChainedPlugins) -> String {
     cni::conflist::render(&cni::conflist::Options {
         node_file,
-        chained: chained.0.keys().copied().collect(),
-        chained_support_1_1_0: chained.0.values().all(|(_, supports)| *supports),
+        chained: chained.probed.keys().copied().collect(),
+        chained_support_1_1_0: chained.probed.values().all(|support| support.supports),
         ..cni::conflist::Options::default()
     })
 }
@@ -186,8 +258,19 @@ mod tests {
         (texts(&list["plugins"], "type"), texts(&list["cniVersions"], "-"))
     }
 
-    #[test]
-    fn the_list_offers_1_1_0_only_if_every_chained_plugin_supports_it() {
+    /// Probes what is due at `now` seconds; returns the number of plugins that were.
+    async fn probe(chained: &mut ChainedPlugins, dir: &Path, timeout: Duration, now: u64) -> usize {
+        let now = Duration::from_secs(now);
+        let Some(probe) = chained.start_probe(dir, now) else { return 0 };
+        assert!(chained.start_probe(dir, now).is_none(), "one probe at a time");
+        let results = Probe { timeout, ..probe }.run().await;
+        let count = results.len();
+        chained.finish_probe(results, now);
+        count
+    }
+
+    #[tokio::test]
+    async fn the_list_offers_1_1_0_only_if_every_chained_plugin_supports_it() {
         let dir = tempfile::tempdir().unwrap();
         let mut chained = ChainedPlugins::default();
         assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0", "1.1.0"], "without chained plugins");
@@ -199,35 +282,52 @@ mod tests {
             ("sleep 3600", &["0.4.0", "1.0.0"], Duration::from_millis(500)),
         ] {
             install(dir.path(), "bandwidth", script);
-            assert!(!chained.are_current(dir.path()), "{script}");
+            assert!(!chained.are_probed(dir.path()), "{script}");
             let started = Instant::now();
-            chained.probe(dir.path(), timeout);
+            probe(&mut chained, dir.path(), timeout, 0).await;
             assert!(started.elapsed() < LONG, "{script}");
-            assert!(chained.are_current(dir.path()), "{script}");
+            assert!(chained.are_probed(dir.path()) && chained.have_changed(), "{script}");
             let (plugins, offered) = rendered(&chained);
             assert_eq!(plugins, ["mesh-cni", "portmap", "bandwidth"]);
             assert_eq!(offered, versions, "{script}");
         }
         std::fs::remove_file(dir.path().join("bandwidth")).unwrap();
-        assert!(!chained.are_current(dir.path()));
-        chained.probe(dir.path(), LONG);
+        assert!(!chained.are_probed(dir.path()));
+        assert_eq!(probe(&mut chained, dir.path(), LONG, 0).await, 0);
+        assert!(chained.are_probed(dir.path()));
         assert_eq!(rendered(&chained).0, ["mesh-cni", "portmap"]);
         assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0", "1.1.0"]);
     }
 
-    #[test]
-    fn a_binary_is_probed_once() {
+    #[tokio::test]
+    async fn a_plugin_that_does_not_answer_in_time_is_probed_again_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let slow = dir.path().join("slow");
+        std::fs::write(&slow, "").unwrap();
+        install(dir.path(), "portmap", &format!("[ -e {} ] && sleep 3600; {NEW}", slow.display()));
+        let mut chained = ChainedPlugins::default();
+        assert_eq!(probe(&mut chained, dir.path(), Duration::from_millis(500), 0).await, 1);
+        assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0"]);
+        std::fs::remove_file(&slow).unwrap();
+        assert_eq!(probe(&mut chained, dir.path(), LONG, PROBE_RETRY.as_secs() - 1).await, 0);
+        assert_eq!(probe(&mut chained, dir.path(), LONG, PROBE_RETRY.as_secs()).await, 1);
+        assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0", "1.1.0"]);
+        assert_eq!(probe(&mut chained, dir.path(), LONG, 2 * PROBE_RETRY.as_secs()).await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_binary_is_probed_once() {
         let dir = tempfile::tempdir().unwrap();
         let calls = dir.path().join("calls");
         let count = || std::fs::read_to_string(&calls).unwrap().lines().count();
         let script = format!("echo >>{}; {NEW}", calls.display());
         install(dir.path(), "portmap", &script);
         let mut chained = ChainedPlugins::default();
-        chained.probe(dir.path(), LONG);
-        chained.probe(dir.path(), LONG);
+        probe(&mut chained, dir.path(), LONG, 0).await;
+        probe(&mut chained, dir.path(), LONG, 0).await;
         assert_eq!(count(), 1);
         install(dir.path(), "portmap", &format!("{script} # another binary"));
-        chained.probe(dir.path(), LONG);
+        probe(&mut chained, dir.path(), LONG, 0).await;
         assert_eq!(count(), 2);
     }
 }

@@ -358,7 +358,7 @@ fn log_note(note: &Note) {
             info!(event = "RotationKeyActive", %slot, key = %key.fingerprint(), "rotation: key preferred");
         }
         Note::Skipped(peer) => {
-            warn!(event = "RotationPeerSkipped", peer_uid = %peer, "rotation: peer is silent; not waiting for it");
+            warn!(event = "RotationPeerSkipped", peer_uid = %peer, "rotation: peer does not respond; not waiting for it");
         }
         Note::Forced(peer) => {
             warn!(event = "RotationPeerForced", peer_uid = %peer, "rotation: peer does not follow; the keys are too old to wait for it");

@@ -111,7 +111,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         task.abort();
     }
     crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
-    info!(event = "Stopped", "stopped; the guard, the links and the routes stay");
+    info!(event = "Stopped", "stopped; guard, links and routes remain in place");
     ended
 }
 
@@ -171,7 +171,7 @@ impl Loop {
                 () = wait => {
                     // What waits already belongs to this turn.
                     while let Ok(change) = self.changes.try_recv() {
-                        self.reconciler.apply_change(change);
+                        self.reconciler.take_change(change);
                     }
                     let again = self.reconciler.reconcile().await;
                     self.status.send_replace(self.reconciler.status());
@@ -182,7 +182,7 @@ impl Loop {
                 Some(received) = self.received.recv() => self.reconciler.receive(&received),
                 _ = resync.tick() => due = Some(earlier(due, soon)),
                 Some(change) = self.changes.recv() => {
-                    if self.reconciler.apply_change(change) {
+                    if self.reconciler.take_change(change) {
                         due = Some(earlier(due, soon));
                     }
                 }

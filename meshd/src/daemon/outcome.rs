@@ -47,7 +47,7 @@ pub(super) struct Outcome {
     peers: Vec<PeerStatus>,
     mtu: u32,
     installed: bool,
-    chained: ChainedPlugins,
+    pub(super) chained: ChainedPlugins,
 }
 
 impl Outcome {
@@ -144,9 +144,9 @@ impl Outcome {
             mtu: self.mtu,
         };
         cni_files::write_node_file(config, &node)?;
-        let in_place =
-            self.installed && cni_files::are_there(config) && self.chained.are_current(&config.cni_bin_dir);
-        if waiting.is_empty() && !in_place {
+        let in_place = self.installed && cni_files::are_there(config) && !self.chained.have_changed();
+        // The list names the plugins that are probed; until they are, a former list stays.
+        if waiting.is_empty() && !in_place && self.chained.are_probed(&config.cni_bin_dir) {
             let changed = cni_files::install(config, &mut self.chained)?;
             if changed || !self.installed {
                 tracing::info!(event = "PodsCanBeAttached", "pods can be attached");
@@ -156,6 +156,11 @@ impl Outcome {
         Ok(())
     }
 
+    /// Takes whether the guard is in place where a turn could not observe it.
+    pub(super) const fn set_guard_in_place(&mut self, in_place: bool) {
+        self.guard_in_place = in_place;
+    }
+
     /// What is missing before pods can be attached.
     fn waiting_for(&self) -> Vec<String> {
         let mut waiting = Vec::new();
@@ -163,7 +168,7 @@ impl Outcome {
             waiting.push("the guard is not in place".to_owned());
         }
         if self.admission.world.own.is_none() {
-            waiting.push("this node has no podCIDR that is granted to it".to_owned());
+            waiting.push("no podCIDR has been accepted for this node".to_owned());
         }
         if !self.failures.is_empty() {
             waiting.push("steps failed".to_owned());

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use keyring::Slot;
 use keyring::audit::Head;
 use keyring::pq;
 use keyring::rotation::{Ask, Input, PeerId};
+use keyring::{PerSlot, Slot};
 use linux::{Handle, HostError};
 use plan::admission::{Admission, Member};
 use plan::desired::{Setup, Underlay, peer_mtu};
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::probes::{PathStats, Probe, Probes};
-use crate::channel::{Binding, Channel, Message, ReceivedMessage};
+use crate::channel::{Binding, Channel, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
 use crate::status::ControlStatus;
 
@@ -112,13 +112,15 @@ impl PeerChannel {
         self.counts
     }
 
-    /// Binds the sockets to the devices that exist; returns the slots on which packets arrived since the last call.
+    /// Binds the sockets to the devices that exist; returns the slots on which packets arrived since the last call, and
+    /// whether each slot's socket could be bound.
     pub(super) async fn update_sockets(
         &mut self,
         host: &Handle,
         desired: &Network,
-    ) -> Result<Vec<Slot>, HostError> {
+    ) -> Result<(Vec<Slot>, PerSlot<Result<(), SocketError>>), HostError> {
         let mut busy = Vec::new();
+        let mut bound = PerSlot { a: Ok(()), b: Ok(()) };
         for slot in Slot::ALL {
             let Some(device) = desired.devices.get(&slot) else { continue };
             let found = host.link(&device.link).await?;
@@ -131,9 +133,9 @@ impl PeerChannel {
                 let there = found.up && found.addresses.contains(&prefix::host(address));
                 there.then(|| Binding { link: device.link.clone(), index: found.index, address })
             });
-            self.channel.bind(slot, binding);
+            *bound.get_mut(slot) = self.channel.bind(slot, binding);
         }
-        Ok(busy)
+        Ok((busy, bound))
     }
 
     /// Sends the rotation's questions.

@@ -300,7 +300,7 @@ fn log_note(peer: &PeerId, note: &Note) {
             info!(event = "PresharedKeyProven", peer_uid = %peer, %slot, epoch, key = %id, "preshared key: proven");
         }
         Note::StaticKeyReplaced(slot, epoch) => {
-            info!(event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch, "preshared key: dropped with a static key");
+            info!(event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch, "preshared key: dropped because a static key was replaced");
         }
         Note::GivenUp(slot, epoch) => {
             warn!(event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch, "PresharedKeyGivenUp: no answer over either slot; the peer may have lost its keys");

@@ -32,7 +32,7 @@ fn every_node_rotates_when_an_operator_requests_it() {
     assert_eq!(shown.len(), 3);
     let output = rotate(&mesh, &["--all", "-o", "json", "--timeout", "60s"]);
     let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && told.contains("peers leave a slot"), "{told}");
+    assert!(output.status.success() && told.contains("draining a slot"), "{told}");
     for node in report(&output) {
         assert!(node["done"] == true && node["milliseconds"].as_u64() > Some(500), "{node:#}");
     }

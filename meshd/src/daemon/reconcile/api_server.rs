@@ -11,6 +11,7 @@ use plan::node::NodeName;
 use plan::publication::{self, Listening};
 use plan::turn::{ApiServer, questions};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tracing::warn;
 
@@ -18,6 +19,7 @@ use super::Reconciler;
 use crate::api::fence::{self, Fence};
 use crate::api::{nodes, servers};
 use crate::chain::Chain;
+use crate::daemon::cni_files::Probed;
 
 /// How long one request may take.
 const API_TIMEOUT: Duration = Duration::from_secs(3);
@@ -31,29 +33,35 @@ const LOOKUPS: usize = 8;
 pub(in crate::daemon) enum Answer {
     /// Which of the missing Nodes of a list it does not have.
     Gone { list: u64, gone: BTreeSet<NodeName> },
-    /// Its own addresses.
-    Addresses(BTreeSet<IpAddr>),
+    /// Its own addresses; none if it did not name them in time.
+    Addresses(Option<BTreeSet<IpAddr>>),
     /// Whether its admission policy is in place.
     Fence(Fence),
+    /// Which chained CNI plugins support CNI 1.1.0. Not of the API server, but of a task as well.
+    ChainedPlugins(Vec<Probed>),
 }
 
 /// Asks the API server, and remembers when.
 pub(super) struct ApiQuestions {
     client: kube::Client,
     answers: mpsc::Sender<Answer>,
+    /// The running lookup of missing Nodes; one for an older list is of no use any more.
+    lookup: Option<JoinHandle<()>>,
+    addresses_known: bool,
     addresses_asked: Option<Duration>,
     fence_tested: Option<Duration>,
 }
 
 impl ApiQuestions {
     pub(super) const fn new(client: kube::Client, answers: mpsc::Sender<Answer>) -> Self {
-        Self { client, answers, addresses_asked: None, fence_tested: None }
+        let lookup = None;
+        Self { client, answers, lookup, addresses_known: false, addresses_asked: None, fence_tested: None }
     }
 
     /// Looks up missing Nodes by name, a few at a time.
-    pub(super) fn look_up(&self, Lookup { list, missing }: Lookup) {
+    pub(super) fn look_up(&mut self, Lookup { list, missing }: Lookup) {
         let client = self.client.clone();
-        self.ask(async move {
+        let lookup = self.ask(async move {
             let lookups = futures::stream::iter(missing).map(|name| {
                 let client = client.clone();
                 async move {
@@ -72,31 +80,33 @@ impl ApiQuestions {
             let _ = timeout(LOOKUP_TIMEOUT, all).await;
             Some(Answer::Gone { list, gone })
         });
+        if let Some(former) = self.lookup.replace(lookup) {
+            former.abort();
+        }
     }
 
-    fn ask_addresses(&self) {
+    /// Asks for its own addresses. There is always an answer.
+    pub(super) fn ask_addresses(&mut self, now: Duration) {
+        self.addresses_asked = Some(now);
         let client = self.client.clone();
-        self.ask(async move {
+        drop(self.ask(async move {
             match timeout(API_TIMEOUT, servers::addresses(&client)).await {
-                Ok(Ok(addresses)) => return Some(Answer::Addresses(addresses)),
+                Ok(Ok(addresses)) => return Some(Answer::Addresses(Some(addresses))),
                 Ok(Err(error)) => {
                     warn!(
                         event = "ApiServerAddressesUnknown", error = %Chain(&error),
-                        "the API server does not name its own addresses"
+                        "can't read the API server's addresses"
                     );
                 }
-                Err(_) => warn!(
-                    event = "ApiServerTimeout",
-                    "the API server does not name its own addresses in time"
-                ),
+                Err(_) => warn!(event = "ApiServerTimeout", "timed out reading the API server's addresses"),
             }
-            None
-        });
+            Some(Answer::Addresses(None))
+        }));
     }
 
     fn test_fence(&self, other: NodeName) {
         let client = self.client.clone();
-        self.ask(async move {
+        drop(self.ask(async move {
             match timeout(API_TIMEOUT, fence::test(&client, &other)).await {
                 Ok(Ok(fence)) => return Some(Answer::Fence(fence)),
                 Ok(Err(error)) => warn!(
@@ -108,17 +118,21 @@ impl ApiQuestions {
                 }
             }
             None
-        });
+        }));
     }
 
-    fn ask(&self, question: impl Future<Output = Option<Answer>> + Send + 'static) {
+    /// Runs a task whose answer is an input of the loop.
+    pub(super) fn ask(
+        &self,
+        question: impl Future<Output = Option<Answer>> + Send + 'static,
+    ) -> JoinHandle<()> {
         let answers = self.answers.clone();
         tokio::spawn(async move {
             if let Some(answer) = question.await {
                 // This fails when the loop has ended; the answer is not needed then.
                 let _ = answers.send(answer).await;
             }
-        });
+        })
     }
 }
 
@@ -128,6 +142,7 @@ impl Reconciler {
         let due = questions(
             &ApiServer {
                 connected: self.cluster.is_listed() && self.outcome.api_error.is_none(),
+                addresses_known: self.api.addresses_known,
                 addresses_asked: self.api.addresses_asked,
                 fence_tested: self.api.fence_tested,
                 other: self.cluster.any_other().cloned(),
@@ -135,8 +150,7 @@ impl Reconciler {
             now,
         );
         if due.addresses {
-            self.api.addresses_asked = Some(now);
-            self.api.ask_addresses();
+            self.api.ask_addresses(now);
         }
         if let Some(other) = due.fence {
             self.api.fence_tested = Some(now);
@@ -149,9 +163,12 @@ impl Reconciler {
         match answer {
             Answer::Gone { list, gone } => self.cluster.confirm(self.started.elapsed(), list, &gone),
             Answer::Addresses(addresses) => {
+                self.api.addresses_known |= addresses.is_some();
+                let addresses = addresses.unwrap_or_default();
                 let before = self.policy.api_servers.len();
                 self.policy.api_servers.extend(addresses);
-                self.policy.api_servers.len() != before
+                // Without an answer the addresses known from the configuration have to do.
+                self.apply_held_changes() || self.policy.api_servers.len() != before
             }
             Answer::Fence(fence) => {
                 if fence == Fence::Missing {
@@ -162,6 +179,10 @@ impl Reconciler {
                 }
                 self.outcome.fence = fence;
                 false
+            }
+            Answer::ChainedPlugins(probed) => {
+                self.outcome.chained.finish_probe(probed, self.started.elapsed());
+                true
             }
         }
     }
@@ -229,15 +250,23 @@ mod tests {
     #[tokio::test]
     async fn a_lookup_that_hangs_holds_up_nothing_and_confirms_nothing() {
         let (sender, mut answers) = mpsc::channel(1);
-        let api = ApiQuestions::new(hanging().await, sender);
+        let mut api = ApiQuestions::new(hanging().await, sender);
         let missing = ["n2", "n3"].map(NodeName::new).into();
         let asked = Instant::now();
         api.look_up(Lookup { list: 7, missing });
-        api.ask_addresses();
+        api.ask_addresses(Duration::ZERO);
         api.test_fence(NodeName::new("n2"));
         assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
         assert!(answers.try_recv().is_err());
-        let Some(Answer::Gone { list: 7, gone }) = answers.recv().await else { panic!("no answer") };
-        assert!(gone.is_empty() && asked.elapsed() >= API_TIMEOUT);
+        let (mut looked_up, mut addresses) = (None, None);
+        while looked_up.is_none() || addresses.is_none() {
+            match answers.recv().await {
+                Some(Answer::Gone { list: 7, gone }) => looked_up = Some(gone),
+                Some(Answer::Addresses(answer)) => addresses = Some(answer),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!((looked_up, addresses), (Some(BTreeSet::new()), Some(None)));
+        assert!(asked.elapsed() >= API_TIMEOUT);
     }
 }

@@ -70,6 +70,10 @@ pub(super) struct Reconciler {
     path_mtus: PathMtus,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
+    /// The guard of the last turn, kept in place while nothing else can be observed.
+    guard: Option<plan::network::Guard>,
+    /// Changes from the API server until its own addresses are known, which only its Nodes may claim.
+    held_changes: Option<Vec<Change>>,
     /// Steps, observations and plans that fail.
     backoff: Backoff,
     /// What else fails; nothing waits for it.
@@ -122,7 +126,7 @@ impl Reconciler {
             Err(error) => {
                 error!(
                     event = "PeersNotRestored", error = %Chain(&error),
-                    "start without the last known peers"
+                    "starting without the last known peers"
                 );
                 None
             }
@@ -155,6 +159,8 @@ impl Reconciler {
             api: ApiQuestions::new(client, answers),
             path_mtus: PathMtus::default(),
             kernel_changed: false,
+            guard: None,
+            held_changes: Some(Vec::new()),
             backoff: Backoff::default(),
             side_tasks: Backoff::default(),
             config,
@@ -166,14 +172,36 @@ impl Reconciler {
         }
     }
 
-    /// Takes a change from the API server; returns whether the loop should act on it.
-    pub(super) fn apply_change(&mut self, change: Change) -> bool {
+    /// Takes a change from the API server; returns whether the loop should act on it. Changes before the server's own
+    /// addresses are known are held: otherwise any Node could claim such an address until then.
+    pub(super) fn take_change(&mut self, change: Change) -> bool {
+        if let (Some(held), false) = (&mut self.held_changes, matches!(change, Change::Failed(_))) {
+            if matches!(change, Change::Listed(_)) {
+                self.api.ask_addresses(self.started.elapsed());
+            }
+            held.push(change);
+            return false;
+        }
+        self.apply_change(change)
+    }
+
+    /// Applies the changes that were held; returns whether the loop should act on one of them.
+    fn apply_held_changes(&mut self) -> bool {
+        let held = self.held_changes.take().unwrap_or_default();
+        let mut acts = false;
+        for change in held {
+            acts |= self.apply_change(change);
+        }
+        acts
+    }
+
+    fn apply_change(&mut self, change: Change) -> bool {
         let now = self.started.elapsed();
         let changed = match change {
             Change::Failed(error) => {
                 warn!(
                     event = "ApiServerUnreachable", error = %Chain(&error),
-                    "the API server is away; the mesh stays as it is"
+                    "the API server is unreachable; keeping the current mesh"
                 );
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
@@ -211,14 +239,18 @@ impl Reconciler {
                     error!(
                         event = "ObservationFailed",
                         error = cause,
-                        "the node's network can't be observed; nothing is changed"
+                        "the node's network can't be observed; nothing but the guard is repaired"
                     );
                 }
+                let guarded = self.hold_guard();
                 self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
+                self.outcome.set_guard_in_place(guarded);
+                self.write_cni_files(now);
                 return self.retry_in(now);
             }
         };
         self.kernel_changed = false;
+        self.guard.clone_from(&turn.desired.guard);
         self.backoff = std::mem::take(&mut turn.backoff);
         self.backoff.succeeded(&OBSERVE);
         self.refuse(now, &turn.violations);
@@ -235,6 +267,28 @@ impl Reconciler {
         self.record_audit(&turn.admission);
         self.settle_backend(now);
         self.outcome.conclude(turn, &self.devices);
+        self.write_cni_files(now);
+        self.retry_in(now)
+    }
+
+    /// Puts the guard in place although the rest of the node can't be observed; returns whether it is.
+    fn hold_guard(&self) -> bool {
+        let held = match &self.guard {
+            Some(guard) => guard::is_in_place(guard)
+                .and_then(|in_place| if in_place { Ok(()) } else { guard::set(guard) }),
+            None => close(&self.config),
+        };
+        match held {
+            Ok(()) => true,
+            Err(error) => {
+                error!(event = "GuardNotSet", error = %Chain(&error), "the guard can't be put in place");
+                false
+            }
+        }
+    }
+
+    fn write_cni_files(&mut self, now: Duration) {
+        self.probe_chained_plugins();
         match self.outcome.write_cni_files(&self.config) {
             Ok(()) => drop(self.side_tasks.succeeded(&CNI)),
             Err(error) => {
@@ -249,7 +303,15 @@ impl Reconciler {
                 self.outcome.failures.push(cause);
             }
         }
-        self.retry_in(now)
+    }
+
+    /// Probes chained plugins that were installed or replaced, beside the loop; the answer is an input of a later turn.
+    fn probe_chained_plugins(&mut self) {
+        if let Some(probe) =
+            self.outcome.chained.start_probe(&self.config.cni_bin_dir, self.started.elapsed())
+        {
+            drop(self.api.ask(async move { Some(Answer::ChainedPlugins(probe.run().await)) }));
+        }
     }
 
     /// Time until the first failed step is due. What a turn does anyway is tried again at the next one.
@@ -265,9 +327,9 @@ impl Reconciler {
             return;
         }
         let causes: Vec<String> = violations.iter().map(ToString::to_string).collect();
-        let cause = format!("plan refused: {}", causes.join("; "));
+        let cause = causes.join("; ");
         if self.backoff.failed(now, PLAN, cause.clone()) {
-            error!(event = "PlanRefused", error = cause, "nothing is changed");
+            error!(event = "PlanRefused", error = cause, "plan refused; nothing but the guard is repaired");
         }
     }
 
@@ -326,7 +388,12 @@ impl Reconciler {
 
     async fn perform(&mut self, now: Duration, ops: &[Op]) {
         let sysctls = Sysctls::at(&self.config.sysctl_dir);
+        let mut still_there = Vec::new();
         for op in ops {
+            // A peer that was to be removed to end its session must not get its new settings: the session would go on.
+            if matches!(op, Op::AddPeer { slot, key, .. } if still_there.contains(&(*slot, *key))) {
+                continue;
+            }
             fault::point("step.before");
             let performed = perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await;
             let subject = Subject::step(op);
@@ -335,19 +402,22 @@ impl Reconciler {
                 Ok(()) => {
                     self.outcome.counters.steps += 1;
                     match self.backoff.succeeded(&subject) {
-                        None => info!(event = "StepDone", step = %op, "done"),
+                        None => info!(event = "StepDone", step = %op, "step done"),
                         Some(failures) => {
-                            info!(event = "StepDone", step = %op, failures, "done after failures");
+                            info!(event = "StepDone", step = %op, failures, "step done after failures");
                         }
                     }
                 }
                 Err(error) => {
+                    if let Op::RemovePeer { slot, key } = op {
+                        still_there.push((*slot, *key));
+                    }
                     self.outcome.counters.failed_steps += 1;
                     let message = format!("{op}: {}", Chain(&error));
                     if self.backoff.failed(now, subject, message) {
                         warn!(
                             event = "StepFailed", step = %op, error = %Chain(&error),
-                            "failed; tried again at growing intervals"
+                            "step failed; retrying with backoff"
                         );
                     }
                 }

@@ -8,6 +8,7 @@ use keyring::pq::Entry;
 use keyring::rotation::{Cause, Input, PeerId, Rotation, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
+use plan::backoff::Subject;
 use plan::network::Network;
 use plan::node::NodeUid;
 use plan::publication;
@@ -19,7 +20,7 @@ use wireguard::DeviceState;
 use super::{CHANNEL, Reconciler};
 use crate::api::events::NodeEvent;
 use crate::chain::Chain;
-use crate::channel::ReceivedMessage;
+use crate::channel::{ReceivedMessage, SocketError};
 use crate::daemon::peer_channel::PeerMessage;
 use crate::daemon::pq;
 
@@ -70,10 +71,13 @@ impl Reconciler {
     /// Keeps the control channel's sockets in place, and tells the rotation on which slots packets arrive.
     pub(super) async fn update_channel(&mut self, now: Duration, desired: &Network) {
         match self.peer_channel.update_sockets(&self.host, desired).await {
-            Ok(busy) => {
+            Ok((busy, bound)) => {
                 self.side_tasks.succeeded(&CHANNEL);
                 for slot in busy {
                     self.keys.handle(Input::SlotTraffic(slot));
+                }
+                for (slot, outcome) in bound.iter() {
+                    self.report_socket(now, slot, outcome.as_ref().err());
                 }
             }
             Err(error) => {
@@ -89,6 +93,25 @@ impl Reconciler {
         }
         self.tick();
         self.peer_channel.send_probes();
+    }
+
+    /// Logs once why a slot has no control channel.
+    fn report_socket(&mut self, now: Duration, slot: Slot, error: Option<&SocketError>) {
+        let subject = Subject::Task(match slot {
+            Slot::A => "control-channel-a",
+            Slot::B => "control-channel-b",
+        });
+        let Some(error) = error else {
+            self.side_tasks.succeeded(&subject);
+            return;
+        };
+        let cause = Chain(error).to_string();
+        if self.side_tasks.failed(now, subject, cause.clone()) {
+            warn!(
+                event = "ControlChannelUnavailable", %slot, error = cause,
+                "control channel not available on this slot; retrying"
+            );
+        }
     }
 
     /// Takes a message from a peer.
@@ -134,7 +157,7 @@ impl Reconciler {
         if renew_for_backend(outdated, rotating, !self.outcome.failures.is_empty(), self.renewed, now) {
             info!(
                 event = "BackendOutdated",
-                "a device belongs to another backend than new ones; its slot gets a new key and a new device"
+                "a device runs on another backend than the selected one; rotating its slot to recreate it"
             );
             self.renewed = Some(now);
             self.keys.handle(Input::Rotate(Cause::Request));
