@@ -26,7 +26,7 @@ fn network(node: &Node) -> String {
 fn files(node: &Node) -> String {
     let inventory = Inventory::take(node).unwrap();
     let paths: Vec<String> = inventory.paths().map(|path| path.display().to_string()).collect();
-    paths.join("\n") + "\n"
+    paths.iter().flat_map(|path| [path.as_str(), "\n"]).collect()
 }
 
 fn annotations(mesh: &Mesh) -> Value {
