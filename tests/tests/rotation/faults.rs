@@ -43,7 +43,7 @@ fn a_dead_peer_is_skipped() {
     let (done, report) = rotate(&mesh, "n1", &[]);
     assert!(done, "{report:#}");
     assert!(keys(&mesh, "n1").iter().all(|key| !before.contains(key)));
-    mesh.daemon("n1").wait_log("silent; not waited for", WITHIN).unwrap();
+    mesh.daemon("n1").wait_log("RotationPeerSkipped", WITHIN).unwrap();
     mesh.start_with("n3", &QUICK).unwrap();
     wait_whole(&mesh);
     mesh.pods(&["a"]).unwrap();
