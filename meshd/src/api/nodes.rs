@@ -37,7 +37,9 @@ pub enum WatchError {
     Watch(#[source] Box<watcher::Error>),
     /// Our own Node is not the one that the watch reported: the store behind the API server is another one, and a watch that
     /// continues from a resource version of the former one waits for ever.
-    #[error("watch the Nodes: the API server has another Node {0} than the one that was listed")]
+    #[error(
+        "watch the Nodes: Node {0} has another UID than in the list: the API server's store was replaced"
+    )]
     AnotherStore(NodeName),
 }
 
