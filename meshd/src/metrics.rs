@@ -1,5 +1,6 @@
 //! The status as Prometheus metrics, rendered on request. docs/metrics.md lists them; a test checks that it does.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -169,9 +170,9 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
 }
 
 fn mesh(status: &Status) -> Vec<Metric<'_>> {
-    let rejected = status.rejected.iter().map(|rejected| {
-        sample(vec![("node", rejected.node.as_str()), ("reason", rejected.code.as_str())], 1)
-    });
+    // A node may have been rejected twice for the same reason, such as two of its addresses.
+    let rejected: BTreeSet<_> =
+        status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
     vec![
         Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
         Metric::gauge(
@@ -187,7 +188,10 @@ fn mesh(status: &Status) -> Vec<Metric<'_>> {
         Metric::gauges(
             "rejected_nodes",
             "Nodes that were rejected, as a whole or in part, with the reason; always 1.",
-            rejected.collect(),
+            rejected
+                .into_iter()
+                .map(|(node, code)| sample(vec![("node", node), ("reason", code)], 1))
+                .collect(),
         ),
         Metric::gauge(
             "api_server_connected",

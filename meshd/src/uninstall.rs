@@ -37,7 +37,7 @@ pub(crate) struct Removed {
 impl fmt::Display for Removed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.lines.is_empty() {
-            writeln!(f, "Nothing of meshd's was found on this node.")?;
+            writeln!(f, "No meshd state was found on this node.")?;
         }
         self.lines.iter().try_for_each(|line| writeln!(f, "- {line}"))?;
         if let Some(trail) = &self.kept_trail {

@@ -84,7 +84,7 @@ fn nothing_is_left() {
     );
 
     let (_, output, _) = uninstall(&mesh, &[]);
-    assert!(output.contains("Nothing of meshd's") && output.contains(TRAIL), "{output}");
+    assert!(output.contains("No meshd state was found") && output.contains(TRAIL), "{output}");
     assert!(node(&mesh).1.contains(&trail));
 
     let (removed, output, errors) = uninstall(&mesh, &["--purge-audit"]);
@@ -92,7 +92,7 @@ fn nothing_is_left() {
     assert!(output.contains(&format!("- audit trail {TRAIL}")) && !output.contains("Kept"), "{output}");
     assert_eq!(node(&mesh), before);
     let (_, output, _) = uninstall(&mesh, &["--purge-audit"]);
-    assert_eq!(output, "Nothing of meshd's was found on this node.\n");
+    assert_eq!(output, "No meshd state was found on this node.\n");
 }
 
 /// A running daemon would restore what is removed, and attached pods would lose their network.

@@ -17,7 +17,7 @@ pub enum Refusal {
     #[error("slot {0} has no device")]
     NoDevice(Slot),
     /// The slot has a device already, or another device has the link's name.
-    #[error("slot {slot}: link {link} can't be made")]
+    #[error("slot {slot}: link {link} can't be created")]
     Exists {
         /// The slot.
         slot: Slot,

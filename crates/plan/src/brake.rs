@@ -50,7 +50,7 @@ impl Brake {
         Self { own_uid, distrust_until: None }
     }
 
-    /// Whether lists are not believed now, whatever is confirmed, because our own Node was recreated.
+    /// Whether lists are not trusted now, whatever is confirmed, because our own Node was recreated.
     pub fn distrusts(&self, now: Duration) -> bool {
         self.distrust_until.is_some_and(|until| now < until)
     }

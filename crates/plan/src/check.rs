@@ -36,7 +36,7 @@ pub enum Violation {
         prefix: IpNetwork,
     },
     /// A route leads into the mesh, but no peer's allowed IPs contain its destination.
-    #[error("no peer's allowed IPs contain the route to {0} into the mesh")]
+    #[error("route {0} leads into the mesh, but no peer's allowed IPs contain it")]
     RouteWithoutPeer(IpNetwork),
     /// The tunnel's own datagrams would be routed into the tunnel.
     #[error("the endpoint of peer {0} is routed into the mesh")]

@@ -113,7 +113,7 @@ impl Cluster {
     }
 
     /// Takes which of the missing Nodes of a list the API server, asked for each, does not have. Says whether Nodes were
-    /// let go. An answer about a list that another one followed is ignored.
+    /// removed. An answer about a list that another one followed is ignored.
     pub fn confirm(&mut self, now: Duration, list: u64, gone: &BTreeSet<NodeName>) -> bool {
         let Some(known) = self.unconfirmed.take_if(|_| list == self.lists) else { return false };
         let listed: BTreeSet<NodeName> =

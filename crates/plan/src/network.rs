@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 pub use wireguard::{LinkName, LinkNameError, Peer};
 
-/// Routing protocol number on every route that the daemon owns, so that nobody else's is touched
+/// Routing protocol number on every route that the daemon owns, so that no other program's is touched
 /// (`rtm_protocol`, values from 16 up are free for daemons: `include/uapi/linux/rtnetlink.h`).
 pub const ROUTE_PROTOCOL: u8 = 84;
 

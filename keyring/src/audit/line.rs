@@ -109,7 +109,7 @@ pub enum LineError {
     #[error("longer than any line of an audit trail")]
     TooLong,
     /// Written by another version.
-    #[error("line of version {found}: this version reads {VERSION}")]
+    #[error("line of version {found}: expected version {VERSION}")]
     Version {
         /// The version.
         found: u32,

@@ -234,6 +234,20 @@ fn a_trail_is_removed_with_its_archived_files_and_nothing_else() {
 }
 
 #[test]
+fn of_a_linked_trail_only_the_link_is_removed() {
+    let (target, text, ..) = trail("n1");
+    let state = tempfile::tempdir().unwrap();
+    let link = state.path().join(DIRECTORY);
+    for leads_to in [target.path().to_owned(), state.path().join("nowhere")] {
+        std::os::unix::fs::symlink(&leads_to, &link).unwrap();
+        assert!(remove(&link).unwrap());
+        assert!(link.symlink_metadata().is_err(), "the link is gone");
+        assert!(!remove(&link).unwrap(), "nothing to remove");
+    }
+    assert_eq!(std::fs::read_to_string(target.path().join("audit.jsonl")).unwrap(), text);
+}
+
+#[test]
 fn a_trail_has_one_writer() {
     let directory = tempfile::tempdir().unwrap();
     let (_trail, _) = Trail::open(directory.path(), 1000, 1).unwrap();

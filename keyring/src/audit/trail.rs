@@ -129,10 +129,21 @@ pub fn files(place: &Path) -> Result<Vec<PathBuf>, TrailError> {
     Ok(files)
 }
 
-/// Removes the files of a trail, and then its directory unless something else is in it. Returns whether there was a trail.
+/// Removes the files of a trail, and then its directory unless something else is in it. Of a symbolic link only the link
+/// is removed: what it leads to was put elsewhere by somebody. Returns whether there was anything to remove.
 pub fn remove(directory: &Path) -> Result<bool, TrailError> {
     let failed = |source| TrailError { operation: "remove", path: directory.to_owned(), source };
-    if !directory.is_dir() {
+    let kind = match std::fs::symlink_metadata(directory) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(source) => return Err(failed(source)),
+    };
+    if kind.is_symlink() {
+        return std::fs::remove_file(directory).map(|()| true).map_err(failed);
+    }
+    if !kind.is_dir() {
         return Ok(false);
     }
     let mut found = false;

@@ -144,7 +144,7 @@ pub enum FormatError {
     #[error("not a complete key file: truncated, empty or of another kind")]
     NotAKeyFile,
     /// Written by another version.
-    #[error("format version {found}: this version reads {expected}")]
+    #[error("format version {found}: expected version {expected}")]
     Version {
         /// The version in the file.
         found: u32,

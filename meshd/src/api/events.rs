@@ -9,7 +9,7 @@ use plan::node::{NodeName, NodeUid};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use super::FIELD_MANAGER;
+use super::{FIELD_MANAGER, WRITE_TIMEOUT, written};
 use crate::chain::Chain;
 
 /// The namespace of Events about cluster-scoped objects.
@@ -35,7 +35,9 @@ pub async fn run(client: Client, node: NodeName, mut node_events: mpsc::Receiver
     let events = Api::<Event>::namespaced(client, NAMESPACE);
     while let Some(node_event) = node_events.recv().await {
         let reason = node_event.reason;
-        if let Err(error) = events.create(&PostParams::default(), &event(&node, &node_event)).await {
+        let (parameters, event) = (PostParams::default(), event(&node, &node_event));
+        let created = events.create(&parameters, &event);
+        if let Err(error) = written("create an Event", WRITE_TIMEOUT, created).await {
             warn!(
                 event = "KubernetesEventNotPublished", reason, error = %Chain(&error),
                 "Kubernetes Event not published"

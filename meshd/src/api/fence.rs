@@ -18,7 +18,7 @@ pub enum Fence {
     #[default]
     Unknown,
     /// A change of another Node was refused.
-    Stands,
+    InPlace,
     /// A change of another Node would have been allowed: a stolen token of this node could forge other nodes' keys.
     Missing,
 }
@@ -35,7 +35,7 @@ pub async fn test(client: &Client, other: &NodeName) -> Result<Fence, kube::Erro
     match nodes.patch_metadata(other.as_str(), &parameters, &Patch::Merge(&body)).await {
         Ok(_) => Ok(Fence::Missing),
         // 403 by RBAC or a policy, 422 by a policy whose reason is Invalid.
-        Err(kube::Error::Api(status)) if status.code == 403 || status.code == 422 => Ok(Fence::Stands),
+        Err(kube::Error::Api(status)) if status.code == 403 || status.code == 422 => Ok(Fence::InPlace),
         Err(error) => Err(error),
     }
 }

@@ -12,7 +12,9 @@ use kube::{Api, Client, ResourceExt as _};
 use plan::annotation::names;
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::API_TIMEOUT;
 
 /// What the API server reported about the set of Nodes.
 #[derive(Debug)]
@@ -35,7 +37,9 @@ pub enum WatchError {
     Watch(#[source] Box<watcher::Error>),
     /// Our own Node is not the one that the watch reported: the store behind the API server is another one, and a watch that
     /// continues from a resource version of the former one waits for ever.
-    #[error("watch the Nodes: the API server has another Node {0} than the one that was listed")]
+    #[error(
+        "watch the Nodes: Node {0} has another UID than in the list: the API server's store was replaced"
+    )]
     AnotherStore(NodeName),
 }
 
@@ -58,13 +62,14 @@ const STORE_CHECK_PERIOD: Duration = Duration::from_secs(30);
 pub async fn watch(client: Client, own: NodeName, changes: mpsc::Sender<Change>) {
     let mut backoff = BACKOFF.0;
     loop {
-        let Some(error) = watch_once(&client, &own, &changes, &mut backoff).await else { return };
+        let watched = watch_once(&client, &own, &changes, &mut backoff, STORE_CHECK_PERIOD).await;
+        let Some(error) = watched else { return };
         if changes.send(Change::Failed(error)).await.is_err() {
             return;
         }
         // This need not be good randomness, only different on each node.
         let jitter = RandomState::new().build_hasher().finish() % 1000;
-        tokio::time::sleep(backoff + backoff * u32::try_from(jitter).unwrap_or_default() / 1000).await;
+        sleep(backoff + backoff * u32::try_from(jitter).unwrap_or_default() / 1000).await;
         backoff = (backoff * 2).min(BACKOFF.1);
     }
 }
@@ -75,22 +80,23 @@ async fn watch_once(
     own: &NodeName,
     changes: &mpsc::Sender<Change>,
     backoff: &mut Duration,
+    store_check_period: Duration,
 ) -> Option<WatchError> {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
     let mut events = pin!(watcher(Api::<Node>::all(client.clone()), config));
-    let mut seen = Seen { own: own.clone(), own_uid: None, listing: BTreeMap::new() };
-    let mut store_check = tokio::time::interval_at(Instant::now() + STORE_CHECK_PERIOD, STORE_CHECK_PERIOD);
+    let mut seen = Seen { own: own.clone(), own_uid: None, since: None, listing: BTreeMap::new() };
+    // Polled beside the events, so that an API server that does not answer delays none of them.
+    let mut store_check = pin!(own_uid_after(store_check_period, client, own));
     loop {
         let event = tokio::select! {
             event = events.try_next() => event,
-            _ = store_check.tick() => {
+            answer = &mut store_check => {
+                store_check.set(own_uid_after(store_check_period, client, own));
                 // No answer says nothing about the store; the watch will fail if the server is away.
-                match find(client, own).await {
-                    Ok(found) if found.as_ref().map(|record| &record.uid) != seen.own_uid.as_ref() => {
-                        return Some(WatchError::AnotherStore(own.clone()));
-                    }
-                    _ => continue,
+                if answer.is_some_and(|(asked, uid)| seen.is_contradicted_by(asked, uid.as_ref())) {
+                    return Some(WatchError::AnotherStore(own.clone()));
                 }
+                continue;
             }
         };
         let change = match event {
@@ -109,10 +115,25 @@ async fn watch_once(
     }
 }
 
+/// Waits and then reads the UID of our own Node: when it was asked for and what the API server has, or none without an
+/// answer in time.
+async fn own_uid_after(
+    delay: Duration,
+    client: &Client,
+    own: &NodeName,
+) -> Option<(Instant, Option<NodeUid>)> {
+    sleep(delay).await;
+    let asked = Instant::now();
+    let found = timeout(API_TIMEOUT, find(client, own)).await.ok()?.ok()?;
+    Some((asked, found.map(|record| record.uid)))
+}
+
 /// What a watch has reported so far, as far as later events depend on it.
 struct Seen {
     own: NodeName,
     own_uid: Option<NodeUid>,
+    /// Since when the watch has reported this UID, or that there is no such Node; none during a list.
+    since: Option<Instant>,
     listing: BTreeMap<NodeName, NodeRecord>,
 }
 
@@ -124,6 +145,7 @@ impl Seen {
             watcher::Event::Init => {
                 self.listing.clear();
                 self.own_uid = None;
+                self.since = None;
                 None
             }
             watcher::Event::InitApply(node) => {
@@ -131,7 +153,10 @@ impl Seen {
                 self.listing.insert(record.name.clone(), record);
                 None
             }
-            watcher::Event::InitDone => Some(Change::Listed(std::mem::take(&mut self.listing))),
+            watcher::Event::InitDone => {
+                self.since = Some(Instant::now());
+                Some(Change::Listed(std::mem::take(&mut self.listing)))
+            }
             watcher::Event::Apply(node) => Some(Change::Applied(self.record(&node, gone))),
             watcher::Event::Delete(node) => {
                 let record = self.record(&node, gone);
@@ -143,9 +168,19 @@ impl Seen {
     fn record(&mut self, node: &Node, gone: bool) -> NodeRecord {
         let record = trim(node);
         if record.name == self.own {
-            self.own_uid = (!gone).then(|| record.uid.clone());
+            let uid = (!gone).then(|| record.uid.clone());
+            if uid != self.own_uid {
+                self.own_uid = uid;
+                self.since = self.since.map(|_| Instant::now());
+            }
         }
         record
+    }
+
+    /// Whether the API server has our own Node with another UID than the watch has reported. What the watch has reported
+    /// only since the question was asked may be newer than the answer.
+    fn is_contradicted_by(&self, asked: Instant, uid: Option<&NodeUid>) -> bool {
+        self.since.is_some_and(|since| since < asked) && self.own_uid.as_ref() != uid
     }
 }
 
@@ -182,5 +217,102 @@ fn trim(node: &Node) -> NodeRecord {
         config_endpoint: annotation(names::CONFIG_ENDPOINT),
         config_keepalive: annotation(names::CONFIG_KEEPALIVE),
         config_renewal: annotation(names::CONFIG_RENEWAL),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::convert::Infallible;
+
+    use axum::Router;
+    use axum::body::Body;
+    use axum::extract::Query;
+    use axum::response::{IntoResponse as _, Response};
+    use axum::routing::get;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+    use serde_json::json;
+
+    use super::*;
+
+    fn node(uid: &str) -> Node {
+        let metadata =
+            ObjectMeta { name: Some("n1".into()), uid: Some(uid.to_owned()), ..ObjectMeta::default() };
+        Node { metadata, ..Node::default() }
+    }
+
+    #[test]
+    fn only_an_answer_to_a_later_question_contradicts_the_watch() {
+        let own = NodeName::new("n1");
+        let mut seen = Seen { own, own_uid: None, since: None, listing: BTreeMap::new() };
+        let (former, latter) = (NodeUid::new("u1"), NodeUid::new("u2"));
+        let before = Instant::now();
+        let later = before + Duration::from_mins(1);
+        seen.change(watcher::Event::Init);
+        assert!(!seen.is_contradicted_by(later, Some(&former)), "the list is not complete");
+        seen.change(watcher::Event::InitApply(node("u1")));
+        assert!(!seen.is_contradicted_by(later, Some(&latter)), "the list is not complete");
+        seen.change(watcher::Event::InitDone);
+        assert!(!seen.is_contradicted_by(later, Some(&former)), "the same UID");
+        for uid in [Some(&latter), None] {
+            assert!(seen.is_contradicted_by(later, uid));
+            assert!(!seen.is_contradicted_by(before, uid), "asked before the list");
+        }
+        let recreated = Instant::now();
+        seen.change(watcher::Event::Apply(node("u2")));
+        assert!(!seen.is_contradicted_by(recreated, Some(&former)), "asked before the Node was recreated");
+        assert!(seen.is_contradicted_by(later, Some(&former)));
+        seen.change(watcher::Event::Delete(node("u2")));
+        assert!(!seen.is_contradicted_by(later, None));
+        assert!(seen.is_contradicted_by(later, Some(&latter)));
+    }
+
+    /// Lists or watches one Node, which changes every few milliseconds.
+    fn list_or_watch(query: &BTreeMap<String, String>) -> Response {
+        let metadata = json!({"name": "n1", "uid": "u1", "resourceVersion": "1"});
+        if !query.contains_key("watch") {
+            let list = json!({
+                "apiVersion": "v1", "kind": "NodeList", "metadata": {"resourceVersion": "1"},
+                "items": [{"metadata": metadata}],
+            });
+            return axum::Json(list).into_response();
+        }
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
+        let line = json!({"type": "MODIFIED", "object": node}).to_string() + "\n";
+        let lines = futures::stream::unfold(line, |line| async move {
+            sleep(Duration::from_millis(20)).await;
+            Some((Ok::<_, Infallible>(line.clone()), line))
+        });
+        Body::from_stream(lines).into_response()
+    }
+
+    /// An API server that never answers a request for one Node.
+    async fn hanging() -> Client {
+        let nodes = |Query(query): Query<BTreeMap<_, _>>| async move { list_or_watch(&query) };
+        let routes = Router::new()
+            .route("/api/v1/nodes", get(nodes))
+            .route("/api/v1/nodes/n1", get(std::future::pending::<Response>));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let uri = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        Client::try_from(kube::Config::new(uri.parse().unwrap())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_store_check_that_hangs_delays_no_event() {
+        let client = hanging().await;
+        let (sender, mut changes) = mpsc::channel(64);
+        let watching = tokio::spawn(async move {
+            let (own, mut backoff) = (NodeName::new("n1"), BACKOFF.0);
+            watch_once(&client, &own, &sender, &mut backoff, Duration::from_millis(50)).await
+        });
+        assert!(matches!(changes.recv().await, Some(Change::Listed(_))));
+        let events = async {
+            for _ in 0..20 {
+                assert!(matches!(changes.recv().await, Some(Change::Applied(_))));
+            }
+        };
+        assert!(timeout(API_TIMEOUT / 2, events).await.is_ok(), "the events wait for the store check");
+        watching.abort();
     }
 }

@@ -10,7 +10,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::FIELD_MANAGER;
+use super::{FIELD_MANAGER, WRITE_TIMEOUT, WriteError, written};
 use crate::chain::Chain;
 use crate::fault;
 
@@ -56,9 +56,9 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
     }
 }
 
-async fn publish(client: &Client, publication: &Publication) -> Result<(), kube::Error> {
+async fn publish(client: &Client, publication: &Publication) -> Result<(), WriteError> {
     fault::point("publish.before");
-    let patched = patch(client, publication).await;
+    let patched = written("patch own annotations", WRITE_TIMEOUT, patch(client, publication)).await;
     fault::point("publish.after");
     patched
 }

@@ -82,7 +82,7 @@ pub struct Config {
     pub rotation: RotationPolicy,
     /// Whether and how preshared keys are agreed on with peers.
     pub pq: keyring::pq::PqSettings,
-    /// Folder of the key file.
+    /// Directory of the key file.
     pub key_dir: PathBuf,
     /// How private keys at rest are protected.
     pub key_storage: KeyStorage,

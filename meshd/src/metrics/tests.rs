@@ -75,6 +75,35 @@ fn samples_have_labels_and_base_units() {
     assert!(text.ends_with("# EOF\n"));
 }
 
+#[test]
+fn a_node_rejected_twice_for_the_same_reason_is_one_series() {
+    let rejected = |node: &str, code: &str, reason: &str| RejectedStatus {
+        node: node.into(),
+        code: code.into(),
+        reason: reason.into(),
+        stays: true,
+    };
+    let status = Status {
+        rejected: vec![
+            rejected("n9", "address", "10.0.0.1"),
+            rejected("n9", "address", "10.0.0.2"),
+            rejected("n9", "pod-cidr", "10.1.0.0/24"),
+            rejected("n8", "address", "10.0.0.1"),
+        ],
+        ..full()
+    };
+    let text = rendered(status);
+    let series: Vec<&str> = text.lines().filter(|line| line.starts_with("meshd_rejected_nodes{")).collect();
+    assert_eq!(
+        series,
+        [
+            "meshd_rejected_nodes{node=\"n8\",reason=\"address\"} 1",
+            "meshd_rejected_nodes{node=\"n9\",reason=\"address\"} 1",
+            "meshd_rejected_nodes{node=\"n9\",reason=\"pod-cidr\"} 1",
+        ]
+    );
+}
+
 /// The rows that docs/metrics.md must have: name, type, unit, labels, meaning.
 fn documentation(text: &str) -> BTreeSet<String> {
     let mut types = BTreeMap::new();

@@ -46,7 +46,7 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
         guard.dropped_spoofed
     )?;
     let policy = match status.api.trust_policy {
-        Fence::Stands => "trust policy in place",
+        Fence::InPlace => "trust policy in place",
         Fence::Missing => "TRUST POLICY MISSING",
         Fence::Unknown => "trust policy not tested yet",
     };

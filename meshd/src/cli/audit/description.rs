@@ -56,7 +56,7 @@ impl Names {
             }
             Event::Active { slot, key } => format!("{key} in slot {slot} is preferred"),
             Event::Destroyed { slot, key, age } => format!("{key}, of slot {slot}, {age} s old"),
-            Event::Skipped { peer } => format!("{} is silent; not waiting for it", self.name(peer)),
+            Event::Skipped { peer } => format!("{} does not respond; not waiting for it", self.name(peer)),
             Event::Forced { peer } => {
                 format!("{} does not follow; the keys are too old to wait for it", self.name(peer))
             }

@@ -56,7 +56,7 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     if wants_json(matches) {
         output::json(&serde_json::json!({
             "node": node, "first": first, "last": last.seq, "head": last.to_string(),
-            "witnesses": witnesses, "whole": problems.is_empty(), "problems": problems,
+            "witnesses": witnesses, "intact": problems.is_empty(), "problems": problems,
         }))?;
     } else {
         let mut text = String::new();
