@@ -303,7 +303,7 @@ fn peers(status: &Status) -> Vec<Metric<'_>> {
         Metric::gauges(
             "peer_last_handshake_timestamp",
             "Unix time of the last completed handshake; absent before the first one.",
-            of_slots(&|slot| slot.handshake_age.map(|age| timestamp(status, age).into())),
+            of_slots(&|slot| slot.last_handshake.map(Value::from)),
         )
         .unit(Unit::Seconds),
         Metric::counters(

@@ -1,6 +1,6 @@
 //! The results of the last turn: the status, and the files for the CNI plugin.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, PeerId, Rotation, Step};
@@ -91,6 +91,7 @@ impl Outcome {
                         key: member.state.slots.get(slot).key,
                         endpoint: member.socket(slot),
                         handshake_age: None,
+                        last_handshake: None,
                         received: 0,
                         sent: 0,
                         endpoint_drifts: 0,
@@ -262,6 +263,7 @@ impl Outcome {
                 if let Some(live) = state.peers.get(&found.key) {
                     found.endpoint = live.config.endpoint;
                     found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
+                    found.last_handshake = live.last_handshake.and_then(unix_seconds);
                     found.received = live.received;
                     found.sent = live.sent;
                     found.endpoint_drifts = live.endpoint_drifts;
@@ -325,4 +327,8 @@ impl Outcome {
             counters,
         }
     }
+}
+
+fn unix_seconds(at: SystemTime) -> Option<u64> {
+    at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }

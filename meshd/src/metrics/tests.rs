@@ -14,6 +14,7 @@ fn full() -> Status {
         key,
         endpoint: None,
         handshake_age: Some(30),
+        last_handshake: Some(1_799_999_971),
         received: 5,
         sent: 6,
         endpoint_drifts: 0,
@@ -66,7 +67,7 @@ fn samples_have_labels_and_base_units() {
         "meshd_guard_dropped_packets_total{reason=\"unencrypted_in\"} 0\n",
         "# UNIT meshd_peer_round_trip_seconds seconds\n",
         "meshd_peer_round_trip_seconds{peer=\"n2\"} 0.0015\n",
-        "meshd_peer_last_handshake_timestamp_seconds{peer=\"n2\",slot=\"a\"} 1799999970\n",
+        "meshd_peer_last_handshake_timestamp_seconds{peer=\"n2\",slot=\"a\"} 1799999971\n",
         "meshd_oldest_key_created_timestamp_seconds 1799999940\n",
         "meshd_peer_received_bytes_total{peer=\"n2\",slot=\"a\"} 5\n",
     ] {

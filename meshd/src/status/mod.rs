@@ -148,6 +148,9 @@ pub struct PeerSlotStatus {
     pub endpoint: Option<SocketAddr>,
     /// Seconds since the last completed handshake.
     pub handshake_age: Option<u64>,
+    /// Unix time, in seconds, of the last completed handshake, by this node's clock at that moment.
+    #[serde(default)]
+    pub last_handshake: Option<u64>,
     /// Bytes received from it.
     pub received: u64,
     /// Bytes sent to it.
