@@ -104,7 +104,7 @@ finish() {
         kill -- "-$background" 2>/dev/null || true
         wait "$background" || true
     fi
-    python3 scripts/test-report.py --folder "$out" --target "$target" --runner $runner --exit-code $code \
+    python3 scripts/test-report.py --directory "$out" --target "$target" --runner $runner --exit-code $code \
         --seconds $SECONDS || code=1
     [ ! -s "$out/tests.log" ] || grep -aE '^ *Summary \[|^test result:' "$out/tests.log" | tail -n 1
     exit $code
@@ -128,7 +128,7 @@ main() {
     if cargo deny --version >/dev/null 2>&1; then
         step "licences and sources" cargo deny --locked check bans licenses sources
     else
-        not_run "licences and sources" "cargo-deny is not installed; scripts/layering.sh stands in for its bans"
+        not_run "licences and sources" "cargo-deny is not installed; scripts/layering.sh covers its bans"
     fi
     # Tests start the daemon and the plugin as programs; cargo does not build those for the tests of another package.
     # Together with the tests: on their own, programs are built with other features of their dependencies.
