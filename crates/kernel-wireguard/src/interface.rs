@@ -170,12 +170,24 @@ fn aged(mut state: DeviceState, now: SystemTime) -> DeviceState {
 }
 
 fn open_channel() -> Result<Channel, KernelError> {
+    let (operation, link) = ("find the family of", "wireguard".to_owned());
     Channel::open().map_err(|fault| match fault {
-        Fault::Netlink(source) => KernelError::NoWireguard { source },
-        Fault::Answer(source) => {
-            KernelError::Answer { operation: "find the family of", link: "wireguard".to_owned(), source }
-        }
+        Fault::Netlink(source) if is_unsupported(&source) => KernelError::NoWireguard { source },
+        Fault::Netlink(source) => KernelError::Interface { operation, link, source },
+        Fault::Answer(source) => KernelError::Answer { operation, link, source },
     })
+}
+
+/// Whether the kernel has no WireGuard: it knows no such family, or has no generic netlink at all. Anything else, such as
+/// too many open files, says nothing about it, and a device may be running.
+pub(crate) fn is_unsupported(error: &NetlinkError) -> bool {
+    const EPROTONOSUPPORT: i32 = 93;
+    const EAFNOSUPPORT: i32 = 97;
+    match error {
+        NetlinkError::Refused { .. } => true,
+        NetlinkError::Socket { .. } => matches!(error.errno(), Some(EPROTONOSUPPORT | EAFNOSUPPORT)),
+        NetlinkError::Malformed { .. } | NetlinkError::Decode { .. } => false,
+    }
 }
 
 fn interface_error(operation: &'static str, link: &str, fault: Fault) -> KernelError {
