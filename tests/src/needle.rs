@@ -41,7 +41,7 @@ impl Secret {
         Self { forms }
     }
 
-    /// Takes base64. None if it does not stand for 32 bytes.
+    /// Takes base64. None if it does not decode to 32 bytes.
     pub fn from_base64(text: &str) -> Option<Self> {
         let raw: [u8; 32] = BASE64.decode(text).ok()?.try_into().ok()?;
         Some(Self::new(&raw))

@@ -80,7 +80,7 @@ fn a_change_names_only_what_differs() {
     let one = key();
     let messages = request::peer("mesh-a", &one, true, &PeerChange::default(), None);
     let kinds: Vec<Vec<u16>> = messages.into_iter().map(peer_attributes).collect();
-    // The key, and that the peer is not to be made.
+    // The key, and that the peer must not be created.
     assert_eq!(kinds, [[1, 3]]);
     let settings = PeerChange { keepalive: Some(None), ..PeerChange::default() };
     let messages = request::peer("mesh-a", &one, true, &settings, None);
