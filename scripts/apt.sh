@@ -2,14 +2,17 @@
 # Sourced by the set-up scripts: progress messages, installing missing Debian packages, downloading single ones.
 
 say() { printf '==> %s\n' "$*" >&2; }
-fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+fail() { printf '%s: %s\n' "${0##*/}" "$*" >&2; exit 1; }
 
 # Runs a command as root: directly if we are, else through sudo.
 as_root() {
     if [ "$(id -u)" = 0 ]; then
         "$@"
     elif command -v sudo >/dev/null; then
-        sudo "$@"
+        # In the background a prompt for the password would never be answered.
+        local ask=()
+        [ -t 0 ] || ask=(-n)
+        sudo "${ask[@]}" "$@"
     else
         fail "a package is missing and there is no sudo; run as root: $*"
     fi
@@ -25,6 +28,16 @@ apt_with_retries() {
         sleep 10
     done
     return 1
+}
+
+# Downloads the lists of packages if there are none, as in a fresh container.
+need_lists() {
+    # Where there is no apt, what needs it says so.
+    command -v apt-get >/dev/null || return 0
+    local lists
+    # shellcheck disable=SC2016 # this is apt's placeholder
+    lists=$(apt-get indextargets --format '$(FILENAME)' 'Created-By: Packages')
+    [ -n "$lists" ] || apt_with_retries update || fail "apt-get update failed"
 }
 
 # Downloads the newest version of a package into the current directory.

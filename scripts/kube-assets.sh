@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Provides kube-apiserver and etcd for the tests, and prints their directory as the only line on stdout.
 #
-#   scripts/kube-assets.sh needs    only prints what the build needs, as lines "command package"; nothing if it is done
+#   scripts/kube-assets.sh needs        only prints what the build needs, if anything, as lines "command package"
+#   scripts/kube-assets.sh directory    only prints the directory, whether the programs are in it yet or not
 #
 # In this order: KUBEBUILDER_ASSETS (which must contain both); the cache; else etcd is unpacked from its Debian package
 # (not installed, since that would start a service on the default port), and kube-apiserver is built from Debian's source
@@ -17,7 +18,8 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 version=1.20.2
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
-# The number after the version is increased when the build changes, so that an old one is not used.
+# The number after the version is increased when the build changes, so that an old one is not used. The lab has the name
+# too, in tests/src/kube/assets.rs.
 assets=$cache/kube-$version-2
 build_needs="
 flock        util-linux
@@ -101,6 +103,10 @@ unpack_etcd() {
 main() {
     if [ "${1:-}" = needs ]; then
         [ -n "${KUBEBUILDER_ASSETS:-}" ] || [ -x "$assets/kube-apiserver" ] || echo "$build_needs"
+        return
+    fi
+    if [ "${1:-}" = directory ]; then
+        echo "${KUBEBUILDER_ASSETS:-$assets}"
         return
     fi
     if [ -n "${KUBEBUILDER_ASSETS:-}" ]; then

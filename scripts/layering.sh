@@ -2,8 +2,8 @@
 # Fails if a crate of the workspace imports what it must not know. The rules are the table below; they hold for what a
 # crate pulls in directly or through others, as `cargo tree` has it.
 #
-#   scripts/layering.sh               judge this workspace
-#   scripts/layering.sh --self-test   break every rule once, in a workspace made for it, and see each found
+#   scripts/layering.sh               check this workspace
+#   scripts/layering.sh --self-test   break rules in workspaces made for it; each must be found
 set -euo pipefail
 
 # crate | the crates of ours that it may import | what it must not pull in, as patterns
@@ -24,31 +24,31 @@ lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel meshd
 # What nothing at all may pull in: a second TLS library. A second boringtun, defguard's, comes with defguard_wireguard_rs
 # whatever its features are; it is for kernel-wireguard alone, which calls nothing of it (it panics when a peer is changed).
 nowhere="openssl openssl-sys native-tls*"
-# The lock file is part of what is judged; the self-test's workspaces have none until cargo makes one.
+# The lock file is part of what is checked; the self-test's workspaces have none until cargo makes one.
 locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
 
-# Prints each breach of a rule in the workspace of folder $1; succeeds if there is none.
-judge() {
-    local folder=$1 breaches=0 crate allowed forbidden
+# Prints each violation of a rule in the workspace of directory $1; succeeds if there is none.
+check() {
+    local directory=$1 violations=0 crate allowed forbidden
     # Before cargo looks at the lock file: it mends one that it may.
-    judge_sources "$folder" || breaches=1
+    check_sources "$directory" || violations=1
     while IFS='|' read -r crate allowed forbidden; do
         crate=${crate// /}
         [ -n "$crate" ] || continue
-        judge_crate "$folder" "$crate" "$allowed" "$forbidden" || breaches=1
+        check_crate "$directory" "$crate" "$allowed" "$forbidden" || violations=1
     done <<<"$rules"
-    judge_secrets "$folder" || breaches=1
-    judge_complete "$folder" || breaches=1
-    return $breaches
+    check_secrets "$directory" || violations=1
+    check_complete "$directory" || violations=1
+    return $violations
 }
 
 # One crate under its rule. What foreign crates its tests use is free; crates of ours are not, even there.
-judge_crate() {
-    local folder=$1 crate=$2 allowed=$3 forbidden=$4 found=0 name pattern normal all
+check_crate() {
+    local directory=$1 crate=$2 allowed=$3 forbidden=$4 found=0 name pattern normal all
     # No answer is no proof: callers of this function switch errexit off, so failure is handled here.
-    if ! normal=$(dependencies "$folder" "$crate" normal) || ! all=$(dependencies "$folder" "$crate" normal,dev,build); then
-        breach "the dependencies of $crate could not be listed"
+    if ! normal=$(dependencies "$directory" "$crate" normal) || ! all=$(dependencies "$directory" "$crate" normal,dev,build); then
+        violation "the dependencies of $crate could not be listed"
         return 1
     fi
     set -f
@@ -56,13 +56,13 @@ judge_crate() {
         for pattern in $forbidden $nowhere; do
             # shellcheck disable=SC2254  # a pattern is what it is
             case $name in
-                $pattern) breach "$crate must not pull in $name"; found=1 ;;
+                $pattern) violation "$crate must not pull in $name"; found=1 ;;
             esac
         done
     done
     for name in $all; do
         if is_in "$name" "$ours" && ! is_in "$name" "$crate $allowed"; then
-            breach "$crate must not import $name"
+            violation "$crate must not import $name"
             found=1
         fi
     done
@@ -76,33 +76,33 @@ dependencies() {
         awk 'NF { print $1 }' | sort -u
 }
 
-# Plans are printed and written to files: the crate that makes them must not even name a secret.
-judge_secrets() {
+# Plans are printed and written to files: the crate that makes them must not even name a secret, or a type that holds one.
+check_secrets() {
     local named
-    named=$(grep -rnE '\b(PrivateKey|PresharedKey|NodeKeys)\b' "$1/crates/plan/src" || true)
-    [ -z "$named" ] || { breach "plan must not name a secret of keyring: $named"; return 1; }
+    named=$(grep -rnE '\b(PrivateKey|PresharedKey|PresharedKeyChange|PeerOp|NodeKeys)\b' "$1/crates/plan/src" || true)
+    [ -z "$named" ] || { violation "plan must not name a secret: $named"; return 1; }
 }
 
 # A member of the workspace without a rule would be under none.
-judge_complete() {
+check_complete() {
     local found=0 name members
     if ! members=$(cargo metadata --quiet "${locked[@]}" --manifest-path "$1/Cargo.toml" --no-deps --format-version 1 |
         grep -o '"name":"[^"]*","version":"[^"]*","id"' | cut -d'"' -f4); then
-        breach "the members of the workspace could not be listed"
+        violation "the members of the workspace could not be listed"
         return 1
     fi
     for name in $members; do
-        is_in "$name" "$ours" || { breach "$name is a member of the workspace and has no rule"; found=1; }
+        is_in "$name" "$ours" || { violation "$name is a member of the workspace and has no rule"; found=1; }
     done
     return $found
 }
 
 # Foreign crates come from crates.io alone, as the lock file has them.
-judge_sources() {
+check_sources() {
     local elsewhere
     [ -e "$1/Cargo.lock" ] || return 0
     elsewhere=$(grep '^source = ' "$1/Cargo.lock" | grep -v '"registry+https://github.com/rust-lang/crates.io-index"' || true)
-    [ -z "$elsewhere" ] || { breach "a crate comes from elsewhere than crates.io: $elsewhere"; return 1; }
+    [ -z "$elsewhere" ] || { violation "a crate comes from elsewhere than crates.io: $elsewhere"; return 1; }
 }
 
 is_in() {
@@ -112,27 +112,27 @@ is_in() {
     esac
 }
 
-breach() { printf 'layering: %s\n' "$1" >&2; }
+violation() { printf 'layering: %s\n' "$1" >&2; }
 
 # --- the self-test ---------------------------------------------------------------------------------------------------
 
 # A workspace with our crates and empty stand-ins for foreign ones, all without any code.
 fixture() {
-    local folder=$1 crate
+    local directory=$1 crate
     local foreign="tokio kube-client rtnetlink netlink-packet-route boringtun defguard_wireguard_rs hyper openssl-sys aws-lc-rs"
     { echo '[workspace]'; echo 'resolver = "3"'; echo 'members = ["crates/*"]'; echo 'exclude = ["foreign"]'; } \
-        >"$folder/Cargo.toml"
+        >"$directory/Cargo.toml"
     for crate in $ours; do
-        package "$folder/crates/$crate" "$crate"
+        package "$directory/crates/$crate" "$crate"
     done
     for crate in $foreign; do
-        package "$folder/foreign/$crate" "$crate"
-        echo '[workspace]' >>"$folder/foreign/$crate/Cargo.toml"
+        package "$directory/foreign/$crate" "$crate"
+        echo '[workspace]' >>"$directory/foreign/$crate/Cargo.toml"
     done
-    import "$folder" plan keyring
-    import "$folder" linux plan
-    import "$folder" cni linux
-    import "$folder" lab meshd
+    import "$directory" plan keyring
+    import "$directory" linux plan
+    import "$directory" cni linux
+    import "$directory" lab meshd
 }
 
 package() {
@@ -141,7 +141,7 @@ package() {
     printf '[package]\nname = "%s"\nversion = "0.0.0"\nedition = "2024"\n' "$2" >"$1/Cargo.toml"
 }
 
-# Lets crate $2 of the fixture in folder $1 import crate $3, in the table $4.
+# Lets crate $2 of the fixture in directory $1 import crate $3, in the table $4.
 import() {
     local path=../$3
     [ -d "$1/crates/$3" ] || path=../../foreign/$3
@@ -150,22 +150,22 @@ import() {
 
 # Breaks one rule in a fresh fixture by running the rest of the arguments in it, and expects the message $1.
 expect() {
-    local message=$1 folder output
+    local message=$1 directory output
     shift
-    folder=$(mktemp -d "$scratch/XXXXXX")
-    fixture "$folder"
-    "$@" "$folder"
-    if output=$(judge "$folder" 2>&1); then
+    directory=$(mktemp -d "$scratch/XXXXXX")
+    fixture "$directory"
+    "$@" "$directory"
+    if output=$(check "$directory" 2>&1); then
         echo "self-test: not found: $message" >&2
         return 1
     fi
     grep -qF "layering: $message" <<<"$output" || { printf 'self-test: expected "%s", got:\n%s\n' "$message" "$output" >&2; return 1; }
 }
 
-breaks() { local crate=$1 name=$2 folder=$3; import "$folder" "$crate" "$name"; }
-breaks_in_tests() { local crate=$1 name=$2 folder=$3; import "$folder" "$crate" "$name" dev-dependencies; }
+breaks() { local crate=$1 name=$2 directory=$3; import "$directory" "$crate" "$name"; }
+breaks_in_tests() { local crate=$1 name=$2 directory=$3; import "$directory" "$crate" "$name" dev-dependencies; }
 breaks_at_a_distance() { import "$1" keyring tokio; }
-names_a_secret() { echo 'use keyring::PrivateKey;' >"$1/crates/plan/src/lib.rs"; }
+names() { echo "use $1;" >"$2/crates/plan/src/lib.rs"; }
 comes_from_elsewhere() { printf '[[package]]\nname = "x"\nversion = "1.0.0"\nsource = "git+https://git.example/x#0"\n' >"$1/Cargo.lock"; }
 hides_a_crate() { rm -r "$1/crates/cni"; }
 adds_a_member() { package "$1/crates/newcomer" newcomer; }
@@ -177,8 +177,8 @@ self_test() {
     local sound=$scratch/sound
     mkdir "$sound"
     fixture "$sound"
-    judge "$sound" || { echo "self-test: breaches found where there are none" >&2; return 1; }
-    # At once: most of the time goes into starting cargo some hundred times.
+    check "$sound" || { echo "self-test: violations found where there are none" >&2; return 1; }
+    # In parallel: most of the time goes into starting cargo some hundred times.
     local checks=()
     expect "keyring must not pull in tokio" breaks keyring tokio & checks+=($!)
     expect "meshd must not pull in openssl-sys" breaks meshd openssl-sys & checks+=($!)
@@ -197,21 +197,23 @@ self_test() {
     expect "tunnel must not import lab" breaks_in_tests tunnel lab & checks+=($!)
     expect "netlink must not pull in tokio" breaks netlink tokio & checks+=($!)
     expect "keyring must not pull in netlink" breaks keyring netlink & checks+=($!)
+    expect "wireguard must not pull in tokio" breaks wireguard tokio & checks+=($!)
     expect "plan must not pull in tokio" breaks_at_a_distance & checks+=($!)
-    expect "plan must not name a secret" names_a_secret & checks+=($!)
+    expect "plan must not name a secret" names keyring::PrivateKey & checks+=($!)
+    expect "plan must not name a secret" names wireguard::PresharedKeyChange & checks+=($!)
     expect "the dependencies of cni could not be listed" hides_a_crate & checks+=($!)
     expect "a crate comes from elsewhere" comes_from_elsewhere & checks+=($!)
     expect "newcomer is a member of the workspace and has no rule" adds_a_member & checks+=($!)
-    local check missed=0
-    for check in "${checks[@]}"; do
-        wait "$check" || missed=$((missed + 1))
+    local job missed=0
+    for job in "${checks[@]}"; do
+        wait "$job" || missed=$((missed + 1))
     done
-    [ $missed = 0 ] || { echo "self-test: $missed of ${#checks[@]} breaches were missed" >&2; return 1; }
-    echo "layering: the self-test found all ${#checks[@]} breaches"
+    [ $missed = 0 ] || { echo "self-test: $missed of ${#checks[@]} violations were missed" >&2; return 1; }
+    echo "layering: self-test passed, all ${#checks[@]} violations were found"
 }
 
 case ${1:-} in
-    "") judge "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" && echo "layering: no import breaks a rule" ;;
+    "") check "$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)" && echo "layering: no violations found" ;;
     --self-test) self_test ;;
     *) echo "usage: ${0##*/} [--self-test]" >&2; exit 64 ;;
 esac

@@ -6,7 +6,7 @@
 #                            implementations of WireGuard, QEMU, and a kernel with WireGuard to run in it
 #
 # The latter also in two parts: `test-packages` installs packages and takes seconds, `test-assets` builds and unpacks the
-# rest and takes minutes the first time, so that other work can go on beside it.
+# rest and takes minutes the first time, so that other work can run in parallel.
 #
 # A package is installed only when its command is missing, and sudo is used only for that. etcd and kube-apiserver are
 # those in KUBEBUILDER_ASSETS if that is set, else they are kept in ${XDG_CACHE_HOME:-$HOME/.cache}/meshd, without
@@ -41,7 +41,7 @@ wireguard-go        wireguard-go
 flock               util-linux
 "
 
-# What takes long, side by side. The packages that all of it needs are installed before: apt works for one at a time.
+# What takes long, in parallel. The packages that all of it needs are installed before: apt works for one at a time.
 assets() {
     local job jobs=() failed=0
     "$here/kube-assets.sh" >/dev/null &
@@ -64,6 +64,8 @@ main() {
         test | test-packages)
             install_missing "$demo_needs$test_needs$("$here/kube-assets.sh" needs)
 $("$here/kernel-vm/assets.sh" needs)"
+            # Now, because the assets are built in parallel and without a terminal.
+            need_lists
             ;;
         test-assets) ;;
         *) usage ;;

@@ -3,34 +3,36 @@
 #
 #   scripts/test-kernel.sh [FILTER]   those whose name contains FILTER
 #
-# Their verdicts are the lines of any other test. A test of which no verdict is seen has failed, and so has the whole if
-# the machine does not come to its end in time. The lines also go to target/test/kernel.log, for the report.
+# Each test prints its result in the same form as any other test. A test without a result has failed, and the whole run
+# fails if the virtual machine does not finish in time. The output also goes to target/test/kernel.log, for the report.
 set -euo pipefail
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# The physical directory, because cargo prints that one.
+cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 out=$target/test
 filter=${1:-}
-# Emulated in software, on slow cores that others use too, the whole takes half of it.
+# All tests take half of this when emulated in software on slow, shared cores.
 seconds=1200
 
-# Prints the test programs with tests for the virtual machine, as lines "SOURCE PROGRAM". With the whole workspace
-# selected, what `make test` has built already is used; other packages have tests of the same names.
+# Prints the test programs with tests for the virtual machine, as lines "SOURCE PROGRAM"; fails if there are none. With the
+# whole workspace selected, what `make test` has built already is used; other packages have tests of the same names.
 programs() {
     cargo test --locked --quiet --workspace --test device --test kernel --no-run --message-format json |
-        grep "\"src_path\":\"$PWD/tests/" | grep '"kind":\["test"\].*"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
+        grep -F "\"src_path\":\"$PWD/tests/" | grep '"kind":\["test"\].*"executable":"' | sed -E 's/.*"src_path":"([^"]*)".*"executable":"([^"]*)".*/\1 \2/'
 }
 
 list() { "$1" --ignored --list --format terse ${filter:+"$filter"} | sed -n 's/: test$//p'; }
 
 main() {
-    cargo build --locked --quiet --workspace --bins
+    # Together with the tests, as in test.sh: on their own, programs are built with other features of their dependencies.
+    cargo build --locked --quiet --workspace --bins --tests
     mkdir -p "$out"
     scratch=$(mktemp -d)
     trap 'rm -rf "$scratch"' EXIT
     local source program found code=0
-    found=$(programs)
+    found=$(programs) || { echo "test-kernel: found no test program device or kernel below $PWD/tests" >&2; exit 1; }
     while read -r source program; do
         list "$program" >>"$scratch/expected"
         printf 'echo "     Running %s (%s)"\n' "${source#"$PWD"/}" "${program#"$PWD"/}"

@@ -23,8 +23,8 @@ ALONE = re.compile(r"(^|::)alone::")
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=pathlib.Path, help="where the notes are and the report goes")
-    parser.add_argument("--target", type=pathlib.Path, help="cargo's target folder")
+    parser.add_argument("--directory", type=pathlib.Path, help="where the notes are and the report goes")
+    parser.add_argument("--target", type=pathlib.Path, help="cargo's target directory")
     parser.add_argument("--runner", choices=["nextest", "cargo-test"])
     parser.add_argument("--exit-code", type=int, default=0, help="of everything before this script")
     parser.add_argument("--seconds", type=int, default=0)
@@ -33,30 +33,30 @@ def main():
     if arguments.self_test:
         return self_test()
     ci = os.environ.get("CI") == "true"
-    report = assemble(arguments.folder, arguments.target, arguments.runner, arguments.exit_code, ci)
+    report = assemble(arguments.directory, arguments.target, arguments.runner, arguments.exit_code, ci)
     report["seconds"] = arguments.seconds
     report["runner_version"] = version(arguments.runner)
     report["capabilities"] = capabilities()
-    write(arguments.folder / "report.json", report)
-    print(f"\n==> {arguments.folder / 'report.json'}: " + in_words(report), file=sys.stderr)
+    write(arguments.directory / "report.json", report)
+    print(f"\n==> {arguments.directory / 'report.json'}: " + in_words(report), file=sys.stderr)
     for problem in report["problems"]:
         print(f"test: {problem}", file=sys.stderr)
     return 0 if report["ok"] else 1
 
 
-def assemble(folder, target, runner, exit_code, ci):
-    """The report, from notes in `folder` and the runner's own in `target`. Pure apart from reading."""
-    steps = lines(folder / "steps.jsonl")
+def assemble(directory, target, runner, exit_code, ci):
+    """The report, from notes in `directory` and the runner's own in `target`. Pure apart from reading."""
+    steps = lines(directory / "steps.jsonl")
     if runner == "nextest":
         tests = [test for profile in ["clock", "default"] for test in junit(target / "nextest" / profile / "junit.xml")]
-        tests += ignored(folder / "ignored.json")
+        tests += ignored(directory / "ignored.json")
     else:
-        tests = [test for name in ["clock.log", "tests.log"] for test in libtest(folder / name)]
+        tests = [test for name in ["clock.log", "tests.log"] for test in libtest(directory / name)]
     # Marked as ignored because they need another kernel: those that the virtual machine ran are not skipped.
-    kernel = libtest(folder / "kernel.log")
+    kernel = libtest(directory / "kernel.log")
     ran = {test["name"] for test in kernel}
     tests = [test for test in tests if test["outcome"] != "ignored" or test["name"] not in ran] + kernel
-    skipped = [{"test": skip["test"], "reason": skip["reason"]} for skip in lines(folder / "skips.jsonl")]
+    skipped = [{"test": skip["test"], "reason": skip["reason"]} for skip in lines(directory / "skips.jsonl")]
     tests = [test for test in tests if test["outcome"] != "ignored" or not ALONE.search(test["name"])]
     skipped += [
         {"test": test["name"], "reason": test["reason"]} for test in tests if test["outcome"] == "ignored"
@@ -78,7 +78,7 @@ def assemble(folder, target, runner, exit_code, ci):
         "counts": {**counts, "skipped": len(skipped)},
         "problems": problems,
         "skipped": skipped,
-        "not_run": lines(folder / "not-run.jsonl"),
+        "not_run": lines(directory / "not-run.jsonl"),
         "steps": steps,
         "tests": tests,
     }
@@ -149,8 +149,8 @@ def version(runner):
 def capabilities():
     """What this machine offers to the tests."""
     uname = os.uname()
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    assets = os.environ.get("KUBEBUILDER_ASSETS") or os.path.join(cache, "meshd/kube-1.20.2")
+    script = pathlib.Path(__file__).resolve().with_name("kube-assets.sh")
+    assets = (run([str(script), "directory"]) or "").strip()
     return {
         "kernel": uname.release,
         "architecture": uname.machine,
@@ -212,79 +212,79 @@ test result: ok. 2 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; fini
 
 
 def self_test():
-    """Sees each kind of trouble found, and none where there is none."""
+    """Detects each kind of failure, and none where there is none."""
     for case in [nextest_case, libtest_case, kernel_case, skip_case, empty_case, step_case]:
-        with tempfile.TemporaryDirectory() as folder:
-            case(pathlib.Path(folder))
-    print("test-report: the self-test found what it should")
+        with tempfile.TemporaryDirectory() as directory:
+            case(pathlib.Path(directory))
+    print("test-report: self-test passed")
     return 0
 
 
-def nextest_case(folder):
-    notes(folder, "steps.jsonl", {"name": "tests", "seconds": 1, "ok": True})
-    default = folder / "nextest/default"
+def nextest_case(directory):
+    notes(directory, "steps.jsonl", {"name": "tests", "seconds": 1, "ok": True})
+    default = directory / "nextest/default"
     default.mkdir(parents=True)
     (default / "junit.xml").write_text(JUNIT.format(failures=0, failure=""))
-    report = assemble(folder, folder, "nextest", 0, True)
+    report = assemble(directory, directory, "nextest", 0, True)
     expect(report["ok"] and report["counts"] == {"passed": 2, "failed": 0, "skipped": 0}, report)
     expect(report["tests"][0]["seconds"] == 1.25, report)
     alone = {"rust-suites": {"lab": {"testcases": {"alone::leaves_nothing": {"ignored": True}}}}}
-    (folder / "ignored.json").write_text(json.dumps(alone))
-    expect(assemble(folder, folder, "nextest", 0, True)["ok"], "a test that another one runs")
+    (directory / "ignored.json").write_text(json.dumps(alone))
+    expect(assemble(directory, directory, "nextest", 0, True)["ok"], "a test that another one runs")
     cases = {"works": {"ignored": False}, "takes_an_hour": {"ignored": True}}
-    (folder / "ignored.json").write_text(json.dumps({"rust-suites": {"lab": {"testcases": cases}}}))
-    expect(not assemble(folder, folder, "nextest", 0, True)["ok"], "an ignored test in CI")
-    expect(assemble(folder, folder, "nextest", 0, False)["counts"]["skipped"] == 1, "an ignored test at home")
-    (folder / "ignored.json").unlink()
+    (directory / "ignored.json").write_text(json.dumps({"rust-suites": {"lab": {"testcases": cases}}}))
+    expect(not assemble(directory, directory, "nextest", 0, True)["ok"], "an ignored test in CI")
+    expect(assemble(directory, directory, "nextest", 0, False)["counts"]["skipped"] == 1, "an ignored test at home")
+    (directory / "ignored.json").unlink()
     (default / "junit.xml").write_text(JUNIT.format(failures=1, failure='<failure type="test failure"/>'))
-    report = assemble(folder, folder, "nextest", 0, False)
+    report = assemble(directory, directory, "nextest", 0, False)
     expect(not report["ok"] and report["problems"] == ["lab::mesh a_route_comes_back failed"], report)
 
 
-def libtest_case(folder):
-    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="ok"))
-    report = assemble(folder, folder, "cargo-test", 0, True)
+def libtest_case(directory):
+    (directory / "tests.log").write_text(LIBTEST.format(name="order", outcome="ok"))
+    report = assemble(directory, directory, "cargo-test", 0, True)
     expect(report["ok"] and report["counts"]["passed"] == 3, report)
     expect(report["tests"][0]["suite"] == "src/lib.rs", report)
-    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="FAILED"))
-    expect(not assemble(folder, folder, "cargo-test", 0, False)["ok"], "a failed test")
-    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="ignored, takes an hour"))
-    expect(assemble(folder, folder, "cargo-test", 0, False)["ok"], "an ignored test at home")
-    report = assemble(folder, folder, "cargo-test", 0, True)
+    (directory / "tests.log").write_text(LIBTEST.format(name="order", outcome="FAILED"))
+    expect(not assemble(directory, directory, "cargo-test", 0, False)["ok"], "a failed test")
+    (directory / "tests.log").write_text(LIBTEST.format(name="order", outcome="ignored, takes an hour"))
+    expect(assemble(directory, directory, "cargo-test", 0, False)["ok"], "an ignored test at home")
+    report = assemble(directory, directory, "cargo-test", 0, True)
     expect(not report["ok"] and report["skipped"][0]["reason"] == "takes an hour", report)
 
 
-def kernel_case(folder):
+def kernel_case(directory):
     ignored = LIBTEST.format(name="kernel_order", outcome="ignored, needs WireGuard in the kernel")
-    (folder / "tests.log").write_text(ignored)
-    expect(not assemble(folder, folder, "cargo-test", 0, True)["ok"], "a test that no virtual machine ran")
+    (directory / "tests.log").write_text(ignored)
+    expect(not assemble(directory, directory, "cargo-test", 0, True)["ok"], "a test that no virtual machine ran")
     ran = "     Running tests/kernel/main.rs (target/debug/deps/kernel-0123456789abcdef)\n\n"
-    (folder / "kernel.log").write_text(ran + "test diff::tests::kernel_order ... ok\n")
-    report = assemble(folder, folder, "cargo-test", 0, True)
+    (directory / "kernel.log").write_text(ran + "test diff::tests::kernel_order ... ok\n")
+    report = assemble(directory, directory, "cargo-test", 0, True)
     expect(report["ok"] and report["counts"] == {"passed": 3, "failed": 0, "skipped": 0}, report)
-    (folder / "kernel.log").write_text(ran + "test diff::tests::kernel_order ... FAILED\n")
-    expect(not assemble(folder, folder, "cargo-test", 0, False)["ok"], "a test that failed in the virtual machine")
+    (directory / "kernel.log").write_text(ran + "test diff::tests::kernel_order ... FAILED\n")
+    expect(not assemble(directory, directory, "cargo-test", 0, False)["ok"], "a test that failed in the virtual machine")
 
 
-def skip_case(folder):
-    (folder / "tests.log").write_text(LIBTEST.format(name="order", outcome="ok"))
-    notes(folder, "skips.jsonl", {"test": "namespaces", "reason": "not root"})
-    expect(not assemble(folder, folder, "cargo-test", 0, True)["ok"], "a skip in CI")
-    expect(assemble(folder, folder, "cargo-test", 0, False)["ok"], "a skip at home")
+def skip_case(directory):
+    (directory / "tests.log").write_text(LIBTEST.format(name="order", outcome="ok"))
+    notes(directory, "skips.jsonl", {"test": "namespaces", "reason": "not root"})
+    expect(not assemble(directory, directory, "cargo-test", 0, True)["ok"], "a skip in CI")
+    expect(assemble(directory, directory, "cargo-test", 0, False)["ok"], "a skip at home")
 
 
-def empty_case(folder):
-    expect(not assemble(folder, folder, "nextest", 0, False)["ok"], "no tests at all")
+def empty_case(directory):
+    expect(not assemble(directory, directory, "nextest", 0, False)["ok"], "no tests at all")
 
 
-def step_case(folder):
-    notes(folder, "steps.jsonl", {"name": "format", "seconds": 1, "ok": False})
-    report = assemble(folder, folder, "nextest", 1, False)
+def step_case(directory):
+    notes(directory, "steps.jsonl", {"name": "format", "seconds": 1, "ok": False})
+    report = assemble(directory, directory, "nextest", 1, False)
     expect(report["problems"] == ['the step "format" failed'] and not report["ok"], report)
 
 
-def notes(folder, name, note):
-    with open(folder / name, "a") as file:
+def notes(directory, name, note):
+    with open(directory / name, "a") as file:
         file.write(json.dumps(note) + "\n")
 
 

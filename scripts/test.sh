@@ -17,7 +17,8 @@ steps=$out/steps.jsonl
 # The process group of the step in the background, if one runs.
 background=
 
-# Runs the rest of the arguments as the step named $1, and notes how it went.
+# Runs the rest of the arguments as the step named $1, and notes how it went. Bash does not apply errexit inside a function
+# called here, so such a function has to return at the first command that fails.
 step() {
     local name=$1 begin=$SECONDS ok=true
     shift
@@ -63,11 +64,11 @@ not_run() {
 
 scripts_are_sound() {
     local script
-    for script in scripts/*.sh scripts/kernel-vm/*.sh .ci/run; do
-        bash -n "$script"
+    for script in scripts/*.sh scripts/kernel-vm/*.sh scripts/hooks/* .ci/run; do
+        bash -n "$script" || return 1
     done
-    python3 scripts/test-report.py --self-test
-    scripts/layering.sh --self-test
+    python3 scripts/test-report.py --self-test || return 1
+    scripts/layering.sh --self-test || return 1
 }
 
 # nextest runs each test in a process of its own and knows the groups of .config/nextest.toml; where it is not
@@ -86,7 +87,7 @@ tests_with_moved_clock() {
 all_tests() {
     if [ $runner = nextest ]; then
         # Its report leaves out tests that are marked as ignored.
-        cargo nextest list --locked --workspace --run-ignored only --message-format json >"$out/ignored.json"
+        cargo nextest list --locked --workspace --run-ignored only --message-format json >"$out/ignored.json" || return 1
         cargo nextest run --locked --workspace 2>&1 | tee "$out/tests.log"
     else
         # Two at a time: tests that start whole nodes need the cores to themselves.
@@ -98,8 +99,12 @@ all_tests() {
 # The last lines of all are the runner's own.
 finish() {
     local code=$?
-    [ -z "$background" ] || kill -- "-$background" 2>/dev/null || true
-    python3 scripts/test-report.py --folder "$out" --target "$target" --runner $runner --exit-code $code \
+    # Once it has ended, another process group may have its number.
+    if [ -n "$background" ] && jobs -pr | grep -qx "$background"; then
+        kill -- "-$background" 2>/dev/null || true
+        wait "$background" || true
+    fi
+    python3 scripts/test-report.py --directory "$out" --target "$target" --runner $runner --exit-code $code \
         --seconds $SECONDS || code=1
     [ ! -s "$out/tests.log" ] || grep -aE '^ *Summary \[|^test result:' "$out/tests.log" | tail -n 1
     exit $code
@@ -123,7 +128,7 @@ main() {
     if cargo deny --version >/dev/null 2>&1; then
         step "licences and sources" cargo deny --locked check bans licenses sources
     else
-        not_run "licences and sources" "cargo-deny is not installed; scripts/layering.sh stands in for its bans"
+        not_run "licences and sources" "cargo-deny is not installed; scripts/layering.sh covers its bans"
     fi
     # Tests start the daemon and the plugin as programs; cargo does not build those for the tests of another package.
     # Together with the tests: on their own, programs are built with other features of their dependencies.

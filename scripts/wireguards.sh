@@ -20,6 +20,9 @@ gotatun=0.10.2
 boringtun=0.7.1
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
 directory=$cache/wireguards-1
+# The directory of the build that is running.
+work=
+trap '[ -z "$work" ] || rm -rf "$work"' EXIT
 
 # A deb line for sid, from the archive that apt is configured with.
 sid_line() {
@@ -33,7 +36,7 @@ sid_line() {
 
 wireguard_go() {
     [ -x "$directory/wireguard-go" ] && return
-    local work line deb
+    local line deb
     work=$(mktemp -d "$cache/wireguard-go.XXXXXX")
     line=$(sid_line)
     if [ -z "$line" ]; then
@@ -56,18 +59,19 @@ wireguard_go() {
     cp "$work/root/usr/bin/wireguard-go" "$directory/wireguard-go.new"
     mv "$directory/wireguard-go.new" "$directory/wireguard-go"
     rm -rf "$work"
+    work=
 }
 
 # $1: package, $2: version. The binary gets the package's name.
 from_crates() {
     [ -x "$directory/$1" ] && return
-    local work
     work=$(mktemp -d "$cache/$1.XXXXXX")
     say "building $1 $2"
     CARGO_TARGET_DIR=$work/target cargo install --quiet --locked --root "$work" --version "$2" "$1" >&2
     echo "$2" >"$directory/$1.version"
     mv "$work/bin/$(ls "$work/bin")" "$directory/$1"
     rm -rf "$work"
+    work=
 }
 
 main() {

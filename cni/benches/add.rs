@@ -1,4 +1,4 @@
-//! How long an ADD and a DEL take beside Debian's `ptp` with `host-local`, in one run.
+//! How long an ADD and a DEL take compared with Debian's `ptp` with `host-local`, in one run.
 //!
 //! `cargo bench -p cni --bench add` runs both plugins alternately in namespaces of its own, prints the medians
 //! of every round and of all of them, writes `target/bench/cni.json`, and fails if an ADD takes more than half of

@@ -2,6 +2,7 @@
 
 use linux::POD_LINK_PREFIX;
 use sha2::{Digest as _, Sha256};
+use wireguard::LinkName;
 
 /// Which interface of which container.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,6 +41,5 @@ pub(crate) fn is_identifier(text: &str) -> bool {
 
 /// What the kernel takes as an interface's name.
 pub(crate) fn is_interface(text: &str) -> bool {
-    let clean = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/' && byte != b':');
-    (1..=15).contains(&text.len()) && text != "." && text != ".." && clean
+    text.parse::<LinkName>().is_ok()
 }

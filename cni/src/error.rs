@@ -17,7 +17,7 @@ pub enum CniError {
         /// The version.
         found: String,
     },
-    /// An environment variable is missing or no good.
+    /// An environment variable is missing or invalid.
     #[error("environment variable {name}={found:?}: expected a value that the CNI specification allows")]
     Environment {
         /// Its name.

@@ -9,7 +9,7 @@ use crate::version::SpecVersion;
 /// Reads `bytes` as what a runtime puts on standard input, for each command.
 ///
 /// What is taken must be within the bounds that the rest relies on; what is refused must be refused by one JSON
-/// object of the specification's shape, in a version that is spoken.
+/// object of the specification's shape, in a version that is supported.
 ///
 /// # Panics
 ///

@@ -145,7 +145,16 @@ mod tests {
         let plugin = directory.path().join("plugin");
         std::fs::write(&plugin, format!("#!/bin/sh\n{script}\n")).unwrap();
         std::fs::set_permissions(&plugin, std::fs::Permissions::from_mode(0o755)).unwrap();
-        require_version(&plugin, SpecVersion::V1_1_0, timeout)
+        loop {
+            match require_version(&plugin, SpecVersion::V1_1_0, timeout) {
+                // A process that another thread is starting has the script open for writing until it executes its own
+                // program.
+                Err(ProbeError::Start { source }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::sleep(EXIT_POLL);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     #[test]

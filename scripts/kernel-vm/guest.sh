@@ -11,7 +11,8 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 mkdir -p /dev/pts /dev/shm
 mount -t devpts devpts /dev/pts
-for mounted in /dev/shm /run /tmp; do mount -t tmpfs -o mode=1777 tmpfs "$mounted"; done
+# Not over /tmp: the checkout or its target may be below it, and the root is writable anyway, in memory.
+for mounted in /dev/shm /run; do mount -t tmpfs -o mode=1777 tmpfs "$mounted"; done
 mkdir -p /run/job /run/lock
 mount -t 9p -o trans=virtio,version=9p2000.L job /run/job
 # shellcheck source=/dev/null

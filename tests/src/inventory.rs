@@ -190,7 +190,8 @@ pub(crate) fn walk(
     Ok(())
 }
 
-fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+/// None for a file that is not there.
+pub(crate) fn present<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         other => other.map(Some),

@@ -81,7 +81,7 @@ struct Tree {
 }
 
 impl Tree {
-    /// Sees to it that a path and all directories above it are directories, not links, without writing to the machine.
+    /// Ensures that a path and all directories above it are directories, not links, without writing to the machine.
     /// A directory directly below `/` is taken as it is, since `/` can't be covered.
     fn make_directory(&mut self, path: &Path) -> Result<(), Error> {
         let mut above: Vec<&Path> = path.ancestors().collect();

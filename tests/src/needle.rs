@@ -41,7 +41,7 @@ impl Secret {
         Self { forms }
     }
 
-    /// Takes base64. None if it does not stand for 32 bytes.
+    /// Takes base64. None if it does not decode to 32 bytes.
     pub fn from_base64(text: &str) -> Option<Self> {
         let raw: [u8; 32] = BASE64.decode(text).ok()?.try_into().ok()?;
         Some(Self::new(&raw))
@@ -144,7 +144,11 @@ pub fn in_files(directories: &[&Path], secret: &Secret) -> io::Result<Vec<PathBu
     let mut found = Vec::new();
     for directory in directories {
         inventory::walk(directory, &skipped, &mut |path, metadata| {
-            if metadata.is_file() && secret.count(&std::fs::read(path)?) > 0 {
+            if !metadata.is_file() {
+                return Ok(());
+            }
+            let contents = inventory::present(std::fs::read(path))?;
+            if contents.is_some_and(|bytes| secret.count(&bytes) > 0) {
                 found.push(path.to_owned());
             }
             Ok(())

@@ -1,4 +1,4 @@
-//! ICMP echo by the `ping` program, and a witness that sees from which address requests arrive.
+//! ICMP echo by the `ping` program, and a monitor that sees from which address requests arrive.
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -173,7 +173,7 @@ impl Space {
             (self.uts.as_fd(), CloneFlags::CLONE_NEWUTS),
             (self.mnt.as_fd(), CloneFlags::CLONE_NEWNS),
         ];
-        // A thread shares its working directory with the others until it says otherwise, and the kernel moves no
+        // A thread shares its working directory with the others unless unshared, and the kernel moves no
         // thread with a shared one into another mount namespace.
         unshare(CloneFlags::CLONE_FS).map_err(|errno| self.enter_failed(errno.into()))?;
         all.into_iter()

@@ -56,7 +56,7 @@ impl Switch {
     }
 
     /// Waits until frames pass in both directions: the kernel notices a carrier some time after the link is up, and
-    /// until then it drops what is sent, without a word.
+    /// until then it silently drops what is sent.
     fn wait_carrier(&self, host: &Host) -> Result<(), Error> {
         let (since, within) = (Instant::now(), Duration::from_secs(10));
         let port = format!("port{}", host.number());

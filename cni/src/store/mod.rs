@@ -160,7 +160,7 @@ impl Store {
         let file = attachments(&self.dir).join(name.join(&SEPARATOR.to_string()));
         let Attachment { container, interface } = attachment;
         let contents = Contents { container, interface, netns };
-        // Three strings always serialize; a path that is no text is nothing that people need.
+        // Strings always serialize. For a path that is not UTF-8 the contents, which only people read, are left out.
         self.write(&file, &serde_json::to_string(&contents).unwrap_or_else(|_| "{}".to_owned()))?;
         for address in addresses {
             // Only the order of addresses depends on it, so a full disk here does no harm.
@@ -227,7 +227,7 @@ fn lock(path: &Path, mode: LockMode, timeout: Duration) -> Result<File, CniError
         Err(errno) => return Err(failed("lock", path)(errno.into())),
     }
     // The kernel wakes those who wait as soon as the lock is free; trying now and then instead starves some
-    // of many. It knows no time limit, so a thread waits, and this one waits for the thread.
+    // of many. flock has no timeout, so a helper thread blocks in it.
     let waiting = file.try_clone().map_err(failed("lock", path))?;
     let (sender, receiver) = mpsc::channel();
     let wait = move || {

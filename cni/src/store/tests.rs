@@ -28,7 +28,7 @@ fn the_name_reserves_even_if_the_file_is_empty() {
 }
 
 #[test]
-fn people_find_in_the_file_whose_it_is() {
+fn the_file_names_its_container() {
     let dir = tempfile::tempdir().unwrap();
     let stored = reserve(&Store::open(dir.path()).unwrap(), "c1");
     let text = std::fs::read_to_string(&stored.file).unwrap();
@@ -61,7 +61,7 @@ fn a_reboot_frees_everything_but_what_is_not_ours() {
 }
 
 #[test]
-fn who_waits_too_long_for_the_lock_is_told_to_try_again() {
+fn a_lock_timeout_is_retryable() {
     let dir = tempfile::tempdir().unwrap();
     let held = Store::open(dir.path()).unwrap();
     let refused = Store::lock(dir.path(), Duration::from_millis(5)).unwrap_err();

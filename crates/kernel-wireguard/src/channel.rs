@@ -40,7 +40,7 @@ impl Protocol for Wireguard {
 pub(crate) enum Fault {
     /// The socket failed or the kernel refused.
     Netlink(NetlinkError),
-    /// The answer makes no sense.
+    /// The answer cannot be parsed.
     Answer(ReadingError),
 }
 

@@ -1,4 +1,4 @@
-//! A WireGuard device of the kernel's; it goes on when this process ends.
+//! A kernel WireGuard device; it keeps running when this process ends.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use wireguard::{
 use crate::error::KernelError;
 use crate::interface::Interface;
 
-/// A WireGuard link of the kernel's.
+/// A kernel WireGuard link.
 #[derive(Debug)]
 pub struct Kernel {
     interface: Interface,

@@ -12,7 +12,7 @@ pub enum KernelError {
         "find WireGuard in the kernel: expected Linux 5.6 or newer, with the module wireguard if it is not built in"
     )]
     NoWireguard {
-        /// What the kernel said.
+        /// The kernel's error.
         source: NetlinkError,
     },
     /// A link could not be created.
@@ -30,7 +30,7 @@ pub enum KernelError {
         operation: &'static str,
         /// The link.
         link: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: NetlinkError,
     },
     /// The kernel refused something about an interface.
@@ -40,7 +40,7 @@ pub enum KernelError {
         operation: &'static str,
         /// The interface.
         link: String,
-        /// What the kernel said.
+        /// The kernel's error.
         source: NetlinkError,
     },
     /// The kernel refused something about a peer.
@@ -52,7 +52,7 @@ pub enum KernelError {
         link: String,
         /// The peer.
         peer: PublicKey,
-        /// What the kernel said.
+        /// The kernel's error.
         source: NetlinkError,
     },
     /// The kernel's answer could not be read.
@@ -98,7 +98,7 @@ pub enum ReadingError {
     #[error("a peer has no public key")]
     Nameless,
     /// An answer of another kind than was asked for.
-    #[error("an answer to something else")]
+    #[error("unexpected response")]
     Foreign,
 }
 

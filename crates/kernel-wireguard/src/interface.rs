@@ -14,8 +14,8 @@ use crate::reading;
 use crate::request::{self, Request};
 use wireguard::{DeviceState, LinkName, PeerChange, PeerOp, PresharedKeyChange};
 
-/// A WireGuard interface of the kernel's, in the network namespace of the thread that made or opened it. Dropping it
-/// leaves the interface as it is: it goes on carrying packets without a process.
+/// A kernel WireGuard interface, in the network namespace of the thread that created or opened it. Dropping it leaves the
+/// interface as it is; it keeps forwarding after the process exits.
 #[derive(Debug)]
 pub struct Interface {
     link: String,
@@ -76,8 +76,8 @@ impl Interface {
         self.set("set the port of", request::listen_port(&self.link, port))
     }
 
-    /// Applies one change to a peer: one message, or several where it has more prefixes than fit. If one fails those
-    /// before it stand, so read the state and try the difference.
+    /// Applies one change to a peer: one message, or several where it has more prefixes than fit. If one fails,
+    /// earlier messages remain applied; read the state and apply the difference.
     pub fn apply(&mut self, op: &PeerOp) -> Result<(), KernelError> {
         let peer = *op.peer();
         match op {
@@ -133,9 +133,9 @@ impl Interface {
         let random = |source| KernelError::Random { link: self.link.clone(), peer: *peer, source };
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(random)?;
-        // Nobody knows the private key of 32 random bytes, and the stand-in is gone before the kernel answers.
-        let Ok(stand_in) = PublicKey::from_bytes(&bytes) else { return Ok(()) };
-        for message in request::take(&self.link, &stand_in, &had) {
+        // No private key is known for 32 random bytes; the temporary peer is removed in the same message.
+        let Ok(temporary) = PublicKey::from_bytes(&bytes) else { return Ok(()) };
+        for message in request::take(&self.link, &temporary, &had) {
             self.set_peer(operation, peer, message)?;
         }
         Ok(())
@@ -160,8 +160,8 @@ impl Interface {
     }
 }
 
-/// Ages of handshakes: the kernel says when they were completed, by the wall clock. Set back, that clock makes them as new
-/// as can be.
+/// Ages of handshakes: the kernel says when they were completed, by the wall clock. If the clock was
+/// set back, the age is zero.
 fn aged(mut state: DeviceState, now: SystemTime) -> DeviceState {
     for peer in state.peers.values_mut() {
         peer.since_handshake = peer.last_handshake.map(|at| now.duration_since(at).unwrap_or_default());
@@ -170,12 +170,24 @@ fn aged(mut state: DeviceState, now: SystemTime) -> DeviceState {
 }
 
 fn open_channel() -> Result<Channel, KernelError> {
+    let (operation, link) = ("find the family of", "wireguard".to_owned());
     Channel::open().map_err(|fault| match fault {
-        Fault::Netlink(source) => KernelError::NoWireguard { source },
-        Fault::Answer(source) => {
-            KernelError::Answer { operation: "find the family of", link: "wireguard".to_owned(), source }
-        }
+        Fault::Netlink(source) if is_unsupported(&source) => KernelError::NoWireguard { source },
+        Fault::Netlink(source) => KernelError::Interface { operation, link, source },
+        Fault::Answer(source) => KernelError::Answer { operation, link, source },
     })
+}
+
+/// Whether the kernel has no WireGuard: it knows no such family, or has no generic netlink at all. Anything else, such as
+/// too many open files, says nothing about it, and a device may be running.
+pub(crate) fn is_unsupported(error: &NetlinkError) -> bool {
+    const EPROTONOSUPPORT: i32 = 93;
+    const EAFNOSUPPORT: i32 = 97;
+    match error {
+        NetlinkError::Refused { .. } => true,
+        NetlinkError::Socket { .. } => matches!(error.errno(), Some(EPROTONOSUPPORT | EAFNOSUPPORT)),
+        NetlinkError::Malformed { .. } | NetlinkError::Decode { .. } => false,
+    }
 }
 
 fn interface_error(operation: &'static str, link: &str, fault: Fault) -> KernelError {

@@ -12,7 +12,7 @@ use wireguard::DeviceState;
 use crate::error::ReadingError;
 
 /// Adds the attributes of one message of an answer to `state`. A peer that did not fit into one message continues in
-/// the next one under the same key; one whose key is of low order, which nobody can hold, is left out.
+/// the next one under the same key; one whose key is of low order, which has no private key, is left out.
 pub(crate) fn take(state: &mut DeviceState, body: &[u8]) -> Result<(), ReadingError> {
     for attribute in Attributes::new(body) {
         let (kind, value) = attribute?;

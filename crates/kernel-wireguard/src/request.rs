@@ -119,15 +119,15 @@ pub(crate) fn peer(
     messages
 }
 
-/// Removes prefixes from the peer that has them and leaves the rest of it alone: a stand-in peer takes them over and is
+/// Removes prefixes from the peer that has them and leaves the rest of it alone: a temporary peer takes them over and is
 /// removed in the same message. Before Linux 6.16 the only alternative is to replace all prefixes of the peer, which
 /// drops its packets for a moment.
-pub(crate) fn take(link: &str, stand_in: &PublicKey, prefixes: &[IpNetwork]) -> Vec<Request> {
+pub(crate) fn take(link: &str, temporary: &PublicKey, prefixes: &[IpNetwork]) -> Vec<Request> {
     let chunks = prefixes.chunks(PREFIXES);
     let taken = chunks.map(|chunk| {
-        let mut taker = named(stand_in, false);
+        let mut taker = named(temporary, false);
         taker.push(allowed_ips(chunk));
-        Request::peers(link, vec![WireguardPeer(taker), removed(stand_in)])
+        Request::peers(link, vec![WireguardPeer(taker), removed(temporary)])
     });
     taken.collect()
 }

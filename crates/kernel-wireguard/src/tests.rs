@@ -1,12 +1,15 @@
 //! Requests as they are sent, read with the reader of answers: both ends against each other, without a kernel.
 
 use std::collections::BTreeSet;
+use std::io;
 
 use ipnetwork::IpNetwork;
 use keyring::{PresharedKey, PrivateKey, PublicKey};
+use netlink::NetlinkError;
 use proptest::prelude::*;
 
 use crate::error::ReadingError;
+use crate::interface::is_unsupported;
 use crate::reading::{self, Attributes};
 use crate::request::{self, PREFIXES, Request};
 use wireguard::{DeviceState, PeerChange, PresharedKeyChange};
@@ -77,7 +80,7 @@ fn a_change_names_only_what_differs() {
     let one = key();
     let messages = request::peer("mesh-a", &one, true, &PeerChange::default(), None);
     let kinds: Vec<Vec<u16>> = messages.into_iter().map(peer_attributes).collect();
-    // The key, and that the peer is not to be made.
+    // The key, and that the peer must not be created.
     assert_eq!(kinds, [[1, 3]]);
     let settings = PeerChange { keepalive: Some(None), ..PeerChange::default() };
     let messages = request::peer("mesh-a", &one, true, &settings, None);
@@ -134,6 +137,23 @@ fn what_is_cut_off_or_too_short_is_refused() {
     assert_eq!(cut(&[8, 0, 8, 0, 4, 0, 0, 0]), Err(ReadingError::Nameless));
     // One port, then the padding of an odd length at the end.
     assert_eq!(cut(&[6, 0, 6, 0, 1, 2]), Ok(()));
+}
+
+#[test]
+fn a_failure_to_ask_does_not_mean_that_the_kernel_has_no_wireguard() {
+    const EPERM: i32 = 1;
+    const ENOENT: i32 = 2;
+    const EMFILE: i32 = 24;
+    const EPROTONOSUPPORT: i32 = 93;
+    let socket =
+        |errno| NetlinkError::Socket { operation: "open", source: io::Error::from_raw_os_error(errno) };
+    let refused = NetlinkError::Refused { error: io::Error::from_raw_os_error(ENOENT), message: None };
+    assert!(is_unsupported(&refused));
+    assert!(is_unsupported(&socket(EPROTONOSUPPORT)));
+    for errno in [EPERM, EMFILE] {
+        assert!(!is_unsupported(&socket(errno)), "{errno}");
+    }
+    assert!(!is_unsupported(&NetlinkError::Malformed { problem: "a header is cut off" }));
 }
 
 proptest! {

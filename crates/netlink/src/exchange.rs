@@ -3,7 +3,7 @@
 use zeroize::Zeroize as _;
 
 use crate::error::NetlinkError;
-use crate::frame::{Message, Verdict};
+use crate::frame::{Message, MessageKind};
 
 /// How often a dump that changed while it was read (`NLM_F_DUMP_INTR`) is read in all. What was read last then counts.
 pub const DUMP_ATTEMPTS: u32 = 5;
@@ -66,15 +66,15 @@ impl<T: Transport> Exchange<T> {
         let (mut unchanged, mut failure) = (true, None);
         loop {
             let done = self.datagram(|message| {
-                // The rest of an answer that was given up.
+                // Left over from an earlier failed request.
                 if message.sequence != sequence {
                     return Ok(false);
                 }
                 unchanged &= !message.is_interrupted();
-                match message.verdict()? {
-                    Verdict::Data if failure.is_none() => failure = take(message).err(),
-                    Verdict::Data | Verdict::Ignore => {}
-                    Verdict::Done => return Ok(true),
+                match message.classify()? {
+                    MessageKind::Data if failure.is_none() => failure = take(message).err(),
+                    MessageKind::Data | MessageKind::Ignore => {}
+                    MessageKind::Done => return Ok(true),
                 }
                 Ok(false)
             })?;
@@ -119,7 +119,7 @@ impl<T: Transport> Exchange<T> {
             self.datagram(|message| {
                 // The kernel may refuse the transaction as a whole, under the number of its first message.
                 let number = message.sequence.wrapping_sub(first);
-                if number <= steps + 1 && matches!(message.verdict()?, Verdict::Done) && number >= 1 {
+                if number <= steps + 1 && matches!(message.classify()?, MessageKind::Done) && number >= 1 {
                     acknowledged += 1;
                 }
                 Ok(false)

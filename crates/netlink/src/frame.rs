@@ -1,4 +1,4 @@
-//! Netlink messages as bytes: written, split, and the kernel's verdict read.
+//! Netlink messages as bytes: written, split, errors and acknowledgements decoded.
 
 use std::io;
 
@@ -32,7 +32,7 @@ pub struct Message<'a> {
 }
 
 /// What a message means for the exchange that it belongs to.
-pub(crate) enum Verdict {
+pub(crate) enum MessageKind {
     /// Part of the answer.
     Data,
     /// The request is done.
@@ -68,19 +68,19 @@ impl<'a> Message<'a> {
         self.flags & NLM_F_DUMP_INTR != 0
     }
 
-    /// Tells data from the end of an answer. Fails if the kernel refused the request.
-    pub(crate) fn verdict(&self) -> Result<Verdict, NetlinkError> {
+    /// Distinguishes data from the end of an answer. Fails if the kernel refused the request.
+    pub(crate) fn classify(&self) -> Result<MessageKind, NetlinkError> {
         match self.kind {
-            NLMSG_NOOP => Ok(Verdict::Ignore),
+            NLMSG_NOOP => Ok(MessageKind::Ignore),
             NLMSG_OVERRUN => Err(NetlinkError::Malformed { problem: "data was lost" }),
             // The end of a dump may have no code.
-            NLMSG_DONE if self.body.is_empty() => Ok(Verdict::Done),
+            NLMSG_DONE if self.body.is_empty() => Ok(MessageKind::Done),
             NLMSG_ERROR | NLMSG_DONE => {
                 let code = self.body.first_chunk::<CODE_LEN>();
                 let code = code.ok_or(NetlinkError::Malformed { problem: "an error code is cut off" })?;
                 let code = i32::from_ne_bytes(*code);
                 if code >= 0 {
-                    return Ok(Verdict::Done);
+                    return Ok(MessageKind::Done);
                 }
                 // The most negative number has no opposite and is no error of the kernel's.
                 let errno = code.checked_neg().unwrap_or(i32::MAX);
@@ -89,7 +89,7 @@ impl<'a> Message<'a> {
                     message: self.text(),
                 })
             }
-            _ => Ok(Verdict::Data),
+            _ => Ok(MessageKind::Data),
         }
     }
 
@@ -114,7 +114,7 @@ impl<'a> Message<'a> {
     }
 }
 
-/// A request as bytes, with the flags that it needs beside `NLM_F_REQUEST`. Keys in it are in these bytes too.
+/// A request as bytes, with the flags that it needs in addition to `NLM_F_REQUEST`. Keys in it are in these bytes too.
 pub fn encode<M: NetlinkSerializable>(request: &M, flags: u16, sequence: u32) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(encoded_len(request));
     append(&mut bytes, request, flags, sequence);

@@ -12,7 +12,7 @@ use crate::error::NetlinkError;
 use crate::exchange::{Buffer, Exchange, Transport};
 use crate::frame::{self, Message};
 
-/// Room in a socket's send buffer beside the message itself.
+/// Room in a socket's send buffer in addition to the message itself.
 const RESERVE: usize = 4096;
 
 /// A netlink family.
@@ -30,7 +30,7 @@ pub trait Protocol {
 pub struct Step<R> {
     /// What to do.
     pub request: R,
-    /// Flags beside `NLM_F_REQUEST` and `NLM_F_ACK`.
+    /// Flags in addition to `NLM_F_REQUEST` and `NLM_F_ACK`.
     pub flags: u16,
 }
 
@@ -64,8 +64,8 @@ impl<P: Protocol> Socket<P> {
         Ok(Self { exchange: Exchange::new(socket, P::SECRET), protocol: PhantomData })
     }
 
-    /// Performs one request and waits until the kernel has done it. `flags` are those beside `NLM_F_REQUEST` and
-    /// `NLM_F_ACK`.
+    /// Performs one request and waits until the kernel has done it. `flags` are those in addition to `NLM_F_REQUEST`
+    /// and `NLM_F_ACK`.
     pub fn request(&mut self, request: &P::Request, flags: u16) -> Result<(), NetlinkError> {
         self.run(request, NLM_F_ACK | flags, |_| Ok(()))
     }

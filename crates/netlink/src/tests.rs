@@ -1,4 +1,4 @@
-//! Exchanges with a kernel made of bytes.
+//! Exchanges with a scripted kernel.
 
 use netlink_packet_core::{
     NLM_F_ACK_TLVS, NLM_F_CAPPED, NLM_F_DUMP_INTR, NLM_F_MULTIPART, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP,
@@ -62,7 +62,7 @@ fn done(sequence: u32, flags: u16) -> Vec<u8> {
 }
 
 /// An acknowledgement or, with an error number, a refusal, which repeats the request's header.
-fn verdict(sequence: u32, errno: i32) -> Vec<u8> {
+fn acknowledgement(sequence: u32, errno: i32) -> Vec<u8> {
     let mut body = (-errno).to_ne_bytes().to_vec();
     body.extend([0; 16]);
     message(NLMSG_ERROR, NLM_F_CAPPED, sequence, &body)
@@ -92,14 +92,14 @@ fn an_answer_is_read_over_several_datagrams_up_to_its_end() {
         [done(1, 0), data(1, 10)].concat(),
     ];
     assert_eq!(run(datagrams).unwrap(), (vec![vec![7], vec![8], vec![9]], true));
-    assert_eq!(run(vec![verdict(1, 0)]).unwrap(), (vec![], true));
+    assert_eq!(run(vec![acknowledgement(1, 0)]).unwrap(), (vec![], true));
     assert_eq!(run(vec![message(NLMSG_DONE, 0, 1, &[])]).unwrap(), (vec![], true), "an end without a code");
 }
 
 #[test]
 fn answers_to_other_requests_are_passed_over() {
     let datagrams = vec![
-        [data(0, 1), verdict(0, EPERM), data(1, 7), done(0, 0)].concat(),
+        [data(0, 1), acknowledgement(0, EPERM), data(1, 7), done(0, 0)].concat(),
         [data(2, 2), done(1, 0)].concat(),
     ];
     assert_eq!(run(datagrams).unwrap(), (vec![vec![7]], true));
@@ -156,7 +156,7 @@ fn truncated_answers_are_refused() {
 
 #[test]
 fn a_refusal_has_the_kernels_number_and_text() {
-    assert_eq!(errno(run(vec![verdict(1, ENOENT)])), Some(ENOENT));
+    assert_eq!(errno(run(vec![acknowledgement(1, ENOENT)])), Some(ENOENT));
     let failed_dump = message(NLMSG_DONE, 0, 1, &(-EPERM).to_ne_bytes());
     assert_eq!(errno(run(vec![data(1, 7), failed_dump])), Some(EPERM));
 
@@ -180,7 +180,7 @@ fn a_refusal_has_the_kernels_number_and_text() {
 
 #[test]
 fn an_answer_that_cannot_be_taken_is_read_to_its_end() {
-    let mut exchange = exchange(vec![data(1, 7), [data(1, 8), done(1, 0)].concat(), verdict(2, 0)]);
+    let mut exchange = exchange(vec![data(1, 7), [data(1, 8), done(1, 0)].concat(), acknowledgement(2, 0)]);
     let sequence = exchange.next_sequence(0);
     let mut calls = 0;
     let outcome = exchange.run(&[], sequence, |_| {
@@ -202,7 +202,7 @@ fn transaction(datagrams: Vec<Vec<u8>>) -> Result<(), NetlinkError> {
 
 #[test]
 fn a_transaction_is_done_when_every_step_is_acknowledged() {
-    let acknowledged = |sequence| verdict(sequence, 0);
+    let acknowledged = |sequence| acknowledgement(sequence, 0);
     transaction(vec![[acknowledged(2), acknowledged(3)].concat(), acknowledged(4)]).unwrap();
     // Neither other requests' acknowledgements nor that of the begin count.
     let missing = vec![[acknowledged(0), acknowledged(1), acknowledged(2), acknowledged(3)].concat()];
@@ -212,16 +212,20 @@ fn a_transaction_is_done_when_every_step_is_acknowledged() {
 #[test]
 fn a_refusal_in_the_midst_of_a_transaction_fails_it() {
     for (datagrams, expected) in [
-        (vec![verdict(2, 0), verdict(3, ENOENT), verdict(4, 0)], ENOENT),
-        (vec![[verdict(2, 0), verdict(3, 0), verdict(4, ENOENT)].concat()], ENOENT),
+        (vec![acknowledgement(2, 0), acknowledgement(3, ENOENT), acknowledgement(4, 0)], ENOENT),
+        (vec![[acknowledgement(2, 0), acknowledgement(3, 0), acknowledgement(4, ENOENT)].concat()], ENOENT),
         // The transaction as a whole, under its first number, and its end.
-        (vec![verdict(1, EPERM)], EPERM),
-        (vec![verdict(2, 0), verdict(5, ENOENT)], ENOENT),
+        (vec![acknowledgement(1, EPERM)], EPERM),
+        (vec![acknowledgement(2, 0), acknowledgement(5, ENOENT)], ENOENT),
     ] {
         assert_eq!(errno(transaction(datagrams)), Some(expected));
     }
     // A late refusal of another request is not ours.
-    transaction(vec![[verdict(0, EPERM), verdict(2, 0), verdict(3, 0), verdict(4, 0)].concat()]).unwrap();
+    transaction(vec![
+        [acknowledgement(0, EPERM), acknowledgement(2, 0), acknowledgement(3, 0), acknowledgement(4, 0)]
+            .concat(),
+    ])
+    .unwrap();
 }
 
 #[test]
@@ -242,6 +246,6 @@ proptest! {
     ) {
         let datagram = [message(kind, flags, 1, &body), rest].concat();
         let _refused_or_not = run(vec![datagram.clone()]);
-        let _refused_or_not = Message::split(&datagram).map(|(message, _)| message.verdict().is_ok());
+        let _refused_or_not = Message::split(&datagram).map(|(message, _)| message.classify().is_ok());
     }
 }

@@ -66,7 +66,7 @@ fn serve(options: &BareOptions) -> Result<(), TunnelError> {
         .thread_swap_mask(nix::sys::signal::SigmaskHow::SIG_BLOCK)
         .map_err(failed("block the termination signals"))?;
     let result = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .map_err(failed("make a signal descriptor"))
+        .map_err(failed("create a signal descriptor"))
         .and_then(|descriptor| serve_until(options, &descriptor));
     // Restores the signal mask of this thread; a signal that arrived has been read.
     before.thread_set_mask().map_err(failed("unblock the termination signals"))?;
@@ -135,7 +135,7 @@ fn start_in_background(options: &BareOptions) -> Result<(), TunnelError> {
     while Instant::now() < deadline {
         if let Some(status) = child.try_wait().map_err(failed)? {
             return Err(failed(std::io::Error::other(format!(
-                "it ended with {status}; the foreground says why"
+                "it exited with {status}; run it in the foreground to see why"
             ))));
         }
         if serves(&child, &socket) {

@@ -25,7 +25,7 @@ pub enum ChangeError {
     Random {
         /// The peer that was to be added.
         peer: PublicKey,
-        /// What the random source said.
+        /// The cause.
         #[source]
         source: getrandom::Error,
     },
@@ -49,7 +49,7 @@ pub enum TunnelError {
     AttachTun {
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The cause.
         #[source]
         source: Errno,
     },
@@ -60,7 +60,7 @@ pub enum TunnelError {
         operation: &'static str,
         /// The device.
         name: String,
-        /// What the kernel said.
+        /// The cause.
         #[source]
         source: Errno,
     },
@@ -71,16 +71,16 @@ pub enum TunnelError {
         operation: &'static str,
         /// The port that was asked for, zero for any.
         port: u16,
-        /// What the kernel said.
+        /// The cause.
         #[source]
         source: Errno,
     },
-    /// The process could not make an event descriptor or wait on one.
+    /// The process could not create an event descriptor or wait on one.
     #[error("{operation}")]
     Event {
         /// What was tried.
         operation: &'static str,
-        /// What the kernel said.
+        /// The cause.
         #[source]
         source: Errno,
     },
@@ -89,7 +89,7 @@ pub enum TunnelError {
     Thread {
         /// Which one.
         thread: &'static str,
-        /// What the operating system said.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -100,7 +100,7 @@ pub enum TunnelError {
         operation: &'static str,
         /// The socket or its directory.
         path: PathBuf,
-        /// What the operating system said.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },
@@ -126,7 +126,7 @@ pub enum TunnelError {
     Background {
         /// The interface.
         name: String,
-        /// What the operating system said.
+        /// The cause.
         #[source]
         source: std::io::Error,
     },

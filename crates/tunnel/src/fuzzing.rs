@@ -39,7 +39,7 @@ pub fn offload(bytes: &[u8]) {
     assert_eq!(again.iter().map(<[u8]>::len).sum::<usize>(), before, "every byte is still there");
 }
 
-/// Throws what `bytes` describes at an engine that has a session with one peer.
+/// Delivers what `bytes` describes to an engine that has a session with one peer.
 ///
 /// The bytes are records of `[kind, length low, length high, content...]`. By kind, the content is a datagram as
 /// it is, a mutation of a genuine one (`[offset low, offset high, flip]...`), what the peer puts into the tunnel,

@@ -101,7 +101,7 @@ pub struct PeerState {
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// The device no longer exists or has stopped for good; it has to be recreated.
-    #[error("the WireGuard device {link} is gone")]
+    #[error("the WireGuard device {link} is gone, or the link is of another kind")]
     Gone {
         /// Its link.
         link: String,

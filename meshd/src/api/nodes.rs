@@ -247,24 +247,24 @@ mod tests {
         let mut seen = Seen { own, own_uid: None, since: None, listing: BTreeMap::new() };
         let (former, latter) = (NodeUid::new("u1"), NodeUid::new("u2"));
         let before = Instant::now();
-        let later = before + Duration::from_mins(1);
+        let next = before + Duration::from_mins(1);
         seen.change(watcher::Event::Init);
-        assert!(!seen.is_contradicted_by(later, Some(&former)), "the list is not complete");
+        assert!(!seen.is_contradicted_by(next, Some(&former)), "the list is not complete");
         seen.change(watcher::Event::InitApply(node("u1")));
-        assert!(!seen.is_contradicted_by(later, Some(&latter)), "the list is not complete");
+        assert!(!seen.is_contradicted_by(next, Some(&latter)), "the list is not complete");
         seen.change(watcher::Event::InitDone);
-        assert!(!seen.is_contradicted_by(later, Some(&former)), "the same UID");
+        assert!(!seen.is_contradicted_by(next, Some(&former)), "the same UID");
         for uid in [Some(&latter), None] {
-            assert!(seen.is_contradicted_by(later, uid));
+            assert!(seen.is_contradicted_by(next, uid));
             assert!(!seen.is_contradicted_by(before, uid), "asked before the list");
         }
         let recreated = Instant::now();
         seen.change(watcher::Event::Apply(node("u2")));
         assert!(!seen.is_contradicted_by(recreated, Some(&former)), "asked before the Node was recreated");
-        assert!(seen.is_contradicted_by(later, Some(&former)));
+        assert!(seen.is_contradicted_by(next, Some(&former)));
         seen.change(watcher::Event::Delete(node("u2")));
-        assert!(!seen.is_contradicted_by(later, None));
-        assert!(seen.is_contradicted_by(later, Some(&latter)));
+        assert!(!seen.is_contradicted_by(next, None));
+        assert!(seen.is_contradicted_by(next, Some(&latter)));
     }
 
     /// Lists or watches one Node, which changes every few milliseconds.

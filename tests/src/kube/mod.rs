@@ -67,7 +67,7 @@ pub enum ApiError {
     /// No such user.
     #[error("the API server has no user for {0}")]
     NoUser(String),
-    /// A kubeconfig of ours is not accepted.
+    /// A generated kubeconfig is not accepted.
     #[error("make a client for {user}")]
     Client {
         /// Whose.
@@ -76,7 +76,7 @@ pub enum ApiError {
         #[source]
         source: kube::Error,
     },
-    /// A kubeconfig of ours is not read.
+    /// A generated kubeconfig cannot be read.
     #[error("read the kubeconfig of {user}")]
     Kubeconfig {
         /// Whose.

@@ -137,7 +137,7 @@ pub(crate) fn an_update_changes_what_it_names_and_nothing_else(mut subject: Subj
         assert_eq!(found(device, one).as_ref(), Some(&wanted), "{change:?}");
     }
     assert_eq!(found(device, other), bystander);
-    assert_eq!(device.state().unwrap().peers.len(), 2, "a stand-in has stayed");
+    assert_eq!(device.state().unwrap().peers.len(), 2, "the temporary peer is left");
 }
 
 pub(crate) fn prefixes_are_taken_only_from_the_peer_that_is_named(mut subject: Subject) {

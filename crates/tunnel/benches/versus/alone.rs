@@ -1,4 +1,4 @@
-//! The engine without devices and sockets, beside the bare AEAD over the same bytes in the same order.
+//! The engine without devices and sockets, compared with the bare AEAD over the same bytes in the same order.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Ours beside every other userspace WireGuard, turn by turn on one machine: `make bench-tunnel`.
+//! Ours compared with every other userspace WireGuard, turn by turn on one machine: `make bench-tunnel`.
 //!
 //! Each round starts each contender on both ends of a cable between two namespaces, with the same MTU, the same
 //! iperf3 and the contender's own defaults, and measures all of it before the next contender starts. Printed are
@@ -64,7 +64,7 @@ fn main() -> ExitCode {
         }
         let pair = measure::crowd(&contenders[0], &plan);
         println!(
-            "{round:>5}  {:<22} one peer {:.2} Gbit/s, with 1,000 idle ones beside {:.2}",
+            "{round:>5}  {:<22} one peer {:.2} Gbit/s, plus 1,000 idle peers {:.2}",
             "ours", pair.0, pair.1
         );
         crowded.push(pair);

@@ -46,7 +46,7 @@ pub(crate) fn sample(contender: &Contender, plan: &Plan) -> Sample {
     Sample { tcp1, tcp4, udp1300, udp64, added, cpu }
 }
 
-/// Gbit/s over one TCP flow with one peer, and with 1,000 silent ones beside it.
+/// Gbit/s over one TCP flow with one peer, and with 1,000 idle ones in addition.
 pub(crate) fn crowd(contender: &Contender, plan: &Plan) -> (f64, f64) {
     let running = Running::start(contender);
     let inner = running.lab.b.inner(Family::V4);

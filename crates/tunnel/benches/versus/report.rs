@@ -120,7 +120,7 @@ pub(crate) fn rows(
             better: Better::Lower,
         },
         Row {
-            name: "TCP, 1 flow, 1,000 idle peers beside, Gbit/s",
+            name: "TCP, 1 flow, plus 1,000 idle peers, Gbit/s",
             ours: many,
             theirs: one,
             peer: "ours with 1 peer".to_owned(),
@@ -176,7 +176,7 @@ pub(crate) fn finish(
     let path = directory.join("tunnel.json");
     std::fs::write(&path, serde_json::to_vec_pretty(&report).unwrap()).unwrap();
     std::fs::write(directory.join("tunnel.svg"), plot(rows)).unwrap();
-    println!("\nwritten to {} and tunnel.svg beside it", path.display());
+    println!("\nwritten to {} and tunnel.svg in the same directory", path.display());
     rows.iter().all(Row::reached)
 }
 

@@ -20,7 +20,7 @@ impl ClockReading {
     }
 }
 
-/// Nanoseconds since the engine was first told the time; never zero.
+/// Nanoseconds since the engine's first clock reading; never zero.
 pub(crate) type Nanos = u64;
 
 /// A clock reading, also as one number.
@@ -57,7 +57,7 @@ impl Stamp {
         self.0.store(now.nanos, Ordering::Relaxed);
     }
 
-    /// Notes the time unless an earlier one is noted already.
+    /// Records the time unless an earlier one is recorded already.
     pub(crate) fn begin(&self, now: Now) {
         if self.0.load(Ordering::Relaxed) == 0 {
             self.0.store(now.nanos, Ordering::Relaxed);

@@ -24,7 +24,7 @@ const PER_SOURCE_BURST: u32 = 5;
 const SOURCES: usize = 4096;
 
 /// What to do with a datagram.
-pub(crate) enum Verdict<'a> {
+pub(crate) enum Decision<'a> {
     Admit(Packet<'a>),
     /// Send the cookie reply that was written, drop the message.
     Challenge,
@@ -70,24 +70,24 @@ impl HandshakeLimiter {
         source: SocketAddr,
         datagram: &'a [u8],
         reply: &mut [u8; COOKIE_REPLY],
-    ) -> Verdict<'a> {
+    ) -> Decision<'a> {
         // Only the two handshake messages can be asked for a cookie; for data this would be wasted on each packet.
         let identity = matches!(datagram.first(), Some(1 | 2)).then(|| self.cookie_identity(source));
         match self.limiter.verify_packet(identity, datagram, reply) {
             Ok(packet @ (Packet::HandshakeInit(_) | Packet::HandshakeResponse(_))) => {
                 let under_load = self.seen.fetch_add(1, Ordering::Relaxed) >= self.limit;
                 if under_load && !self.spend(now, source.ip()) {
-                    return Verdict::Refuse(DropReason::HandshakeRateLimited);
+                    return Decision::Refuse(DropReason::HandshakeRateLimited);
                 }
-                Verdict::Admit(packet)
+                Decision::Admit(packet)
             }
-            Ok(packet) => Verdict::Admit(packet),
+            Ok(packet) => Decision::Admit(packet),
             Err(TunnResult::WriteToNetwork(_)) => {
                 self.seen.fetch_add(1, Ordering::Relaxed);
-                Verdict::Challenge
+                Decision::Challenge
             }
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Verdict::Refuse(DropReason::InvalidMac),
-            Err(_) => Verdict::Refuse(DropReason::MalformedDatagram),
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Decision::Refuse(DropReason::InvalidMac),
+            Err(_) => Decision::Refuse(DropReason::MalformedDatagram),
         }
     }
 

@@ -33,7 +33,7 @@ use parking_lot::Mutex;
 pub use self::clock::ClockReading;
 use self::clock::Origin;
 pub(crate) use self::config::Config;
-use self::handshake_limiter::Verdict;
+use self::handshake_limiter::Decision;
 use self::identity::Identity;
 use self::noise::Opened;
 use self::packet::Header;
@@ -319,13 +319,13 @@ impl Engine {
         let (snapshot, now) = (batch.snapshot, batch.now);
         let mut cookie = [0; COOKIE_REPLY];
         match identity.limiter.check(now.reading.instant, source, datagram, &mut cookie) {
-            Verdict::Refuse(reason) => Err(reason),
-            Verdict::Challenge => {
+            Decision::Refuse(reason) => Err(reason),
+            Decision::Challenge => {
                 self.counters.cookie_replies.fetch_add(1, Ordering::Relaxed);
                 replies.push(source, &cookie);
                 Err(DropReason::HandshakeRateLimited)
             }
-            Verdict::Admit(Packet::HandshakeInit(_)) => {
+            Decision::Admit(Packet::HandshakeInit(_)) => {
                 let opened = Opened::read(identity, exactly(datagram)?)?;
                 let peer = PublicKey::from_bytes(&opened.peer)
                     .ok()
@@ -333,15 +333,15 @@ impl Engine {
                     .ok_or(DropReason::UnknownPeer)?;
                 peer.answer(now, source, opened, replies)
             }
-            Verdict::Admit(Packet::HandshakeResponse(message)) => {
+            Decision::Admit(Packet::HandshakeResponse(message)) => {
                 let peer = snapshot.session_owner(message.receiver_idx)?;
                 peer.complete(now, source, exactly(datagram)?, batch.limits, replies)
             }
-            Verdict::Admit(Packet::PacketCookieReply(message)) => {
+            Decision::Admit(Packet::PacketCookieReply(message)) => {
                 snapshot.session_owner(message.receiver_idx)?.cookie(now, exactly(datagram)?)
             }
             // `data_receiver` takes all of these.
-            Verdict::Admit(Packet::PacketData(_)) => Err(DropReason::MalformedDatagram),
+            Decision::Admit(Packet::PacketData(_)) => Err(DropReason::MalformedDatagram),
         }
     }
 }

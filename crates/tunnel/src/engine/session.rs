@@ -65,7 +65,7 @@ impl Session {
         }
     }
 
-    /// Makes transport data of `datagram`: a header's room, the padded packet, a tag's room. Returns the counter.
+    /// Encrypts in place: `datagram` is room for a header, the padded packet, and room for a tag. Returns the counter.
     pub(crate) fn seal(&self, datagram: &mut [u8], limits: MessageLimits) -> Result<u64, DropReason> {
         let counter = self.counter.fetch_add(1, Ordering::Relaxed);
         if counter >= limits.reject_after {

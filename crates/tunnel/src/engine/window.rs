@@ -17,12 +17,12 @@ impl Window {
         Self { next: 0, map: [0; WORDS] }
     }
 
-    /// Whether `counter` is neither too old nor received before. Costs little: asked before decrypting.
+    /// Cheap check before decrypting: whether `counter` is neither too old nor received before.
     pub(crate) fn allows(&self, counter: u64) -> bool {
         counter >= self.next || (self.reaches(counter) && self.map[place(counter)] & bit(counter) == 0)
     }
 
-    /// Notes an authenticated `counter`. Says whether it was allowed, as another thread may have been faster.
+    /// Records an authenticated `counter`. Returns whether it was allowed, as another thread may have been faster.
     pub(crate) fn accept(&mut self, counter: u64) -> bool {
         if !self.allows(counter) {
             return false;

@@ -52,8 +52,8 @@ pub fn uapi_dir() -> PathBuf {
 /// Whether an interface still moves packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Health {
-    /// It does.
+    /// Running.
     Running,
-    /// It does not, and will not again: drop it and make a new one.
+    /// Stopped for good; create a new one.
     Failed(Failure),
 }

@@ -209,5 +209,5 @@ impl Core {
 
 fn event() -> Result<EventFd, TunnelError> {
     EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-        .map_err(|source| TunnelError::Event { operation: "make an event descriptor", source })
+        .map_err(|source| TunnelError::Event { operation: "create an event descriptor", source })
 }

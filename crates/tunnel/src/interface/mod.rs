@@ -35,7 +35,7 @@ pub struct Interface {
 }
 
 impl Interface {
-    /// Makes or attaches to the TUN device, binds the sockets and starts the threads.
+    /// Creates or attaches to the TUN device, binds the sockets and starts the threads.
     ///
     /// Fails if the name isn't usable, the device belongs to another process or is no TUN, the port is taken, or
     /// a live process serves the configuration socket; what was created until then is removed.

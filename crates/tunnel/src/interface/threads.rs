@@ -1,6 +1,6 @@
 //! The three threads of an interface: TUN to UDP, UDP to TUN, and timers with configuration.
 //!
-//! Each blocks in poll(2) when it has nothing to do. If one fails, all stop and the health of the interface is failed: better no
+//! Each blocks in poll(2) when it has nothing to do. If one fails, all stop and the interface reports failure: better no
 //! interface than one that passes packets in one direction only.
 
 use std::os::fd::{AsFd as _, BorrowedFd};

@@ -9,13 +9,11 @@ use nix::fcntl::OFlag;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use nix::sys::stat::Mode;
 use nix::sys::uio::writev;
+use wireguard::LinkName;
 
 use crate::batch::{Packets, View};
 use crate::error::TunnelError;
 use crate::offload::{Coalescer, MOST_SEGMENTS, VNET_HEADER, VnetHeader, split};
-
-/// Longest interface name in bytes (`IFNAMSIZ` less the terminating zero).
-const LONGEST_NAME: usize = libc::IFNAMSIZ - 1;
 
 /// The largest packet that a TUN hands over.
 const LARGEST_PACKET: usize = 65_535;
@@ -58,10 +56,9 @@ impl InterfaceRequest {
     }
 }
 
-/// Whether the kernel accepts `name` for a link, and nothing in it is special to it or to us.
+/// Whether the kernel accepts `name` for a link, and takes it literally: it replaces `%d` by a number.
 pub(super) fn check_name(name: &str) -> Result<(), TunnelError> {
-    let bad = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b'%' | b':');
-    if name.is_empty() || name.len() > LONGEST_NAME || name == "." || name == ".." || name.bytes().any(bad) {
+    if name.parse::<LinkName>().is_err() || name.contains('%') {
         return Err(TunnelError::Name { name: name.to_owned() });
     }
     Ok(())

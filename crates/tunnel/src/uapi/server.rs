@@ -35,7 +35,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Makes `dir/name.sock` and serves `device` on it. Refuses to take the place of a live process's socket, or
+    /// Creates `dir/name.sock` and serves `core` on it. Refuses to take the place of a live process's socket, or
     /// of a file that is no socket; replaces what a dead process left.
     pub(crate) fn start(dir: &Path, name: &str, core: &Arc<Core>) -> Result<Self, TunnelError> {
         let path = dir.join(format!("{name}.sock"));
@@ -79,7 +79,7 @@ impl Server {
 }
 
 impl Drop for Server {
-    /// The interface has been told to stop before, or this would wait for ever.
+    /// The interface is already stopping, or this would wait for ever.
     fn drop(&mut self) {
         if self.is_ours() {
             // Nothing to do about it if that fails: the next start replaces a stale socket.

@@ -1,4 +1,4 @@
-//! Hashes, MACs and the running state of a handshake: a chaining key and a hash of everything said so far.
+//! Hashes, MACs and the running state of a handshake: a chaining key and a hash of all messages so far.
 
 use blake2::digest::consts::U16;
 use blake2::digest::{Mac as _, Update as _};
