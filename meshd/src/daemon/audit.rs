@@ -225,7 +225,10 @@ impl Audit {
             }
             Err(error) => {
                 if !self.failed {
-                    error!(event = "AuditTrailFailed", error = %Chain(&error), "the audit trail can't be written; no key is replaced until it can");
+                    error!(
+                        event = "AuditTrailFailed", error = %Chain(&error),
+                        "the audit trail can't be written; no key is replaced until it can"
+                    );
                 }
                 self.failed = true;
             }

@@ -127,7 +127,10 @@ impl Keys {
                         self.handle(Input::Generated(keys));
                     }
                     Err(error) => {
-                        error!(event = "KeyCreationFailed", error = %Chain(&error), "can't generate keys; the current ones stay in use");
+                        error!(
+                            event = "KeyCreationFailed", error = %Chain(&error),
+                            "can't generate keys; the current ones stay in use"
+                        );
                         self.handle(Input::PersistFailed);
                     }
                 },
@@ -147,7 +150,10 @@ impl Keys {
                 Effect::Destroy(record) => {
                     fault::point("destroy.before");
                     if !self.ring.destroy(&record.key) {
-                        error!(event = "KeyDestructionRefused", key = %record.key.fingerprint(), "refused to destroy a key that the journal names");
+                        error!(
+                            event = "KeyDestructionRefused", key = %record.key.fingerprint(),
+                            "refused to destroy a key that the journal names"
+                        );
                     }
                 }
                 Effect::Note(note) => {
@@ -168,7 +174,10 @@ impl Keys {
         fault::point("journal.before");
         let former = std::mem::replace(&mut self.ring.journal, journal);
         if let Err(error) = self.store.save(&self.ring) {
-            error!(event = "RotationNotStored", error = %Chain(&error), "can't write the rotation's next step to disk; it stays in the current one");
+            error!(
+                event = "RotationNotStored", error = %Chain(&error),
+                "can't write the rotation's next step to disk; it stays in the current one"
+            );
             self.ring.journal = former;
             return Input::PersistFailed;
         }
@@ -198,7 +207,10 @@ impl Keys {
         let former: Vec<_> = all.into_iter().map(|one| keep(&mut self.ring, one)).collect();
         let saved = self.store.save(&self.ring);
         if let Err(error) = &saved {
-            error!(event = "PresharedKeysNotStored", error = %Chain(error), "can't write preshared keys to disk; the previous ones stay in use");
+            error!(
+                event = "PresharedKeysNotStored", error = %Chain(error),
+                "can't write preshared keys to disk; the previous ones stay in use"
+            );
             for one in former {
                 drop(keep(&mut self.ring, one));
             }
@@ -210,7 +222,10 @@ impl Keys {
     pub(super) fn forget_preshared(&mut self, peer: &PeerId) {
         self.ring.forget_preshared(peer);
         if let Err(error) = self.store.save(&self.ring) {
-            warn!(event = "PresharedKeysNotDeleted", error = %Chain(&error), "can't remove the preshared keys of a node that is gone from disk");
+            warn!(
+                event = "PresharedKeysNotDeleted", error = %Chain(&error),
+                "can't remove the preshared keys of a node that is gone from disk"
+            );
         }
     }
 
@@ -346,28 +361,49 @@ fn log_note(note: &Note) {
             info!(event = "RotationDraining", %slot, key = %key.fingerprint(), "rotation: draining the slot");
         }
         Note::Installed(slot, key) => {
-            info!(event = "RotationKeyInstalled", %slot, key = %key.fingerprint(), "rotation: new key installed");
+            info!(
+                event = "RotationKeyInstalled", %slot, key = %key.fingerprint(),
+                "rotation: new key installed"
+            );
         }
         Note::Acknowledged(peer, slot) => {
-            info!(event = "RotationAcknowledged", peer_uid = %peer, %slot, "rotation: peer no longer sends on the slot");
+            info!(
+                event = "RotationAcknowledged", peer_uid = %peer, %slot,
+                "rotation: peer no longer sends on the slot"
+            );
         }
         Note::Verified(peer, slot, key) => {
-            info!(event = "RotationKeyVerified", peer_uid = %peer, %slot, key = %key.fingerprint(), "rotation: peer answers over the new key");
+            info!(
+                event = "RotationKeyVerified", peer_uid = %peer, %slot, key = %key.fingerprint(),
+                "rotation: peer answers over the new key"
+            );
         }
         Note::Active(slot, key) => {
             info!(event = "RotationKeyActive", %slot, key = %key.fingerprint(), "rotation: key preferred");
         }
         Note::Skipped(peer) => {
-            warn!(event = "RotationPeerSkipped", peer_uid = %peer, "rotation: peer does not respond; not waiting for it");
+            warn!(
+                event = "RotationPeerSkipped", peer_uid = %peer,
+                "rotation: peer does not respond; not waiting for it"
+            );
         }
         Note::Forced(peer) => {
-            warn!(event = "RotationPeerForced", peer_uid = %peer, "rotation: peer does not follow; the keys are too old to wait for it");
+            warn!(
+                event = "RotationPeerForced", peer_uid = %peer,
+                "rotation: peer does not follow; the keys are too old to wait for it"
+            );
         }
         Note::Blocked(slot, peers) => {
-            warn!(event = "RotationBlocked", %slot, peer_uids = uids(peers), "RotationBlocked: peers are alive but do not follow");
+            warn!(
+                event = "RotationBlocked", %slot, peer_uids = uids(peers),
+                "RotationBlocked: peers are alive but do not follow"
+            );
         }
         Note::RolledBack(slot, key, peers) => {
-            warn!(event = "RotationRolledBack", %slot, key = %key.fingerprint(), peer_uids = uids(peers), "RotationBlocked: rolled back");
+            warn!(
+                event = "RotationRolledBack", %slot, key = %key.fingerprint(), peer_uids = uids(peers),
+                "RotationBlocked: rolled back"
+            );
         }
         Note::Destroyed(slot, key, age) => {
             info!(

@@ -97,7 +97,10 @@ impl Pairs {
         let former = self.machines.iter().find(|(known, pair)| !is_there(known) && pair.is_bound_to(statics));
         let Some(former) = former.map(|(known, _)| known.clone()) else { return };
         if let Some(pair) = self.machines.remove(&former) {
-            info!(event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former, "a Node was recreated; the preshared keys stay in use");
+            info!(
+                event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former,
+                "a Node was recreated; the preshared keys stay in use"
+            );
             self.machines.insert(peer.clone(), pair);
             self.unwritten.remove(&former);
             self.unwritten.insert(peer.clone());
@@ -129,7 +132,10 @@ impl Pairs {
         for peer in gone {
             let since = *self.gone.entry(peer.clone()).or_insert(now);
             if now >= since + GONE_TTL {
-                info!(event = "PresharedKeysForgotten", peer_uid = %peer, "deleted the preshared keys with a node that is gone");
+                info!(
+                    event = "PresharedKeysForgotten", peer_uid = %peer,
+                    "deleted the preshared keys with a node that is gone"
+                );
                 keys.forget_preshared(&peer);
                 self.gone.remove(&peer);
             }
@@ -294,31 +300,58 @@ pub(super) fn carried(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, 
 fn log_note(peer: &PeerId, note: &Note) {
     match note {
         Note::Agreed(slot, epoch, id) => {
-            info!(event = "PresharedKeyAgreed", peer_uid = %peer, %slot, epoch, key = %id, "preshared key: agreed");
+            info!(
+                event = "PresharedKeyAgreed", peer_uid = %peer, %slot, epoch, key = %id,
+                "preshared key: agreed"
+            );
         }
         Note::Proven(slot, epoch, id) => {
-            info!(event = "PresharedKeyProven", peer_uid = %peer, %slot, epoch, key = %id, "preshared key: proven");
+            info!(
+                event = "PresharedKeyProven", peer_uid = %peer, %slot, epoch, key = %id,
+                "preshared key: proven"
+            );
         }
         Note::StaticKeyReplaced(slot, epoch) => {
-            info!(event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch, "preshared key: dropped because a static key was replaced");
+            info!(
+                event = "PresharedKeyEnded", peer_uid = %peer, %slot, epoch,
+                "preshared key: dropped because a static key was replaced"
+            );
         }
         Note::GivenUp(slot, epoch) => {
-            warn!(event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch, "PresharedKeyGivenUp: no answer over either slot; the peer may have lost its keys");
+            warn!(
+                event = "PresharedKeyGivenUp", peer_uid = %peer, %slot, epoch,
+                "PresharedKeyGivenUp: no answer over either slot; the peer may have lost its keys"
+            );
         }
         Note::Refused(slot, epoch, why) => {
-            info!(event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, reason = ?why, "preshared key: refused by the peer");
+            info!(
+                event = "PresharedKeyRejected", peer_uid = %peer, %slot, epoch, reason = ?why,
+                "preshared key: refused by the peer"
+            );
         }
         Note::Differs(slot) => {
-            warn!(event = "PresharedKeyMismatch", peer_uid = %peer, %slot, "preshared key: the peer has a different one");
+            warn!(
+                event = "PresharedKeyMismatch", peer_uid = %peer, %slot,
+                "preshared key: the peer has a different one"
+            );
         }
         Note::ConfirmationFailed(slot, epoch) => {
-            warn!(event = "PresharedKeyRefused", peer_uid = %peer, %slot, epoch, "PresharedKeyRefused: key confirmation failed; a message was modified in transit");
+            warn!(
+                event = "PresharedKeyRefused", peer_uid = %peer, %slot, epoch,
+                "PresharedKeyRefused: key confirmation failed; a message was modified in transit"
+            );
         }
         Note::Failed(slot, error) => {
-            warn!(event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error, "preshared key: exchange failed");
+            warn!(
+                event = "PresharedKeyExchangeFailed", peer_uid = %peer, %slot, %error,
+                "preshared key: exchange failed"
+            );
         }
         Note::NotStored(slot, epoch) => {
-            warn!(event = "PresharedKeyNotStored", peer_uid = %peer, %slot, epoch, "preshared key: can't be written to disk; not used");
+            warn!(
+                event = "PresharedKeyNotStored", peer_uid = %peer, %slot, epoch,
+                "preshared key: can't be written to disk; not used"
+            );
         }
     }
 }
