@@ -27,13 +27,13 @@ pub const NUDGED: Duration = Duration::from_secs(1);
 /// What fails, with the time of the next try. Times are monotonic since any fixed moment.
 #[derive(Clone, Debug, Default)]
 pub struct Backoff {
-    failing: BTreeMap<Subject, Failing>,
-    planned: BTreeSet<Subject>,
+    failing: BTreeMap<Attempt, Failing>,
+    planned: BTreeSet<Attempt>,
 }
 
 /// What can fail.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Subject {
+pub enum Attempt {
     /// The guard, whatever its contents.
     Guard,
     /// A step that takes a key or a peer out of use, with all of its arguments.
@@ -52,8 +52,8 @@ struct Failing {
     message: String,
 }
 
-impl Subject {
-    /// A step. Another argument makes another subject, which has not failed yet.
+impl Attempt {
+    /// A step. Another argument makes another attempt, which has not failed yet.
     pub fn step(op: &Op) -> Self {
         match op {
             Op::SetGuard(_) => Self::Guard,
@@ -77,15 +77,15 @@ impl Backoff {
     /// Splits the steps of a plan into those to try now and those that wait. Steps that are no longer planned are
     /// forgotten. With `changed` the kernel has changed since the last plan.
     pub fn split(&mut self, now: Duration, ops: Vec<Op>, changed: bool) -> (Vec<Op>, Vec<Op>) {
-        let is_task = |subject: &Subject| matches!(subject, Subject::Task(_));
+        let is_task = |attempt: &Attempt| matches!(attempt, Attempt::Task(_));
         if self.failing.keys().all(is_task) {
             self.planned.clear();
             return (ops, Vec::new());
         }
-        let steps: Vec<(Subject, Op)> = ops.into_iter().map(|op| (Subject::step(&op), op)).collect();
-        let planned: BTreeSet<Subject> = steps.iter().map(|(subject, _)| subject.clone()).collect();
+        let steps: Vec<(Attempt, Op)> = ops.into_iter().map(|op| (Attempt::step(&op), op)).collect();
+        let planned: BTreeSet<Attempt> = steps.iter().map(|(attempt, _)| attempt.clone()).collect();
         let nudged = changed || planned != self.planned;
-        self.failing.retain(|subject, _| is_task(subject) || planned.contains(subject));
+        self.failing.retain(|attempt, _| is_task(attempt) || planned.contains(attempt));
         self.planned = planned;
         if nudged {
             for failing in self.failing.values_mut() {
@@ -93,11 +93,11 @@ impl Backoff {
             }
         }
         let is_due =
-            |subject: &Subject| self.failing.get(subject).is_none_or(|failing| failing.retry_at <= now);
+            |attempt: &Attempt| self.failing.get(attempt).is_none_or(|failing| failing.retry_at <= now);
         // A peer that is removed to end its session must not be added again before: the session would go on.
         let kept: Vec<(Slot, PublicKey)> = steps
             .iter()
-            .filter(|(subject, _)| !is_due(subject))
+            .filter(|(attempt, _)| !is_due(attempt))
             .filter_map(|(_, op)| match op {
                 Op::RemovePeer { slot, key } => Some((*slot, *key)),
                 _ => None,
@@ -106,20 +106,20 @@ impl Backoff {
         let waits_for_removal =
             |op: &Op| matches!(op, Op::AddPeer { slot, key, .. } if kept.contains(&(*slot, *key)));
         let (due, waiting): (Vec<_>, Vec<_>) =
-            steps.into_iter().partition(|(subject, op)| is_due(subject) && !waits_for_removal(op));
-        let ops = |steps: Vec<(Subject, Op)>| steps.into_iter().map(|(_, op)| op).collect();
+            steps.into_iter().partition(|(attempt, op)| is_due(attempt) && !waits_for_removal(op));
+        let ops = |steps: Vec<(Attempt, Op)>| steps.into_iter().map(|(_, op)| op).collect();
         (ops(due), ops(waiting))
     }
 
     /// Takes a failure. Says whether to log it: it is new, or its cause is another one than the last time.
-    pub fn failed(&mut self, now: Duration, subject: Subject, message: String) -> bool {
-        let former = self.failing.remove(&subject);
+    pub fn failed(&mut self, now: Duration, attempt: Attempt, message: String) -> bool {
+        let former = self.failing.remove(&attempt);
         let failures = former.as_ref().map_or(0, |former| former.failures);
         let is_news = former.is_none_or(|former| former.message != message);
         let pause =
-            FIRST.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX)).min(subject.longest());
-        if !matches!(subject, Subject::Task(_)) {
-            self.planned.insert(subject.clone());
+            FIRST.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX)).min(attempt.longest());
+        if !matches!(attempt, Attempt::Task(_)) {
+            self.planned.insert(attempt.clone());
         }
         let failing = Failing {
             failures: failures.saturating_add(1),
@@ -127,18 +127,18 @@ impl Backoff {
             retry_at: now.saturating_add(pause),
             message,
         };
-        self.failing.insert(subject, failing);
+        self.failing.insert(attempt, failing);
         is_news
     }
 
     /// Takes a success. Says how often it had failed, if it had.
-    pub fn succeeded(&mut self, subject: &Subject) -> Option<u32> {
-        self.failing.remove(subject).map(|failing| failing.failures)
+    pub fn succeeded(&mut self, attempt: &Attempt) -> Option<u32> {
+        self.failing.remove(attempt).map(|failing| failing.failures)
     }
 
     /// Whether this failed when it was last tried.
-    pub fn is_failing(&self, subject: &Subject) -> bool {
-        self.failing.contains_key(subject)
+    pub fn is_failing(&self, attempt: &Attempt) -> bool {
+        self.failing.contains_key(attempt)
     }
 
     /// What fails now, tried in the last turn or not.
@@ -174,9 +174,9 @@ mod tests {
         let (tried, _) = backoff.split(now, ops.to_vec(), changed);
         for op in &tried {
             if op == failing {
-                backoff.failed(now, Subject::step(op), "refused".to_owned());
+                backoff.failed(now, Attempt::step(op), "refused".to_owned());
             } else {
-                backoff.succeeded(&Subject::step(op));
+                backoff.succeeded(&Attempt::step(op));
             }
         }
         tried
@@ -293,10 +293,10 @@ mod tests {
     #[test]
     fn a_failure_is_news_once_and_when_its_cause_changes() {
         let mut backoff = Backoff::default();
-        let mut fail = |cause: &str| backoff.failed(ms(0), Subject::Task("observe"), cause.to_owned());
+        let mut fail = |cause: &str| backoff.failed(ms(0), Attempt::Task("observe"), cause.to_owned());
         assert_eq!(["a", "a", "b", "b", "a"].map(&mut fail), [true, false, true, false, true]);
-        assert_eq!(backoff.succeeded(&Subject::Task("observe")), Some(5));
-        assert_eq!(backoff.succeeded(&Subject::Task("observe")), None);
-        assert!(backoff.failed(ms(0), Subject::Task("observe"), "a".to_owned()));
+        assert_eq!(backoff.succeeded(&Attempt::Task("observe")), Some(5));
+        assert_eq!(backoff.succeeded(&Attempt::Task("observe")), None);
+        assert!(backoff.failed(ms(0), Attempt::Task("observe"), "a".to_owned()));
     }
 }

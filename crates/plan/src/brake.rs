@@ -30,7 +30,7 @@ pub struct Relist<'a> {
 
 /// What to do with the missing Nodes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verdict {
+pub struct KeptNodes {
     /// Missing Nodes that are kept for now.
     pub keep: BTreeSet<NodeName>,
     /// When those that are still missing are removed; none while our own Node is missing as well.
@@ -55,8 +55,8 @@ impl Brake {
         self.distrust_until.is_some_and(|until| now < until)
     }
 
-    /// Judges a complete list. `now` is a monotonic time since any fixed moment.
-    pub fn on_relist(&mut self, now: Duration, relist: &Relist<'_>) -> Verdict {
+    /// Evaluates a complete list. `now` is a monotonic time since any fixed moment.
+    pub fn on_relist(&mut self, now: Duration, relist: &Relist<'_>) -> KeptNodes {
         let peers = relist.known.iter().filter(|name| *name != relist.own);
         let missing: BTreeSet<NodeName> =
             peers.clone().filter(|name| !relist.listed.contains(*name)).cloned().collect();
@@ -70,16 +70,16 @@ impl Brake {
         }
         self.own_uid = relist.own_uid.cloned().or_else(|| self.own_uid.take());
         if own_node == OwnNode::Unknown && !missing.is_empty() {
-            return Verdict { keep: missing, release_at: None };
+            return KeptNodes { keep: missing, release_at: None };
         }
         let distrusted = self.distrusts(now);
         let many = missing.len() * 5 > peers.count();
         let unconfirmed = missing.iter().any(|name| !relist.confirmed_gone.contains(name));
         if missing.is_empty() || !(distrusted || (many && unconfirmed)) {
-            return Verdict::default();
+            return KeptNodes::default();
         }
         let release_at = self.distrust_until.filter(|_| distrusted).unwrap_or(now + HOLD);
-        Verdict { keep: missing, release_at: Some(release_at) }
+        KeptNodes { keep: missing, release_at: Some(release_at) }
     }
 }
 
@@ -109,7 +109,7 @@ mod tests {
         known: &[&str],
         listed: &[&str],
         gone: &[&str],
-    ) -> Verdict {
+    ) -> KeptNodes {
         let uid = uid.map(NodeUid::new);
         brake.on_relist(
             Duration::from_secs(at),
@@ -128,7 +128,7 @@ mod tests {
         let known = ["n1", "n2", "n3", "n4", "n5", "n6"];
         let verdict =
             relist(&mut Brake::default(), 0, Some("u"), &known, &["n1", "n2", "n3", "n4", "n5"], &[]);
-        assert_eq!(verdict, Verdict::default(), "one of five peers is a fifth, not more");
+        assert_eq!(verdict, KeptNodes::default(), "one of five peers is a fifth, not more");
     }
 
     #[test]
@@ -140,7 +140,7 @@ mod tests {
         assert_eq!(verdict.release_at, Some(Duration::from_secs(310)));
         assert_eq!(
             relist(&mut brake, 11, Some("u"), &known, &["n1", "n2"], &["n3", "n4"]),
-            Verdict::default()
+            KeptNodes::default()
         );
     }
 
@@ -148,7 +148,7 @@ mod tests {
     fn an_empty_list_never_removes_a_peer() {
         let mut brake = Brake::new(Some(NodeUid::new("u")));
         let verdict = relist(&mut brake, 0, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
-        assert_eq!(verdict, Verdict { keep: names(&["n2", "n3"]), release_at: None });
+        assert_eq!(verdict, KeptNodes { keep: names(&["n2", "n3"]), release_at: None });
         let verdict = relist(&mut brake, 9999, None, &["n1", "n2", "n3"], &[], &["n2", "n3"]);
         assert_eq!(verdict.keep, names(&["n2", "n3"]));
     }
@@ -159,11 +159,11 @@ mod tests {
         let verdict = relist(&mut brake, 100, Some("new"), &["n1", "n2", "n3"], &["n1"], &["n2", "n3"]);
         assert_eq!(
             verdict,
-            Verdict { keep: names(&["n2", "n3"]), release_at: Some(Duration::from_secs(400)) }
+            KeptNodes { keep: names(&["n2", "n3"]), release_at: Some(Duration::from_secs(400)) }
         );
         let verdict = relist(&mut brake, 200, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
         assert_eq!(verdict.release_at, Some(Duration::from_secs(400)), "the time does not start again");
         let verdict = relist(&mut brake, 400, Some("new"), &["n1", "n2", "n3"], &["n1", "n2"], &["n3"]);
-        assert_eq!(verdict, Verdict::default());
+        assert_eq!(verdict, KeptNodes::default());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::admission::{Admission, AdmissionPolicy, Ledger, admit};
-use crate::brake::{Brake, HOLD, Relist, Verdict};
+use crate::brake::{Brake, HOLD, KeptNodes, Relist};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 
 /// The set of Nodes that counts now.
@@ -132,11 +132,11 @@ impl Cluster {
         own_uid: Option<&NodeUid>,
         (known, listed): (&BTreeSet<NodeName>, &BTreeSet<NodeName>),
         confirmed_gone: &BTreeSet<NodeName>,
-    ) -> Verdict {
+    ) -> KeptNodes {
         self.brake.on_relist(now, &Relist { own: &self.own, own_uid, known, listed, confirmed_gone })
     }
 
-    fn keep(&mut self, verdict: &Verdict) {
+    fn keep(&mut self, verdict: &KeptNodes) {
         // Our own Node as well: what it granted us is ours until another one says otherwise.
         let own = &self.own;
         self.kept.retain(|name, _| verdict.keep.contains(name) || name == own);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{AdmissionPolicy, Endpoint, Ledger};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
-use plan::backoff::{Backoff, Subject};
+use plan::backoff::{Attempt, Backoff};
 use plan::brake::HOLD;
 use plan::cluster::{Cluster, Lookup};
 use plan::desired::{Setup, Underlay};
@@ -129,10 +129,10 @@ impl Node {
         self.backoff = turn.backoff.clone();
         for op in &turn.due {
             if failing.iter().any(|text| op.to_string().contains(text)) {
-                self.backoff.failed(now, Subject::step(op), "refused".to_owned());
+                self.backoff.failed(now, Attempt::step(op), "refused".to_owned());
             } else {
                 self.network.apply(op).unwrap();
-                self.backoff.succeeded(&Subject::step(op));
+                self.backoff.succeeded(&Attempt::step(op));
             }
         }
         self.cluster.remember(&turn.admission.ledger);

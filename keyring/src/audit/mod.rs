@@ -28,4 +28,4 @@ pub use head::Head;
 pub use line::{Line, LineError};
 pub use report::{KeyHistory, NodeReport, Report, not_destroyed, report};
 pub use trail::{Trail, TrailError, files, read, remove};
-pub use verify::{Finding, Verdict, WitnessFinding, against_witness, verify};
+pub use verify::{CheckedTrail, Finding, WitnessFinding, against_witness, verify};

@@ -59,7 +59,7 @@ fn trail(name: &str) -> (tempfile::TempDir, String, PerSlot<PublicKey>, PerSlot<
     (directory, text, old, new)
 }
 
-fn check(text: &str) -> Verdict {
+fn check(text: &str) -> CheckedTrail {
     verify(&[(PathBuf::from("audit.jsonl"), text.to_owned())])
 }
 

@@ -9,7 +9,7 @@ use super::line::{Line, LineError};
 
 /// The result of verifying a trail.
 #[derive(Clone, Debug, Default)]
-pub struct Verdict {
+pub struct CheckedTrail {
     /// The node whose trail it is.
     pub node: Option<NodeRef>,
     /// The lines that could be parsed, in order.
@@ -18,7 +18,7 @@ pub struct Verdict {
     pub findings: Vec<Finding>,
 }
 
-impl Verdict {
+impl CheckedTrail {
     /// Where the trail ends.
     pub fn head(&self) -> Head {
         self.lines.last().map(Line::head).unwrap_or_default()
@@ -99,8 +99,8 @@ pub enum WitnessFinding {
 }
 
 /// Verifies the files of one trail.
-pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
-    let mut verdict = Verdict::default();
+pub fn verify(files: &[(PathBuf, String)]) -> CheckedTrail {
+    let mut verdict = CheckedTrail::default();
     let mut last: Option<Line> = None;
     for (path, text) in files {
         // Not `lines`, which would ignore a carriage return.
@@ -139,7 +139,7 @@ pub fn verify(files: &[(PathBuf, String)]) -> Verdict {
 }
 
 /// Compares a trail with what a witness has recorded about it.
-pub fn against_witness(trail: &Verdict, witness: &Verdict) -> Vec<WitnessFinding> {
+pub fn against_witness(trail: &CheckedTrail, witness: &CheckedTrail) -> Vec<WitnessFinding> {
     let Some(node) = &trail.node else { return Vec::new() };
     let name = witness.node.as_ref().map_or_else(|| "a witness".to_owned(), |node| node.name.clone());
     let uids: Vec<_> = trail.lines.iter().map(|line| &line.node.uid).collect();

@@ -9,8 +9,8 @@ use lab::mesh::Mesh;
 
 /// `meshd rotate` as an operator runs it: outside the cluster, with a kubeconfig.
 fn rotate(mesh: &Mesh, flags: &[&str]) -> Output {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("kubeconfig");
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("kubeconfig");
     std::fs::write(&path, mesh.api().kubeconfig("admin").unwrap()).unwrap();
     // The API server's own host can reach it and has no daemon.
     let command = mesh.api().host().command(lab::bin("meshd").unwrap());

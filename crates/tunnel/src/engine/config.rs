@@ -73,7 +73,7 @@ impl Config {
         Snapshot {
             identity: self.identity.clone(),
             by_key: self.peers.iter().map(|(key, peer)| (*key, Arc::clone(peer))).collect(),
-            by_index: self.peers.values().map(|peer| (peer.link.index, Arc::clone(peer))).collect(),
+            by_index: self.peers.values().map(|peer| (peer.path.index, Arc::clone(peer))).collect(),
             routes: AllowedIps::new(owners),
         }
     }
@@ -112,7 +112,7 @@ impl Config {
     fn check(&self, ops: &[PeerOp]) -> Result<Vec<u32>, ChangeError> {
         let own = self.own_key();
         let mut present: BTreeSet<PublicKey> = self.peers.keys().copied().collect();
-        let mut taken: BTreeSet<u32> = self.peers.values().map(|peer| peer.link.index).collect();
+        let mut taken: BTreeSet<u32> = self.peers.values().map(|peer| peer.path.index).collect();
         let mut indices = Vec::new();
         for op in ops {
             match op {
@@ -159,7 +159,7 @@ impl Config {
             .peers
             .iter()
             .map(|(key, peer)| {
-                let (location, (received, sent)) = (peer.link.location(), peer.link.bytes());
+                let (location, (received, sent)) = (peer.path.location(), peer.path.bytes());
                 let handshake = peer.lock();
                 let config = PeerConfig {
                     endpoint: location.endpoint,

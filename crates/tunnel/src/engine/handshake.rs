@@ -10,8 +10,8 @@ use zeroize::Zeroizing;
 
 use super::clock::{ClockReading, Nanos, Now};
 use super::identity::Identity;
-use super::link::Link;
 use super::noise::{self, Cookie, Initiation, Opened, Statics};
+use super::peer_path::PeerPath;
 use super::session::{MessageLimits, Session, SessionKeys, Sessions};
 use super::timers::{KEEPALIVE, REJECT_AFTER, REKEY_AFTER, REKEY_ATTEMPT, REKEY_TIMEOUT, RENEW_SILENT};
 use super::timestamp::Timestamp;
@@ -97,7 +97,7 @@ impl Handshake {
     /// the oldest is dropped.
     pub(super) fn queue(
         &mut self,
-        link: &Link,
+        path: &PeerPath,
         now: Now,
         packet: &[u8],
         limits: MessageLimits,
@@ -106,10 +106,10 @@ impl Handshake {
         if self.keys.is_none() {
             return Err(DropReason::NoPrivateKey);
         }
-        if let Some(path) = link.send_path(now)? {
+        if let Some(ready) = path.send_path(now)? {
             // Another thread has just completed one.
-            link.transmit(now, &path.session, packet, limits, out);
-            link.timers.awaiting_reply_since.begin(now);
+            path.transmit(now, &ready.session, packet, limits, out);
+            path.timers.awaiting_reply_since.begin(now);
             return Ok(());
         }
         let full = self.queued.len() >= QUEUE_LIMIT;
@@ -121,21 +121,21 @@ impl Handshake {
             // There is still traffic for the peer: the attempts go on.
             pending.started = now.nanos;
         }
-        self.initiate(link, now, out);
+        self.initiate(path, now, out);
         if full { Err(DropReason::NoSession) } else { Ok(()) }
     }
 
     /// Initiates a handshake unless one is in progress or the peer has no endpoint.
-    pub(super) fn initiate(&mut self, link: &Link, now: Now, out: &mut Datagrams) {
+    pub(super) fn initiate(&mut self, path: &PeerPath, now: Now, out: &mut Datagrams) {
         if self.pending.is_none() {
-            self.attempt(link, now, now.nanos, out);
+            self.attempt(path, now, now.nanos, out);
         }
     }
 
     /// Sends an initiation: the first, or a retry of the attempt that started at `started`.
-    fn attempt(&mut self, link: &Link, now: Now, started: Nanos, out: &mut Datagrams) {
-        let Some(endpoint) = link.location().endpoint else { return };
-        let index = self.unused_index(link.index, &link.sessions.load());
+    fn attempt(&mut self, path: &PeerPath, now: Now, started: Nanos, out: &mut Datagrams) {
+        let Some(endpoint) = path.location().endpoint else { return };
+        let index = self.unused_index(path.index, &path.sessions.load());
         // Without randomness no handshake; the timers try again.
         let Some(ephemeral) = ephemeral() else { return };
         let Some((identity, statics)) = &self.keys else { return };
@@ -148,14 +148,14 @@ impl Handshake {
         let Ok(initiation) = initiation else { return };
         self.last_sent = Some((initiation.mac1, index));
         self.pending = Some(Box::new(Pending { initiation, sent: now.nanos, started }));
-        link.sent(now, INITIATION as u64);
+        path.sent(now, INITIATION as u64);
         out.push(endpoint, &message);
     }
 
     /// Answers a handshake initiation that the handshake limiter has admitted.
     pub(super) fn answer(
         &mut self,
-        link: &Link,
+        path: &PeerPath,
         now: Now,
         source: SocketAddr,
         opened: Opened<'_>,
@@ -167,7 +167,7 @@ impl Handshake {
             return Err(DropReason::InvalidHandshake);
         }
         self.last_timestamp = received.timestamp;
-        let index = self.unused_index(link.index, &link.sessions.load());
+        let index = self.unused_index(path.index, &path.sessions.load());
         let ephemeral = ephemeral().ok_or(DropReason::InvalidHandshake)?;
         let (_, statics) = self.keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
         let cookie = self.cookie.as_ref().map(|(cookie, _)| cookie);
@@ -176,10 +176,10 @@ impl Handshake {
             received.answer(statics, self.preshared(), index, &ephemeral, cookie, &mut message)?;
         self.last_sent = Some((mac1, index));
         let session = Arc::new(Session::new(&keys, now.nanos, false));
-        link.sessions.store(Arc::new(link.sessions.load().responded(session)));
-        link.received(now, source, INITIATION as u64, 1);
-        if let Some(endpoint) = link.location().endpoint {
-            link.sent(now, RESPONSE as u64);
+        path.sessions.store(Arc::new(path.sessions.load().responded(session)));
+        path.received(now, source, INITIATION as u64, 1);
+        if let Some(endpoint) = path.location().endpoint {
+            path.sent(now, RESPONSE as u64);
             replies.push(endpoint, &message);
         }
         Ok(())
@@ -188,7 +188,7 @@ impl Handshake {
     /// Takes the response to our initiation: there is a session, and queued packets are sent.
     pub(super) fn complete(
         &mut self,
-        link: &Link,
+        path: &PeerPath,
         now: Now,
         (source, message): (SocketAddr, &[u8; RESPONSE]),
         limits: MessageLimits,
@@ -202,27 +202,27 @@ impl Handshake {
         self.pending = None;
         self.completed = Some(now.reading);
         let session = Arc::new(Session::new(&keys, now.nanos, true));
-        link.sessions.store(Arc::new(link.sessions.load().initiated(Arc::clone(&session))));
-        link.received(now, source, RESPONSE as u64, 1);
+        path.sessions.store(Arc::new(path.sessions.load().initiated(Arc::clone(&session))));
+        path.received(now, source, RESPONSE as u64, 1);
         // The peer may not use the session before we have.
-        link.transmit(now, &session, &[], limits, replies);
-        self.flush(link, now, &session, limits, replies);
+        path.transmit(now, &session, &[], limits, replies);
+        self.flush(path, now, &session, limits, replies);
         Ok(())
     }
 
     /// The peer has used `session`: if that confirms it, it is what we send with from now on.
     pub(super) fn confirm(
         &mut self,
-        link: &Link,
+        path: &PeerPath,
         now: Now,
         session: &Arc<Session>,
         limits: MessageLimits,
         replies: &mut Datagrams,
     ) {
-        if link.is_unconfirmed(session) {
-            link.sessions.store(Arc::new(link.sessions.load().confirmed()));
+        if path.is_unconfirmed(session) {
+            path.sessions.store(Arc::new(path.sessions.load().confirmed()));
             self.completed = Some(now.reading);
-            self.flush(link, now, session, limits, replies);
+            self.flush(path, now, session, limits, replies);
         }
     }
 
@@ -230,7 +230,7 @@ impl Handshake {
     /// where the peer is: the endpoint stays.
     pub(super) fn cookie(
         &mut self,
-        link: &Link,
+        path: &PeerPath,
         now: Now,
         message: &[u8; COOKIE_REPLY],
     ) -> Result<(), DropReason> {
@@ -241,16 +241,16 @@ impl Handshake {
         let cookie = noise::cookie(statics, &mac1, message)?;
         self.last_sent = None;
         self.cookie = Some((cookie, now.nanos));
-        link.received_unauthenticated(message.len() as u64);
+        path.received_unauthenticated(message.len() as u64);
         Ok(())
     }
 
     /// Does what is due: retries, renewals, keepalives, and the end of sessions.
-    pub(super) fn tick(&mut self, link: &Link, now: Now, limits: MessageLimits, out: &mut Datagrams) {
+    pub(super) fn tick(&mut self, path: &PeerPath, now: Now, limits: MessageLimits, out: &mut Datagrams) {
         if self.keys.is_none() {
             return;
         }
-        self.expire(link, now);
+        self.expire(path, now);
         if let Some(pending) = &self.pending {
             if now.reached(pending.sent, REKEY_TIMEOUT) {
                 let started = pending.started;
@@ -259,40 +259,40 @@ impl Handshake {
                     self.pending = None;
                     self.queued.clear();
                 } else {
-                    self.attempt(link, now, started, out);
+                    self.attempt(path, now, started, out);
                 }
             }
-        } else if link.timers.awaiting_reply_since.due(now, KEEPALIVE + REKEY_TIMEOUT) || aged(link, now) {
-            link.timers.awaiting_reply_since.clear();
-            self.initiate(link, now, out);
+        } else if path.timers.awaiting_reply_since.due(now, KEEPALIVE + REKEY_TIMEOUT) || aged(path, now) {
+            path.timers.awaiting_reply_since.clear();
+            self.initiate(path, now, out);
         }
         let interval = std::time::Duration::from_secs(self.keepalive.into());
         let persistent = self.keepalive != 0
-            && (link.timers.last_activity.never() || link.timers.last_activity.due(now, interval));
-        if !persistent && !link.timers.keepalive_due_since.due(now, KEEPALIVE) {
+            && (path.timers.last_activity.never() || path.timers.last_activity.due(now, interval));
+        if !persistent && !path.timers.keepalive_due_since.due(now, KEEPALIVE) {
             return;
         }
-        match link.send_path(now) {
-            Ok(Some(path)) => link.transmit(now, &path.session, &[], limits, out),
+        match path.send_path(now) {
+            Ok(Some(ready)) => path.transmit(now, &ready.session, &[], limits, out),
             Ok(None) if persistent => {
                 // Counts as sent even if a handshake is in progress already, or this would be due on each tick.
-                link.timers.last_activity.set(now);
-                self.initiate(link, now, out);
+                path.timers.last_activity.set(now);
+                self.initiate(path, now, out);
             }
-            Ok(None) => link.timers.keepalive_due_since.clear(),
+            Ok(None) => path.timers.keepalive_due_since.clear(),
             Err(_) => {}
         }
     }
 
     /// Drops sessions and cookies that have expired, with their keys.
-    fn expire(&mut self, link: &Link, now: Now) {
+    fn expire(&mut self, path: &PeerPath, now: Now) {
         let old = |session: &Option<Arc<Session>>| {
             session.as_ref().is_some_and(|session| now.reached(session.created, REJECT_AFTER))
         };
-        let sessions = link.sessions.load();
+        let sessions = path.sessions.load();
         if old(&sessions.current) || old(&sessions.previous) || old(&sessions.next) {
             let keep = |session: &Option<Arc<Session>>| session.clone().filter(|_| !old(session));
-            link.sessions.store(Arc::new(Sessions {
+            path.sessions.store(Arc::new(Sessions {
                 current: keep(&sessions.current),
                 previous: keep(&sessions.previous),
                 next: keep(&sessions.next),
@@ -307,15 +307,15 @@ impl Handshake {
     /// Sends the queued packets over `session`.
     fn flush(
         &mut self,
-        link: &Link,
+        path: &PeerPath,
         now: Now,
         session: &Session,
         limits: MessageLimits,
         out: &mut Datagrams,
     ) {
         for packet in self.queued.drain(..) {
-            link.transmit(now, session, &packet, limits, out);
-            link.timers.awaiting_reply_since.begin(now);
+            path.transmit(now, session, &packet, limits, out);
+            path.timers.awaiting_reply_since.begin(now);
         }
         self.queued.shrink_to_fit();
     }
@@ -323,8 +323,8 @@ impl Handshake {
 
 /// Whether the session that we initiated is so old that the peer's packets may soon find none: then it is renewed even if
 /// we send nothing.
-fn aged(link: &Link, now: Now) -> bool {
-    let sessions = link.sessions.load();
+fn aged(path: &PeerPath, now: Now) -> bool {
+    let sessions = path.sessions.load();
     let Some(current) = &sessions.current else { return false };
     current.initiator
         && current.used.due(now, std::time::Duration::ZERO)

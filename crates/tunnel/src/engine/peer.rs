@@ -1,4 +1,4 @@
-//! One peer: its link, which the data path uses, and its handshake behind a lock.
+//! One peer: its data path, which takes no lock, and its handshake behind one.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,8 +10,8 @@ use wireguard::{PeerChange, PresharedKeyChange};
 use super::clock::Now;
 use super::handshake::Handshake;
 use super::identity::Identity;
-use super::link::Link;
 use super::noise::Opened;
+use super::peer_path::PeerPath;
 use super::session::{MessageLimits, Session};
 use super::timers::REKEY_AFTER;
 use crate::batch::Datagrams;
@@ -20,14 +20,14 @@ use crate::message::{COOKIE_REPLY, RESPONSE};
 
 /// A peer of the interface.
 pub(crate) struct Peer {
-    pub(crate) link: Link,
+    pub(crate) path: PeerPath,
     handshake: Mutex<Handshake>,
 }
 
 impl Peer {
     /// A peer with the settings of a new one, see [`PeerOp::Add`](wireguard::PeerOp::Add).
     pub(crate) fn new(key: PublicKey, index: u32, identity: Option<&Arc<Identity>>) -> Self {
-        Self { link: Link::new(key, index), handshake: Mutex::new(Handshake::new(&key, identity)) }
+        Self { path: PeerPath::new(key, index), handshake: Mutex::new(Handshake::new(&key, identity)) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Handshake> {
@@ -37,18 +37,18 @@ impl Peer {
     /// Drops all sessions and starts over with `identity`; without one nothing passes.
     pub(crate) fn restart(&self, identity: Option<&Arc<Identity>>) {
         let mut handshake = self.lock();
-        handshake.restart(&self.link.key, identity);
-        self.link.restart();
+        handshake.restart(&self.path.key, identity);
+        self.path.restart();
     }
 
     /// Applies everything but allowed IPs, which belong to the whole set of peers.
     pub(crate) fn apply(&self, change: &PeerChange, preshared_key: Option<PresharedKeyChange>) {
-        self.link.apply(change);
+        self.path.apply(change);
         let mut handshake = self.lock();
         if let Some(keepalive) = change.keepalive.map(Option::unwrap_or_default) {
             if handshake.keepalive == 0 && keepalive != 0 {
                 // Due at once, as in the kernel: the first one opens the path through a NAT.
-                self.link.timers.last_activity.clear();
+                self.path.timers.last_activity.clear();
             }
             handshake.keepalive = keepalive;
         }
@@ -70,8 +70,8 @@ impl Peer {
         limits: MessageLimits,
         out: &mut Datagrams,
     ) {
-        self.link.sent(now, bytes);
-        self.link.timers.awaiting_reply_since.begin(now);
+        self.path.sent(now, bytes);
+        self.path.timers.awaiting_reply_since.begin(now);
         if counter >= limits.rekey_after || (session.initiator && now.reached(session.created, REKEY_AFTER)) {
             self.initiate(now, out);
         }
@@ -85,12 +85,12 @@ impl Peer {
         limits: MessageLimits,
         out: &mut Datagrams,
     ) -> Result<(), DropReason> {
-        self.lock().queue(&self.link, now, packet, limits, out)
+        self.lock().queue(&self.path, now, packet, limits, out)
     }
 
     /// Initiates a handshake unless one is in progress or the peer has no endpoint.
     pub(crate) fn initiate(&self, now: Now, out: &mut Datagrams) {
-        self.lock().initiate(&self.link, now, out);
+        self.lock().initiate(&self.path, now, out);
     }
 
     /// Answers a handshake initiation that the handshake limiter has admitted.
@@ -101,7 +101,7 @@ impl Peer {
         opened: Opened<'_>,
         replies: &mut Datagrams,
     ) -> Result<(), DropReason> {
-        self.lock().answer(&self.link, now, source, opened, replies)
+        self.lock().answer(&self.path, now, source, opened, replies)
     }
 
     /// Takes the response to our initiation: there is a session, and queued packets are sent.
@@ -113,7 +113,7 @@ impl Peer {
         limits: MessageLimits,
         replies: &mut Datagrams,
     ) -> Result<(), DropReason> {
-        self.lock().complete(&self.link, now, (source, message), limits, replies)
+        self.lock().complete(&self.path, now, (source, message), limits, replies)
     }
 
     /// The peer has used `session`: if that confirms it, it is what we send with from now on.
@@ -125,18 +125,18 @@ impl Peer {
         replies: &mut Datagrams,
     ) {
         // Without the lock first: this is asked for every batch.
-        if self.link.is_unconfirmed(session) {
-            self.lock().confirm(&self.link, now, session, limits, replies);
+        if self.path.is_unconfirmed(session) {
+            self.lock().confirm(&self.path, now, session, limits, replies);
         }
     }
 
     /// Takes a cookie for the next initiation.
     pub(crate) fn cookie(&self, now: Now, message: &[u8; COOKIE_REPLY]) -> Result<(), DropReason> {
-        self.lock().cookie(&self.link, now, message)
+        self.lock().cookie(&self.path, now, message)
     }
 
     /// Does what is due: retries, renewals, keepalives, and the end of sessions.
     pub(crate) fn tick(&self, now: Now, limits: MessageLimits, out: &mut Datagrams) {
-        self.lock().tick(&self.link, now, limits, out);
+        self.lock().tick(&self.path, now, limits, out);
     }
 }

@@ -4,9 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::clock::Now;
-use super::link::SendPath;
 use super::packet::Header;
 use super::peer::Peer;
+use super::peer_path::SendPath;
 use super::session::{MessageLimits, Session};
 use super::snapshot::Snapshot;
 use crate::batch::{Datagrams, Packets, Span};
@@ -34,7 +34,7 @@ impl<'s> Outbound<'s> {
     /// Looks up where `destination` is.
     pub(super) fn begin(batch: &Batch<'s>, destination: IpAddr) -> Result<Self, DropReason> {
         let peer: &Peer = batch.snapshot.routes.owner(destination).ok_or(DropReason::NoPeer)?;
-        let path = peer.link.send_path(batch.now)?;
+        let path = peer.path.send_path(batch.now)?;
         Ok(Self { destination, peer, path, bytes: 0, counter: 0 })
     }
 
@@ -92,7 +92,7 @@ impl<'s> Inbound<'s> {
     /// Looks up the session with our index `local`.
     pub(super) fn begin(batch: &Batch<'s>, from: SocketAddr, local: u32) -> Result<Self, DropReason> {
         let peer = batch.snapshot.session_owner(local)?;
-        let session = peer.link.session(batch.now, local).ok_or(DropReason::NoSession)?;
+        let session = peer.path.session(batch.now, local).ok_or(DropReason::NoSession)?;
         Ok(Self { peer, session, from, owned: None, bytes: 0, datagrams: 0, packets: 0 })
     }
 
@@ -130,9 +130,9 @@ impl<'s> Inbound<'s> {
             return;
         }
         let (now, peer) = (batch.now, self.peer);
-        peer.link.received(now, self.from, self.bytes, self.datagrams);
+        peer.path.received(now, self.from, self.bytes, self.datagrams);
         if self.packets > 0 {
-            peer.link.timers.keepalive_due_since.begin(now);
+            peer.path.timers.keepalive_due_since.begin(now);
             self.session.used.begin(now);
         }
         peer.confirm(now, &self.session, batch.limits, replies);

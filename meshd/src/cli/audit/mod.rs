@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ArgMatches;
 use comfy_table::{Table, presets};
-use keyring::audit::{self, Event, Format, Line, NodeReport, Report, Verdict};
+use keyring::audit::{self, CheckedTrail, Event, Format, Line, NodeReport, Report};
 
 use self::arguments::Subcommand;
 use self::description::Names;
@@ -31,7 +31,7 @@ pub(super) fn audit(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     }
 }
 
-fn read(place: &Path) -> Result<Verdict, CommandError> {
+fn read(place: &Path) -> Result<CheckedTrail, CommandError> {
     Ok(audit::verify(&audit::read(place)?))
 }
 
@@ -76,7 +76,7 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
 }
 
 /// The lines selected by the flags.
-fn chosen<'a>(matches: &ArgMatches, trail: &'a Verdict) -> Vec<&'a Line> {
+fn chosen<'a>(matches: &ArgMatches, trail: &'a CheckedTrail) -> Vec<&'a Line> {
     let node = matches.get_one::<String>("node");
     let key = matches.get_one::<String>("key");
     let since = matches.get_one::<Duration>("since").map(|since| now().saturating_sub(millis(*since)));

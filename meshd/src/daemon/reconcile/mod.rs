@@ -12,7 +12,7 @@ use keyring::rotation::Input;
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::admission::{Admission, AdmissionPolicy};
-use plan::backoff::{self, Backoff, Subject};
+use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay};
@@ -44,11 +44,11 @@ use crate::fault;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
 
-const OBSERVE: Subject = Subject::Task("observe");
-const PLAN: Subject = Subject::Task("plan");
-const CACHE: Subject = Subject::Task("cache");
-const CNI: Subject = Subject::Task("cni");
-const CHANNEL: Subject = Subject::Task("control-channel");
+const OBSERVE: Attempt = Attempt::Task("observe");
+const PLAN: Attempt = Attempt::Task("plan");
+const CACHE: Attempt = Attempt::Task("cache");
+const CNI: Attempt = Attempt::Task("cni");
+const CHANNEL: Attempt = Attempt::Task("control-channel");
 
 /// MTU where the kernel names none: Ethernet's.
 const USUAL_MTU: u32 = 1500;
@@ -396,7 +396,7 @@ impl Reconciler {
             }
             fault::point("step.before");
             let performed = perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await;
-            let subject = Subject::step(op);
+            let subject = Attempt::step(op);
             self.outcome.counters.retried_steps += u64::from(self.backoff.is_failing(&subject));
             match performed {
                 Ok(()) => {

@@ -8,7 +8,7 @@ use keyring::pq::Entry;
 use keyring::rotation::{Cause, Input, PeerId, Rotation, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
-use plan::backoff::Subject;
+use plan::backoff::Attempt;
 use plan::network::Network;
 use plan::node::NodeUid;
 use plan::publication;
@@ -97,7 +97,7 @@ impl Reconciler {
 
     /// Logs once why a slot has no control channel.
     fn report_socket(&mut self, now: Duration, slot: Slot, error: Option<&SocketError>) {
-        let subject = Subject::Task(match slot {
+        let subject = Attempt::Task(match slot {
             Slot::A => "control-channel-a",
             Slot::B => "control-channel-b",
         });

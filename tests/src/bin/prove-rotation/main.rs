@@ -74,13 +74,13 @@ fn prove() -> Result<bool, Failure> {
     let mut oldest = 0;
     let mut rolled_back = 0;
     let mut samples = Vec::new();
-    // The same order each time; which node comes next is chance as far as the nodes are concerned.
-    let mut chance = 0x2545_f491_4f6c_dd1d_u64;
+    // The same order each time; which node comes next is random as far as the nodes are concerned.
+    let mut random = 0x2545_f491_4f6c_dd1d_u64;
     for turn in 0..SINGLE + DOUBLE {
-        chance ^= chance << 13;
-        chance ^= chance >> 7;
-        chance ^= chance << 17;
-        let first = usize::try_from(chance % u64::from(NODES)).unwrap_or_default();
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let first = usize::try_from(random % u64::from(NODES)).unwrap_or_default();
         let neighbour = (first + 1) % usize::from(NODES);
         let names = mesh.node_names();
         let who: Vec<&str> = match turn {

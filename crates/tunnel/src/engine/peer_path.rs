@@ -19,8 +19,8 @@ use crate::batch::Datagrams;
 use crate::counters::DropReason;
 use crate::message::{DATA_HEADER, DATA_OVERHEAD};
 
-/// The link to one peer.
-pub(crate) struct Link {
+/// The data path to one peer.
+pub(crate) struct PeerPath {
     pub(crate) key: PublicKey,
     /// The upper 24 bits of every session index that we choose for this peer.
     pub(crate) index: u32,
@@ -47,7 +47,7 @@ pub(crate) struct SendPath {
     pub(crate) endpoint: SocketAddr,
 }
 
-impl Link {
+impl PeerPath {
     pub(crate) fn new(key: PublicKey, index: u32) -> Self {
         let location = Location { endpoint: None, configured: None, roaming: true, drifts: 0 };
         Self {
