@@ -17,12 +17,10 @@ use tracing::warn;
 
 use super::Reconciler;
 use crate::api::fence::{self, Fence};
-use crate::api::{nodes, servers};
+use crate::api::{API_TIMEOUT, nodes, servers};
 use crate::chain::Chain;
 use crate::daemon::cni_files::Probed;
 
-/// How long one request may take.
-const API_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long all lookups of missing Nodes may take together. Those without an answer by then are not confirmed gone.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
 /// Lookups at a time.
