@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use keyring::{PublicKey, Slot};
+use keyring::{PerSlot, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::{AnnotationError, Endpoints, State};
@@ -37,10 +37,36 @@ pub struct AdmissionPolicy {
     pub api_servers: BTreeSet<IpAddr>,
     /// Public keys of this node: no other node may publish them.
     pub own_keys: BTreeSet<PublicKey>,
+    /// What is known of the addresses that nodes claim, by node and address. An address that is missing has not been
+    /// tested yet.
+    pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
     /// Whether this node can send to IPv4 endpoints.
     pub ipv4: bool,
     /// Whether this node can send to IPv6 endpoints.
     pub ipv6: bool,
+}
+
+/// Whether a node that claims an address was reached there: it completed a handshake that this node began towards the
+/// address. The source of a datagram proves nothing, since anybody can forge it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It was, not long ago.
+    Proven,
+    /// It did not answer there.
+    Unproven,
+}
+
+/// A claim that has to be tested, because more than one node claims the address.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Claim {
+    /// UID of the node that claims it.
+    pub uid: NodeUid,
+    /// The address.
+    pub address: IpAddr,
+    /// The node's key in each slot.
+    pub keys: PerSlot<PublicKey>,
+    /// UDP port of each slot at that address.
+    pub ports: PerSlot<u16>,
 }
 
 /// The nodes that are in the mesh.
@@ -50,6 +76,8 @@ pub struct World {
     pub own: Option<Own>,
     /// All other nodes by name.
     pub peers: BTreeMap<NodeName, Member>,
+    /// Addresses of known Nodes that no member holds: pods must not send there, since it would not be encrypted.
+    pub closed: BTreeSet<IpAddr>,
 }
 
 /// What is granted to this node.
@@ -133,6 +161,8 @@ pub struct Admission {
     pub rejected: Vec<Rejected>,
     /// Nodes that have published nothing yet, or have no podCIDR yet.
     pub pending: Vec<NodeName>,
+    /// Claims to test.
+    pub to_test: Vec<Claim>,
 }
 
 /// Decides who is in the mesh. `records` are all Nodes that count, in any order; `ledger` is the one that the last call
