@@ -76,16 +76,25 @@ replace_reflect2() {
     cp -rL reflect2/usr/share/gocode/src/github.com/modern-go/reflect2 "$1"
 }
 
+# Compiles in the source tree $1. Of what the main makefile would generate first, the source package lacks the OpenAPI code
+# alone; the second makefile generates it, with the settings that the main one passes.
+# shellcheck disable=SC2016 # the inner shell's own
+compile='
+    cd "$1"
+    make -f Makefile.generated_files CALLED_FROM_MAIN_MAKEFILE=1 PRJ_SRC_PATH=k8s.io/kubernetes META_DIR=.make \
+        OUT_DIR=_output BIN_DIR=_output/bin GENERATED_FILE_PREFIX=zz_generated. gen_openapi
+    hack/make-rules/build.sh cmd/kube-apiserver
+'
+
 build_apiserver() {
     say "building kube-apiserver $version in $PWD, once; this takes some minutes"
     unpack_source
     mkdir -p go/src/k8s.io
     mv source go/src/k8s.io/kubernetes
     replace_reflect2 go/src/k8s.io/kubernetes/vendor/github.com/modern-go/reflect2
-    # The makefile generates the OpenAPI code first, without which a plain `go build` fails.
     env -u GOFLAGS GOPATH="$PWD/go" GOCACHE="$PWD/gocache" GO111MODULE=off GOTOOLCHAIN=local CGO_ENABLED=0 \
-        KUBE_GIT_VERSION="v$version" KUBE_GIT_TREE_STATE=archive KUBE_GIT_COMMIT=debian KUBE_VERBOSE=0 \
-        nice make -C go/src/k8s.io/kubernetes WHAT=cmd/kube-apiserver >build.log 2>&1 ||
+        GOGC=off GOMEMLIMIT=1GiB KUBE_GIT_VERSION="v$version" KUBE_GIT_TREE_STATE=archive KUBE_GIT_COMMIT=debian \
+        KUBE_VERBOSE=0 nice bash -ec "$compile" build "$PWD/go/src/k8s.io/kubernetes" >build.log 2>&1 ||
         { tail -n 30 build.log >&2; fail "the build of kube-apiserver failed; its last lines are above"; }
     # Renamed into place last, so that the cache never has an incomplete file.
     cp go/src/k8s.io/kubernetes/_output/bin/kube-apiserver "$assets/.kube-apiserver.new"

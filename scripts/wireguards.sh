@@ -6,7 +6,8 @@
 #   scripts/wireguards.sh test   those that the tests use
 #
 # wireguard-go is unpacked (not installed) from its package in Debian sid, which works on Debian 12; gotatun-cli and
-# boringtun-cli are built once from crates.io, which takes about two minutes each on two cores. They are kept in
+# boringtun-cli are built once from crates.io, which takes about two minutes each on two cores. The tests need no fast
+# ones: for them gotatun-cli is built with fewer optimizations, below `quick`, unless the other is there. They are kept in
 # ${XDG_CACHE_HOME:-$HOME/.cache}/meshd/wireguards-1; the machine's apt sources and lists are not changed.
 set -euo pipefail
 
@@ -62,14 +63,15 @@ wireguard_go() {
     work=
 }
 
-# $1: package, $2: version. The binary gets the package's name.
+# $1: package, $2: version, $3: directory. The binary gets the package's name.
 from_crates() {
-    [ -x "$directory/$1" ] && return
+    [ -x "$3/$1" ] && return
     work=$(mktemp -d "$cache/$1.XXXXXX")
     say "building $1 $2"
     CARGO_TARGET_DIR=$work/target cargo install --quiet --locked --root "$work" --version "$2" "$1" >&2
-    echo "$2" >"$directory/$1.version"
-    mv "$work/bin/$(ls "$work/bin")" "$directory/$1"
+    mkdir -p "$3"
+    echo "$2" >"$3/$1.version"
+    mv "$work/bin/$(ls "$work/bin")" "$3/$1"
     rm -rf "$work"
     work=
 }
@@ -80,9 +82,13 @@ main() {
     exec 9>"$cache/wireguards.lock"
     flock 9
     wireguard_go
-    from_crates gotatun-cli "$gotatun"
-    # Only the benchmark needs this one.
-    [ "${1:-all}" = test ] || from_crates boringtun-cli "$boringtun"
+    if [ "${1:-all}" != test ]; then
+        from_crates gotatun-cli "$gotatun" "$directory"
+        from_crates boringtun-cli "$boringtun" "$directory"
+    elif [ ! -x "$directory/gotatun-cli" ]; then
+        export CARGO_PROFILE_RELEASE_OPT_LEVEL=1 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=16
+        from_crates gotatun-cli "$gotatun" "$directory/quick"
+    fi
     echo "$directory"
 }
 

@@ -26,7 +26,8 @@ impl Other {
         match self {
             Self::WireguardGo => host.command("wireguard-go", &format!("-f {device}")),
             Self::GotaTun => {
-                let program = wireguards().join("gotatun-cli");
+                let [fast, quick] = ["gotatun-cli", "quick/gotatun-cli"].map(|name| wireguards().join(name));
+                let program = if fast.exists() { fast } else { quick };
                 assert!(program.exists(), "{} is missing: scripts/setup.sh test", program.display());
                 host.command(program.to_str().unwrap(), &format!("-f --disable-drop-privileges {device}"))
             }
