@@ -206,7 +206,7 @@ fn a_node_that_starts_without_the_api_server_has_its_preshared_keys() {
 fn a_pair_that_is_kept_from_its_preshared_keys_is_reported_until_it_has_them() {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     let nft = |mesh: &Mesh, rules: &str| {
-        mesh.node("n2").unwrap().command("nft").arg(rules).run().map(drop).unwrap()
+        mesh.node("n2").unwrap().command("nft").arg(rules).run().unwrap();
     };
     nft(
         &mesh,
