@@ -23,6 +23,12 @@ test-kernel: ## the tests that need WireGuard in the kernel, in a virtual machin
 	scripts/kernel-vm/assets.sh >/dev/null
 	scripts/test-kernel.sh $(FILTER)
 
+.PHONY: test-upgrade
+test-upgrade: ## upgrade a mesh from version 0.1 under traffic, with both backends (BACKEND=userspace or kernel: one of them)
+	scripts/setup.sh demo
+	scripts/kernel-vm/assets.sh >/dev/null
+	scripts/test-upgrade.sh $(BACKEND)
+
 .PHONY: explore
 explore: ## the models of rotation and PQ agreement, 120,000 and 12,000 random runs, and a crash at every boundary of a rotation
 	ROTATION_CASES=$${ROTATION_CASES:-40000} PQ_CASES=$${PQ_CASES:-6000} cargo test --locked --workspace --test rotation --test pq -- explore

@@ -12,7 +12,7 @@ use linux::{Handle, guard};
 use plan::annotation::names;
 use serde_json::json;
 
-use crate::api;
+use crate::api::{self, API_TIMEOUT, WRITE_TIMEOUT, written};
 use crate::chain::Chain;
 use crate::config::Config;
 use crate::control::{self, Request};
@@ -184,7 +184,8 @@ async fn remove_annotations(config: &Config) -> Result<bool, String> {
         .await
         .map_err(|error| Chain(&error).to_string())?;
     let nodes = Api::<Node>::all(client);
-    let found = nodes.get_opt(&config.node_name).await.map_err(|error| Chain(&error).to_string())?;
+    let found = written("read the Node", API_TIMEOUT, nodes.get_opt(&config.node_name)).await;
+    let found = found.map_err(|error| Chain(&error).to_string())?;
     let annotations = found.and_then(|node| node.metadata.annotations).unwrap_or_default();
     if ![names::STATE, names::ENDPOINTS].iter().any(|name| annotations.contains_key(*name)) {
         return Ok(false);
@@ -192,6 +193,8 @@ async fn remove_annotations(config: &Config) -> Result<bool, String> {
     let body = json!({"metadata": {"annotations": {names::STATE: null, names::ENDPOINTS: null}}});
     let parameters =
         PatchParams { field_manager: Some(api::FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    let patched = nodes.patch_metadata(&config.node_name, &parameters, &Patch::Merge(&body)).await;
+    let body = Patch::Merge(&body);
+    let patched = nodes.patch_metadata(&config.node_name, &parameters, &body);
+    let patched = written("remove the annotations", WRITE_TIMEOUT, patched).await;
     patched.map(|_| true).map_err(|error| Chain(&error).to_string())
 }

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -81,8 +82,19 @@ impl Mesh {
         flags: &[&str],
         environment: &[(&str, &str)],
     ) -> Result<(), Error> {
+        self.start_program(&bin("meshd")?, node, flags, environment)
+    }
+
+    /// Starts another build of the daemon on a node, with further flags and variables of the environment.
+    pub fn start_program(
+        &mut self,
+        program: &Path,
+        node: &str,
+        flags: &[&str],
+        environment: &[(&str, &str)],
+    ) -> Result<(), Error> {
         let arguments = self.arguments(node, flags);
-        let command = self.lab.node(node)?.command(bin("meshd")?).arg("run").args(&arguments);
+        let command = self.lab.node(node)?.command(program).arg("run").args(&arguments);
         let command = environment.iter().fold(command, |command, (name, value)| command.env(name, value));
         let daemon = command.daemon(&format!("meshd-{node}"))?;
         self.daemons.insert(node.to_owned(), daemon);

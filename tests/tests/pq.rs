@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab::mesh::{Mesh, is_proven};
 use lab::ping::{PingOutcome, ping};
@@ -68,6 +70,15 @@ fn streams(mesh: &Mesh) -> Vec<Stream> {
         }
     }
     streams
+}
+
+/// What a node's daemon serves as metrics.
+fn metrics() -> String {
+    let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text
 }
 
 fn assert_nothing_lost(streams: Vec<Stream>) {
@@ -187,4 +198,57 @@ fn a_node_that_starts_without_the_api_server_has_its_preshared_keys() {
     for (from, to) in [(&one, &two), (&two, &one)] {
         Flow::new(from, to, IpVersion::V4, Protocol::Udp).must_pass();
     }
+}
+
+/// Somebody on the path who blocks one of the two ports keeps a pair from agreeing on keys. With `prefer` the pods' packets
+/// pass on the other slot; the operator learns of it.
+#[test]
+fn a_pair_that_is_kept_from_its_preshared_keys_is_reported_until_it_has_them() {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    let nft = |mesh: &Mesh, rules: &str| {
+        mesh.node("n2").unwrap().command("nft").arg(rules).run().unwrap();
+    };
+    nft(
+        &mesh,
+        "add table inet block; add chain inet block in { type filter hook input priority 0; }; \
+         add rule inet block in udp dport 51841 drop",
+    );
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &QUICK).unwrap();
+    }
+    mesh.wait_formed();
+    let stripped = |status: &Value| status["peers"][0]["pq"]["stripped_seconds"].as_u64();
+    let metric = |mesh: &Mesh, value: u8| {
+        let text = mesh.node("n1").unwrap().run(metrics).unwrap();
+        let sample = format!("\nmeshd_peer_preshared_key_stripped{{peer=\"n2\"}} {value}\n");
+        assert!(text.contains(&sample), "no {sample:?} in {text}");
+    };
+    metric(&mesh, 0);
+    mesh.wait("n1", "it is reported", WITHIN, |status| stripped(status).is_some_and(|lasted| lasted >= 30));
+    mesh.daemon("n1").wait_log("PresharedKeyStripped", WITHIN).unwrap();
+    metric(&mesh, 1);
+    let is_reported = |event: &Value| {
+        event["reason"] == "PresharedKeysStripped"
+            && event["type"] == "Warning"
+            && event["involvedObject"]["name"] == "n1"
+    };
+    let since = Instant::now();
+    while mesh.api().core_events().unwrap().iter().filter(|event| is_reported(event)).count() != 1 {
+        assert!(since.elapsed() < WITHIN, "{:?}", mesh.api().core_events());
+        thread::sleep(Duration::from_millis(50));
+    }
+    let text = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["status"]).run().unwrap();
+    assert!(text.contains("n2: pods' packets have passed without a preshared key for "), "{text}");
+    // It is what it says: pods do reach each other, inside the tunnel.
+    let capture = mesh.capture().unwrap();
+    let pods = mesh.pods(&["a"]).unwrap();
+    Flow::new(&pods[0].end(), &pods[1].end(), IpVersion::V4, Protocol::Udp).must_pass();
+    capture.report().assert_sealed();
+
+    nft(&mesh, "delete table inet block");
+    mesh.wait("n1", "it is over", WITHIN, |status| stripped(status).is_none());
+    mesh.daemon("n1").wait_log("PresharedKeyRestored", WITHIN).unwrap();
+    metric(&mesh, 0);
+    let log = mesh.daemon("n1").log().unwrap();
+    assert_eq!(log.matches("PresharedKeyStripped").count(), 1, "logged more than once");
 }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::time::{Duration, Instant};
+
 use lab::mesh::Mesh;
 use lab::{Family, Inventory, Lab, Node, Signal};
 use serde_json::Value;
@@ -107,6 +109,20 @@ fn refuses_while_in_use(mesh: &mut Mesh) {
     assert!(guard.is_ok(), "the guard stays until everything else is removed");
     assert!(files(node).contains(TRAIL), "nothing was removed");
     node.pod("a").unwrap().delete().unwrap();
+}
+
+/// An API server that never answers is named, and not waited for; the guard stays, as after any failure.
+#[test]
+fn an_api_server_that_hangs_is_not_waited_for() {
+    let mut mesh = Mesh::form(Lab::builder().nodes(1).build().unwrap()).unwrap();
+    mesh.stop("n1", Signal::TERM).unwrap();
+    assert!(mesh.api().hang_gets());
+    let since = Instant::now();
+    let (removed, _, errors) = uninstall(&mesh, &[]);
+    assert!(!removed && errors.contains("read the Node: expected an answer of the API server"), "{errors}");
+    assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
+    let guard = mesh.node("n1").unwrap().command("nft").args(["list", "table", "inet", "meshd"]).run();
+    assert!(guard.is_ok(), "the guard was removed");
 }
 
 #[test]

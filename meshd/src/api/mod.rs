@@ -18,25 +18,31 @@ pub const FIELD_MANAGER: &str = "meshd";
 pub const API_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the API server may take to store something: as long as an admission webhook may by default.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the API server did not store something, or did not say so.
 #[derive(Debug, thiserror::Error)]
-enum WriteError {
+pub enum WriteError {
     /// It refused, or could not be reached.
     #[error("{operation}")]
     Failed {
+        /// What was asked of it.
         operation: &'static str,
-        // Boxed because it is large.
+        /// The cause; boxed because it is large.
         source: Box<kube::Error>,
     },
     /// It did not answer.
     #[error("{operation}: expected an answer of the API server within {} s", limit.as_secs())]
-    Timeout { operation: &'static str, limit: Duration },
+    Timeout {
+        /// What was asked of it.
+        operation: &'static str,
+        /// How long it was awaited.
+        limit: Duration,
+    },
 }
 
 /// Awaits the answer to a write for at most `limit`.
-async fn written<T>(
+pub(crate) async fn written<T>(
     operation: &'static str,
     limit: Duration,
     write: impl Future<Output = Result<T, kube::Error>>,

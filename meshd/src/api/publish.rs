@@ -58,15 +58,17 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
 
 async fn publish(client: &Client, publication: &Publication) -> Result<(), WriteError> {
     fault::point("publish.before");
-    let patched = written("patch own annotations", WRITE_TIMEOUT, patch(client, publication)).await;
+    let patched = patch(client, publication).await;
     fault::point("publish.after");
     patched
 }
 
 /// Patches the annotations once.
-pub async fn patch(client: &Client, publication: &Publication) -> Result<(), kube::Error> {
+pub async fn patch(client: &Client, publication: &Publication) -> Result<(), WriteError> {
     let body = json!({"metadata": {"uid": publication.uid, "annotations": publication.annotations}});
     let nodes = Api::<Node>::all(client.clone());
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
-    nodes.patch_metadata(publication.node.as_str(), &parameters, &Patch::Merge(&body)).await.map(drop)
+    let body = Patch::Merge(&body);
+    let patched = nodes.patch_metadata(publication.node.as_str(), &parameters, &body);
+    written("patch annotations", WRITE_TIMEOUT, patched).await.map(drop)
 }

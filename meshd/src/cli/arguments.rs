@@ -93,8 +93,17 @@ pub(super) fn command() -> Command {
 
 /// The subcommand of a parsed command line, with its arguments.
 pub(super) fn subcommand(matches: &ArgMatches) -> Option<(Subcommand, &ArgMatches)> {
-    let (name, matches) = matches.subcommand()?;
-    let found = Subcommand::ALL.into_iter().find(|subcommand| subcommand.name() == name)?;
+    chosen(matches, Subcommand::ALL, Subcommand::name)
+}
+
+/// The one of `all` that a parsed command line names as its subcommand, with its arguments.
+pub(super) fn chosen<S: Copy>(
+    matches: &ArgMatches,
+    all: impl IntoIterator<Item = S>,
+    name: impl Fn(S) -> &'static str,
+) -> Option<(S, &ArgMatches)> {
+    let (wanted, matches) = matches.subcommand()?;
+    let found = all.into_iter().find(|subcommand| name(*subcommand) == wanted)?;
     Some((found, matches))
 }
 

@@ -106,7 +106,7 @@ async fn request_and_follow(matches: &ArgMatches) -> Result<(), CommandError> {
         let publication = Publication { node: NodeName::new(&node.node), uid: node.uid.clone(), annotations };
         patch(&client, &publication)
             .await
-            .map_err(|source| CommandError::Ask { node: node.node.clone(), source: Box::new(source) })?;
+            .map_err(|source| CommandError::Ask { node: node.node.clone(), source })?;
     }
     let timeout = matches.get_one::<Duration>("timeout").copied().unwrap_or_default();
     follow(&mut asked, &mut changes, timeout).await;

@@ -113,7 +113,7 @@ pub enum CommandError {
         /// The node.
         node: String,
         /// The cause.
-        source: Box<kube::Error>,
+        source: crate::api::WriteError,
     },
     /// Nodes that have not replaced their keys within the timeout.
     #[error("not finished within the timeout: {}; they continue, and `kubectl describe node` or `meshd status` there shows what they wait for", nodes.join(", "))]

@@ -17,6 +17,7 @@ mod perform;
 mod pq;
 mod probes;
 mod reconcile;
+mod stripped;
 
 use std::time::Duration;
 
@@ -86,6 +87,12 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
             }
         }),
     ];
+    if config.node_cidrs.is_empty() {
+        warn!(
+            event = "NodeAddressesUnrestricted",
+            "any Node may claim any address outside the cluster; set node-cidr to the networks of the nodes"
+        );
+    }
     info!(event = "Started", node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");
 
     let outputs = Outputs {

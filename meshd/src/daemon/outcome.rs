@@ -17,6 +17,7 @@ use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::keys::Keys;
 use super::pq::Pairs;
+use super::stripped::Stripped;
 use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
@@ -48,6 +49,7 @@ pub(super) struct Outcome {
     mtu: u32,
     installed: bool,
     pub(super) chained: ChainedPlugins,
+    pub(super) stripped: Stripped,
 }
 
 impl Outcome {
@@ -248,12 +250,15 @@ impl Outcome {
         pairs: &Pairs,
         cluster: &Cluster,
         devices: &mut Devices,
+        now: Duration,
     ) -> Status {
         let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
         let mut peers = self.peers.clone();
         for (peer, member) in peers.iter_mut().zip(self.admission.world.peers.values()) {
-            let preshared = pairs.status(&PeerId::new(member.uid.as_str()));
+            let id = PeerId::new(member.uid.as_str());
+            let preshared = pairs.status(&id);
             peer.pq = preshared.as_ref().map_or_else(PairStatus::default, |(pair, _)| *pair);
+            peer.pq.stripped_seconds = self.stripped.lasted(now, &id).as_ref().map(Duration::as_secs);
             for slot in Slot::ALL {
                 let Some(found) = peer.slots.get_mut(slot) else { continue };
                 if let Some((_, slots)) = &preshared {

@@ -227,11 +227,19 @@ impl Pairs {
         pair.map_or(self.settings.mode != Mode::Require, |pair| pair.protected(slot, self.now()))
     }
 
+    /// Whether a slot has no preshared key with a peer although none of the two has turned them off.
+    pub(super) fn lacks_key(&self, peer: &PeerId, slot: Slot) -> bool {
+        self.settings.mode != Mode::Off
+            && self.machines.get(peer).is_some_and(|pair| {
+                pair.willing() != Some(false) && pair.carries(slot) && pair.preshared(slot).is_none()
+            })
+    }
+
     /// The status of a peer.
     pub(super) fn status(&self, peer: &PeerId) -> Option<(PairStatus, PerSlot<PqSlotStatus>)> {
         let pair = self.machines.get(peer)?;
         let barred = Slot::ALL.into_iter().all(|slot| !pair.carries(slot));
-        let status = PairStatus { enabled: pair.willing(), blocked: barred };
+        let status = PairStatus { enabled: pair.willing(), blocked: barred, stripped_seconds: None };
         let slots = pair.report(self.now()).map(|report| PqSlotStatus {
             protection: report.protection,
             key: report.id,

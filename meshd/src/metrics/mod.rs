@@ -323,6 +323,11 @@ fn peers(status: &Status) -> Vec<Metric<'_>> {
             "Whether a handshake with the slot's current preshared key has been seen.",
             of_slots(&|slot| Some((slot.pq.protection == Protection::Proven).into())),
         ),
+        Metric::gauges(
+            "peer_preshared_key_stripped",
+            "Whether pods' packets have passed for more than 30 seconds without a preshared key although both nodes want one.",
+            of_peers(|peer| Some(peer.pq.stripped_seconds.is_some().into())),
+        ),
         Metric::counters(
             "peer_endpoint_drifts",
             "Authenticated packets from another address than the published endpoint.",

@@ -11,6 +11,10 @@ pub struct PairStatus {
     pub enabled: Option<bool>,
     /// Whether pod traffic with the peer is blocked because a preshared key is required and none is proven.
     pub blocked: bool,
+    /// For how many seconds pods' packets have passed without a preshared key although both nodes want one; none if they
+    /// have not for long.
+    #[serde(default)]
+    pub stripped_seconds: Option<u64>,
 }
 
 /// The preshared key of one slot.

@@ -156,6 +156,16 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
             peer.pq.reason()
         )?;
     }
+    for peer in &status.peers {
+        if let Some(seconds) = peer.pq.stripped_seconds {
+            writeln!(
+                text,
+                "\n{}: pods' packets have passed without a preshared key for {seconds} s, although both nodes want one: \
+                 check that both UDP ports are open",
+                peer.node
+            )?;
+        }
+    }
     for rejected in &status.rejected {
         let effect = if rejected.stays { "rejected in part" } else { "rejected" };
         writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;

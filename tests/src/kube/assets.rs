@@ -35,3 +35,18 @@ impl Assets {
         Ok(Self { kube_apiserver: program("kube-apiserver")?, etcd: program("etcd")? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cache_is_the_directory_that_the_set_up_fills() {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kube-assets.sh");
+        let script = std::fs::read_to_string(script).unwrap();
+        let value = |name: &str| script.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let cache = value("cache=${XDG_CACHE_HOME:-$HOME/.cache}/");
+        let directory = value("assets=$cache/").replace("$version", value("version="));
+        assert_eq!(CACHED, format!("{cache}/{directory}"));
+    }
+}

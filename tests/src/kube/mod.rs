@@ -305,6 +305,17 @@ impl ApiServer {
         }
     }
 
+    /// From now on, patches of Nodes are never answered. Only the fake server can do that; says whether it does.
+    pub fn hang_patches(&self) -> bool {
+        match &*self.lock() {
+            Backend::Fake(server) => {
+                server.hang_patches();
+                true
+            }
+            Backend::Real(_) => false,
+        }
+    }
+
     /// Stops the server at once (SIGKILL): connections are cut, the port is closed. Its data stays.
     pub fn stop(&self) -> Result<(), ApiError> {
         match &mut *self.lock() {

@@ -66,6 +66,13 @@ async fn answer(
     {
         std::future::pending::<()>().await;
     }
+    if let Ok(request) = &request
+        && request.method == Method::PATCH
+        && matches!(request.target, Target::Node { .. })
+        && shared.hangs_on_patches.load(Ordering::Relaxed)
+    {
+        std::future::pending::<()>().await;
+    }
     let outcome = request.and_then(|request| respond(&shared, &request));
     outcome.unwrap_or_else(|status| object(status.code(), &status.body()))
 }

@@ -52,6 +52,8 @@ struct Shared {
     fence: bool,
     /// Whether requests for single objects are never answered.
     hangs: AtomicBool,
+    /// Whether patches of Nodes are never answered.
+    hangs_on_patches: AtomicBool,
     /// Address that nodes reach it by.
     address: IpAddr,
     /// The latest revision, for watches to wait on.
@@ -79,6 +81,7 @@ impl Fake {
             users,
             fence,
             hangs: AtomicBool::new(false),
+            hangs_on_patches: AtomicBool::new(false),
             address,
             changed: watch::Sender::new(0),
         });
@@ -132,6 +135,11 @@ impl Fake {
     /// From now on, GETs of single objects are never answered; lists, watches and changes are.
     pub(crate) fn hang_gets(&self) {
         self.shared.hangs.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on, patches of Nodes are never answered, and not performed.
+    pub(crate) fn hang_patches(&self) {
+        self.shared.hangs_on_patches.store(true, Ordering::Relaxed);
     }
 
     /// How many requests of each kind came since the start: keys like `patch nodes`.

@@ -31,6 +31,13 @@ fn the_daemon_starts_with_this_configuration() {
     assert!(config.log_json);
 }
 
+/// The networks of RFC 1918, RFC 6598 and RFC 4193. An address outside them, such as a public resolver's, can't be claimed.
+#[test]
+fn only_addresses_in_private_networks_are_believed_by_default() {
+    let ranges: Vec<String> = effective().node_cidrs.iter().map(ToString::to_string).collect();
+    assert_eq!(ranges, ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]);
+}
+
 #[test]
 fn the_configuration_is_mounted_where_the_daemon_reads_it() {
     let config_map = config_map();

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 7] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -13,6 +13,8 @@ const DOCUMENTS: [&str; 7] = [
     "SECURITY.md",
     "deploy/README.md",
     "docs/glossary.md",
+    "docs/threat-model.md",
+    "docs/upgrade.md",
 ];
 
 #[test]
@@ -40,6 +42,48 @@ fn every_make_target_in_the_documents_exists() {
             assert!(targets.contains(&*name), "{document}: make {name}");
         }
     }
+}
+
+#[test]
+fn every_link_to_a_section_leads_to_a_heading() {
+    let mut count = 0;
+    for document in DOCUMENTS {
+        let directory = Path::new(document).parent().unwrap();
+        for (file, section) in section_links(&read(document)) {
+            let file = if file.is_empty() { document.into() } else { directory.join(&file) };
+            let page = read(file.to_str().unwrap());
+            assert!(anchors(&page).contains(&section), "{document}: {}#{section}", file.display());
+            count += 1;
+        }
+    }
+    assert!(count > 10, "the threat model names the sections of SECURITY.md");
+}
+
+/// The links to a section, as pairs of file and anchor.
+fn section_links(text: &str) -> Vec<(String, String)> {
+    let targets = text.split("](").skip(1).filter_map(|rest| rest.split_once(')'));
+    let sections = targets.filter_map(|(target, _)| target.split_once('#'));
+    let local = sections.filter(|(file, _)| !file.contains("://"));
+    local.map(|(file, section)| (file.to_owned(), section.to_owned())).collect()
+}
+
+/// The anchors that a forge gives to the headings.
+fn anchors(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter_map(|line| line.strip_prefix('#'));
+    let anchor = |heading: &str| {
+        let text = heading.trim_start_matches('#').trim().to_lowercase();
+        let kept = text.chars().filter(|letter| letter.is_alphanumeric() || " -_".contains(*letter));
+        kept.map(|letter| if letter == ' ' { '-' } else { letter }).collect()
+    };
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn anchors_are_made_of_headings() {
+    let page = "# One: two\n\n## 3. Assets, actors\ntext\n";
+    assert_eq!(anchors(page), ["one-two".to_owned(), "3-assets-actors".to_owned()].into());
+    let links = "[a](x.md#b), [c](#d), [e](https://example.org/#f), [g](h.md)";
+    assert_eq!(section_links(links), [("x.md".to_owned(), "b".to_owned()), (String::new(), "d".to_owned())]);
 }
 
 /// The targets in code: after `make` at the start of a quotation, or of a line in a block.

@@ -61,6 +61,8 @@ fn the_base_has_these_objects_and_no_others() {
             "ValidatingAdmissionPolicyBinding /meshd-own-node",
             "ValidatingAdmissionPolicy /meshd-annotations",
             "ValidatingAdmissionPolicyBinding /meshd-annotations",
+            "ValidatingAdmissionPolicy /meshd-pod-cidrs",
+            "ValidatingAdmissionPolicyBinding /meshd-pod-cidrs",
             "ServiceAccount meshd/meshd",
             "ClusterRole /meshd",
             "ClusterRoleBinding /meshd",

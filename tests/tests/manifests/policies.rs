@@ -1,4 +1,4 @@
-//! The two admission policies: their settings, and which requests they admit.
+//! The admission policies: their settings, and which requests they admit.
 
 use plan::annotation::{MAX_LEN, names};
 use serde_json::{Value, json};
@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use super::admission::{Policy, Request};
 use super::{NAMESPACE, SERVICE_ACCOUNT, list, objects, string, text};
 
-const FILES: [&str; 2] = ["policy-own-node.yaml", "policy-annotations.yaml"];
+/// The policies about the daemon's account and annotations.
+const DAEMON: [&str; 2] = ["policy-own-node.yaml", "policy-annotations.yaml"];
+const POD_CIDRS: &str = "policy-pod-cidrs.yaml";
+const FILES: [&str; 3] = [DAEMON[0], DAEMON[1], POD_CIDRS];
 const NODE_CLAIM: &str = "authentication.kubernetes.io/node-name";
 const BREAK_GLASS: &str = "meshd.dev:break-glass";
 
@@ -43,7 +46,7 @@ fn policies_fail_closed_and_are_enforced() {
 #[test]
 fn policies_refer_to_the_daemons_account_and_to_its_annotations() {
     let account = format!("\"system:serviceaccount:{NAMESPACE}:{SERVICE_ACCOUNT}\"");
-    for file in FILES {
+    for file in DAEMON {
         let policy = text(file);
         assert_eq!(policy.matches(&account).count(), 1, "{file}");
         assert_eq!(policy.matches("system:serviceaccount:").count(), 1, "{file}");
@@ -59,6 +62,27 @@ fn policies_refer_to_the_daemons_account_and_to_its_annotations() {
             "{file}"
         );
     }
+}
+
+/// Kubelets may do neither, whatever group or token they have; the daemon's account is none of these either.
+#[test]
+fn who_may_set_pod_cidrs_is_a_short_list() {
+    let policy = objects(POD_CIDRS).remove(0);
+    let conditions: Vec<&str> =
+        list(&policy, "/spec/matchConditions").iter().map(|entry| string(entry, "/expression")).collect();
+    let named: Vec<&str> = conditions.iter().flat_map(|text| text.split('"').skip(1).step_by(2)).collect();
+    assert_eq!(
+        named,
+        [
+            "system:kube-controller-manager",
+            "system:serviceaccount:kube-system:node-controller",
+            "system:cloud-controller-manager",
+            "system:serviceaccount:kube-system:cloud-controller-manager",
+            "system:masters",
+            "kubeadm:cluster-admins",
+            BREAK_GLASS,
+        ]
+    );
 }
 
 #[test]
@@ -106,11 +130,13 @@ fn refusals(policies: &[Policy], request: &Request) -> Vec<String> {
 }
 
 fn legitimate() -> Vec<(&'static str, Request)> {
-    let created = |mut request: Request| {
-        request.operation = "CREATE";
-        request.before = Value::Null;
-        request
-    };
+    let mut requests = daily();
+    requests.extend(allotments());
+    requests
+}
+
+/// Requests that no policy is about.
+fn daily() -> Vec<(&'static str, Request)> {
     vec![
         ("the daemon publishes its state", daemon("n1", "n1", |node| annotate(node, names::STATE, "new"))),
         (
@@ -123,13 +149,26 @@ fn legitimate() -> Vec<(&'static str, Request)> {
             with_status(kubelet(|node| node["status"]["capacity"] = json!({"cpu": "2"}))),
         ),
         ("the kubelet annotates", kubelet(|node| annotate(node, "volumes.example/attached", "true"))),
-        (
-            "the kubelet creates its Node",
-            created(kubelet(|node| node["metadata"]["annotations"] = json!({}))),
-        ),
+        ("the kubelet creates its Node", joining(|_| {})),
+        ("a kubelet joins with a taint", joining(|node| node["spec"]["unschedulable"] = json!(true))),
+        ("a Node without a spec's fields is created", joining(|node| node["spec"] = json!({}))),
         (
             "a Node without annotations is created",
-            created(kubelet(|node| drop(fields(node, "metadata").remove("annotations")))),
+            joining(|node| drop(fields(node, "metadata").remove("annotations"))),
+        ),
+        (
+            "kubeadm join annotates the Node that the kubelet created",
+            kubelet(|node| annotate(node, "kubeadm.alpha.kubernetes.io/cri-socket", "unix:///run/x.sock")),
+        ),
+        (
+            "the cloud controller initializes the Node",
+            Request {
+                groups: accounts(),
+                ..by("system:serviceaccount:kube-system:cloud-node-manager", |node| {
+                    node["spec"]["providerID"] = json!("cloud:///1");
+                    node["spec"]["taints"] = json!([]);
+                })
+            },
         ),
         ("an operator sets an endpoint", admin(|node| annotate(node, names::CONFIG_ENDPOINT, "192.0.2.1"))),
         ("an administrator taints", admin(|node| node["spec"]["unschedulable"] = json!(true))),
@@ -143,15 +182,76 @@ fn legitimate() -> Vec<(&'static str, Request)> {
     ]
 }
 
+/// Whoever allots podCIDRs, and administrators, set them.
+fn allotments() -> Vec<(&'static str, Request)> {
+    let in_groups = |groups: &[&str], request: Request| Request {
+        groups: groups.iter().map(|group| (*group).to_owned()).collect(),
+        ..request
+    };
+    vec![
+        ("the controller manager allots podCIDRs", allot(by("system:kube-controller-manager", |_| {}))),
+        (
+            "the node controller of kubeadm, kind and k3s allots podCIDRs",
+            allot(by("system:serviceaccount:kube-system:node-controller", |_| {})),
+        ),
+        ("a cloud controller allots podCIDRs", allot(by("system:cloud-controller-manager", |_| {}))),
+        (
+            "a cloud controller in a pod allots podCIDRs",
+            allot(by("system:serviceaccount:kube-system:cloud-controller-manager", |_| {})),
+        ),
+        ("an administrator sets podCIDRs", allot(admin(|_| {}))),
+        (
+            "an administrator creates a Node with podCIDRs",
+            created(admin(|node| drop(fields(node, "metadata").remove("annotations")))),
+        ),
+        (
+            "an administrator of kubeadm's sets podCIDRs",
+            allot(in_groups(&["kubeadm:cluster-admins"], by("kubernetes-admin", |_| {}))),
+        ),
+        ("break-glass sets podCIDRs", allot(in_groups(&[BREAK_GLASS], by("somebody", |_| {})))),
+    ]
+}
+
 fn forged() -> Vec<(&'static str, Request)> {
+    let mut requests = about_the_daemon();
+    requests.extend(about_pod_cidrs());
+    requests
+}
+
+/// Nobody but those in [`allotments`] sets podCIDRs.
+fn about_pod_cidrs() -> Vec<(&'static str, Request)> {
+    vec![
+        (
+            "a kubelet creates its Node with podCIDRs",
+            joining(|node| node["spec"]["podCIDRs"] = json!(["10.244.0.0/16"])),
+        ),
+        (
+            "a kubelet creates its Node with a podCIDR",
+            joining(|node| node["spec"]["podCIDR"] = json!("10.244.0.0/16")),
+        ),
+        ("a kubelet sets podCIDRs before they are allotted", allot(kubelet(|_| {}))),
+        (
+            "somebody who may change Nodes sets podCIDRs",
+            allot(Request {
+                groups: accounts(),
+                ..by("system:serviceaccount:kube-system:autoscaler", |_| {})
+            }),
+        ),
+        (
+            "the node controller's name in another namespace",
+            allot(by("system:serviceaccount:default:node-controller", |_| {})),
+        ),
+    ]
+}
+
+fn about_the_daemon() -> Vec<(&'static str, Request)> {
     let state = |node: &mut Value| annotate(node, names::STATE, "forged");
     let own = |change: fn(&mut Value)| daemon("n1", "n1", change);
-    let create = |request: Request| Request { operation: "CREATE", before: Value::Null, ..request };
     vec![
         ("another node's state", daemon("n1", "n2", state)),
         ("own state without a claim", Request { extra: [].into(), ..daemon("n1", "n1", state) }),
         ("own state with an empty claim", daemon("", "n1", state)),
-        ("own Node created", create(daemon("n1", "n1", state))),
+        ("own Node created", created(daemon("n1", "n1", state))),
         ("own status", with_status(daemon("n1", "n1", state))),
         ("own taints", own(|node| node["spec"]["taints"] = json!([]))),
         ("own podCIDRs", own(|node| node["spec"]["podCIDRs"] = json!(["10.244.0.0/16"]))),
@@ -171,7 +271,7 @@ fn forged() -> Vec<(&'static str, Request)> {
         ("an annotation of a mebibyte", own(|node| annotate(node, names::STATE, &"x".repeat(1 << 20)))),
         ("the kubelet's own key", kubelet(state)),
         ("the kubelet's own key through the status", with_status(kubelet(state))),
-        ("a Node that is created with a key", create(kubelet(state))),
+        ("a Node that is created with a key", joining(state)),
         ("an administrator's key", admin(state)),
         ("a new annotation with the daemon's prefix", admin(|node| annotate(node, "meshd.dev/other", "x"))),
         ("a key removed", admin(|node| remove(node, names::STATE))),
@@ -189,6 +289,43 @@ fn daemon(claim: &str, name: &str, change: impl FnOnce(&mut Value)) -> Request {
         groups: vec!["system:serviceaccounts".to_owned(), "system:authenticated".to_owned()],
         extra: [(NODE_CLAIM.to_owned(), vec![claim.to_owned()])].into(),
         ..update(name, change)
+    }
+}
+
+/// The user changes n1.
+fn by(user: &str, change: impl FnOnce(&mut Value)) -> Request {
+    Request { user: user.to_owned(), ..update("n1", change) }
+}
+
+/// The groups of a service account.
+fn accounts() -> Vec<String> {
+    ["system:serviceaccounts", "system:authenticated"].map(str::to_owned).to_vec()
+}
+
+/// The request sets podCIDRs on a Node that has none.
+fn allot(mut request: Request) -> Request {
+    unallotted(&mut request.before);
+    request
+}
+
+/// The kubelet of n1 creates its Node, which has neither podCIDRs nor annotations yet, with a change.
+fn joining(change: impl FnOnce(&mut Value)) -> Request {
+    created(kubelet(|node| {
+        unallotted(node);
+        node["metadata"]["annotations"] = json!({});
+        change(node);
+    }))
+}
+
+/// The request creates the Node.
+fn created(request: Request) -> Request {
+    Request { operation: "CREATE", before: Value::Null, ..request }
+}
+
+/// Takes the podCIDRs from a Node.
+fn unallotted(node: &mut Value) {
+    for field in ["podCIDR", "podCIDRs"] {
+        fields(node, "spec").remove(field);
     }
 }
 

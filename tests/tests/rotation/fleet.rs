@@ -1,6 +1,7 @@
 //! An operator requests rotations through the API server alone.
 
 use std::process::Output;
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -82,4 +83,20 @@ fn a_request_that_is_invalid_or_not_due_changes_nothing() {
     mesh.wait("n1", "no refusal", WITHIN, |status| lab::mesh::refusals(status, "n1").is_empty());
     assert_eq!(keys(&mesh, "n1"), before);
     assert_eq!(mesh.status("n1").unwrap()["rotation"]["busy"], false);
+}
+
+/// An API server that takes a request and never answers it is named, and not waited for.
+#[test]
+fn a_request_that_is_never_answered_fails() {
+    let mesh = quick(1);
+    assert!(mesh.api().hang_patches());
+    let since = Instant::now();
+    let output = rotate(&mesh, &["--node", "n1"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success(), "{told}");
+    assert!(
+        told.contains("annotate Node n1") && told.contains("expected an answer of the API server"),
+        "{told}"
+    );
+    assert!(since.elapsed() < WITHIN, "{:?}", since.elapsed());
 }

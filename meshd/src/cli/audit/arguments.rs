@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::cli::arguments::output_argument;
+use crate::cli::arguments::{chosen, output_argument};
 
 /// The subcommands of `meshd audit`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,9 +92,7 @@ pub(in crate::cli) fn command(command: Command) -> Command {
 
 /// The subcommand of a parsed command line, with its arguments.
 pub(super) fn subcommand(matches: &ArgMatches) -> Option<(Subcommand, &ArgMatches)> {
-    let (name, matches) = matches.subcommand()?;
-    let found = Subcommand::ALL.into_iter().find(|subcommand| subcommand.name() == name)?;
-    Some((found, matches))
+    chosen(matches, Subcommand::ALL, Subcommand::name)
 }
 
 fn trail() -> Arg {

@@ -43,8 +43,14 @@ impl Reconciler {
 
     /// The status as of now.
     pub(in crate::daemon) fn status(&mut self) -> Status {
-        let status =
-            self.outcome.status(&self.config, &self.keys, &self.pairs, &self.cluster, &mut self.devices);
+        let status = self.outcome.status(
+            &self.config,
+            &self.keys,
+            &self.pairs,
+            &self.cluster,
+            &mut self.devices,
+            self.started.elapsed(),
+        );
         let mut status = Status { control: self.peer_channel.counts(), ..status };
         for peer in &mut status.peers {
             let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.peer_channel.path(uid)) else {

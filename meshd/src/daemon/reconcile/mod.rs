@@ -267,6 +267,7 @@ impl Reconciler {
         self.update_channel(now, &turn.desired).await;
         self.record_audit(&turn.admission);
         self.settle_backend(now);
+        self.report_stripped(now, &turn.admission, &turn.setup);
         self.outcome.conclude(turn, &self.devices);
         self.write_cni_files(now);
         self.retry_in(now)

@@ -9,6 +9,7 @@ use keyring::rotation::{Cause, Input, PeerId, Rotation, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::backoff::Attempt;
+use plan::desired::Setup;
 use plan::network::Network;
 use plan::node::NodeUid;
 use plan::publication;
@@ -23,6 +24,11 @@ use crate::chain::Chain;
 use crate::channel::{ReceivedMessage, SocketError};
 use crate::daemon::peer_channel::PeerMessage;
 use crate::daemon::pq;
+use crate::daemon::stripped::{self, Change};
+
+/// After how long without a handshake no packet passes to a peer: a session ends after 180 s, and a hello of the preshared
+/// keys starts a new one within a minute.
+const SESSION_ENDED_AFTER: Duration = Duration::from_mins(4);
 
 impl Reconciler {
     /// Gives the rotation and the control channel the present peers and what they announce.
@@ -162,6 +168,53 @@ impl Reconciler {
             self.renewed = Some(now);
             self.keys.handle(Input::Rotate(Cause::Request));
         }
+    }
+
+    /// Reports to which peers pods' packets pass without a preshared key although both ends want one.
+    pub(super) fn report_stripped(&mut self, now: Duration, admission: &Admission, setup: &Setup) {
+        let peers = &admission.world.peers;
+        let without_key = |member: &&Member| {
+            let carrying = setup.carrying_slot(member);
+            carrying.is_some_and(|slot| self.pairs.lacks_key(&PeerId::new(member.uid.as_str()), slot))
+        };
+        let without_key: Vec<&Member> = peers.values().filter(without_key).collect();
+        // The devices are read only if there is such a peer: with many peers that takes long.
+        let states = if without_key.is_empty() {
+            PerSlot::from_fn(|_| None)
+        } else {
+            PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state))
+        };
+        let has_session = |member: &Member| {
+            let slot = setup.carrying_slot(member)?;
+            let peer = states.get(slot).as_ref()?.peers.get(&member.state.slots.get(slot).key)?;
+            Some(peer.since_handshake? < SESSION_ENDED_AFTER)
+        };
+        let passing = without_key.into_iter().filter(|member| has_session(member).unwrap_or(false));
+        let stripped = passing.map(|member| PeerId::new(member.uid.as_str())).collect();
+        let name = |peer: &PeerId| {
+            let found = peers.iter().find(|(_, member)| member.uid.as_str() == peer.as_str());
+            found.map_or_else(|| peer.to_string(), |(name, _)| name.to_string())
+        };
+        for change in self.outcome.stripped.update(now, &stripped) {
+            match change {
+                Change::Stripped(peer) => warn!(
+                    event = "PresharedKeyStripped", node = name(&peer), peer_uid = %peer,
+                    "pods' packets pass without a preshared key although both nodes want one; is a UDP port blocked?"
+                ),
+                Change::Restored(peer) => info!(
+                    event = "PresharedKeyRestored", node = name(&peer), peer_uid = %peer,
+                    "preshared key: pods' packets no longer pass without one"
+                ),
+            }
+        }
+        let Some(own) = self.cluster.own_record() else { return };
+        let Some(announced) = self.outcome.stripped.take_announcement(now) else { return };
+        let names: Vec<String> = announced.iter().map(name).collect();
+        let (uid, warning) = (own.uid.clone(), !names.is_empty());
+        let reason = if warning { "PresharedKeysStripped" } else { "PresharedKeysRestored" };
+        let message = stripped::message(&names);
+        // The queue is full while the API server is away: an Event is not worth waiting for.
+        let _ = self.node_events.try_send(NodeEvent { uid, warning, reason, message });
     }
 
     /// Writes what happened to keys to the audit trail, and its head to peers and the API server.
