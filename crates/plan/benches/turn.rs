@@ -98,6 +98,7 @@ fn record(index: usize) -> NodeRecord {
         prefer: Slot::A,
         drain: None,
         phase: Phase::Steady,
+        proofs: None,
     };
     let endpoints = Endpoints { addresses: vec![address([10, 0, 0, 0]).into()], nat: false };
     let pods = std::net::Ipv4Addr::from(u32::from_be_bytes([100, 64, 0, 0]) + (number << 8));

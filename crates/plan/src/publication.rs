@@ -50,6 +50,7 @@ pub fn wanted(record: &NodeRecord, journal: &Journal, listening: Listening) -> P
             Step::Steady | Step::Between if journal.cold => Phase::Cold,
             Step::Steady | Step::Between => Phase::Steady,
         },
+        proofs: None,
     };
     let endpoints = Endpoints { addresses: listening.endpoints, nat: listening.nat };
     let annotations = [(names::STATE, state.render()), (names::ENDPOINTS, endpoints.render())];

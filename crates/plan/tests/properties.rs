@@ -71,6 +71,7 @@ fn record(index: usize, draft: &Draft, keys: &[PublicKey]) -> NodeRecord {
         prefer: slot(draft.prefer_b),
         drain: draft.drain.map(slot),
         phase: Phase::Steady,
+        proofs: None,
     };
     let address: IpAddr = [192, 0, 2, draft.address].into();
     NodeRecord {

@@ -38,6 +38,7 @@ fn node(number: u8, life: u8) -> NodeRecord {
         prefer: Slot::A,
         drain: None,
         phase: Phase::Steady,
+        proofs: None,
     };
     let address = format!("192.0.2.{number}");
     NodeRecord {

@@ -37,6 +37,8 @@ pub struct AdmissionPolicy {
     pub api_servers: BTreeSet<IpAddr>,
     /// Public keys of this node: no other node may publish them.
     pub own_keys: BTreeSet<PublicKey>,
+    /// Whether nodes that have never proved their keys are accepted; daemons of version 0.1 never do.
+    pub accept_unproven: bool,
     /// What is known of the addresses that nodes claim, by node and address. An address that is missing has not been
     /// tested yet.
     pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
@@ -106,6 +108,8 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// Its keys.
     pub state: State,
+    /// Whether it has proved that it has the private keys.
+    pub proven: bool,
     /// Where datagrams for it go.
     pub endpoint: Option<Endpoint>,
     /// Whether it is behind NAT.
@@ -270,6 +274,7 @@ impl Admitter<'_> {
             uid: record.uid.clone(),
             pod_cidrs,
             addresses,
+            proven: state.proofs.is_some(),
             state,
             endpoint: self.endpoint(record, &endpoints),
             nat: endpoints.nat,

@@ -27,6 +27,7 @@ fn state(number: u8) -> State {
         prefer: Slot::A,
         drain: None,
         phase: Phase::Steady,
+        proofs: None,
     }
 }
 

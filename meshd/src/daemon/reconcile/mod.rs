@@ -138,6 +138,7 @@ impl Reconciler {
             node_cidrs: config.node_cidrs.clone(),
             api_servers: config.api_servers.iter().copied().chain(server).collect(),
             own_keys: keys.public().iter().map(|(_, key)| *key).collect(),
+            accept_unproven: false,
             evidence: BTreeMap::new(),
             ipv4: true,
             ipv6: true,
