@@ -35,5 +35,5 @@ pub use error::KeyError;
 pub use key::{Fingerprint, PrivateKey, PublicKey};
 pub use node_keys::NodeKeys;
 pub use preshared::{PresharedId, PresharedKey};
-pub use proof::{Proof, ProofError};
+pub use proof::{NOISE, Proof, ProofError};
 pub use slot::{PerSlot, Slot, SlotError};
