@@ -125,6 +125,7 @@ fn policy() -> AdmissionPolicy {
         cluster_cidrs: vec!["100.64.0.0/10".parse().unwrap()],
         service_cidrs: vec!["172.20.0.0/16".parse().unwrap()],
         own_keys: [key(0), key(1)].into(),
+        accept_unproven: true,
         ipv4: true,
         ..AdmissionPolicy::default()
     }

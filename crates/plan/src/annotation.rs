@@ -6,6 +6,7 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use keyring::rotation::MAX_GENERATION;
 use keyring::{KeyError, PerSlot, Proof, ProofError, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
@@ -32,8 +33,6 @@ pub const MAX_LEN: usize = 1024;
 pub const MAX_ENDPOINTS: usize = 16;
 /// The version that this code writes and reads.
 const VERSION: u64 = 1;
-/// Highest generation: beyond it JSON readers that use floating point lose digits (RFC 8259 section 6).
-const MAX_GENERATION: u64 = 1 << 53;
 
 /// The annotation `meshd.dev/state`. It has no times: order is the generation alone.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -100,6 +100,7 @@ fn policy() -> AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         own_keys: [key(600), key(601)].into(),
+        accept_unproven: true,
         ipv4: true,
         ipv6: true,
         ..AdmissionPolicy::default()

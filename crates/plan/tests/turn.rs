@@ -101,6 +101,7 @@ impl Node {
         let policy = AdmissionPolicy {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             own_keys: [self.keys.a, self.keys.b].into(),
+            accept_unproven: true,
             ipv4: true,
             ..AdmissionPolicy::default()
         };
