@@ -12,6 +12,16 @@ use serde_json::{Value, json};
 
 const WITHIN: Duration = Duration::from_secs(5);
 
+/// A mesh whose nodes accept keys without proofs: what is tested here is what comes after those.
+fn accepting(lab: Lab) -> Mesh {
+    let mut mesh = Mesh::idle(lab);
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &["--accept-unproven", "true"]).unwrap();
+    }
+    mesh.wait_formed();
+    mesh
+}
+
 /// A Node without a machine.
 fn node(uid_annotation: &str, pod_cidr: &str, address: &str) -> Value {
     json!({
@@ -29,6 +39,13 @@ fn state(uid: &str, a: &str, b: &str) -> String {
         "slots": {"a": {"key": a, "g": 1, "port": 51840}, "b": {"key": b, "g": 1, "port": 51841}},
     })
     .to_string()
+}
+
+/// The same with this proof for both slots.
+fn proven(state: &str, proof: &str) -> String {
+    let mut state: Value = serde_json::from_str(state).unwrap();
+    state["proofs"] = json!({"a": proof, "b": proof});
+    state.to_string()
 }
 
 fn key(byte: u8) -> String {
@@ -51,7 +68,7 @@ fn announce(mesh: &Mesh, text: &str) {
 type Case<'a> = (&'a str, &'a str, &'a str, Box<dyn Fn(&str) -> String>);
 
 fn bad_nodes(api: ApiKind) {
-    let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).api(api).build().unwrap()).unwrap();
+    let mesh = accepting(Lab::builder().nodes(2).family(Family::V4).api(api).build().unwrap());
     let (a, b) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("a").unwrap());
     let own = |node: &str, slot: &str| {
         mesh.status(node).unwrap()["slots"][slot]["key"].as_str().unwrap().to_owned()
@@ -85,6 +102,18 @@ fn bad_nodes(api: ApiKind) {
         ("key-own", free, address, Box::new(move |uid| state(uid, &key_of_n1, &key(8)))),
         ("key-taken", free, address, Box::new(move |uid| state(uid, &key_of_n2, &key(8)))),
         ("uid-foreign", free, address, Box::new(|_| state("another", &key(7), &key(8)))),
+        (
+            "proof-base64",
+            free,
+            address,
+            Box::new(|uid| proven(&state(uid, &key(7), &key(8)), &BASE64.encode([0; 32]))),
+        ),
+        (
+            "proof-invalid",
+            free,
+            address,
+            Box::new(|uid| proven(&state(uid, &key(7), &key(8)), &BASE64.encode([0; 64]))),
+        ),
         ("pod-cidr-taken", "10.244.2.128/25", address, Box::new(|uid| state(uid, &key(7), &key(8)))),
         ("pod-cidr-outside", "10.250.0.0/24", address, Box::new(|uid| state(uid, &key(7), &key(8)))),
     ];
@@ -120,7 +149,7 @@ fn only_the_bad_node_is_rejected_with_a_real_api_server() {
 /// Addresses are admitted separately from podCIDRs: a node with a rejected address keeps its pods in the mesh.
 #[test]
 fn only_the_bad_address_is_rejected() {
-    let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).build().unwrap()).unwrap();
+    let mesh = accepting(Lab::builder().nodes(2).family(Family::V4).build().unwrap());
     let api = mesh.api().host().address(IpVersion::V4).unwrap().to_string();
     for (code, address) in [
         ("address-of-api-server", api.as_str()),
@@ -146,7 +175,7 @@ fn only_the_bad_address_is_rejected() {
 /// A node keeps its last valid state when it announces something invalid or outdated.
 #[test]
 fn the_last_valid_state_of_a_node_is_kept() {
-    let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::V4).build().unwrap()).unwrap();
+    let mesh = accepting(Lab::builder().nodes(2).family(Family::V4).build().unwrap());
     let uid = create(&mesh, "10.244.9.0/24", "198.18.0.99");
     announce(&mesh, &state(&uid, &key(7), &key(8)).replace("\"gen\":1", "\"gen\":5"));
     mesh.wait("n1", "n9 has joined", WITHIN, |status| status["peers"].as_array().unwrap().len() == 2);

@@ -98,6 +98,7 @@ fn record(index: usize) -> NodeRecord {
         prefer: Slot::A,
         drain: None,
         phase: Phase::Steady,
+        proofs: None,
     };
     let endpoints = Endpoints { addresses: vec![address([10, 0, 0, 0]).into()], nat: false };
     let pods = std::net::Ipv4Addr::from(u32::from_be_bytes([100, 64, 0, 0]) + (number << 8));
@@ -124,6 +125,7 @@ fn policy() -> AdmissionPolicy {
         cluster_cidrs: vec!["100.64.0.0/10".parse().unwrap()],
         service_cidrs: vec!["172.20.0.0/16".parse().unwrap()],
         own_keys: [key(0), key(1)].into(),
+        accept_unproven: true,
         ipv4: true,
         ..AdmissionPolicy::default()
     }

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use keyring::{KeyError, PerSlot, PublicKey, Slot};
+use keyring::rotation::MAX_GENERATION;
+use keyring::{KeyError, PerSlot, Proof, ProofError, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::node::NodeUid;
@@ -32,11 +33,9 @@ pub const MAX_LEN: usize = 1024;
 pub const MAX_ENDPOINTS: usize = 16;
 /// The version that this code writes and reads.
 const VERSION: u64 = 1;
-/// Highest generation: beyond it JSON readers that use floating point lose digits (RFC 8259 section 6).
-const MAX_GENERATION: u64 = 1 << 53;
 
 /// The annotation `meshd.dev/state`. It has no times: order is the generation alone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     /// UID of the Node that it was written for, so that a copy on another Node is found.
     pub uid: NodeUid,
@@ -50,6 +49,8 @@ pub struct State {
     pub drain: Option<Slot>,
     /// Where the node is in the life of its keys.
     pub phase: Phase,
+    /// By each slot's private key, the proof that the node has it; none from daemons of version 0.1.
+    pub proofs: Option<PerSlot<Proof>>,
 }
 
 /// One slot in a node's state.
@@ -103,6 +104,10 @@ impl State {
             prefer: self.prefer,
             drain: self.drain,
             phase: self.phase,
+            proofs: self
+                .proofs
+                .as_ref()
+                .map(|proofs| WireProofs { a: proofs.a.to_base64(), b: proofs.b.to_base64() }),
         };
         // Numbers and strings always serialize.
         serde_json::to_string(&wire).unwrap_or_default()
@@ -126,6 +131,12 @@ impl State {
         if slots.a.port == slots.b.port {
             return Err(AnnotationError::SamePortTwice { port: slots.a.port });
         }
+        let proofs = wire.proofs.map(|wire| {
+            PerSlot::try_from_fn(|slot| {
+                let found = if slot == Slot::A { &wire.a } else { &wire.b };
+                Proof::from_base64(found).map_err(|source| AnnotationError::Proof { slot, source })
+            })
+        });
         Ok(Self {
             uid: NodeUid::new(wire.uid),
             generation: bounded(wire.generation)?,
@@ -133,6 +144,7 @@ impl State {
             prefer: wire.prefer,
             drain: wire.drain,
             phase: wire.phase,
+            proofs: proofs.transpose()?,
         })
     }
 }
@@ -168,6 +180,14 @@ struct WireState {
     #[serde(default)]
     drain: Option<Slot>,
     phase: Phase,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    proofs: Option<WireProofs>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireProofs {
+    a: String,
+    b: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -248,6 +268,14 @@ pub enum AnnotationError {
         slot: Slot,
         /// What is wrong with it.
         source: KeyError,
+    },
+    /// A slot's proof is no proof.
+    #[error("proof of slot {slot}: {source}")]
+    Proof {
+        /// The slot.
+        slot: Slot,
+        /// What is wrong with it.
+        source: ProofError,
     },
     /// A slot's port is zero.
     #[error("port of slot {slot} is 0: expected 1 to 65535")]
@@ -330,6 +358,7 @@ impl AnnotationError {
                 KeyError::Zero => "key-zero",
                 KeyError::LowOrder => "key-low-order",
             },
+            Self::Proof { .. } => "proof-base64",
             Self::Port { .. } => "port-zero",
             Self::SameKeyTwice => "key-twice",
             Self::SamePortTwice { .. } => "port-twice",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::admission::{Admission, AdmissionPolicy, Ledger, admit};
+use crate::admission::{Admission, AdmissionPolicy, Announcement, Ledger, admit_announced};
 use crate::brake::{Brake, HOLD, KeptNodes, Relist};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 
@@ -24,6 +24,8 @@ pub struct Cluster {
     unconfirmed: Option<BTreeSet<NodeName>>,
     lists: u64,
     ledger: Ledger,
+    /// The state annotations of the listed and the kept Nodes, by UID.
+    announcements: BTreeMap<NodeUid, Announcement>,
 }
 
 /// Missing Nodes that the API server is to be asked for one by one. They stay until it has answered.
@@ -49,6 +51,7 @@ impl Cluster {
             unconfirmed: None,
             lists: 0,
             ledger,
+            announcements: BTreeMap::new(),
         }
     }
 
@@ -100,6 +103,7 @@ impl Cluster {
         let own_uid = list.get(&self.own).map(|record| record.uid.clone());
         self.listed = Some(list);
         self.kept = missing;
+        self.read_announcements(now);
         let verdict = self.brake(now, own_uid.as_ref(), (&names, &listed), &BTreeSet::new());
         self.keep(&verdict);
         // Without our own Node, or with another one, no answer makes the list credible.
@@ -164,10 +168,48 @@ impl Cluster {
         if let Some(listed) = &mut self.listed
             && listed.get(&record.name) != Some(&record)
         {
-            listed.insert(record.name.clone(), record);
+            let known = self.announcements.get(&record.uid).is_some_and(|known| known.is_of(&record));
+            if !known {
+                let read = Announcement::read(&record, &self.ledger, now);
+                self.announcements.insert(record.uid.clone(), read);
+            }
+            let former = listed.insert(record.name.clone(), record);
+            self.forget_announcement(former);
             changed = true;
         }
         changed
+    }
+
+    /// Reads the annotations that are new in a list.
+    fn read_announcements(&mut self, now: Duration) {
+        let mut known = std::mem::take(&mut self.announcements);
+        let listed = self.listed.iter().flat_map(BTreeMap::values);
+        for record in self.kept.values().chain(listed) {
+            let same = known.remove(&record.uid).filter(|known| known.is_of(record));
+            let read = same.unwrap_or_else(|| Announcement::read(record, &self.ledger, now));
+            self.announcements.insert(record.uid.clone(), read);
+        }
+    }
+
+    /// Drops the annotation of a Node that is no longer listed, unless it is kept or was listed again.
+    fn forget_announcement(&mut self, former: Option<NodeRecord>) {
+        let Some(former) = former else { return };
+        let kept = self.kept.get(&former.name);
+        let listed = self.listed.as_ref().and_then(|listed| listed.get(&former.name));
+        let stays = kept.into_iter().chain(listed).any(|record| record.uid == former.uid);
+        if !stays {
+            self.announcements.remove(&former.uid);
+        }
+    }
+
+    /// Lets annotations settle that stand unchanged; `connected` says whether changes would be noticed. Says whether one did.
+    pub fn settle(&mut self, now: Duration, connected: bool) -> bool {
+        let mut settled = false;
+        for announcement in self.announcements.values_mut().filter(|one| !one.is_settled()) {
+            announcement.settle(now, connected);
+            settled |= announcement.is_settled();
+        }
+        settled
     }
 
     /// Takes the deletion of one Node, as the watch reported it. Says whether it was listed.
@@ -175,7 +217,8 @@ impl Cluster {
         if let Some(listed) = &mut self.listed
             && listed.get(name).is_some_and(|record| record.uid == *uid)
         {
-            listed.remove(name);
+            let former = listed.remove(name);
+            self.forget_announcement(former);
             return true;
         }
         false
@@ -192,7 +235,8 @@ impl Cluster {
 
     /// Decides who is in the mesh.
     pub fn admit(&self, policy: &AdmissionPolicy) -> Admission {
-        admit(policy, &self.own, self.known().into_values(), &self.ledger)
+        let records = self.known().into_values();
+        admit_announced(policy, &self.own, records, &self.announcements, &self.ledger)
     }
 
     /// Takes the ledger of an admission, for the next one. Says whether it differs from the former.

@@ -10,7 +10,11 @@ use crate::annotation::{Endpoints, State};
 pub fn annotation(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     if let Ok(state) = State::parse(&text) {
-        assert_eq!(State::parse(&state.render()), Ok(state));
+        assert!(state.unproven().invalid_proof().is_none());
+        let invalid = state.invalid_proof();
+        let read = State::parse(&state.render());
+        assert_eq!(read.as_ref().map(State::invalid_proof), Ok(invalid));
+        assert_eq!(read, Ok(state));
     }
     if let Ok(endpoints) = Endpoints::parse(&text) {
         assert_eq!(Endpoints::parse(&endpoints.render()), Ok(endpoints));
@@ -31,5 +35,18 @@ mod tests {
             count += 1;
         }
         assert!(count >= 10, "only {count} files in the corpus");
+    }
+
+    /// The proofs in the corpus were made by another implementation, over a statement written by hand.
+    #[test]
+    fn the_proofs_in_the_corpus_are_valid_where_they_should_be() {
+        for (text, valid) in [
+            (include_str!("../../../fuzz/corpus/annotation/proofs"), true),
+            (include_str!("../../../fuzz/corpus/annotation/proofs-swapped"), false),
+        ] {
+            let state = crate::annotation::State::parse(text).unwrap();
+            assert!(state.proofs.is_some());
+            assert_eq!(state.invalid_proof().is_none(), valid);
+        }
     }
 }

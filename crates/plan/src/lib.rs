@@ -29,6 +29,7 @@ pub mod prefix;
 pub mod publication;
 mod render;
 pub mod renewal;
+mod statement;
 pub mod turn;
 
 pub use apply::Refusal;

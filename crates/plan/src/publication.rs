@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use keyring::PerSlot;
-use keyring::rotation::{Journal, PeerId, Stance, Step};
+use keyring::rotation::{Journal, MAX_GENERATION, PeerId, Stance, Step};
 
-use crate::admission::Member;
+use crate::admission::{GENERATION_STEP, Member};
 use crate::annotation::{Endpoints, Phase, SlotState, State, names};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 
@@ -32,15 +32,15 @@ pub struct Listening {
     pub nat: bool,
 }
 
-/// The annotations that `record`, this node's own Node, should have.
-pub fn wanted(record: &NodeRecord, journal: &Journal, listening: Listening) -> Publication {
-    let state = State {
+/// What this node announces on `record`, its own Node, before its keys have signed it.
+pub fn announcement(record: &NodeRecord, journal: &Journal, ports: &PerSlot<u16>) -> State {
+    State {
         uid: record.uid.clone(),
         generation: journal.generation,
         slots: PerSlot::from_fn(|slot| SlotState {
             key: journal.slots.get(slot).key,
             generation: journal.slots.get(slot).generation,
-            port: *listening.ports.get(slot),
+            port: *ports.get(slot),
         }),
         prefer: journal.prefer,
         drain: journal.drain(),
@@ -50,7 +50,20 @@ pub fn wanted(record: &NodeRecord, journal: &Journal, listening: Listening) -> P
             Step::Steady | Step::Between if journal.cold => Phase::Cold,
             Step::Steady | Step::Between => Phase::Steady,
         },
-    };
+        proofs: None,
+    }
+}
+
+/// The same announcement with the proofs that the Node shows already, if they are valid: signing it again would make
+/// another one, which every node would have to verify.
+pub fn published(record: &NodeRecord, announcement: &State) -> Option<State> {
+    let state = State::parse(record.state.as_deref()?).ok()?;
+    let same = state.proofs.is_some() && state.unproven() == *announcement;
+    (same && state.invalid_proof().is_none()).then_some(state)
+}
+
+/// The annotations that `record`, this node's own Node, should have.
+pub fn wanted(record: &NodeRecord, state: &State, listening: Listening) -> Publication {
     let endpoints = Endpoints { addresses: listening.endpoints, nat: listening.nat };
     let annotations = [(names::STATE, state.render()), (names::ENDPOINTS, endpoints.render())];
     Publication {
@@ -81,14 +94,16 @@ pub fn is_in_place(record: &NodeRecord, wanted: &Publication) -> bool {
     wanted.annotations.iter().all(|(name, text)| found(name) == *text)
 }
 
-/// The generation on our own Node if it does not belong to these keys: left by an earlier installation, or written by
-/// somebody else. Peers that saw it accept only a higher one, so ours has to exceed it.
-pub fn foreign_generation(record: &NodeRecord, journal: &Journal) -> Option<u64> {
+/// The generation on our own Node if it does not belong to these keys and ours has to exceed it, because peers that
+/// accepted it take only a higher one at once. One that is too high is overwritten instead: what another wrote must not use
+/// up all generations. `fresh` says that this daemon has not been in place yet: then what it finds may have stood for long.
+pub fn foreign_generation(record: &NodeRecord, journal: &Journal, fresh: bool) -> Option<u64> {
     let state = State::parse(record.state.as_deref()?).ok()?;
     let ours = state.slots.iter().all(|(slot, found)| found.key == journal.slots.get(slot).key);
     let exceeded = state.generation < journal.generation;
     let same = ours && state.generation == journal.generation;
-    (!exceeded && !same).then_some(state.generation)
+    let bound = if fresh { MAX_GENERATION / 2 } else { journal.generation.saturating_add(GENERATION_STEP) };
+    (!exceeded && !same && state.generation < bound).then_some(state.generation)
 }
 
 #[cfg(test)]
@@ -113,11 +128,15 @@ mod tests {
         }
     }
 
+    fn announced(record: &NodeRecord, journal: &Journal, listening: Listening) -> Publication {
+        wanted(record, &announcement(record, journal, &listening.ports), listening)
+    }
+
     /// Our Node with what a daemon with this journal has published on it.
-    fn published(journal: &Journal) -> NodeRecord {
+    fn shown(journal: &Journal) -> NodeRecord {
         let record =
             NodeRecord { name: NodeName::new("n1"), uid: NodeUid::new("u1"), ..NodeRecord::default() };
-        let annotations = wanted(&record, journal, listening()).annotations;
+        let annotations = announced(&record, journal, listening()).annotations;
         NodeRecord {
             state: annotations[names::STATE].clone(),
             endpoints: annotations[names::ENDPOINTS].clone(),
@@ -128,40 +147,73 @@ mod tests {
     #[test]
     fn what_is_wanted_is_in_place_once_it_is_published_and_only_then() {
         let (ours, next) = (journal(3, 1), journal(4, 1));
-        let record = published(&ours);
-        assert!(is_in_place(&record, &wanted(&record, &ours, listening())));
-        assert!(!is_in_place(&record, &wanted(&record, &next, listening())));
+        let record = shown(&ours);
+        assert!(is_in_place(&record, &announced(&record, &ours, listening())));
+        assert!(!is_in_place(&record, &announced(&record, &next, listening())));
         let elsewhere = Listening { endpoints: Vec::new(), ..listening() };
-        assert!(!is_in_place(&record, &wanted(&record, &ours, elsewhere)));
+        assert!(!is_in_place(&record, &announced(&record, &ours, elsewhere)));
         let recreated = NodeRecord { uid: NodeUid::new("u2"), ..record };
-        assert!(!is_in_place(&recreated, &wanted(&recreated, &ours, listening())), "it names the former UID");
+        assert!(
+            !is_in_place(&recreated, &announced(&recreated, &ours, listening())),
+            "it names the former UID"
+        );
     }
 
     #[test]
     fn a_generation_that_is_not_ours_has_to_be_exceeded() {
         let ours = journal(3, 1);
-        for (found, expected) in [
-            (journal(3, 1), None),
-            (journal(2, 1), None),
-            (journal(2, 7), None),
-            (journal(3, 7), Some(3)),
-            (journal(9, 7), Some(9)),
-            (journal(9, 1), Some(9)),
+        let far = 3 + GENERATION_STEP;
+        for (found, running, fresh) in [
+            (journal(3, 1), None, None),
+            (journal(2, 1), None, None),
+            (journal(2, 7), None, None),
+            (journal(3, 7), Some(3), Some(3)),
+            (journal(9, 7), Some(9), Some(9)),
+            (journal(9, 1), Some(9), Some(9)),
+            (journal(far - 1, 7), Some(far - 1), Some(far - 1)),
+            (journal(far, 7), None, Some(far)),
+            (journal(MAX_GENERATION / 2, 7), None, None),
+            (journal(MAX_GENERATION, 7), None, None),
         ] {
-            assert_eq!(foreign_generation(&published(&found), &ours), expected, "{found:?}");
+            let record = shown(&found);
+            assert_eq!(foreign_generation(&record, &ours, false), running, "{found:?}");
+            assert_eq!(foreign_generation(&record, &ours, true), fresh, "{found:?}, after a start");
         }
-        let unreadable = NodeRecord { state: Some("{".to_owned()), ..published(&ours) };
-        assert_eq!(foreign_generation(&unreadable, &ours), None);
-        assert_eq!(foreign_generation(&NodeRecord { state: None, ..unreadable }, &ours), None);
+        let unreadable = NodeRecord { state: Some("{".to_owned()), ..shown(&ours) };
+        assert_eq!(foreign_generation(&unreadable, &ours, true), None);
+        assert_eq!(foreign_generation(&NodeRecord { state: None, ..unreadable }, &ours, true), None);
     }
 
     #[test]
     fn the_annotations_say_which_slot_is_drained() {
         let mut draining = journal(3, 1);
         draining.step = Step::Restoring;
-        let state = State::parse(published(&draining).state.as_deref().unwrap()).unwrap();
+        let state = State::parse(shown(&draining).state.as_deref().unwrap()).unwrap();
         assert_eq!((state.drain, state.phase), (Some(Slot::B), Phase::Verifying));
-        let state = State::parse(published(&journal(3, 1)).state.as_deref().unwrap()).unwrap();
+        let state = State::parse(shown(&journal(3, 1)).state.as_deref().unwrap()).unwrap();
         assert_eq!((state.drain, state.phase), (None, Phase::Cold));
+    }
+
+    #[test]
+    fn valid_proofs_of_the_same_announcement_are_used_again() {
+        let private = |byte| keyring::PrivateKey::from_bytes(&[byte; 32]).unwrap();
+        let keys = PerSlot { a: private(1), b: private(2) };
+        let ours = Journal::cold(3, PerSlot::from_fn(|slot| keys.get(slot).public()), 0);
+        let record = shown(&ours);
+        let state = announcement(&record, &ours, &listening().ports);
+        let sign = |slot, statement: &[u8]| Some(keyring::Proof::sign(keys.get(slot), statement, &[9; 64]));
+        let signed = state.prove(sign).unwrap();
+        assert_eq!(published(&record, &state), None, "it shows no proofs");
+        let record = NodeRecord { state: Some(signed.render()), ..record };
+        assert_eq!(published(&record, &state), Some(signed.clone()));
+        assert_eq!(
+            published(&record, &State { generation: 4, ..state.clone() }),
+            None,
+            "another announcement"
+        );
+        let mut forged = signed;
+        forged.proofs.as_mut().unwrap().b = keyring::Proof::from_bytes([0; 64]);
+        let record = NodeRecord { state: Some(forged.render()), ..record };
+        assert_eq!(published(&record, &state), None, "a proof that is not valid");
     }
 }

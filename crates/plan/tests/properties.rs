@@ -71,6 +71,7 @@ fn record(index: usize, draft: &Draft, keys: &[PublicKey]) -> NodeRecord {
         prefer: slot(draft.prefer_b),
         drain: draft.drain.map(slot),
         phase: Phase::Steady,
+        proofs: None,
     };
     let address: IpAddr = [192, 0, 2, draft.address].into();
     NodeRecord {
@@ -99,6 +100,7 @@ fn policy() -> AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         own_keys: [key(600), key(601)].into(),
+        accept_unproven: true,
         ipv4: true,
         ipv6: true,
         ..AdmissionPolicy::default()

@@ -38,6 +38,7 @@ fn node(number: u8, life: u8) -> NodeRecord {
         prefer: Slot::A,
         drain: None,
         phase: Phase::Steady,
+        proofs: None,
     };
     let address = format!("192.0.2.{number}");
     NodeRecord {
@@ -100,6 +101,7 @@ impl Node {
         let policy = AdmissionPolicy {
             cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
             own_keys: [self.keys.a, self.keys.b].into(),
+            accept_unproven: true,
             ipv4: true,
             ..AdmissionPolicy::default()
         };

@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::pair::{PeerId, Stance};
 use crate::{PerSlot, PublicKey, Slot};
 
+/// Highest generation: beyond it JSON readers that use floating point lose digits (RFC 8259 section 6).
+pub const MAX_GENERATION: u64 = 1 << 53;
+
 /// A public key with its age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyRecord {
@@ -57,7 +60,7 @@ pub enum Half {
 /// The state of a node's keys and of their rotation. Announcements are derived from it alone.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Journal {
-    /// Counts announcements; peers accept only higher ones. Starts at 1.
+    /// Counts announcements; peers accept a higher one at once, and any other only after a while. Starts at 1.
     pub generation: u64,
     /// The slot that peers should send on.
     pub prefer: Slot,
@@ -116,6 +119,53 @@ impl Journal {
         next.generation += 1;
         next.cold = false;
         change(&mut next);
-        next
+        next.restarted().unwrap_or(next)
+    }
+
+    /// The same journal from the first generation on, if its own generations are beyond what peers read: version 0.1 could
+    /// be driven there. Peers accept it when it has stood for a while.
+    pub fn restarted(&self) -> Option<Self> {
+        let spare = match &self.step {
+            Step::Draining { staged, .. } => staged.generation,
+            Step::Verifying { former, .. } => former.map_or(0, |former| former.generation),
+            Step::Steady | Step::Restoring | Step::Between => 0,
+        };
+        let all = [self.generation, self.slots.a.generation, self.slots.b.generation, spare];
+        if all.iter().all(|generation| *generation <= MAX_GENERATION) {
+            return None;
+        }
+        let first = |record: KeyRecord| KeyRecord { generation: 1, ..record };
+        let step = match self.step {
+            Step::Draining { half, staged } => Step::Draining { half, staged: first(staged) },
+            Step::Verifying { half, former } => Step::Verifying { half, former: former.map(first) },
+            step => step,
+        };
+        Some(Self { generation: 1, slots: self.slots.map(first), step, ..self.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey::from_bytes(&[byte; 32]).unwrap()
+    }
+
+    #[test]
+    fn generations_that_peers_would_not_read_start_again() {
+        let sound = Journal::cold(MAX_GENERATION, PerSlot { a: key(1), b: key(2) }, 7);
+        assert_eq!(sound.restarted(), None);
+        assert_eq!(sound.next(|_| {}).generation, 1, "the next one would be too high");
+        let staged = KeyRecord { key: key(3), generation: u64::MAX, created: 8 };
+        let step = Step::Draining { half: Half::First, staged };
+        let poisoned =
+            Journal { step, ..Journal::cold(MAX_GENERATION + 1, PerSlot { a: key(1), b: key(2) }, 7) };
+        let restarted = poisoned.restarted().unwrap();
+        assert_eq!(restarted.generation, 1);
+        assert!(restarted.keys().eq(poisoned.keys()), "no key is lost");
+        assert!(restarted.slots.iter().all(|(_, slot)| slot.generation == 1 && slot.created == 7));
+        assert_eq!(restarted.drain(), poisoned.drain());
+        assert_eq!(restarted.restarted(), None);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::event::{Cause, Effect, Input, Note, Now};
-use super::journal::{Half, Journal, KeyRecord, Step};
+use super::journal::{Half, Journal, KeyRecord, MAX_GENERATION, Step};
 use super::pair::{PeerId, Stance};
 use super::peers::{PeerProgress, Peers};
 use super::policy::RotationPolicy;
@@ -199,7 +199,8 @@ impl Rotation {
             Input::Stance(stance) => self.on_stance(stance),
             Input::Answer { peer, nonce, seen, tx, over, protected } => {
                 self.peers.mark_alive(now.elapsed, &peer);
-                if seen >= self.journal.generation && self.pending.is_none() {
+                // Not a higher one: that is what somebody else wrote, or was counted before a restart from 1.
+                if seen == self.journal.generation && self.pending.is_none() {
                     self.on_answer(now, &peer, nonce, (tx, over, protected), &mut out);
                 }
             }
@@ -409,9 +410,9 @@ impl Rotation {
     }
 
     fn raise_generation(&mut self, seen: u64, out: &mut Vec<Effect>) {
-        if self.pending.is_none() && seen >= self.journal.generation {
+        if self.pending.is_none() && seen >= self.journal.generation && seen < MAX_GENERATION {
             let next = self.journal.next(|next| {
-                next.generation = seen.saturating_add(1);
+                next.generation = seen + 1;
                 next.cold = self.journal.cold;
             });
             let generation = next.generation;

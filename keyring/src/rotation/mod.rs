@@ -27,7 +27,7 @@ mod policy;
 mod steps;
 
 pub use event::{Ask, Cause, Effect, Input, Note, Now};
-pub use journal::{Half, Journal, KeyRecord, Step};
+pub use journal::{Half, Journal, KeyRecord, MAX_GENERATION, Step};
 pub use machine::Rotation;
 pub use pair::{PeerId, Stance, drained_between, slot_for};
 pub use peers::PeerProgress;

@@ -17,19 +17,27 @@ use crate::fault;
 /// Shortest and longest time between two tries.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
 
+/// After how long it is written again: `wanted` holds it only until the Node shows it, and somebody may have overwritten it
+/// before that was seen.
+const REPEAT: Duration = Duration::from_secs(10);
+
 /// Publishes what `wanted` holds until its sender is dropped; after a failure it tries again with exponential backoff.
 pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>>) {
     let mut backoff = BACKOFF.0;
+    let mut logged = None;
     loop {
         let publication = wanted.borrow_and_update().clone();
         let failed = match &publication {
             None => false,
             Some(publication) => match publish(&client, publication).await {
                 Ok(()) => {
-                    info!(
-                        event = "AnnotationsPublished", node = %publication.node,
-                        "published own annotations"
-                    );
+                    if logged.as_ref() != Some(publication) {
+                        info!(
+                            event = "AnnotationsPublished", node = %publication.node,
+                            "published own annotations"
+                        );
+                        logged = Some(publication.clone());
+                    }
                     false
                 }
                 Err(error) => {
@@ -48,7 +56,8 @@ pub async fn run(client: Client, mut wanted: watch::Receiver<Option<Publication>
             next.unwrap_or(Ok(()))
         } else {
             backoff = BACKOFF.0;
-            wanted.changed().await
+            let repeated = if publication.is_some() { REPEAT } else { Duration::MAX };
+            tokio::time::timeout(repeated, wanted.changed()).await.unwrap_or(Ok(()))
         };
         if next.is_err() {
             return;

@@ -54,6 +54,8 @@ pub struct Config {
     pub service_cidrs: Vec<IpNetwork>,
     /// CIDRs that node addresses must be in; empty allows any.
     pub node_cidrs: Vec<IpNetwork>,
+    /// Whether nodes that have never proved their keys are accepted.
+    pub accept_unproven: bool,
     /// Further API server addresses that only control-plane nodes may claim.
     pub api_servers: BTreeSet<IpAddr>,
     /// Addresses at which peers reach this node; empty means those of its Node that are on its own links.

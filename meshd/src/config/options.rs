@@ -101,6 +101,10 @@ table! {
         "node-cidr", "CIDR[,CIDR]", value::cidrs,
         "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, it can for any address outside the cluster that no other node has.",
     );
+    ACCEPT_UNPROVEN: Valued<bool> = Valued::new(
+        "accept-unproven", "true|false", "false", value::boolean,
+        "Accepts nodes that have never proved that they have the private keys of the public keys they publish. For a rolling update from version 0.1 only: then any node can claim the key of another one that runs version 0.1.",
+    );
     KUBECONFIG: Optional<PathBuf> = Optional::new(
         "kubeconfig", "FILE", value::file,
         "Kubeconfig file; without it the pod's service account is used.",

@@ -9,7 +9,8 @@ use keyring::rotation::{
     Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Rotation, RotationPolicy, Stance,
 };
 use keyring::store::{FileStore, Protection, SealError, SealingKey, StoreError};
-use keyring::{KeyError, NodeKeys, PerSlot, PrivateKey, PublicKey};
+use keyring::{KeyError, NOISE, NodeKeys, PerSlot, PrivateKey, Proof, PublicKey};
+use plan::annotation::State;
 use plan::node::NodeUid;
 use plan::renewal::Renewal;
 use tokio::time::Instant;
@@ -30,6 +31,10 @@ pub(super) struct Keys {
     /// None until the own Node's UID is known: announcements are made in its name.
     machine: Option<(NodeUid, Rotation)>,
     announced: bool,
+    /// The last announcement with its proofs.
+    proven: Option<State>,
+    /// Whether the own Node has shown this daemon's announcement.
+    shown: bool,
     /// Whether the loop should run a turn because of an effect.
     turn: bool,
     tally: Tally,
@@ -45,7 +50,16 @@ impl Keys {
     /// Loads the keys, or generates them if there never were any.
     pub(super) fn open(config: &Config) -> Result<Self, KeysError> {
         let store = FileStore::open(&config.key_dir, protection(&config.key_storage)?)?;
-        let keys = if let Some(keys) = store.load()? {
+        let keys = if let Some(mut keys) = store.load()? {
+            if let Some(journal) = keys.journal.restarted() {
+                warn!(
+                    event = "GenerationRestarted",
+                    generation = keys.journal.generation,
+                    "the generation is beyond what peers accept; it starts from 1 again"
+                );
+                keys.journal = journal;
+                store.save(&keys)?;
+            }
             info!(
                 event = "KeysLoaded", generation = keys.journal.generation,
                 rotation_step = ?keys.journal.step,
@@ -70,6 +84,8 @@ impl Keys {
             jitter_seed: u64::from_be_bytes(jitter_seed),
             machine: None,
             announced: false,
+            proven: None,
+            shown: false,
             turn: false,
             tally: Tally::default(),
             asks: Vec::new(),
@@ -92,6 +108,7 @@ impl Keys {
         self.stances.clear();
         self.peers.clear();
         self.announced = false;
+        self.shown = false;
         self.perform(effects);
     }
 
@@ -252,6 +269,45 @@ impl Keys {
     /// Whether the journal may be announced: the node matches it.
     pub(super) const fn announced(&self) -> bool {
         self.announced
+    }
+
+    /// The announcement with proofs by the keys that it names: signed once for each change. `published` is what the own
+    /// Node shows of it already.
+    pub(super) fn prove(
+        &mut self,
+        announcement: &State,
+        published: Option<State>,
+    ) -> Result<State, KeysError> {
+        if let Some(proven) = self.proven.as_ref().filter(|proven| proven.unproven() == *announcement) {
+            return Ok(proven.clone());
+        }
+        let proven = match published {
+            Some(published) => published,
+            None => self.sign(announcement)?,
+        };
+        self.proven = Some(proven.clone());
+        Ok(proven)
+    }
+
+    fn sign(&self, announcement: &State) -> Result<State, KeysError> {
+        let mut noise = [0; NOISE];
+        getrandom::fill(&mut noise).map_err(KeyError::Random)?;
+        let signed = announcement.prove(|slot, statement| {
+            let key = self.ring.private(&announcement.slots.get(slot).key)?;
+            Some(Proof::sign(key, statement, &noise))
+        });
+        signed.ok_or(KeysError::NoPrivateKey)
+    }
+
+    /// Takes that the own Node shows the announcement.
+    pub(super) fn set_shown(&mut self) {
+        self.shown = true;
+        self.handle(Input::Published(self.ring.journal.generation));
+    }
+
+    /// Whether the own Node has shown an announcement since this daemon started.
+    pub(super) const fn shown(&self) -> bool {
+        self.shown
     }
 
     /// What peers must take into account; none before the own Node is known.
@@ -440,6 +496,9 @@ pub enum KeysError {
         /// Its name.
         name: String,
     },
+    /// The announcement names a key that is not in the ring.
+    #[error("sign the announcement: expected the private key of each slot")]
+    NoPrivateKey,
     /// A key could not be generated.
     #[error("generate this node's keys")]
     Make(#[from] KeyError),

@@ -33,6 +33,8 @@ use crate::status::{
 pub(super) struct Outcome {
     pub(super) api_error: Option<String>,
     pub(super) published: bool,
+    /// The state annotation that the own Node showed at the last publication.
+    pub(super) shown_state: Option<String>,
     pub(super) fence: Fence,
     pub(super) failures: Vec<String>,
     pub(super) counters: Counters,
@@ -85,6 +87,7 @@ impl Outcome {
                 active: setup.carrying_slot(member),
                 mtu: Some(peer_mtu(member, &underlay)),
                 generation: member.state.generation,
+                proven: member.proven,
                 round_trip_microseconds: None,
                 full_size_passes: None,
                 pq: PairStatus::default(),

@@ -27,6 +27,7 @@ fn full() -> Status {
         active: None,
         mtu: Some(1420),
         generation: 1,
+        proven: true,
         round_trip_microseconds: Some(1500),
         full_size_passes: Some(true),
         pq: crate::status::pq::PairStatus::default(),

@@ -128,6 +128,9 @@ pub struct PeerStatus {
     pub mtu: Option<u32>,
     /// Its generation.
     pub generation: u64,
+    /// Whether it has proved that it has the private keys.
+    #[serde(default)]
+    pub proven: bool,
     /// Round-trip time inside the tunnel in microseconds; none if the last probe was not answered.
     pub round_trip_microseconds: Option<u64>,
     /// Whether packets of the MTU's size arrive; none while unknown.

@@ -11,6 +11,7 @@ mod fleet;
 mod hitless;
 mod replayed;
 mod secrets;
+mod stolen;
 
 use std::time::{Duration, Instant};
 

@@ -14,20 +14,27 @@ use crate::prefix;
 /// Everything that is held so far.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    keys: BTreeMap<PublicKey, NodeUid>,
+    keys: BTreeMap<PublicKey, KeyHolder>,
     addresses: BTreeMap<IpAddr, NodeUid>,
     /// Disjoint prefixes by first address, so that an overlap is found by looking at one neighbour.
     prefixes: BTreeMap<IpAddr, (IpNetwork, NodeUid)>,
 }
 
+/// Who holds a key.
+#[derive(Debug)]
+struct KeyHolder {
+    uid: NodeUid,
+    proven: bool,
+}
+
 impl Claims {
     /// Reserves what known nodes held before and still claim. Without this a known node could take what another known
     /// node, considered later, has long had.
-    pub(super) fn of_incumbents(candidates: &[Candidate<'_>]) -> Self {
+    pub(super) fn of_incumbents(candidates: &[Candidate<'_>], accept_unproven: bool) -> Self {
         let mut claims = Self::default();
         for (record, entry) in candidates.iter().filter_map(|one| Some((one.record, one.entry?))) {
             let uid = &record.uid;
-            if let Some(state) = entry.state() {
+            if let Some(state) = entry.state().filter(|state| state.proofs.is_some() || accept_unproven) {
                 claims.hold_keys(uid, state);
             }
             let claimed: Vec<IpNetwork> =
@@ -43,9 +50,13 @@ impl Claims {
         claims
     }
 
+    /// Reserves a state's keys. One that is proven takes the place of one that is not.
     pub(super) fn hold_keys(&mut self, uid: &NodeUid, state: &State) {
+        let proven = state.proofs.is_some();
         for (_, slot) in state.slots.iter() {
-            self.keys.entry(slot.key).or_insert_with(|| uid.clone());
+            if self.keys.get(&slot.key).is_none_or(|holder| proven && !holder.proven) {
+                self.keys.insert(slot.key, KeyHolder { uid: uid.clone(), proven });
+            }
         }
     }
 
@@ -61,9 +72,10 @@ impl Claims {
         self.addresses.entry(address).or_insert_with(|| uid.clone());
     }
 
-    /// Who else holds a key.
-    pub(super) fn holder_of_key(&self, uid: &NodeUid, key: &PublicKey) -> Option<NodeUid> {
-        self.keys.get(key).filter(|holder| *holder != uid).cloned()
+    /// Who else holds a key; for one who has proved it, who else has proved it.
+    pub(super) fn holder_of_key(&self, uid: &NodeUid, key: &PublicKey, proven: bool) -> Option<NodeUid> {
+        let holder = self.keys.get(key).filter(|holder| holder.uid != *uid)?;
+        (holder.proven || !proven).then(|| holder.uid.clone())
     }
 
     /// Who else holds an address.

@@ -1,6 +1,6 @@
 //! What a node remembers of the others: the last accepted record of each, and what it holds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -17,8 +17,39 @@ pub(super) const MAX_LISTED: usize = 16;
 /// The last accepted record of every node that counts. Kept on disk, so that a node starts without the API server
 /// and so that incumbents stay incumbents over a restart. A clone shares the entries.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredLedger")]
 pub struct Ledger {
     nodes: BTreeMap<NodeUid, SharedEntry>,
+    /// UIDs of the Nodes that have proved their keys once. They are held to it for as long as they are listed, even while
+    /// they are not accepted.
+    proved: BTreeSet<NodeUid>,
+}
+
+/// A ledger as it is on disk.
+#[derive(Deserialize)]
+struct StoredLedger {
+    nodes: BTreeMap<NodeUid, SharedEntry>,
+    #[serde(default)]
+    proved: BTreeSet<NodeUid>,
+}
+
+impl From<StoredLedger> for Ledger {
+    /// Version 0.1 kept what it read without verifying proofs: those are verified now.
+    fn from(StoredLedger { mut nodes, mut proved }: StoredLedger) -> Self {
+        for (uid, entry) in &mut nodes {
+            let Some(state) = entry.state().filter(|state| state.proofs.is_some()) else { continue };
+            if proved.contains(uid) {
+                continue;
+            }
+            if state.invalid_proof().is_none() {
+                proved.insert(uid.clone());
+            } else {
+                let record = NodeRecord { state: None, ..entry.record().clone() };
+                *entry = SharedEntry::new(record, entry.addresses().to_vec());
+            }
+        }
+        Self { nodes, proved }
+    }
 }
 
 /// One node in the ledger, shared by all ledgers in which it is the same.
@@ -112,6 +143,15 @@ impl Ledger {
 
     pub(super) fn insert(&mut self, entry: SharedEntry) {
         self.nodes.insert(entry.record().uid.clone(), entry);
+    }
+
+    /// Whether a Node has proved its keys once.
+    pub(super) fn has_proved(&self, uid: &NodeUid) -> bool {
+        self.proved.contains(uid)
+    }
+
+    pub(super) fn insert_proved(&mut self, uid: NodeUid) {
+        self.proved.insert(uid);
     }
 
     pub(super) fn entry(&self, uid: &NodeUid) -> Option<&SharedEntry> {

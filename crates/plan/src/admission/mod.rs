@@ -1,15 +1,19 @@
 //! Which nodes are admitted to the mesh: validates what all Nodes publish, with a reason for every refusal.
 //!
-//! Decisions depend on the whole set of Nodes and on the [`Ledger`], never on the order of arrival. The node that held a
-//! key, a podCIDR or an address before keeps it; between newcomers the older Node wins, because the API server alone sets
-//! a Node's age.
+//! Decisions depend on the whole set of Nodes and on the [`Ledger`], never on the order of arrival. A key belongs to the
+//! node that proves it. The node that held a podCIDR or an address before keeps it; between newcomers the older Node wins,
+//! because the API server alone sets a Node's age.
 
+mod announcement;
 mod claims;
+mod keys;
 mod ledger;
 mod reason;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::{PerSlot, PublicKey, Slot};
@@ -19,7 +23,10 @@ use crate::annotation::{AnnotationError, Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
 use crate::renewal::Renewal;
+pub(crate) use announcement::Announcement;
+pub use announcement::SETTLE;
 use claims::Claims;
+pub use keys::GENERATION_STEP;
 pub use ledger::Ledger;
 use ledger::SharedEntry;
 pub use reason::Reason;
@@ -37,6 +44,8 @@ pub struct AdmissionPolicy {
     pub api_servers: BTreeSet<IpAddr>,
     /// Public keys of this node: no other node may publish them.
     pub own_keys: BTreeSet<PublicKey>,
+    /// Whether nodes that have never proved their keys are accepted; daemons of version 0.1 never do.
+    pub accept_unproven: bool,
     /// What is known of the addresses that nodes claim, by node and address. An address that is missing has not been
     /// tested yet.
     pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
@@ -106,6 +115,8 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// Its keys.
     pub state: State,
+    /// Whether it has proved that it has the private keys.
+    pub proven: bool,
     /// Where datagrams for it go.
     pub endpoint: Option<Endpoint>,
     /// Whether it is behind NAT.
@@ -166,23 +177,41 @@ pub struct Admission {
 }
 
 /// Decides who is in the mesh. `records` are all Nodes that count, in any order; `ledger` is the one that the last call
-/// returned.
+/// returned. Every annotation is taken as new.
 pub fn admit<'a>(
     policy: &AdmissionPolicy,
     own: &NodeName,
     records: impl IntoIterator<Item = &'a NodeRecord>,
-    ledger: &Ledger,
+    ledger: &'a Ledger,
 ) -> Admission {
-    let candidate = |record: &'a NodeRecord| Candidate { record, entry: ledger.entry(&record.uid) };
+    static NOTHING_READ: BTreeMap<NodeUid, Announcement> = BTreeMap::new();
+    admit_announced(policy, own, records, &NOTHING_READ, ledger)
+}
+
+/// The same, with what was read before of the Nodes' annotations, by UID.
+pub(crate) fn admit_announced<'a>(
+    policy: &AdmissionPolicy,
+    own: &NodeName,
+    records: impl IntoIterator<Item = &'a NodeRecord>,
+    announcements: &'a BTreeMap<NodeUid, Announcement>,
+    ledger: &'a Ledger,
+) -> Admission {
+    let candidate = |record: &'a NodeRecord| {
+        let read = announcements.get(&record.uid).filter(|found| found.is_of(record));
+        let read = read
+            .map_or_else(|| Cow::Owned(Announcement::read(record, ledger, Duration::ZERO)), Cow::Borrowed);
+        let has_proved = ledger.has_proved(&record.uid) || read.is_proven();
+        Candidate { record, entry: ledger.entry(&record.uid), announcement: read, has_proved }
+    };
     let mut candidates: Vec<Candidate<'_>> = records.into_iter().map(candidate).collect();
-    // Incumbents first, then by age. The UID decides between Nodes created in the same second.
-    candidates.sort_by_key(|Candidate { record, entry }| {
-        (entry.is_none(), &record.created, &record.uid, &record.name)
-    });
-    candidates.dedup_by_key(|candidate| &candidate.record.name);
-    let claims = Claims::of_incumbents(&candidates);
+    // Those with proofs first, so that no other keeps a key from them; then incumbents, then by age. The UID decides between
+    // Nodes created in the same second.
+    candidates.sort_by(|one, other| one.rank(own).cmp(&other.rank(own)));
+    let mut names = BTreeSet::new();
+    candidates.retain(|candidate| names.insert(&candidate.record.name));
+    let claims = Claims::of_incumbents(&candidates, policy.accept_unproven);
     let mut admitter = Admitter { policy, own, claims, out: Admission::default() };
-    for candidate in candidates {
+    for candidate in &candidates {
         admitter.consider(candidate);
     }
     let mut out = admitter.out;
@@ -193,20 +222,30 @@ pub fn admit<'a>(
 }
 
 /// A Node, and what the ledger has of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Candidate<'a> {
     record: &'a NodeRecord,
     entry: Option<&'a SharedEntry>,
+    announcement: Cow<'a, Announcement>,
+    /// Whether it proves its keys, or once did.
+    has_proved: bool,
 }
 
 impl<'a> Candidate<'a> {
+    /// Where it comes among all candidates.
+    fn rank(&self, own: &NodeName) -> impl Ord + use<'a> {
+        let proven = self.record.name == *own || self.announcement.is_proven();
+        let record = self.record;
+        (!proven, self.entry.is_none(), &record.created, &record.uid, &record.name)
+    }
+
     /// The entry, if it is what a new one would be.
-    fn unchanged(self, record: &NodeRecord, addresses: &[IpAddr]) -> Option<&'a SharedEntry> {
+    fn unchanged(&self, record: &NodeRecord, addresses: &[IpAddr]) -> Option<&'a SharedEntry> {
         self.entry.filter(|entry| entry.matches(record, addresses))
     }
 
     /// The endpoints that the node publishes.
-    fn endpoints(self) -> Result<Endpoints, AnnotationError> {
+    fn endpoints(&self) -> Result<Endpoints, AnnotationError> {
         let Some(text) = self.record.endpoints.as_deref() else { return Ok(Endpoints::default()) };
         let same = self.entry.filter(|entry| entry.record().endpoints.as_deref() == Some(text));
         match same.and_then(SharedEntry::endpoints) {
@@ -225,8 +264,11 @@ struct Admitter<'a> {
 }
 
 impl Admitter<'_> {
-    fn consider(&mut self, candidate: Candidate<'_>) {
+    fn consider(&mut self, candidate: &Candidate<'_>) {
         let record = candidate.record;
+        if candidate.has_proved {
+            self.out.ledger.insert_proved(record.uid.clone());
+        }
         let is_own = record.name == *self.own;
         if record.pod_cidrs.is_empty() || (record.state.is_none() && !is_own) {
             self.out.pending.push(record.name.clone());
@@ -270,6 +312,7 @@ impl Admitter<'_> {
             uid: record.uid.clone(),
             pod_cidrs,
             addresses,
+            proven: state.proofs.is_some(),
             state,
             endpoint: self.endpoint(record, &endpoints),
             nat: endpoints.nat,
@@ -279,7 +322,7 @@ impl Admitter<'_> {
         self.out.world.peers.insert(record.name.clone(), member);
     }
 
-    fn admit_own(&mut self, candidate: Candidate<'_>, pod_cidrs: Vec<IpNetwork>) {
+    fn admit_own(&mut self, candidate: &Candidate<'_>, pod_cidrs: Vec<IpNetwork>) {
         let record = candidate.record;
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
         let addresses = self.addresses(record);
@@ -293,7 +336,7 @@ impl Admitter<'_> {
     }
 
     /// Enters an accepted record in the ledger. The present entry stays if it is the same.
-    fn remember(&mut self, candidate: Candidate<'_>, record: &NodeRecord, addresses: &[IpAddr]) {
+    fn remember(&mut self, candidate: &Candidate<'_>, record: &NodeRecord, addresses: &[IpAddr]) {
         let entry = candidate.unchanged(record, addresses).cloned();
         let entry = entry.unwrap_or_else(|| SharedEntry::new(bounded(record), addresses.to_vec()));
         self.out.ledger.insert(entry);
@@ -325,49 +368,6 @@ impl Admitter<'_> {
             accepted.push(pod_cidr);
         }
         Ok(accepted)
-    }
-
-    fn state(&self, candidate: Candidate<'_>) -> Result<State, Reason> {
-        let record = candidate.record;
-        let former = candidate.entry.and_then(SharedEntry::state);
-        let same = candidate.entry.is_some_and(|entry| entry.record().state == record.state);
-        // The same text parses to the same state.
-        let state = match former.filter(|_| same) {
-            Some(former) => former.clone(),
-            None => State::parse(record.state.as_deref().unwrap_or_default()).map_err(Reason::State)?,
-        };
-        if state.uid != record.uid {
-            return Err(Reason::ForeignUid);
-        }
-        if let Some(former) = former {
-            if state.generation < former.generation {
-                return Err(Reason::GenerationWentBack { found: state.generation, known: former.generation });
-            }
-            let same_keys =
-                Slot::ALL.iter().all(|slot| state.slots.get(*slot).key == former.slots.get(*slot).key);
-            if state.generation == former.generation && !same_keys {
-                return Err(Reason::GenerationReused { found: state.generation });
-            }
-        }
-        for (slot, found) in state.slots.iter() {
-            if self.policy.own_keys.contains(&found.key) {
-                return Err(Reason::OwnKey { slot });
-            }
-            if let Some(holder) = self.claims.holder_of_key(&record.uid, &found.key) {
-                return Err(Reason::KeyTaken { slot, holder });
-            }
-        }
-        Ok(state)
-    }
-
-    /// What the same Node published before, if no other node has taken the key since and it is not ours.
-    fn last_good(&self, candidate: Candidate<'_>) -> Option<State> {
-        let state = candidate.entry?.state()?;
-        let free = |key| {
-            let holder = self.claims.holder_of_key(&candidate.record.uid, key);
-            holder.is_none() && !self.policy.own_keys.contains(key)
-        };
-        state.slots.iter().all(|(_, slot)| free(&slot.key)).then(|| state.clone())
     }
 
     fn addresses(&mut self, record: &NodeRecord) -> Vec<IpAddr> {
@@ -482,5 +482,7 @@ fn parse_endpoint(text: &str) -> Option<Endpoint> {
         .then(|| Endpoint { address: socket.ip(), port: Some(socket.port()) })
 }
 
+#[cfg(test)]
+mod proof_tests;
 #[cfg(test)]
 mod tests;

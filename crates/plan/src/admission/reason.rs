@@ -6,6 +6,8 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use keyring::Slot;
 
+use super::announcement::SETTLE;
+use super::keys::GENERATION_STEP;
 use crate::annotation::{AnnotationError, names};
 use crate::node::NodeUid;
 use crate::renewal::RenewalError;
@@ -19,11 +21,11 @@ pub enum Reason {
     Endpoints(AnnotationError),
     /// The state annotation was written for another Node.
     ForeignUid,
-    /// The generation is lower than one that was seen before: an older state was restored.
+    /// The generation is lower than the last accepted one: an older state was restored.
     GenerationWentBack {
         /// The generation in the annotation.
         found: u64,
-        /// The highest one that was seen.
+        /// The last accepted one.
         known: u64,
     },
     /// The keys changed, the generation did not.
@@ -31,10 +33,36 @@ pub enum Reason {
         /// The generation.
         found: u64,
     },
+    /// The generation is far ahead of the last accepted one.
+    GenerationJumped {
+        /// The generation in the annotation.
+        found: u64,
+        /// The last accepted one.
+        known: u64,
+    },
+    /// The node proves none of its keys.
+    ProofMissing,
+    /// The proof of a key is not by that key, or is for another state.
+    ProofInvalid {
+        /// The slot.
+        slot: Slot,
+    },
     /// The key is this node's own.
     OwnKey {
         /// The slot.
         slot: Slot,
+    },
+    /// The key is this node's own, and the other node proves that it has the private key.
+    OwnKeyShared {
+        /// The slot.
+        slot: Slot,
+    },
+    /// The private key is that of another node, which proved it first.
+    KeyShared {
+        /// The slot.
+        slot: Slot,
+        /// UID of the node that has it.
+        holder: NodeUid,
     },
     /// Another node has the key.
     KeyTaken {
@@ -117,7 +145,11 @@ impl Reason {
             Self::ForeignUid => "uid-foreign",
             Self::GenerationWentBack { .. } => "generation-went-back",
             Self::GenerationReused { .. } => "generation-reused",
+            Self::GenerationJumped { .. } => "generation-jumped",
+            Self::ProofMissing => "proof-missing",
+            Self::ProofInvalid { .. } => "proof-invalid",
             Self::OwnKey { .. } => "key-own",
+            Self::OwnKeyShared { .. } | Self::KeyShared { .. } => "key-shared",
             Self::KeyTaken { .. } => "key-taken",
             Self::PodCidrInvalid { .. } => "pod-cidr-invalid",
             Self::PodCidrOutside { .. } => "pod-cidr-outside",
@@ -146,11 +178,46 @@ impl fmt::Display for Reason {
             Self::GenerationWentBack { found, known } => {
                 write!(
                     f,
-                    "generation {found} is older than {known}, which was seen before: expected a higher one"
+                    "generation {found} is older than {known}, the last accepted one: accepted when it has stood for {} seconds",
+                    SETTLE.as_secs()
                 )
             }
             Self::GenerationReused { found } => {
-                write!(f, "other keys under generation {found}: expected a higher generation")
+                write!(
+                    f,
+                    "other keys under generation {found}: accepted when they have stood for {} seconds",
+                    SETTLE.as_secs()
+                )
+            }
+            Self::GenerationJumped { found, known } => {
+                write!(
+                    f,
+                    "generation {found} is more than {GENERATION_STEP} ahead of {known}, the last accepted one: accepted when it has stood for {} seconds",
+                    SETTLE.as_secs()
+                )
+            }
+            Self::ProofMissing => write!(
+                f,
+                "{} proves none of its keys: expected proofs, or the option accept-unproven for nodes that have never shown any",
+                names::STATE
+            ),
+            Self::ProofInvalid { slot } => {
+                write!(
+                    f,
+                    "the proof of the key of slot {slot} is not valid: expected one by that key for this state"
+                )
+            }
+            Self::OwnKeyShared { slot } => {
+                write!(
+                    f,
+                    "the private key of slot {slot} is also this node's: expected a key of its own; where one of the two is a copy, run `meshd rotate --now` on it"
+                )
+            }
+            Self::KeyShared { slot, holder } => {
+                write!(
+                    f,
+                    "the private key of slot {slot} is also that of the node with UID {holder}, which had it first: expected a key of its own; on a copied node run `meshd rotate --now`"
+                )
             }
             Self::OwnKey { slot } => {
                 write!(f, "the key of slot {slot} is this node's own: expected a key of its own")

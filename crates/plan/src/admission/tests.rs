@@ -6,6 +6,7 @@ fn policy() -> AdmissionPolicy {
     AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
+        accept_unproven: true,
         ipv4: true,
         ipv6: true,
         ..AdmissionPolicy::default()
@@ -27,6 +28,7 @@ fn state(number: u8) -> State {
         prefer: Slot::A,
         drain: None,
         phase: Phase::Steady,
+        proofs: None,
     }
 }
 

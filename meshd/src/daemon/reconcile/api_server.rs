@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::StreamExt as _;
 use keyring::rotation::Input;
+use plan::backoff::Attempt;
 use plan::cluster::Lookup;
 use plan::node::NodeName;
 use plan::publication::{self, Listening};
@@ -13,7 +14,7 @@ use plan::turn::{ApiServer, questions};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{error, warn};
 
 use super::Reconciler;
 use crate::api::fence::{self, Fence};
@@ -23,6 +24,8 @@ use crate::daemon::cni_files::Probed;
 
 /// How long all lookups of missing Nodes may take together. Those without an answer by then are not confirmed gone.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
+/// The signatures by which this node proves its keys.
+const PROOF: Attempt = Attempt::Task("proof");
 /// Lookups at a time.
 const LOOKUPS: usize = 8;
 
@@ -191,7 +194,8 @@ impl Reconciler {
             self.outcome.published = false;
             return;
         };
-        if let Some(seen) = publication::foreign_generation(&record, self.keys.journal()) {
+        if let Some(seen) = publication::foreign_generation(&record, self.keys.journal(), !self.keys.shown())
+        {
             self.keys.handle(Input::ForeignGeneration(seen));
         }
         // Not before the devices have these keys.
@@ -201,14 +205,36 @@ impl Reconciler {
         }
         let endpoints = self.endpoints(&record).await;
         let listening = Listening { ports: self.config.ports, endpoints, nat: self.config.nat };
-        let publication = publication::wanted(&record, self.keys.journal(), listening);
+        let announcement = publication::announcement(&record, self.keys.journal(), &listening.ports);
+        let state = match self.keys.prove(&announcement, publication::published(&record, &announcement)) {
+            Ok(state) => {
+                self.side_tasks.succeeded(&PROOF);
+                state
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(self.started.elapsed(), PROOF, cause.clone()) {
+                    error!(
+                        event = "KeysNotProven",
+                        error = cause,
+                        "can't sign the announcement of the keys; the former one stays"
+                    );
+                }
+                self.outcome.published = false;
+                return;
+            }
+        };
+        let publication = publication::wanted(&record, &state, listening);
         self.outcome.published = publication::is_in_place(&record, &publication);
         if self.outcome.published {
-            self.keys.handle(Input::Published(self.keys.journal().generation));
+            self.keys.set_shown();
         }
         let wanted = (!self.outcome.published).then_some(publication);
+        // What was written once may have been overwritten before it was seen here.
+        let overwritten = self.outcome.shown_state != record.state;
+        self.outcome.shown_state.clone_from(&record.state);
         self.wanted.send_if_modified(|former| {
-            let modified = *former != wanted;
+            let modified = *former != wanted || (overwritten && wanted.is_some());
             *former = wanted;
             modified
         });

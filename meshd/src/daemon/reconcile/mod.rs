@@ -138,6 +138,7 @@ impl Reconciler {
             node_cidrs: config.node_cidrs.clone(),
             api_servers: config.api_servers.iter().copied().chain(server).collect(),
             own_keys: keys.public().iter().map(|(_, key)| *key).collect(),
+            accept_unproven: config.accept_unproven,
             evidence: BTreeMap::new(),
             ipv4: true,
             ipv6: true,
@@ -231,6 +232,7 @@ impl Reconciler {
         let now = self.started.elapsed();
         self.question_api_server(now);
         self.cluster.release(now);
+        self.cluster.settle(now, self.outcome.api_error.is_none());
         self.outcome.counters.reconciles += 1;
         let mut turn = match self.prepare().await {
             Ok(turn) => turn,
