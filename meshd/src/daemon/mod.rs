@@ -17,6 +17,7 @@ mod perform;
 mod pq;
 mod probes;
 mod reconcile;
+mod witness;
 
 use std::time::Duration;
 
