@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::audit::{Format, Line, export, report, verify};
+use crate::audit::{Format, Line, end_of_file, export, report, verify};
 use crate::pq::Message;
 
-/// Parses bytes as a trail and processes it as an auditor would. A trail without findings consists of
-/// complete lines and nothing else.
+/// Parses bytes as a trail and processes it as an auditor would, and as a daemon that starts. A trail without findings
+/// consists of complete lines and nothing else. A line that can be read is never written again with the same number.
 ///
 /// # Panics
 ///
@@ -19,7 +19,14 @@ pub fn trail(bytes: &[u8]) {
         let _ = export(&lines, format);
     }
     let _ = report(&[&verdict.lines], 0, 1);
+    let _ = verdict.gaps();
+    let (head, unreadable) = end_of_file(bytes);
+    let is_text = std::str::from_utf8(bytes).is_ok();
+    if let Some(last) = verdict.lines.last().filter(|_| is_text) {
+        assert!(head.seq >= last.seq);
+    }
     if verdict.findings.is_empty() {
+        assert!(unreadable == 0 || !is_text);
         assert_eq!(verdict.lines.len(), text.split_terminator('\n').count());
         assert!(!text.contains('\r'));
     }

@@ -63,8 +63,21 @@ impl Cache {
         Self { path: directory.join(FILE), saved: None }
     }
 
-    /// Reads the memory. `None` if there is no file. A damaged file is an error: its peers can't be trusted.
+    /// Reads the memory. `None` if there is no file. A damaged file is an error: its peers can't be trusted. It is kept
+    /// under another name.
     pub(crate) fn load(&self) -> Result<Option<Memory>, CacheError> {
+        self.read().map_err(|source| match source {
+            source @ (CacheError::Damaged { .. } | CacheError::File(FileError::TooLong { .. })) => {
+                match file::set_aside(&self.path) {
+                    Ok(kept) => CacheError::SetAside { kept, source: Box::new(source) },
+                    Err(_) => source,
+                }
+            }
+            source => source,
+        })
+    }
+
+    fn read(&self) -> Result<Option<Memory>, CacheError> {
         let Some(text) = file::read(&self.path, MAX_LEN)? else { return Ok(None) };
         let damaged = || CacheError::Damaged { path: self.path.clone() };
         let document: Document = serde_json::from_slice(&text).map_err(|_| damaged())?;
@@ -117,10 +130,18 @@ pub(crate) enum CacheError {
     #[error("cache the last known peers")]
     File(#[from] FileError),
     /// The file is truncated or was changed.
-    #[error("the cache of last known peers {} is damaged: not used; it is replaced at the next change", path.display())]
+    #[error("the cache of last known peers {} is damaged: not used", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
+    },
+    /// The file is damaged, and was renamed.
+    #[error("kept a damaged file as {}", kept.display())]
+    SetAside {
+        /// Its new name.
+        kept: PathBuf,
+        /// What is wrong with it.
+        source: Box<Self>,
     },
     /// The memory can't be serialized as JSON.
     #[error("serialize the last known peers")]
@@ -139,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_byte_anywhere_is_detected() {
+    fn a_file_that_is_damaged_at_any_byte_is_not_used_and_kept_under_another_name() {
         let directory = tempfile::tempdir().unwrap();
         let mut cache = Cache::in_directory(directory.path());
         assert_eq!(cache.load().unwrap(), None);
@@ -147,14 +168,26 @@ mod tests {
         assert!(cache.save(&node, Some(&uid), &ledger).unwrap());
         assert_eq!(cache.load().unwrap(), Some(Memory { node, uid: Some(uid), ledger }));
         let whole = std::fs::read(&cache.path).unwrap();
+        let damaged = |bytes: &[u8], what: String| {
+            std::fs::write(&cache.path, bytes).unwrap();
+            let Err(CacheError::SetAside { kept, source }) = cache.load() else { panic!("{what} is used") };
+            assert!(matches!(*source, CacheError::Damaged { .. }), "{what}");
+            assert_eq!(std::fs::read(kept).unwrap(), bytes, "{what}");
+            assert_eq!(cache.load().unwrap(), None, "{what}: the start goes on without it");
+        };
         for index in 0..whole.len() {
-            let mut changed = whole.clone();
-            changed[index] ^= 1;
-            std::fs::write(&cache.path, &changed).unwrap();
-            assert!(matches!(cache.load(), Err(CacheError::Damaged { .. })), "byte {index}");
+            for byte in [whole[index] ^ 1, 0xff] {
+                let mut changed = whole.clone();
+                changed[index] = byte;
+                damaged(&changed, format!("byte {index} as {byte}"));
+            }
+            damaged(&whole[..index], format!("cut at {index}"));
         }
-        std::fs::write(&cache.path, &whole[..whole.len() / 2]).unwrap();
-        assert!(matches!(cache.load(), Err(CacheError::Damaged { .. })));
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 4, "a bounded number is kept");
+        let file = std::fs::File::create(&cache.path).unwrap();
+        file.set_len(MAX_LEN + 1).unwrap();
+        let Err(CacheError::SetAside { source, .. }) = cache.load() else { panic!("a long file is used") };
+        assert!(matches!(*source, CacheError::File(FileError::TooLong { .. })));
     }
 
     #[test]

@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 /// Replaces the contents of `path` with `text` unless they are equal; returns whether it wrote. Readers see the old text
 /// or the new one, never a part. `mode` is that of the new file.
 pub(crate) fn replace(path: &Path, text: &[u8], mode: u32) -> Result<bool, FileError> {
-    match std::fs::read(path) {
-        Ok(found) if found == text => return Ok(false),
-        _ => {}
+    // A file of another length differs; it may be longer than what fits into memory.
+    let same_length =
+        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.len() == text.len() as u64);
+    if same_length && std::fs::read(path).is_ok_and(|found| found == text) {
+        return Ok(false);
     }
     write(path, text, mode).map_err(|source| FileError::Write { path: path.to_owned(), source })?;
     Ok(true)
@@ -61,7 +63,9 @@ impl FileIdentity {
 /// Reads a file of at most `limit` bytes. `None` if it does not exist.
 pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let failed = |source| FileError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    // A FIFO in the file's place must not keep the daemon waiting.
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
+    let file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
@@ -73,6 +77,35 @@ pub(crate) fn read(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError
     } else {
         Ok(Some(text))
     }
+}
+
+/// Damaged files of one name that are kept at most.
+const DAMAGED_LIMIT: u8 = 4;
+
+/// The names under which damaged versions of a file are kept.
+pub(crate) fn damaged(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_owned();
+    (1..=DAMAGED_LIMIT).map(move |number| {
+        let mut name = name.clone();
+        name.push(format!(".damaged.{number}"));
+        path.with_file_name(name)
+    })
+}
+
+/// Keeps a damaged file under another name, which is returned. Of those kept before, the last is replaced when there are
+/// too many: the first shows how it began.
+pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
+    let mut names = damaged(path);
+    let mut name = names.next().unwrap_or_else(|| temporary(path));
+    while name.symlink_metadata().is_ok() {
+        match names.next() {
+            Some(next) => name = next,
+            None => break,
+        }
+    }
+    drop(names);
+    std::fs::rename(path, &name)?;
+    Ok(name)
 }
 
 /// Removes a file; returns whether it existed.
@@ -139,6 +172,21 @@ mod tests {
         std::fs::create_dir(&path).unwrap();
         assert!(matches!(replace(&path, b"one", 0o600), Err(FileError::Write { .. })));
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn damaged_files_are_kept_under_other_names_and_their_number_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.json");
+        for number in 1..=10 {
+            std::fs::write(&path, number.to_string()).unwrap();
+            let kept = set_aside(&path).unwrap();
+            assert!(!path.exists());
+            assert_eq!(std::fs::read_to_string(kept).unwrap(), number.to_string());
+        }
+        let kept: Vec<String> = damaged(&path).map(|path| std::fs::read_to_string(path).unwrap()).collect();
+        assert_eq!(kept, ["1", "2", "3", "10"]);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 4);
     }
 
     #[test]

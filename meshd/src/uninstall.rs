@@ -119,12 +119,13 @@ impl Work {
     /// The CNI configuration first: from then on no pod is attached that would lose its network a moment later.
     fn files(&mut self, config: &Config) {
         let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
+        let cache = config.state_dir.join(cache::FILE);
         let files = [
             config.cni_conf_dir.join(crate::daemon::CONFLIST),
             config.cni_bin_dir.join(crate::daemon::PLUGIN),
             config.run_dir.join(crate::daemon::NODE_FILE),
             config.run_dir.join("meshd.sock"),
-            config.state_dir.join(cache::FILE),
+            cache.clone(),
             config.key_dir.join("keys.json"),
             config.key_dir.join("keys.json.new"),
             socket(&config.links.a),
@@ -135,6 +136,9 @@ impl Work {
             for path in [file::temporary(&path), path] {
                 self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
             }
+        }
+        for path in file::damaged(&cache) {
+            self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
         // Directories that are shared with others stay; those of meshd are removed once they are empty.
         for directory in [&config.key_dir, &config.run_dir, &config.state_dir] {

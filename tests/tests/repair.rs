@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::mesh::Mesh;
-use lab::{ApiKind, Family, Inventory, IpVersion, Lab, Node, Stream};
+use lab::{ApiKind, Family, Inventory, IpVersion, Lab, Node, Signal, Stream};
 
 /// The time that a repair may take.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(2);
@@ -96,13 +96,61 @@ fn wait_heads_recorded(mesh: &Mesh) {
     let since = Instant::now();
     for name in ["n1", "n2"] {
         loop {
-            let trail = mesh.node(name).unwrap().read("/var/lib/meshd/audit/audit.jsonl").unwrap();
+            let trail = mesh.node(name).unwrap().read("/var/lib/meshd/audit/witness/audit.jsonl").unwrap();
             if String::from_utf8_lossy(&trail).contains("\"event\":\"peer-head\"") {
                 break;
             }
             assert!(since.elapsed() < Duration::from_mins(1), "{name} has recorded no head");
             thread::sleep(Duration::from_millis(200));
         }
+    }
+}
+
+/// Every file that the daemon reads when it starts and that is no key.
+const READ_AT_START: [&str; 5] = [
+    "/var/lib/meshd/peers.json",
+    "/var/lib/meshd/audit/audit.jsonl",
+    "/var/lib/meshd/audit/witness/audit.jsonl",
+    "/run/meshd/node.json",
+    "/etc/cni/net.d/10-meshd.conflist",
+];
+
+#[test]
+fn a_daemon_whose_files_are_all_damaged_starts_keeps_them_and_says_so() {
+    let mut mesh =
+        Mesh::form(Lab::builder().nodes(2).family(Family::V4).api(ApiKind::Fake).build().unwrap()).unwrap();
+    wait_heads_recorded(&mesh);
+    mesh.stop("n1", Signal::TERM).unwrap();
+    let read = |mesh: &Mesh, path: &str| mesh.node("n1").unwrap().read(path).unwrap();
+    let damaged = READ_AT_START.map(|path| {
+        let mut bytes = read(&mesh, path);
+        // No text in any encoding, in the middle of the first line.
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+        bytes[end / 2] = 0xff;
+        mesh.node("n1").unwrap().write(path, &bytes).unwrap();
+        bytes
+    });
+    mesh.start("n1").unwrap();
+    mesh.wait_formed();
+    let kept = |path: &str, bytes: &[u8]| assert_eq!(read(&mesh, path), bytes, "{path}");
+    kept("/var/lib/meshd/peers.json.damaged.1", &damaged[0]);
+    // Named after the first line that can be read.
+    kept("/var/lib/meshd/audit/audit-00000000000000000002.jsonl", &damaged[1]);
+    kept("/var/lib/meshd/audit/witness/audit-00000000000000000002.jsonl", &damaged[2]);
+    for (path, former) in READ_AT_START.iter().zip(&damaged) {
+        assert_ne!(read(&mesh, path), *former, "{path} is as good as new");
+    }
+    let status = mesh.status("n1").unwrap();
+    assert_eq!(status["damaged_files"].as_array().unwrap().len(), 3, "{status:#}");
+    let log = mesh.daemon("n1").log().unwrap();
+    for event in ["PeersNotRestored", "FileDamaged"] {
+        assert!(log.contains(event), "{event} in\n{log}");
+    }
+    let meshd = lab::bin("meshd").unwrap();
+    let verified = mesh.node("n1").unwrap().command(meshd).args(["audit", "verify"]).output().unwrap();
+    let verified = String::from_utf8_lossy(&verified.stdout).into_owned();
+    for part in ["NOT INTACT", "audit-00000000000000000002.jsonl:1: not a line of an audit trail"] {
+        assert!(verified.contains(part), "{part} in\n{verified}");
     }
 }
 

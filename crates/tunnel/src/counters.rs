@@ -28,6 +28,10 @@ pub enum DropReason {
     InvalidHandshake,
     /// A handshake message over the limit, whose sender was not yet proven or sends too many.
     HandshakeRateLimited,
+    /// A handshake initiation of a peer that sends too many; others are not affected.
+    PeerHandshakeRateLimited,
+    /// From the TUN: too many packets wait for handshakes with all peers together.
+    StagedPacketsLimited,
     /// Transport data for a session that has ended or never was; or, from the TUN, too many packets waited for one.
     NoSession,
     /// Transport data that does not authenticate.
@@ -48,7 +52,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// Every reason, in the order of declaration.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 21] = [
         Self::MalformedOutbound,
         Self::NoPeer,
         Self::NoEndpoint,
@@ -60,6 +64,8 @@ impl DropReason {
         Self::InvalidMac,
         Self::InvalidHandshake,
         Self::HandshakeRateLimited,
+        Self::PeerHandshakeRateLimited,
+        Self::StagedPacketsLimited,
         Self::NoSession,
         Self::Forged,
         Self::Replay,
@@ -84,6 +90,8 @@ impl DropReason {
             Self::InvalidMac => "invalid_mac",
             Self::InvalidHandshake => "invalid_handshake",
             Self::HandshakeRateLimited => "handshake_rate_limited",
+            Self::PeerHandshakeRateLimited => "peer_handshake_rate_limited",
+            Self::StagedPacketsLimited => "staged_packets_limited",
             Self::NoSession => "no_session",
             Self::Forged => "forged",
             Self::Replay => "replay",

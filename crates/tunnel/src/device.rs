@@ -65,6 +65,10 @@ impl Device for Userspace {
         }
     }
 
+    fn dropped(&self) -> Vec<(&'static str, u64)> {
+        self.interface.counters().iter().map(|(reason, count)| (reason.label(), count)).collect()
+    }
+
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError> {
         self.interface.set_private_key(key.duplicate());
         Ok(())

@@ -20,6 +20,11 @@ pub trait Device: fmt::Debug + Send {
     /// The state of the device and its peers. Fails if the device no longer exists, or if it cannot be read.
     fn state(&mut self) -> Result<DeviceState, DeviceError>;
 
+    /// Packets and datagrams that the device dropped since it was created, by reason, as far as the backend counts them.
+    fn dropped(&self) -> Vec<(&'static str, u64)> {
+        Vec::new()
+    }
+
     /// Sets the private key. Another key ends every session, and a peer with that key is removed.
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError>;
 

@@ -176,6 +176,32 @@ pub enum Event {
         /// Bytes that were removed.
         bytes: u64,
     },
+    /// A file of this trail was damaged; it was archived as it is, and the trail goes on in a new one.
+    Damaged {
+        /// Name of the archived file.
+        file: String,
+        /// Lines in it that can't be read.
+        lines: u64,
+    },
+    /// Lines about a peer were left out before this one, because it exceeded its quota.
+    Omitted {
+        /// UID of the peer, or the name of a Node that was refused.
+        subject: String,
+        /// How many.
+        lines: u64,
+    },
+    /// Events were lost before this line, because they could not be written for too long.
+    Lost {
+        /// How many.
+        events: u64,
+    },
+    /// The head of this node's witness trail, so that it can't be cut off unnoticed either.
+    WitnessHead {
+        /// Number of its last line.
+        line: u64,
+        /// Hash of its last line, in hexadecimal.
+        head: String,
+    },
 }
 
 impl Event {
@@ -220,6 +246,11 @@ impl Event {
         Self::PeerHead { peer, line: head.seq, head: head.to_string() }
     }
 
+    /// The event that a node records in its own trail for the head of its witness trail.
+    pub fn witness_head(head: &Head) -> Self {
+        Self::WitnessHead { line: head.seq, head: head.to_string() }
+    }
+
     /// Whether the event is about the node's own keys, so that witnesses should know of it.
     pub const fn is_own(&self) -> bool {
         !matches!(
@@ -230,6 +261,10 @@ impl Event {
                 | Self::PeerHead { .. }
                 | Self::Anchored { .. }
                 | Self::Repaired { .. }
+                | Self::Damaged { .. }
+                | Self::Omitted { .. }
+                | Self::Lost { .. }
+                | Self::WitnessHead { .. }
         )
     }
 
@@ -268,6 +303,7 @@ impl Event {
         match self {
             Self::PeerAnnounced { peer, .. } | Self::PeerGone { peer } => named(peer),
             Self::PeerRefused { refused, .. } => refused == node,
+            Self::Omitted { subject, .. } => subject == node,
             Self::Acknowledged { peer, .. }
             | Self::Verified { peer, .. }
             | Self::Skipped { peer }

@@ -80,7 +80,10 @@ fn ocsf(line: &Line) -> Value {
         | Event::RolledBack { .. }
         | Event::Forced { .. }
         | Event::PeerRefused { .. }
-        | Event::Repaired { .. } => 3,
+        | Event::Repaired { .. }
+        | Event::Damaged { .. }
+        | Event::Omitted { .. }
+        | Event::Lost { .. } => 3,
         _ => 1,
     };
     json!({

@@ -14,8 +14,8 @@ use super::head::Head;
 const VERSION: u32 = 1;
 /// The text between the hashed bytes and the hash.
 const HASH_MEMBER: &str = ",\"hash\":\"";
-/// Longest line that is read, in bytes.
-pub(super) const MAX_LINE_LEN: usize = 64 << 10;
+/// Longest line that is read, in bytes: one that lists the UIDs of 10,000 peers has 400 kB.
+const MAX_LINE_LEN: usize = 1 << 20;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Line {
     pub(super) fn write(head: &Head, time: u64, boot: &str, node: &NodeRef, event: &Event) -> (String, Head) {
         let hashed = Hashed {
             v: VERSION,
-            seq: head.seq + 1,
+            seq: head.seq.saturating_add(1),
             time,
             boot: boot.to_owned(),
             node: node.clone(),
@@ -64,7 +64,7 @@ impl Line {
         // Numbers and strings always serialize.
         let mut text = serde_json::to_string(&hashed).unwrap_or_default();
         text.truncate(text.len().saturating_sub(1));
-        let next = Head { seq: head.seq + 1, hash: Sha256::digest(&text).into() };
+        let next = Head { seq: hashed.seq, hash: Sha256::digest(&text).into() };
         (format!("{text}{HASH_MEMBER}{next}\"}}"), next)
     }
 

@@ -174,8 +174,8 @@ fn a_truncated_an_older_and_a_rewritten_trail_are_detected_by_a_witness() {
 fn full_files_are_archived_without_breaking_the_chain() {
     let directory = tempfile::tempdir().unwrap();
     for start in 0..4 {
-        let (mut trail, torn) = Trail::open(directory.path(), 2000, 100).unwrap();
-        assert_eq!((trail.head().seq, torn), (start * 10, 0));
+        let (mut trail, opening) = Trail::open(directory.path(), 2000, 100).unwrap();
+        assert_eq!((trail.head().seq, opening), (start * 10, Opening::default()));
         for _ in 0..10 {
             trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
         }
@@ -201,11 +201,136 @@ fn an_incomplete_last_line_is_removed_and_the_chain_continues() {
     for left in [1, 10, 100] {
         let torn = format!("{text}{}", &text.lines().next().unwrap()[..left]);
         std::fs::write(&path, torn).unwrap();
-        let (mut trail, cut) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
-        assert_eq!((cut, trail.head().seq), (left as u64, whole));
-        trail.append(1, "boot", &node("n1"), &[Event::Repaired { bytes: cut }]).unwrap();
+        let (mut trail, opening) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
+        assert_eq!(opening, Opening { torn: left as u64, damaged: None });
+        assert_eq!(trail.head().seq, whole);
+        trail.append(1, "boot", &node("n1"), &[Event::Repaired { bytes: opening.torn }]).unwrap();
         assert_eq!(verify(&read(directory.path()).unwrap()).findings, []);
     }
+}
+
+/// A small trail of an archived file and a current one, each with two lines.
+fn small(directory: &std::path::Path) {
+    let (mut trail, _) = Trail::open(directory, 500, 8).unwrap();
+    for _ in 0..4 {
+        trail.append(1, "boot", &node("n1"), &[Event::Begun { cause: Cause::Age }]).unwrap();
+    }
+    assert_eq!(files(directory).unwrap().len(), 2);
+}
+
+/// A directory in memory, if there is such a place: thousands of files are synced.
+fn quick_directory() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Opens a damaged trail and continues it. What is found must never be less than what can still be read, and the new line
+/// must be read back.
+fn continued(directory: &std::path::Path, what: &str) -> (Opening, CheckedTrail) {
+    let readable = verify(&read(directory).unwrap()).lines;
+    let last = readable.iter().map(|line| line.seq).max().unwrap_or_default();
+    let (mut trail, opening) =
+        Trail::open(directory, 500, 8).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let head = trail.append(2, "boot", &node("n1"), &[Event::Begun { cause: Cause::Request }]).unwrap();
+    assert!(head.seq > last, "{what}: line {} after line {last}", head.seq);
+    drop(trail);
+    let verdict = verify(&read(directory).unwrap());
+    assert_eq!(verdict.head(), head, "{what}");
+    for line in &readable {
+        assert!(verdict.lines.contains(line), "{what}: line {} is gone", line.seq);
+    }
+    let (trail, again) = Trail::open(directory, 500, 8).unwrap();
+    assert_eq!((trail.head(), again), (head, Opening::default()), "{what}: reported once");
+    (opening, verdict)
+}
+
+#[test]
+fn a_trail_that_is_damaged_at_any_byte_goes_on_and_the_damaged_file_is_kept() {
+    let original = tempfile::tempdir().unwrap();
+    small(original.path());
+    for file in files(original.path()).unwrap() {
+        let whole = std::fs::read(&file).unwrap();
+        let is_current = file.ends_with("audit.jsonl");
+        for at in 0..whole.len() {
+            let changed = |byte: u8| {
+                let mut bytes = whole.clone();
+                bytes[at] = byte;
+                bytes
+            };
+            let cut = whole[..at].to_vec();
+            for (kind, bytes) in [("flip", changed(whole[at] ^ 1)), ("no text", changed(0xff)), ("cut", cut)]
+            {
+                let what = format!("{kind} at {at} of {}", file.display());
+                let directory = quick_directory();
+                for other in files(original.path()).unwrap() {
+                    std::fs::copy(&other, directory.path().join(other.file_name().unwrap())).unwrap();
+                }
+                std::fs::write(directory.path().join(file.file_name().unwrap()), &bytes).unwrap();
+                let (opening, verdict) = continued(directory.path(), &what);
+                // At the end of a line only a witness notices it.
+                let ends = |at: Option<usize>| at.is_none_or(|at| whole[at] == b'\n');
+                let whole_lines = kind == "cut" && (ends(at.checked_sub(1)) || ends(Some(at)));
+                let is_said = opening.torn > 0 || opening.damaged.is_some() || !verdict.findings.is_empty();
+                assert!(is_said || whole_lines, "{what}: {opening:?}");
+                if is_current && kind != "cut" && at + 1 < whole.len() {
+                    let (name, lines) = opening.damaged.unwrap();
+                    assert_eq!(std::fs::read(directory.path().join(name)).unwrap(), bytes, "{what}");
+                    assert!((1..=2).contains(&lines), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_trail_of_nothing_but_garbage_goes_on() {
+    for garbage in [&b"\n"[..], b"\n\n\n", b"\0\0\0\n", b"{}\n{}\n", &[0xff; 5_000], b"\xff\n\xfe\n"] {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("audit.jsonl"), garbage).unwrap();
+        continued(directory.path(), "garbage");
+        let directory = tempfile::tempdir().unwrap();
+        small(directory.path());
+        std::fs::write(directory.path().join("audit.jsonl"), garbage).unwrap();
+        continued(directory.path(), "garbage behind archived files");
+    }
+}
+
+#[test]
+fn what_a_trail_says_is_missing_is_no_damage() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut trail, _) = Trail::open(directory.path(), 500, 1).unwrap();
+    let omitted = Event::Omitted { subject: "uid-n2".to_owned(), lines: 7 };
+    for event in [&Event::Lost { events: 3 }, &omitted, &omitted].into_iter().cycle().take(9) {
+        trail.append(1, "boot", &node("n1"), std::slice::from_ref(event)).unwrap();
+    }
+    let verdict = verify(&read(directory.path()).unwrap());
+    assert_eq!(verdict.findings, []);
+    let first = verdict.lines[0].seq;
+    assert!(first > 1);
+    let gaps = verdict.gaps();
+    assert_eq!(gaps[0], format!("lines 1 to {} were deleted with the oldest files", first - 1));
+    assert!(gaps.iter().any(|gap| gap.starts_with("3 events before line ")), "{gaps:?}");
+    let about = gaps.last().unwrap();
+    assert!(about.ends_with("lines about uid-n2 were left out: it exceeded its quota"), "{gaps:?}");
+}
+
+#[test]
+fn a_witness_trail_that_was_cut_off_or_rewritten_contradicts_the_own_trail() {
+    let places = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [(mut own, _), (mut witness, _)] =
+        [0, 1].map(|at: usize| Trail::open(places[at].path(), 1 << 20, 2).unwrap());
+    for seq in 1..=4 {
+        let seen = Event::head_of(PeerId::new("uid-n2"), &Head { seq, hash: [1; 32] });
+        let head = witness.append(1, "boot", &node("n1"), &[seen]).unwrap();
+        own.append(1, "boot", &node("n1"), &[Event::witness_head(&head)]).unwrap();
+    }
+    let [own, whole] = [0, 1].map(|at: usize| verify(&read(places[at].path()).unwrap()));
+    assert_eq!(against_own(&whole, &own), []);
+    let mut cut = whole.clone();
+    cut.lines.truncate(3);
+    assert!(matches!(against_own(&cut, &own)[..], [WitnessFinding::CutOff { seen: 4, found: 3, .. }]));
+    let mut rewritten = whole;
+    rewritten.lines[1].hash = rewritten.lines[2].hash.clone();
+    assert!(matches!(against_own(&rewritten, &own)[..], [WitnessFinding::Forked { seq: 2, .. }]));
 }
 
 #[test]
@@ -220,6 +345,8 @@ fn a_trail_is_removed_with_its_archived_files_and_nothing_else() {
         }
         drop(trail);
         assert!(read(&directory).unwrap().len() > 2);
+        let witness = directory.join(WITNESS_DIRECTORY);
+        drop(Trail::open(&witness, 500, 100).unwrap());
         let note = directory.join("note.txt");
         if foreign {
             std::fs::write(&note, "not ours").unwrap();

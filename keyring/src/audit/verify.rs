@@ -23,6 +23,32 @@ impl CheckedTrail {
     pub fn head(&self) -> Head {
         self.lines.last().map(Line::head).unwrap_or_default()
     }
+
+    /// What the trail says that is missing from it: not a sign that it was changed.
+    pub fn gaps(&self) -> Vec<String> {
+        let mut gaps = Vec::new();
+        if let Some(first) = self.lines.first().filter(|first| first.seq > 1) {
+            gaps.push(format!("lines 1 to {} were deleted with the oldest files", first.seq - 1));
+        }
+        let mut omitted: BTreeMap<&str, u64> = BTreeMap::new();
+        for line in &self.lines {
+            match &line.event {
+                Event::Omitted { subject, lines } => {
+                    let omitted = omitted.entry(subject).or_default();
+                    *omitted = omitted.saturating_add(*lines);
+                }
+                Event::Lost { events } => {
+                    gaps.push(format!("{events} events before line {} could not be written", line.seq));
+                }
+                _ => {}
+            }
+        }
+        let omitted = omitted.into_iter();
+        gaps.extend(omitted.map(|(subject, lines)| {
+            format!("{lines} lines about {subject} were left out: it exceeded its quota")
+        }));
+        gaps
+    }
 }
 
 /// Something wrong in a trail.
@@ -116,8 +142,8 @@ pub fn verify(files: &[(PathBuf, String)]) -> CheckedTrail {
                 }
             };
             if let Some(before) = &last {
-                if line.seq != before.seq + 1 {
-                    let (found, expected) = (line.seq, before.seq + 1);
+                if line.seq != before.seq.saturating_add(1) {
+                    let (found, expected) = (line.seq, before.seq.saturating_add(1));
                     verdict.findings.push(Finding::Order { path: path.clone(), number, found, expected });
                 } else if line.prev != before.hash {
                     verdict.findings.push(Finding::Chain { path: path.clone(), number, seq: line.seq });
@@ -143,23 +169,39 @@ pub fn against_witness(trail: &CheckedTrail, witness: &CheckedTrail) -> Vec<Witn
     let Some(node) = &trail.node else { return Vec::new() };
     let name = witness.node.as_ref().map_or_else(|| "a witness".to_owned(), |node| node.name.clone());
     let uids: Vec<_> = trail.lines.iter().map(|line| &line.node.uid).collect();
+    let heads = witness.lines.iter().filter_map(|line| match &line.event {
+        Event::PeerHead { peer, line, head } if *peer == node.uid || uids.contains(&peer) => {
+            Some((*line, head.as_str()))
+        }
+        _ => None,
+    });
+    compare(trail, heads, &name)
+}
+
+/// Compares a node's witness trail with what its own trail has recorded about it.
+pub fn against_own(witness: &CheckedTrail, own: &CheckedTrail) -> Vec<WitnessFinding> {
+    let heads = own.lines.iter().filter_map(|line| match &line.event {
+        Event::WitnessHead { line, head } => Some((*line, head.as_str())),
+        _ => None,
+    });
+    compare(witness, heads, "the node's own trail")
+}
+
+/// Compares a trail with heads that were recorded of it.
+fn compare<'a>(
+    trail: &CheckedTrail,
+    heads: impl Iterator<Item = (u64, &'a str)>,
+    witness: &str,
+) -> Vec<WitnessFinding> {
     let lines: BTreeMap<u64, &Line> = trail.lines.iter().map(|line| (line.seq, line)).collect();
     let (first, last) = (lines.keys().next().copied(), trail.head().seq);
-    let mut findings = Vec::new();
-    for line in &witness.lines {
-        let Event::PeerHead { peer, line: seq, head } = &line.event else { continue };
-        if *peer != node.uid && !uids.contains(&peer) {
-            continue;
-        }
-        match lines.get(seq) {
-            Some(found) if found.hash == *head => {}
-            Some(_) => findings.push(WitnessFinding::Forked { witness: name.clone(), seq: *seq }),
-            // Files that were archived long ago have been deleted.
-            None if first.is_some_and(|first| *seq < first) => {}
-            None => {
-                findings.push(WitnessFinding::CutOff { witness: name.clone(), seen: *seq, found: last });
-            }
-        }
-    }
-    findings
+    let witness = || witness.to_owned();
+    let finding = |(seq, head): (u64, &str)| match lines.get(&seq) {
+        Some(found) if found.hash == head => None,
+        Some(_) => Some(WitnessFinding::Forked { witness: witness(), seq }),
+        // Files that were archived long ago have been deleted.
+        None if first.is_some_and(|first| seq < first) => None,
+        None => Some(WitnessFinding::CutOff { witness: witness(), seen: seq, found: last }),
+    };
+    heads.filter_map(finding).collect()
 }

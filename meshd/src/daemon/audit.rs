@@ -1,24 +1,28 @@
 //! The node's audit trail: records events, and announces the trail's head to peers.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use keyring::audit::{self, Event, Head, Line, NodeRef, Trail, TrailError, files, not_destroyed, read};
+use keyring::audit::{
+    self, Decision, Event, Head, Line, NodeRef, Opening, Quota, Trail, TrailError, files, not_destroyed, read,
+};
 use keyring::rotation::{Note, PeerId};
 use plan::admission::Admission;
-use plan::node::NodeName;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::keys::Keys;
+use super::witness::{PeerHeads, Witness};
 use crate::chain::Chain;
-use plan::publication::stance;
 
 /// Size at which a file is archived, and how many archived files are kept: 128 MiB, some years of a small
-/// cluster.
-const FILE_BYTES: u64 = 8 << 20;
-const FILES: usize = 16;
+/// cluster. The witness trail has the same.
+pub(super) const FILE_BYTES: u64 = 8 << 20;
+pub(super) const FILES: usize = 16;
+/// Lines at once about generations that somebody else wrote to the own Node, and how long until one more: a stolen token
+/// must not be able to fill the trail.
+const OUTGROWN: (u32, Duration) = (64, Duration::from_mins(10));
 /// How many events are buffered while they can't be written. Rotations stop long before that.
 const WAITING: usize = 10_000;
 /// How long until the same head is announced again: a datagram may be lost, and a peer that was away must learn of it too.
@@ -34,10 +38,16 @@ pub(super) struct Audit {
     boot: String,
     waiting: VecDeque<Event>,
     failed: bool,
-    /// The last announcement of each peer that was recorded.
-    peers: BTreeMap<PeerId, (NodeName, u64)>,
-    refused: BTreeSet<(String, String)>,
-    peer_heads: PeerHeads,
+    witness: Witness,
+    outgrown_quota: Quota,
+    started: Instant,
+    /// Lines that were left out because of a quota.
+    omitted: u64,
+    /// Events that were lost because they could not be written; of these `lost_before` are in the trail.
+    lost: u64,
+    lost_before: u64,
+    /// Files that were found damaged at the start.
+    damaged: Vec<String>,
     /// The head of the trail at the start or after the last rotation, for peers to record.
     announcement: HeadAnnouncement,
     /// The head of the trail to write to a Kubernetes Event; its number is zero until the lines are on disk.
@@ -73,41 +83,19 @@ impl HeadAnnouncement {
     }
 }
 
-/// The last head of each peer that is in the trail.
-#[derive(Debug, Default)]
-struct PeerHeads(BTreeMap<PeerId, Event>);
-
-impl PeerHeads {
-    /// Reads an event of the trail, in order.
-    fn read(&mut self, event: &Event) {
-        if let Event::PeerHead { peer, .. } = event {
-            self.0.insert(peer.clone(), event.clone());
-        }
-    }
-
-    /// The event to record, unless the same head was recorded last. One with a lower number is recorded too: whether a
-    /// datagram was late or the peer's trail was cut off is for `verify` to find out.
-    fn record(&mut self, peer: &PeerId, head: &Head) -> Option<Event> {
-        let event = Event::head_of(peer.clone(), head);
-        if self.0.get(peer) == Some(&event) {
-            return None;
-        }
-        self.0.insert(peer.clone(), event.clone());
-        Some(event)
-    }
-}
-
 impl Audit {
-    /// Opens the trail in its directory below the state directory, and records which keys were found.
+    /// Opens the trails in their directories below the state directory, and records which keys were found.
     pub(super) fn open(state_dir: &Path, keys: &Keys) -> Result<Self, TrailError> {
         let directory = state_dir.join(audit::DIRECTORY);
-        let (trail, torn) = Trail::open(&directory, FILE_BYTES, FILES)?;
-        let (former, peer_heads) = recorded(&directory)?;
+        let (trail, opening) = Trail::open(&directory, FILE_BYTES, FILES)?;
+        let witness_directory = directory.join(audit::WITNESS_DIRECTORY);
+        // Version 0.1 recorded heads in the own trail.
+        let Recorded { own_keys, heads, mut damaged } = Recorded::read(PeerHeads::default(), &directory);
+        let (witness, damaged_there) = Witness::open(&witness_directory, heads)?;
+        damaged.extend(damaged_there);
         let journal = keys.journal();
-        let mut waiting = VecDeque::new();
-        if torn > 0 {
-            waiting.push_back(Event::Repaired { bytes: torn });
-        }
+        let mut waiting = VecDeque::from(of_opening(&opening));
+        waiting.extend(of_witness(&witness));
         waiting.push_back(Event::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: journal.generation,
@@ -120,13 +108,17 @@ impl Audit {
             boot: boot(),
             waiting,
             failed: false,
-            peers: BTreeMap::new(),
-            refused: BTreeSet::new(),
-            peer_heads,
+            witness,
+            outgrown_quota: Quota::new(OUTGROWN.0, OUTGROWN.1),
+            started: Instant::now(),
+            omitted: 0,
+            lost: 0,
+            lost_before: 0,
+            damaged,
             // So that lines cut off while the daemon was down are missed by its peers.
             announcement: HeadAnnouncement::new(Instant::now()),
             anchor: None,
-            former,
+            former: own_keys,
         })
     }
 
@@ -138,11 +130,30 @@ impl Audit {
     /// Records what happened to the node's own keys.
     pub(super) fn record_own(&mut self, notes: &[Note], generation: u64) {
         for note in notes {
-            if matches!(note, Note::Finished(_) | Note::RolledBack(..)) {
+            if matches!(note, Note::Outgrown(_)) {
+                match self.outgrown_quota.take("outgrown", self.started.elapsed()) {
+                    Decision::Record { omitted: 0 } => {}
+                    Decision::Record { omitted } => {
+                        self.push(Event::Omitted { subject: "outgrown".to_owned(), lines: omitted });
+                    }
+                    Decision::Omit { .. } => {
+                        self.omitted += 1;
+                        continue;
+                    }
+                }
+            }
+            let ended = matches!(note, Note::Finished(_) | Note::RolledBack(..));
+            if ended {
+                // Before the event, which version 0.1 can read: it would take an unknown last line for none.
+                if let Some(event) = of_witness(&self.witness) {
+                    self.push(event);
+                }
+            }
+            self.push(Event::of(note, generation));
+            if ended {
                 self.announcement = HeadAnnouncement::new(Instant::now());
                 self.anchor = Some(Head::default());
             }
-            self.push(Event::of(note, generation));
         }
     }
 
@@ -167,56 +178,39 @@ impl Audit {
 
     /// Records what peers announce, as a witness.
     pub(super) fn witness(&mut self, admission: &Admission) {
-        let mut present = BTreeSet::new();
-        for (name, member) in &admission.world.peers {
-            let stance = stance(member);
-            present.insert(stance.id.clone());
-            let known = self.peers.get(&stance.id).is_some_and(|(_, seen)| *seen == stance.generation);
-            if !known {
-                let keys = member.state.slots.map(|slot| slot.key.fingerprint());
-                self.peers.insert(stance.id.clone(), (name.clone(), stance.generation));
-                self.push(Event::announced(name.as_str(), &stance, keys));
-            }
-        }
-        let gone: Vec<PeerId> = self.peers.keys().filter(|id| !present.contains(*id)).cloned().collect();
-        for id in gone {
-            if let Some((name, _)) = self.peers.remove(&id) {
-                self.push(Event::PeerGone { peer: NodeRef { uid: id, name: name.to_string() } });
-            }
-        }
-        let refused: BTreeSet<(String, String)> = admission
-            .rejected
-            .iter()
-            .map(|rejected| (rejected.node.to_string(), rejected.reason.code().to_owned()))
-            .collect();
-        let new: Vec<_> = refused.difference(&self.refused).cloned().collect();
-        for (node, reason) in new {
-            self.push(Event::PeerRefused { refused: node, reason });
-        }
-        self.refused = refused;
+        self.witness.record(self.started.elapsed(), admission);
     }
 
     /// Records the head that a peer announces for its trail.
     pub(super) fn record_peer_head(&mut self, peer: &PeerId, head: &Head) {
-        if let Some(event) = self.peer_heads.record(peer, head) {
-            self.push(event);
-        }
+        self.witness.record_head(self.started.elapsed(), peer, head);
+    }
+
+    /// Lines that were left out because of a quota, and events that could not be written.
+    pub(super) const fn missing(&self) -> (u64, u64) {
+        let (omitted, lost) = self.witness.missing();
+        (self.omitted + omitted, self.lost + lost)
+    }
+
+    /// Files that were found damaged at the start.
+    pub(super) fn damaged(&self) -> &[String] {
+        &self.damaged
     }
 
     /// Writes buffered events, in the name of the own Node.
     pub(super) fn write(&mut self, node: &NodeRef) {
+        self.witness.write(&self.boot, node);
         if self.waiting.is_empty() {
             return;
         }
-        let events: Vec<Event> = self.waiting.iter().cloned().collect();
+        let lost = self.lost - self.lost_before;
+        let events: Vec<Event> = self.waiting.iter().cloned().chain(of_lost(lost)).collect();
         match self.trail.append(unix_millis(), &self.boot, node, &events) {
             Ok(head) => {
                 self.waiting.clear();
+                self.lost_before = self.lost;
                 if self.failed {
-                    warn!(
-                        event = "AuditTrailRecovered",
-                        "the audit trail can be written again; no event was lost"
-                    );
+                    warn!(event = "AuditTrailRecovered", lost, "the audit trail can be written again");
                 }
                 self.failed = false;
                 if let Some(anchor) = &mut self.anchor {
@@ -253,25 +247,84 @@ impl Audit {
     fn push(&mut self, event: Event) {
         if self.waiting.len() < WAITING {
             self.waiting.push_back(event);
+        } else {
+            self.lost += 1;
         }
     }
 }
 
-/// What a trail holds that the daemon must know when it starts: the lines about the node's own keys, and the last head of
-/// each peer. Read file by file, since a whole trail may be more than a daemon should keep in memory.
-fn recorded(directory: &Path) -> Result<(Vec<Line>, PeerHeads), TrailError> {
-    let (mut own_keys, mut heads) = (Vec::new(), PeerHeads::default());
-    for file in files(directory)? {
-        for (_, text) in read(&file)? {
-            for line in text.lines().filter_map(|line| Line::parse(line).ok()) {
-                heads.read(&line.event);
-                if line.event.is_of_own_keys() {
-                    own_keys.push(line);
+/// What is recorded about the state in which a trail was found.
+pub(super) fn of_opening(opening: &Opening) -> Vec<Event> {
+    let mut events = Vec::new();
+    if let Some((file, lines)) = opening.damaged.clone() {
+        events.push(Event::Damaged { file, lines });
+    }
+    if opening.torn > 0 {
+        events.push(Event::Repaired { bytes: opening.torn });
+    }
+    events
+}
+
+/// What is recorded about where the witness trail ends, if it has begun.
+fn of_witness(witness: &Witness) -> Option<Event> {
+    let head = witness.head();
+    (head.seq > 0).then(|| Event::witness_head(&head))
+}
+
+/// What is recorded about events that were lost: behind those that were not, which are older.
+pub(super) fn of_lost(events: u64) -> Option<Event> {
+    (events > 0).then_some(Event::Lost { events })
+}
+
+/// What a trail holds that the daemon must know when it starts.
+#[derive(Debug, Default)]
+pub(super) struct Recorded {
+    /// The lines about the node's own keys.
+    own_keys: Vec<Line>,
+    /// The last head of each peer.
+    pub(super) heads: PeerHeads,
+    /// What can't be read, a file each.
+    pub(super) damaged: Vec<String>,
+}
+
+impl Recorded {
+    /// Reads file by file, since a whole trail may be more than a daemon should keep in memory. What can't be read is
+    /// reported: it is for `meshd audit verify` to judge. `heads` are those that are recorded elsewhere.
+    pub(super) fn read(heads: PeerHeads, directory: &Path) -> Self {
+        let mut recorded = Self { heads, ..Self::default() };
+        for file in files(directory).unwrap_or_default() {
+            let mut unreadable = 0_u64;
+            match read(&file) {
+                Ok(texts) => {
+                    for line in texts.iter().flat_map(|(_, text)| text.lines()) {
+                        match Line::parse(line) {
+                            Ok(line) => recorded.take(line),
+                            Err(_) => unreadable += 1,
+                        }
+                    }
+                    if unreadable > 0 {
+                        recorded.report(&file, &format!("{unreadable} lines can't be read"));
+                    }
                 }
+                Err(error) if file.exists() => recorded.report(&file, &Chain(&error).to_string()),
+                // There is no trail yet.
+                Err(_) => {}
             }
         }
+        recorded
     }
-    Ok((own_keys, heads))
+
+    fn take(&mut self, line: Line) {
+        self.heads.read(&line.event);
+        if line.event.is_of_own_keys() {
+            self.own_keys.push(line);
+        }
+    }
+
+    fn report(&mut self, file: &Path, error: &str) {
+        warn!(event = "FileDamaged", file = %file.display(), error, "a damaged file is kept");
+        self.damaged.push(format!("{}: {error}", file.display()));
+    }
 }
 
 /// The kernel's boot ID (proc(5)); empty if it is not available.
@@ -280,7 +333,7 @@ fn boot() -> String {
     text.trim().to_owned()
 }
 
-fn unix_millis() -> u64 {
+pub(super) fn unix_millis() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
@@ -310,32 +363,5 @@ mod tests {
         let delays: Vec<u64> = announced.windows(2).map(|pair| pair[1] - pair[0]).collect();
         assert_eq!(delays.last(), Some(&3600));
         assert!(delays.iter().all(|delay| *delay <= 3600), "{delays:?}");
-    }
-
-    #[test]
-    fn a_head_is_recorded_once_and_not_again_after_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let (mut trail, _) = Trail::open(directory.path(), 1 << 20, 2).unwrap();
-        let (n2, n3) = (PeerId::new("uid-n2"), PeerId::new("uid-n3"));
-        let node = NodeRef { uid: PeerId::new("uid-n1"), name: "n1".to_owned() };
-        let mut heads = PeerHeads::default();
-        for (peer, head, recorded) in [
-            (&n2, head(3, 1), true),
-            (&n2, head(3, 1), false),
-            (&n3, head(3, 1), true),
-            (&n2, head(4, 2), true),
-            // The same line with another hash: a forged trail.
-            (&n2, head(4, 3), true),
-            (&n2, head(4, 3), false),
-        ] {
-            let event = heads.record(peer, &head);
-            assert_eq!(event.is_some(), recorded, "{peer} {head:?}");
-            trail.append(1, "boot", &node, &event.into_iter().collect::<Vec<_>>()).unwrap();
-        }
-        drop(trail);
-        let (_, mut heads) = recorded(directory.path()).unwrap();
-        assert_eq!(heads.record(&n2, &head(4, 3)), None);
-        assert_eq!(heads.record(&n3, &head(3, 1)), None);
-        assert!(heads.record(&n3, &head(4, 1)).is_some());
     }
 }

@@ -138,6 +138,17 @@ impl Devices {
         self.restarts
     }
 
+    /// What both devices dropped, by reason.
+    pub(super) fn dropped(&self) -> BTreeMap<String, u64> {
+        let mut dropped = BTreeMap::new();
+        for running in self.running.iter().filter_map(|(_, running)| running.as_ref()) {
+            for (reason, count) in running.device.dropped() {
+                *dropped.entry(reason.to_owned()).or_default() += count;
+            }
+        }
+        dropped
+    }
+
     /// The backend of a slot's device.
     pub(super) fn backend(&self, slot: Slot) -> Option<Backend> {
         self.running.get(slot).as_ref().map(|running| running.device.backend())

@@ -18,6 +18,7 @@ mod pq;
 mod probes;
 mod reconcile;
 mod stripped;
+mod witness;
 
 use std::time::Duration;
 

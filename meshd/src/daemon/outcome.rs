@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
-use keyring::rotation::{KeyRecord, PeerId, Rotation, Step};
+use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
 use keyring::{PerSlot, Slot};
 use linux::guard;
 use plan::admission::Admission;
@@ -39,6 +39,7 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     pub(super) counters: Counters,
     pub(super) missing_protections: Vec<String>,
+    damaged_files: Vec<String>,
     /// Backend of new devices.
     chosen: Option<SelectedBackend>,
     /// The same for an Event, until it is sent.
@@ -56,9 +57,9 @@ pub(super) struct Outcome {
 
 impl Outcome {
     /// No turn has been taken yet.
-    pub(super) fn new(chosen: SelectedBackend) -> Self {
+    pub(super) fn new(chosen: SelectedBackend, damaged_files: Vec<String>) -> Self {
         let unsent = Some(format!("{} selected: {}", chosen.backend, chosen.reason));
-        Self { chosen: Some(chosen), unsent, ..Self::default() }
+        Self { chosen: Some(chosen), unsent, damaged_files, ..Self::default() }
     }
 
     /// The selected backend and the reason, for an Event; the first time only.
@@ -183,7 +184,7 @@ impl Outcome {
     }
 
     /// The state of the rotation, with peers by the names of their nodes.
-    fn rotation(&self, config: &Config, keys: &Keys) -> RotationStatus {
+    fn rotation(&self, config: &Config, keys: &Keys, now: Now) -> RotationStatus {
         let journal = keys.journal();
         let tally = keys.tally();
         let name = |id: &PeerId| {
@@ -193,7 +194,6 @@ impl Outcome {
         };
         let names = |ids: &[PeerId]| ids.iter().map(name).collect();
         let rotation = keys.rotation();
-        let now = keys.now();
         let key = |slot, record: KeyRecord, state: &str| KeyStatus {
             slot,
             key: record.key,
@@ -282,16 +282,18 @@ impl Outcome {
         let drops = guard::drops().unwrap_or_default();
         let mut counters = self.counters;
         counters.brakes = cluster.brakes();
+        // Read once: ages are computed from the same moment that they are shown with.
+        let now = keys.now();
         Status {
             node: config.node_name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            taken_at: keys.now().unix,
+            taken_at: now.unix,
             backend: self.chosen.as_ref().map(|chosen| chosen.backend.to_string()).unwrap_or_default(),
             backend_reason: self.chosen.as_ref().map(|chosen| chosen.reason.clone()).unwrap_or_default(),
             ready: waiting_for.is_empty(),
             waiting_for,
             generation: keys.journal().generation,
-            rotation: self.rotation(config, keys),
+            rotation: self.rotation(config, keys, now),
             slots: PerSlot::from_fn(|slot| {
                 let (link, state) = states.get(slot).as_ref()?;
                 Some(SlotStatus {
@@ -332,6 +334,8 @@ impl Outcome {
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
             missing_protections: self.missing_protections.clone(),
+            damaged_files: self.damaged_files.clone(),
+            tunnel_dropped: devices.dropped(),
             counters,
         }
     }

@@ -156,10 +156,24 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "Packets dropped by the guard: with a pod address outside the tunnel, leaving or arriving, or from a pod with a source address that is not its own.",
             drops.map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
         ),
+        Metric::counters(
+            "tunnel_dropped_packets",
+            "Packets and datagrams that the userspace engines of both slots dropped.",
+            status
+                .tunnel_dropped
+                .iter()
+                .map(|(reason, count)| sample(vec![("reason", reason.as_str())], *count))
+                .collect(),
+        ),
         Metric::gauge(
             "memory_protections_missing",
             "Protections of the daemon's memory that could not be set up; the log names them.",
             status.missing_protections.len() as u64,
+        ),
+        Metric::gauge(
+            "damaged_files",
+            "Files that were found damaged when the daemon started; they are kept, and the log names them.",
+            status.damaged_files.len() as u64,
         ),
         Metric::counters(
             "control_messages",
@@ -243,6 +257,7 @@ fn rotation(status: &Status) -> Vec<Metric<'_>> {
 
 fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
     let counters = &status.counters;
+    let missing = [("quota", counters.audit_omitted), ("not_written", counters.audit_lost)];
     let steps = [("success", counters.steps), ("failure", counters.failed_steps)];
     vec![
         Metric::counter("reconciliations", "Reconciliations of the node's network.", counters.reconciles),
@@ -265,6 +280,11 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
             "brake_activations",
             "Times that the brake held a mass removal of peers.",
             counters.brakes,
+        ),
+        Metric::counters(
+            "audit_lines_missing",
+            "Lines that are not in the audit trail: about a peer that exceeded its quota, or because the trail could not be written.",
+            missing.map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
         ),
     ]
 }

@@ -44,6 +44,7 @@ fn full() -> Status {
             reason: String::new(),
             stays: false,
         }],
+        tunnel_dropped: [("replay".to_owned(), 3)].into(),
         ..Status::default()
     };
     let slot = keyring::Slot::A;

@@ -4,6 +4,7 @@ pub mod pq;
 pub mod rotation;
 pub mod table;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 
@@ -59,6 +60,12 @@ pub struct Status {
     pub failures: Vec<String>,
     /// Protections of the daemon's memory that could not be set up.
     pub missing_protections: Vec<String>,
+    /// Files that were found damaged when the daemon started; they are kept.
+    #[serde(default)]
+    pub damaged_files: Vec<String>,
+    /// Packets and datagrams that the userspace engines dropped, by reason.
+    #[serde(default)]
+    pub tunnel_dropped: BTreeMap<String, u64>,
     /// Counters since the daemon started.
     pub counters: Counters,
 }
@@ -194,6 +201,12 @@ pub struct Counters {
     pub device_restarts: u64,
     /// How often the brake held a mass removal of peers.
     pub brakes: u64,
+    /// Lines about peers that are not in the audit trail because the peer exceeded its quota.
+    #[serde(default)]
+    pub audit_omitted: u64,
+    /// Events that are not in the audit trail because it could not be written for too long.
+    #[serde(default)]
+    pub audit_lost: u64,
 }
 
 /// Output of `meshd plan`.

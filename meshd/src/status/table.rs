@@ -173,6 +173,9 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     for protection in &status.missing_protections {
         writeln!(text, "\n{protection}")?;
     }
+    for file in &status.damaged_files {
+        writeln!(text, "\ndamaged file: {file}")?;
+    }
     for failure in &status.failures {
         writeln!(text, "\nfailed, will retry: {failure}")?;
     }

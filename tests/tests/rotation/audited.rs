@@ -12,13 +12,14 @@ use serde_json::Value;
 use super::{WITHIN, keys, quick, rotate, wait_whole};
 
 const TRAIL: &str = "/var/lib/meshd/audit/audit.jsonl";
+const WITNESS_TRAIL: &str = "/var/lib/meshd/audit/witness/audit.jsonl";
 
-fn text(mesh: &Mesh, node: &str) -> String {
-    String::from_utf8(mesh.node(node).unwrap().read(TRAIL).unwrap()).unwrap()
+fn text(mesh: &Mesh, node: &str, trail: &str) -> String {
+    String::from_utf8(mesh.node(node).unwrap().read(trail).unwrap()).unwrap()
 }
 
-fn lines(mesh: &Mesh, node: &str) -> Vec<Value> {
-    text(mesh, node).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+fn lines(mesh: &Mesh, node: &str, trail: &str) -> Vec<Value> {
+    text(mesh, node, trail).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// `meshd audit …` on n1, with copies of other nodes' trails.
@@ -46,7 +47,7 @@ fn a_rotation_can_be_audited_and_every_forgery_is_detected() {
 
 /// The node's own trail.
 fn the_node_told_it_all(mesh: &Mesh) {
-    let own = lines(mesh, "n1");
+    let own = lines(mesh, "n1", TRAIL);
     let events: Vec<&str> = own.iter().map(|line| line["event"].as_str().unwrap()).collect();
     for (event, count) in [
         ("started", 1),
@@ -68,12 +69,12 @@ fn the_node_told_it_all(mesh: &Mesh) {
 fn the_peers_were_told(mesh: &Mesh) {
     let node = mesh.node("n1").unwrap();
     let since = Instant::now();
-    let own = lines(mesh, "n1");
+    let own = lines(mesh, "n1", TRAIL);
     let finished = own.iter().find(|line| line["event"] == "finished").unwrap();
     let uid = &finished["node"]["uid"];
     for witness in ["n2", "n3"] {
         loop {
-            let found = lines(mesh, witness);
+            let found = lines(mesh, witness, WITNESS_TRAIL);
             let after = |line: &Value| line["line"].as_u64() >= finished["seq"].as_u64();
             if found.iter().any(|line| line["event"] == "peer-head" && line["peer"] == *uid && after(line)) {
                 break;
@@ -81,7 +82,7 @@ fn the_peers_were_told(mesh: &Mesh) {
             assert!(since.elapsed() < WITHIN, "{witness} was not told: {found:#?}");
             std::thread::sleep(Duration::from_millis(100));
         }
-        node.write(format!("/tmp/{witness}.jsonl"), text(mesh, witness)).unwrap();
+        node.write(format!("/tmp/{witness}.jsonl"), text(mesh, witness, WITNESS_TRAIL)).unwrap();
     }
     let list = |client| async move { Api::<Event>::all(client).list(&ListParams::default()).await };
     let events = mesh.api().run(ADMIN, list).unwrap().unwrap().items;
@@ -92,7 +93,7 @@ fn the_peers_were_told(mesh: &Mesh) {
 
 /// A peer's trail alone contains the whole rotation.
 fn a_peer_saw_it_all(mesh: &Mesh) {
-    let seen: Vec<Value> = lines(mesh, "n2")
+    let seen: Vec<Value> = lines(mesh, "n2", WITNESS_TRAIL)
         .into_iter()
         .filter(|line| line["event"] == "peer-announced" && line["peer"]["name"] == "n1")
         .collect();
@@ -133,7 +134,7 @@ fn the_report_closes(mesh: &Mesh) {
     assert!(page.contains("1 finished") && page.lines().all(|line| line.chars().count() <= 120), "{page}");
     for form in ["jsonl", "csv", "ocsf"] {
         assert!(
-            audit(mesh, &["export", "--format", form]).1.lines().count() >= lines(mesh, "n1").len(),
+            audit(mesh, &["export", "--format", form]).1.lines().count() >= lines(mesh, "n1", TRAIL).len(),
             "{form}"
         );
     }
@@ -143,10 +144,12 @@ fn the_report_closes(mesh: &Mesh) {
 
 fn forgeries_are_found(mesh: &Mesh) {
     let node = mesh.node("n1").unwrap();
-    node.write("/tmp/copy", text(mesh, "n1")).unwrap();
+    node.write("/tmp/copy", text(mesh, "n1", TRAIL)).unwrap();
     let (whole, verdict) = verify(mesh, "/tmp/copy");
     assert!(whole && verdict.contains("2 witnesses"), "{verdict}");
-    let all: Vec<String> = text(mesh, "n1").lines().map(ToOwned::to_owned).collect();
+    let (whole, verdict) = audit(mesh, &["verify"]);
+    assert!(whole, "own trail and witness trail agree: {verdict}");
+    let all: Vec<String> = text(mesh, "n1", TRAIL).lines().map(ToOwned::to_owned).collect();
     let forge = |name: &str, lines: Vec<String>, part: &str| {
         node.write("/tmp/forged", lines.join("\n") + "\n").unwrap();
         let (whole, verdict) = verify(mesh, "/tmp/forged");

@@ -9,8 +9,10 @@ use keyring::{PresharedKey, PrivateKey, PublicKey};
 use super::allowed_ips::AllowedIps;
 use super::clock::ClockReading;
 use super::identity::Identity;
+use super::newest_timestamps::RemovedPeers;
 use super::peer::Peer;
 use super::snapshot::Snapshot;
+use super::staged_packets::StagedTotal;
 use crate::error::ChangeError;
 use wireguard::{Peer as PeerConfig, PeerOp, PeerState};
 
@@ -21,6 +23,8 @@ pub(crate) struct Config {
     peers: BTreeMap<PublicKey, Arc<Peer>>,
     /// Each prefix, host bits cleared, with the one peer that owns it.
     allowed_ips: BTreeMap<IpNetwork, PublicKey>,
+    removed: RemovedPeers,
+    staged: StagedTotal,
 }
 
 impl Config {
@@ -51,10 +55,12 @@ impl Config {
                 PeerOp::Remove { peer } => removed.extend(self.remove(&peer)),
                 PeerOp::Add { peer, change, preshared_key }
                 | PeerOp::Update { peer, change, preshared_key } => {
-                    let identity = self.identity.clone();
                     let entry = self.peers.entry(peer).or_insert_with(|| {
                         // `check` has chosen one index for each peer that is added here.
-                        Arc::new(Peer::new(peer, indices.next().unwrap_or_default(), identity.as_ref()))
+                        let index = indices.next().unwrap_or_default();
+                        let newest = self.removed.take(&peer);
+                        let staged = Arc::clone(&self.staged);
+                        Arc::new(Peer::new(peer, index, self.identity.as_ref(), newest, staged))
                     });
                     entry.apply(&change, preshared_key);
                     self.assign(&peer, &change.disallow, &change.allow);
@@ -141,7 +147,9 @@ impl Config {
 
     fn remove(&mut self, peer: &PublicKey) -> Option<Arc<Peer>> {
         self.allowed_ips.retain(|_, owner| owner != peer);
-        self.peers.remove(peer)
+        let removed = self.peers.remove(peer)?;
+        self.removed.keep(*peer, removed.lock().newest_timestamp());
+        Some(removed)
     }
 
     /// Removes `disallow` from `peer` where it has them, then assigns `allow` to it, whichever peer had them.

@@ -1,8 +1,8 @@
 //! The slow path of one peer, behind its lock: handshakes, the packets queued for them, timers.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use boringtun::x25519;
 use keyring::{PresharedKey, PublicKey};
@@ -10,17 +10,18 @@ use zeroize::Zeroizing;
 
 use super::clock::{ClockReading, Nanos, Now};
 use super::identity::Identity;
+use super::newest_timestamps::NewestTimestamp;
 use super::noise::{self, Cookie, Initiation, Opened, Statics};
 use super::peer_path::PeerPath;
 use super::session::{MessageLimits, Session, SessionKeys, Sessions};
-use super::timers::{KEEPALIVE, REJECT_AFTER, REKEY_AFTER, REKEY_ATTEMPT, REKEY_TIMEOUT, RENEW_SILENT};
-use super::timestamp::Timestamp;
+use super::staged_packets::{StagedPackets, StagedTotal};
+use super::timers::{
+    INITIATION_INTERVAL, KEEPALIVE, REJECT_AFTER, REKEY_AFTER, REKEY_ATTEMPT, REKEY_TIMEOUT,
+    REKEY_TIMEOUT_JITTER, RENEW_SILENT,
+};
 use crate::batch::Datagrams;
 use crate::counters::DropReason;
 use crate::message::{COOKIE_REPLY, INITIATION, RESPONSE};
-
-/// Packets that are queued for a handshake at most.
-const QUEUE_LIMIT: usize = 256;
 
 /// The handshake with one peer.
 pub(crate) struct Handshake {
@@ -32,13 +33,15 @@ pub(crate) struct Handshake {
     /// When a handshake was last completed on both sides.
     pub(crate) completed: Option<ClockReading>,
     pending: Option<Box<Pending>>,
-    /// The greatest timestamp that the peer has sent.
-    last_timestamp: Timestamp,
+    newest_timestamp: NewestTimestamp,
+    /// When an initiation of the peer was last answered.
+    answered: Option<Nanos>,
+    /// What is added to the intervals of this peer's handshakes, chosen anew for each attempt.
+    jitter: Duration,
     cookie: Option<(Cookie, Nanos)>,
     /// First MAC and index of our last message: a cookie is bound to them.
     last_sent: Option<([u8; 16], u32)>,
-    /// Padded packets that wait for a session.
-    queued: VecDeque<Vec<u8>>,
+    staged: StagedPackets,
     /// Counts our indices.
     next_index: u8,
 }
@@ -52,17 +55,24 @@ struct Pending {
 }
 
 impl Handshake {
-    pub(super) fn new(peer: &PublicKey, identity: Option<&Arc<Identity>>) -> Self {
+    pub(super) fn new(
+        peer: &PublicKey,
+        identity: Option<&Arc<Identity>>,
+        newest_timestamp: NewestTimestamp,
+        staged: StagedTotal,
+    ) -> Self {
         Self {
             keys: keys(peer, identity),
             preshared_key: None,
             keepalive: 0,
             completed: None,
             pending: None,
-            last_timestamp: [0; 12],
+            newest_timestamp,
+            answered: None,
+            jitter: Duration::ZERO,
             cookie: None,
             last_sent: None,
-            queued: VecDeque::new(),
+            staged: StagedPackets::new(staged),
             next_index: 0,
         }
     }
@@ -74,7 +84,11 @@ impl Handshake {
         self.pending = None;
         self.cookie = None;
         self.last_sent = None;
-        self.queued.clear();
+        self.staged.take();
+    }
+
+    pub(super) fn newest_timestamp(&self) -> NewestTimestamp {
+        self.newest_timestamp.clone()
     }
 
     fn preshared(&self) -> &[u8; 32] {
@@ -93,8 +107,8 @@ impl Handshake {
         }
     }
 
-    /// Queues `packet`, padded already, until there is a session, and initiates a handshake. When too many are queued,
-    /// the oldest is dropped.
+    /// Queues `packet`, padded already, until there is a session, and initiates a handshake. When too many wait, the oldest
+    /// is dropped.
     pub(super) fn queue(
         &mut self,
         path: &PeerPath,
@@ -112,17 +126,13 @@ impl Handshake {
             path.timers.awaiting_reply_since.begin(now);
             return Ok(());
         }
-        let full = self.queued.len() >= QUEUE_LIMIT;
-        if full {
-            self.queued.pop_front();
-        }
-        self.queued.push_back(packet.to_vec());
+        let staged = self.staged.push(packet);
         if let Some(pending) = &mut self.pending {
             // There is still traffic for the peer: the attempts go on.
             pending.started = now.nanos;
         }
         self.initiate(path, now, out);
-        if full { Err(DropReason::NoSession) } else { Ok(()) }
+        staged
     }
 
     /// Initiates a handshake unless one is in progress or the peer has no endpoint.
@@ -147,6 +157,7 @@ impl Handshake {
         // Refused only for a peer whose key has low order, with which no handshake is possible.
         let Ok(initiation) = initiation else { return };
         self.last_sent = Some((initiation.mac1, index));
+        self.jitter = jitter();
         self.pending = Some(Box::new(Pending { initiation, sent: now.nanos, started }));
         path.sent(now, INITIATION as u64);
         out.push(endpoint, &message);
@@ -163,10 +174,15 @@ impl Handshake {
     ) -> Result<(), DropReason> {
         let (_, statics) = self.keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
         let received = opened.prove(statics)?;
-        if received.timestamp <= self.last_timestamp {
+        // Before the more expensive arithmetic. Only the peer itself can make this limit apply.
+        let too_soon = self.answered.is_some_and(|answered| !now.reached(answered, INITIATION_INTERVAL));
+        if too_soon && self.newest_timestamp.is_older_than(received.timestamp) {
+            return Err(DropReason::PeerHandshakeRateLimited);
+        }
+        if !self.newest_timestamp.advance(received.timestamp) {
             return Err(DropReason::InvalidHandshake);
         }
-        self.last_timestamp = received.timestamp;
+        self.answered = Some(now.nanos);
         let index = self.unused_index(path.index, &path.sessions.load());
         let ephemeral = ephemeral().ok_or(DropReason::InvalidHandshake)?;
         let (_, statics) = self.keys.as_ref().ok_or(DropReason::NoPrivateKey)?;
@@ -252,21 +268,23 @@ impl Handshake {
         }
         self.expire(path, now);
         if let Some(pending) = &self.pending {
-            if now.reached(pending.sent, REKEY_TIMEOUT) {
+            if now.reached(pending.sent, REKEY_TIMEOUT + self.jitter) {
                 let started = pending.started;
                 if now.reached(started, REKEY_ATTEMPT) {
                     // The peer does not answer. New packets or keepalives start over.
                     self.pending = None;
-                    self.queued.clear();
+                    self.staged.take();
                 } else {
                     self.attempt(path, now, started, out);
                 }
             }
-        } else if path.timers.awaiting_reply_since.due(now, KEEPALIVE + REKEY_TIMEOUT) || aged(path, now) {
+        } else if path.timers.awaiting_reply_since.due(now, KEEPALIVE + REKEY_TIMEOUT + self.jitter)
+            || aged(path, now)
+        {
             path.timers.awaiting_reply_since.clear();
             self.initiate(path, now, out);
         }
-        let interval = std::time::Duration::from_secs(self.keepalive.into());
+        let interval = Duration::from_secs(self.keepalive.into());
         let persistent = self.keepalive != 0
             && (path.timers.last_activity.never() || path.timers.last_activity.due(now, interval));
         if !persistent && !path.timers.keepalive_due_since.due(now, KEEPALIVE) {
@@ -313,11 +331,10 @@ impl Handshake {
         limits: MessageLimits,
         out: &mut Datagrams,
     ) {
-        for packet in self.queued.drain(..) {
+        for packet in self.staged.take() {
             path.transmit(now, session, &packet, limits, out);
             path.timers.awaiting_reply_since.begin(now);
         }
-        self.queued.shrink_to_fit();
     }
 }
 
@@ -326,15 +343,19 @@ impl Handshake {
 fn aged(path: &PeerPath, now: Now) -> bool {
     let sessions = path.sessions.load();
     let Some(current) = &sessions.current else { return false };
-    current.initiator
-        && current.used.due(now, std::time::Duration::ZERO)
-        && now.reached(current.created, RENEW_SILENT)
+    current.initiator && current.used.due(now, Duration::ZERO) && now.reached(current.created, RENEW_SILENT)
 }
 
 fn keys(peer: &PublicKey, identity: Option<&Arc<Identity>>) -> Option<(Arc<Identity>, Box<Statics>)> {
     let identity = identity?;
     let statics = Statics::new(identity, x25519::PublicKey::from(*peer.as_bytes()));
     Some((Arc::clone(identity), Box::new(statics)))
+}
+
+/// A random part of [`REKEY_TIMEOUT_JITTER`], so that two ends that began at once don't go on doing so.
+fn jitter() -> Duration {
+    let parts = getrandom::u32().unwrap_or_default() % 1024;
+    REKEY_TIMEOUT_JITTER * parts / 1024
 }
 
 /// Randomness for an ephemeral key.

@@ -7,6 +7,7 @@ mod config;
 mod handshake;
 mod handshake_limiter;
 mod identity;
+mod newest_timestamps;
 mod noise;
 mod packet;
 mod peer;
@@ -14,6 +15,7 @@ mod peer_path;
 mod run;
 mod session;
 mod snapshot;
+mod staged_packets;
 #[cfg(test)]
 mod tests;
 mod timers;

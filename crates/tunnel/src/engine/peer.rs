@@ -10,9 +10,11 @@ use wireguard::{PeerChange, PresharedKeyChange};
 use super::clock::Now;
 use super::handshake::Handshake;
 use super::identity::Identity;
+use super::newest_timestamps::NewestTimestamp;
 use super::noise::Opened;
 use super::peer_path::PeerPath;
 use super::session::{MessageLimits, Session};
+use super::staged_packets::StagedTotal;
 use super::timers::REKEY_AFTER;
 use crate::batch::Datagrams;
 use crate::counters::DropReason;
@@ -26,8 +28,15 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// A peer with the settings of a new one, see [`PeerOp::Add`](wireguard::PeerOp::Add).
-    pub(crate) fn new(key: PublicKey, index: u32, identity: Option<&Arc<Identity>>) -> Self {
-        Self { path: PeerPath::new(key, index), handshake: Mutex::new(Handshake::new(&key, identity)) }
+    pub(crate) fn new(
+        key: PublicKey,
+        index: u32,
+        identity: Option<&Arc<Identity>>,
+        newest_timestamp: NewestTimestamp,
+        staged: StagedTotal,
+    ) -> Self {
+        let handshake = Handshake::new(&key, identity, newest_timestamp, staged);
+        Self { path: PeerPath::new(key, index), handshake: Mutex::new(handshake) }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Handshake> {

@@ -11,6 +11,11 @@ pub(crate) const REJECT_AFTER: Duration = Duration::from_mins(3);
 pub(crate) const RENEW_SILENT: Duration = Duration::from_secs(165);
 pub(crate) const REKEY_ATTEMPT: Duration = Duration::from_secs(90);
 pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Each retry is put off by up to this much at random (WireGuard paper, section 6.1).
+pub(crate) const REKEY_TIMEOUT_JITTER: Duration = Duration::from_millis(333);
+/// The shortest time between two answers to one peer: a quarter of the messages per second that the interface works on
+/// without asking for cookies. The kernel has the same (`INITIATIONS_PER_SECOND` in `messages.h`).
+pub(crate) const INITIATION_INTERVAL: Duration = Duration::from_millis(20);
 pub(crate) const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// What the data path records for the timers of one peer.

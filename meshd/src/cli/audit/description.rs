@@ -11,8 +11,8 @@ use keyring::{Fingerprint, PerSlot};
 pub(super) struct Names(BTreeMap<PeerId, String>);
 
 impl Names {
-    /// Collects the names in a trail: each line has its writer's, and some have a peer's.
-    pub(super) fn of(lines: &[Line]) -> Self {
+    /// Collects the names in trails: each line has its writer's, and some have a peer's.
+    pub(super) fn of<'a>(lines: impl IntoIterator<Item = &'a Line>) -> Self {
         let mut names = BTreeMap::new();
         for line in lines {
             names.insert(line.node.uid.clone(), line.node.name.clone());
@@ -85,10 +85,18 @@ impl Names {
             Event::PeerHead { peer, line, head } => {
                 format!("{}: line {line}, {}", self.name(peer), short(head))
             }
-            Event::Anchored { line, head } => format!("line {line}, {}", short(head)),
+            Event::Anchored { line, head } | Event::WitnessHead { line, head } => {
+                format!("line {line}, {}", short(head))
+            }
             Event::Repaired { bytes } => {
                 format!("{bytes} bytes of an incomplete line were removed after a crash")
             }
+            Event::Damaged { file, lines } => format!("{lines} lines of {file} can't be read"),
+            Event::Omitted { subject, lines } => {
+                let name = self.name(&PeerId::new(subject.as_str())).to_owned();
+                format!("{lines} lines about {name} were left out: it exceeded its quota")
+            }
+            Event::Lost { events } => format!("{events} events could not be written"),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::ArgMatches;
 use comfy_table::{Table, presets};
-use keyring::audit::{self, CheckedTrail, Event, Format, Line, NodeReport, Report};
+use keyring::audit::{self, CheckedTrail, Event, Finding, Format, Line, NodeReport, Report};
 
 use self::arguments::Subcommand;
 use self::description::Names;
@@ -31,8 +31,49 @@ pub(super) fn audit(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     }
 }
 
-fn read(place: &Path) -> Result<CheckedTrail, CommandError> {
-    Ok(audit::verify(&audit::read(place)?))
+/// A node's own trail, and its witness trail if it is in the same place. A file is one trail.
+struct NodeTrails {
+    own: CheckedTrail,
+    witness: Option<CheckedTrail>,
+    is_directory: bool,
+}
+
+impl NodeTrails {
+    fn read(place: &Path) -> Result<Self, CommandError> {
+        let own = audit::verify(&audit::read(place)?);
+        let directory = place.join(audit::WITNESS_DIRECTORY);
+        let witness = if directory.is_dir() { Some(audit::verify(&audit::read(&directory)?)) } else { None };
+        // It begins with the first peer.
+        let witness = witness.filter(|trail| trail.findings != [Finding::Empty]);
+        Ok(Self { own, witness, is_directory: place.is_dir() })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &CheckedTrail> {
+        std::iter::once(&self.own).chain(&self.witness)
+    }
+
+    /// What is wrong with either.
+    fn problems(&self) -> Vec<String> {
+        let mut problems: Vec<String> =
+            self.all().flat_map(|trail| &trail.findings).map(ToString::to_string).collect();
+        if self.is_directory {
+            // A witness trail that is gone is one that ends at its beginning.
+            let findings = match &self.witness {
+                Some(witness) => audit::against_own(witness, &self.own),
+                None => audit::against_own(&CheckedTrail::default(), &self.own),
+            };
+            problems.extend(findings.iter().map(|finding| format!("witness trail: {finding}")));
+        }
+        problems
+    }
+
+    /// The lines of both in the order of time, each with a letter for the trail that it is in.
+    fn lines(&self) -> Vec<(&'static str, &Line)> {
+        let witness = self.witness.iter().flat_map(|trail| &trail.lines).map(|line| ("w", line));
+        let mut lines: Vec<_> = self.own.lines.iter().map(|line| ("", line)).chain(witness).collect();
+        lines.sort_by_key(|(_, line)| line.time);
+        lines
+    }
 }
 
 fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
@@ -41,14 +82,21 @@ fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
 
 /// Prints everything that is wrong; fails if there is anything.
 fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
-    let trail = read(&path(matches, "trail"))?;
-    let mut problems: Vec<String> = trail.findings.iter().map(ToString::to_string).collect();
+    let trails = NodeTrails::read(&path(matches, "trail"))?;
+    let trail = &trails.own;
+    let mut problems = trails.problems();
+    let mut gaps: Vec<String> = trail.gaps();
+    gaps.extend(
+        trails.witness.iter().flat_map(CheckedTrail::gaps).map(|gap| format!("witness trail: {gap}")),
+    );
     let mut witnesses = 0;
     for place in places(matches, "witness") {
-        let witness = read(&place)?;
-        problems
-            .extend(witness.findings.iter().map(|finding| format!("witness {}: {finding}", place.display())));
-        problems.extend(audit::against_witness(&trail, &witness).iter().map(ToString::to_string));
+        let witness = NodeTrails::read(&place)?;
+        let findings = witness.problems().into_iter();
+        problems.extend(findings.map(|finding| format!("witness {}: {finding}", place.display())));
+        for witness in witness.all() {
+            problems.extend(audit::against_witness(trail, witness).iter().map(ToString::to_string));
+        }
         witnesses += 1;
     }
     let (first, last) = (trail.lines.first().map_or(0, |line| line.seq), trail.head());
@@ -56,13 +104,16 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     if wants_json(matches) {
         output::json(&serde_json::json!({
             "node": node, "first": first, "last": last.seq, "head": last.to_string(),
-            "witnesses": witnesses, "intact": problems.is_empty(), "problems": problems,
+            "witnesses": witnesses, "intact": problems.is_empty(), "problems": problems, "missing": gaps,
         }))?;
     } else {
         let mut text = String::new();
         for problem in &problems {
             // Writing into a String can't fail.
             let _ = writeln!(text, "{problem}");
+        }
+        for gap in &gaps {
+            let _ = writeln!(text, "missing: {gap}");
         }
         let verdict = if problems.is_empty() { "intact" } else { "NOT INTACT" };
         let _ = writeln!(
@@ -76,33 +127,33 @@ fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
 }
 
 /// The lines selected by the flags.
-fn chosen<'a>(matches: &ArgMatches, trail: &'a CheckedTrail) -> Vec<&'a Line> {
+fn chosen<'a>(matches: &ArgMatches, trails: &'a NodeTrails) -> Vec<(&'static str, &'a Line)> {
     let node = matches.get_one::<String>("node");
     let key = matches.get_one::<String>("key");
     let since = matches.get_one::<Duration>("since").map(|since| now().saturating_sub(millis(*since)));
     let of_node = |line: &Line| {
         node.is_none_or(|node| line.event.is_about(node) || (line.event.is_own() && line.node.name == **node))
     };
-    let wanted = |line: &&Line| {
+    let wanted = |(_, line): &(&str, &Line)| {
         of_node(line)
             && key.is_none_or(|key| line.event.mentions(key))
             && since.is_none_or(|since| line.time >= since)
     };
-    trail.lines.iter().filter(wanted).collect()
+    trails.lines().into_iter().filter(wanted).collect()
 }
 
 fn show(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trail = read(&path(matches, "trail"))?;
-    let lines = chosen(matches, &trail);
+    let trails = NodeTrails::read(&path(matches, "trail"))?;
+    let lines = chosen(matches, &trails);
     if wants_json(matches) {
-        return output::print(&audit::export(&lines, Format::Jsonl));
+        return output::print(&exported(&lines, Format::Jsonl));
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["LINE", "TIME (UTC)", "EVENT", "WHAT"]);
-    let names = Names::of(&trail.lines);
-    for line in lines {
+    let names = Names::of(trails.all().flat_map(|trail| &trail.lines));
+    for (trail, line) in lines {
         table.add_row([
-            line.seq.to_string(),
+            format!("{trail}{}", line.seq),
             time(line.time),
             name(&line.event),
             names.describe(&line.event),
@@ -112,24 +163,31 @@ fn show(matches: &ArgMatches) -> Result<(), CommandError> {
 }
 
 fn export(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trail = read(&path(matches, "trail"))?;
+    let trails = NodeTrails::read(&path(matches, "trail"))?;
     let format = match matches.get_one::<String>("format").map(String::as_str) {
         Some("csv") => Format::Csv,
         Some("ocsf") => Format::Ocsf,
         _ => Format::Jsonl,
     };
-    output::print(&audit::export(&chosen(matches, &trail), format))
+    output::print(&exported(&chosen(matches, &trails), format))
+}
+
+fn exported(lines: &[(&str, &Line)], format: Format) -> String {
+    let lines: Vec<&Line> = lines.iter().map(|(_, line)| *line).collect();
+    audit::export(&lines, format)
 }
 
 fn report(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trails = places(matches, "trail").iter().map(|place| read(place)).collect::<Result<Vec<_>, _>>()?;
-    let lines: Vec<&[Line]> = trails.iter().map(|trail| trail.lines.as_slice()).collect();
+    let read = places(matches, "trail").into_iter().map(|place| NodeTrails::read(&place));
+    let trails = read.collect::<Result<Vec<_>, _>>()?;
+    let lines: Vec<&[Line]> =
+        trails.iter().flat_map(NodeTrails::all).map(|trail| trail.lines.as_slice()).collect();
     let max_age = matches.get_one::<Duration>("max-age").map_or(172_800, Duration::as_secs);
     let report = audit::report(&lines, now(), max_age);
     if wants_json(matches) {
         return output::json(&report);
     }
-    let broken = trails.iter().filter(|trail| !trail.findings.is_empty()).count();
+    let broken = trails.iter().filter(|trails| !trails.problems().is_empty()).count();
     output::print(&page(&report, trails.len(), broken, max_age))
 }
 

@@ -121,13 +121,13 @@ impl Reconciler {
         let Outputs { wanted, received, node_events, answers } = outputs;
         let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
+        let mut damaged_files = audit.damaged().to_vec();
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
             Err(error) => {
-                error!(
-                    event = "PeersNotRestored", error = %Chain(&error),
-                    "starting without the last known peers"
-                );
+                let error = Chain(&error).to_string();
+                error!(event = "PeersNotRestored", error, "starting without the last known peers");
+                damaged_files.push(error);
                 None
             }
         };
@@ -155,7 +155,7 @@ impl Reconciler {
             audit,
             node_events,
             cluster: Cluster::remembered(own, ledger, uid),
-            outcome: Outcome::new(chosen),
+            outcome: Outcome::new(chosen, damaged_files),
             started: Instant::now(),
             renewed: None,
             api: ApiQuestions::new(client, answers),

@@ -226,6 +226,7 @@ impl Reconciler {
         let node = NodeRef { uid: PeerId::new(uid.as_str()), name };
         self.audit.account_for_lost_keys(&node.uid, &self.keys);
         self.audit.write(&node);
+        (self.outcome.counters.audit_omitted, self.outcome.counters.audit_lost) = self.audit.missing();
         if let Some(head) = self.audit.take_announcement() {
             self.peer_channel.send_head(&head);
         }

@@ -1,6 +1,8 @@
 //! Engines that talk through memory, with an eavesdropper in between.
 
+mod bounds;
 mod hostile;
 mod net;
 mod peers;
+mod replays;
 mod sessions;

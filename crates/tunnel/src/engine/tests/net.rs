@@ -1,5 +1,6 @@
 //! A network in memory: engines with addresses, packets with contents, and a record of every datagram.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -15,6 +16,21 @@ use wireguard::{PeerChange, PeerOp, PeerState, PresharedKeyChange};
 
 /// What every test packet carries, so that an eavesdropper can search for it.
 pub(super) const SECRET: &[u8] = b"this must never be seen in the clear";
+
+thread_local! {
+    /// How far the tests' clock is ahead of the real one.
+    static AHEAD: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+}
+
+/// The time. Each packet that is sent moves it on, since a peer is answered only so many times per second.
+pub(super) fn now() -> ClockReading {
+    let (now, ahead) = (ClockReading::now(), AHEAD.get());
+    ClockReading { instant: now.instant + ahead, wall: now.wall + ahead }
+}
+
+fn move_on() {
+    AHEAD.set(AHEAD.get() + Duration::from_millis(20));
+}
 
 /// One engine at one address.
 pub(super) struct Node {
@@ -47,7 +63,7 @@ impl Node {
     }
 
     pub(super) fn status(&self, peer: &Self) -> PeerState {
-        self.engine.peers(ClockReading::now()).remove(&peer.key).unwrap()
+        self.engine.peers(now()).remove(&peer.key).unwrap()
     }
 
     pub(super) fn dropped(&self, reason: DropReason) -> u64 {
@@ -62,13 +78,13 @@ impl Node {
     pub(super) fn seal(&self, packet: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
         let (mut packets, mut out) = (Packets::new(), Datagrams::new());
         packets.push(packet);
-        self.engine.seal(ClockReading::now(), &mut packets, &mut out);
+        self.engine.seal(now(), &mut packets, &mut out);
         owned(&out)
     }
 
     /// Hands over one datagram from `source` and returns the answers.
     pub(super) fn open(&mut self, source: SocketAddr, datagram: &[u8]) -> Vec<(SocketAddr, Vec<u8>)> {
-        self.open_at(ClockReading::now(), source, datagram)
+        self.open_at(now(), source, datagram)
     }
 
     /// The same at a given time.
@@ -86,7 +102,7 @@ impl Node {
 
     /// Runs the timers as if `later` had passed and returns what is sent.
     pub(super) fn tick(&self, later: Duration) -> Vec<(SocketAddr, Vec<u8>)> {
-        let now = ClockReading::now();
+        let now = now();
         let now = ClockReading { instant: now.instant + later, wall: now.wall + later };
         let mut out = Datagrams::new();
         self.engine.tick(now, &mut out);
@@ -120,6 +136,7 @@ impl Net {
 
     /// Sends `packet` into the tunnel at node `from`, then carries datagrams until all is quiet.
     pub(super) fn send(&mut self, from: usize, packet: &[u8]) {
+        move_on();
         let source = self.nodes[from].address;
         let datagrams = self.nodes[from].seal(packet);
         self.carry(source, datagrams);
@@ -127,9 +144,10 @@ impl Net {
 
     /// Begins a handshake of node `from` with node `to`, and carries it out.
     pub(super) fn handshake(&mut self, from: usize, to: usize) {
+        move_on();
         let mut out = Datagrams::new();
         let (source, peer) = (self.nodes[from].address, self.nodes[to].key);
-        assert!(self.nodes[from].engine.initiate_handshake(ClockReading::now(), &peer, &mut out));
+        assert!(self.nodes[from].engine.initiate_handshake(now(), &peer, &mut out));
         self.carry(source, owned(&out));
     }
 
