@@ -1,6 +1,6 @@
 //! The proof that a node has the private key of a public key that it publishes: a signature by that key.
 //!
-//! X25519 keys sign as in "The XEdDSA and VXEdDSA Signature Schemes" (Trevor Perrin, 2016, section 2). No second key is
+//! X25519 keys sign as in "The `XEdDSA` and `VXEdDSA` Signature Schemes" (Trevor Perrin, 2016, section 2). No second key is
 //! needed, which would not prove anything about the first.
 
 use std::fmt;
@@ -48,16 +48,16 @@ impl Proof {
             *hashed = secret.to_bytes();
             public.0[31] &= 0x7f;
         }
-        let mut hasher = Sha512::new();
-        hasher.update(NONCE_PREFIX);
-        hasher.update(*hashed);
-        hasher.update(message);
-        hasher.update(noise);
-        let mut digest: [u8; LEN] = hasher.finalize_reset().into();
+        let mut state = Sha512::new();
+        state.update(NONCE_PREFIX);
+        state.update(*hashed);
+        state.update(message);
+        state.update(noise);
+        let mut digest: [u8; LEN] = state.finalize_reset().into();
         let nonce = Zeroizing::new(Scalar::from_bytes_mod_order_wide(&digest));
         digest.zeroize();
-        // The hasher still buffers the secret; this overwrites it.
-        hasher.update([0; 127]);
+        // The hash function's state still has the secret; this overwrites it.
+        state.update([0; 127]);
         let commitment = EdwardsPoint::mul_base(&nonce).compress();
         let challenge = challenge(commitment.as_bytes(), public.as_bytes(), message);
         let mut proof = [0; LEN];

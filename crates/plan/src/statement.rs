@@ -118,9 +118,9 @@ mod tests {
             },
         ];
         for (index, change) in changes.iter().enumerate() {
-            let mut changed = signed.clone();
-            change(&mut changed);
-            assert!(changed.invalid_proof().is_some(), "change {index}");
+            let mut forged = signed.clone();
+            change(&mut forged);
+            assert!(forged.invalid_proof().is_some(), "change {index}");
         }
         let mut half = signed;
         half.proofs.as_mut().unwrap().b = Proof::from_bytes([0; 64]);

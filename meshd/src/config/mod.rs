@@ -42,6 +42,7 @@ pub enum SealingSource {
 }
 
 /// The validated configuration.
+#[expect(clippy::struct_excessive_bools, reason = "one for each option that is true or false")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// Name of the Node that this daemon runs on.

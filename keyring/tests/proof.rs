@@ -1,4 +1,6 @@
-//! Proofs against those of another implementation; `vectors.py` says which, and how they are made.
+//! Proofs against those of another implementation; `proof/vectors.py` says which, and how they are made.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use keyring::{PrivateKey, Proof, PublicKey};
 use serde::Deserialize;
@@ -23,7 +25,7 @@ fn array<const N: usize>(text: &str) -> [u8; N] {
 }
 
 fn vectors() -> Vec<Vector> {
-    serde_json::from_str(include_str!("vectors.json")).unwrap()
+    serde_json::from_str(include_str!("proof/vectors.json")).unwrap()
 }
 
 #[test]
