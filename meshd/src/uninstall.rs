@@ -124,6 +124,7 @@ impl Work {
             config.cni_bin_dir.join(crate::daemon::PLUGIN),
             config.run_dir.join(crate::daemon::NODE_FILE),
             config.run_dir.join("meshd.sock"),
+            config.run_dir.join(control::BIRTHPLACE).join("sock"),
             config.state_dir.join(cache::FILE),
             config.key_dir.join("keys.json"),
             config.key_dir.join("keys.json.new"),
@@ -137,7 +138,8 @@ impl Work {
             }
         }
         // Directories that are shared with others stay; those of meshd are removed once they are empty.
-        for directory in [&config.key_dir, &config.run_dir, &config.state_dir] {
+        let birthplace = config.run_dir.join(control::BIRTHPLACE);
+        for directory in [&config.key_dir, &birthplace, &config.run_dir, &config.state_dir] {
             self.note(directory.display(), remove_empty(directory));
         }
     }
