@@ -18,6 +18,7 @@ mod pq;
 mod probes;
 mod reconcile;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use linux::{Handle, Notice};
@@ -25,7 +26,7 @@ use plan::node::NodeName;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::api;
 use crate::channel::ReceivedMessage;
@@ -81,9 +82,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         tokio::spawn(api::publish::run(client.clone(), wanted)),
         tokio::spawn(control::serve(listener, requests_in)),
         tokio::spawn(async move {
-            if let Err(error) = web.serve(http::View { status, turned }).await {
-                warn!(event = "HttpServerFailed", %error, "health and metrics are no longer served");
-            }
+            match web.serve(http::View { status, turned, closed: Arc::default() }).await {}
         }),
     ];
     info!(event = "Started", node = %config.node_name, version = env!("CARGO_PKG_VERSION"), "started");

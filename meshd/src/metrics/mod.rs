@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::pq::Protection;
@@ -12,19 +13,26 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::api::fence::Fence;
+use crate::http::ClosedConnections;
 use crate::status::{PeerSlotStatus, PeerStatus, Status};
 
 /// Renders all metrics in the text format of `OpenMetrics` 1.0.
-pub(crate) fn render(status: watch::Receiver<Status>) -> Result<String, fmt::Error> {
+pub(crate) fn render(
+    status: watch::Receiver<Status>,
+    closed: Arc<ClosedConnections>,
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("meshd");
-    registry.register_collector(Box::new(View(status)));
+    registry.register_collector(Box::new(View { status, closed }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
 #[derive(Debug)]
-struct View(watch::Receiver<Status>);
+struct View {
+    status: watch::Receiver<Status>,
+    closed: Arc<ClosedConnections>,
+}
 
 /// One metric with its samples. The unit is appended to its name.
 struct Metric<'a> {
@@ -92,9 +100,15 @@ fn sample<'a>(labels: Vec<(&'static str, &'a str)>, value: impl Into<Value>) -> 
 
 impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let status = self.0.borrow();
-        let groups =
-            [node(&status), mesh(&status), rotation(&status), loop_counters(&status), peers(&status)];
+        let status = self.status.borrow();
+        let groups = [
+            node(&status),
+            mesh(&status),
+            rotation(&status),
+            loop_counters(&status),
+            peers(&status),
+            vec![http(&self.closed)],
+        ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
             for Sample { labels, value } in samples {
@@ -175,6 +189,14 @@ fn mesh(status: &Status) -> Vec<Metric<'_>> {
         status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
     vec![
         Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
+fn http(closed: &ClosedConnections) -> Metric<'static> {
+    Metric::counters(
+        "http_connections_closed",
+        "Connections for health and metrics that were closed before they had their answer: beyond the limit of open ones, or too slow.",
+        closed.counts().map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
+    )
+}
+
         Metric::gauge(
             "pending_nodes",
             "Nodes that have not published keys yet.",

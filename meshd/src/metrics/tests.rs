@@ -53,7 +53,7 @@ fn full() -> Status {
 
 fn rendered(status: Status) -> String {
     let (_sender, receiver) = watch::channel(status);
-    render(receiver).unwrap()
+    render(receiver, Arc::default()).unwrap()
 }
 
 #[test]
