@@ -54,6 +54,8 @@ pub struct Config {
     pub service_cidrs: Vec<IpNetwork>,
     /// CIDRs that node addresses must be in; empty allows any.
     pub node_cidrs: Vec<IpNetwork>,
+    /// Ranges of nodes that never run meshd.
+    pub open_node_cidrs: Vec<IpNetwork>,
     /// Further API server addresses that only control-plane nodes may claim.
     pub api_servers: BTreeSet<IpAddr>,
     /// Addresses at which peers reach this node; empty means those of its Node that are on its own links.

@@ -101,6 +101,10 @@ table! {
         "node-cidr", "CIDR[,CIDR]", value::cidrs,
         "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, the first claim of an address wins.",
     );
+    OPEN_NODE_CIDRS: Optional<Vec<IpNetwork>> = Optional::new(
+        "open-node-cidrs", "CIDR[,CIDR]", value::cidrs,
+        "CIDRs of nodes that never run meshd, such as Windows nodes and virtual kubelets. What pods send to the address of any other Node that is not in the mesh is dropped; what they send to these leaves unencrypted.",
+    );
     KUBECONFIG: Optional<PathBuf> = Optional::new(
         "kubeconfig", "FILE", value::file,
         "Kubeconfig file; without it the pod's service account is used.",

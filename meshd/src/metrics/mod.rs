@@ -146,6 +146,7 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
         ("unencrypted_out", status.guard.dropped_out),
         ("unencrypted_in", status.guard.dropped_in),
         ("spoofed_source", status.guard.dropped_spoofed),
+        ("closed_node", status.guard.dropped_closed),
     ];
     let control = [("accepted", status.control.received), ("unknown_sender", status.control.unknown_senders)];
     vec![
@@ -165,9 +166,14 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "Whether the guard's nftables table is in place and unchanged.",
             status.guard.in_place,
         ),
+        Metric::gauge(
+            "closed_addresses",
+            "Addresses of Nodes that are closed to pods, because no member of the mesh holds them.",
+            status.guard.closed_addresses as u64,
+        ),
         Metric::counters(
             "guard_dropped_packets",
-            "Packets dropped by the guard: with a pod address outside the tunnel, leaving or arriving, or from a pod with a source address that is not its own.",
+            "Packets dropped by the guard: with a pod address outside the tunnel, leaving or arriving, from a pod with a source address that is not its own, or from a pod to a Node that is not in the mesh.",
             drops.map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
         ),
         Metric::gauge(
@@ -183,12 +189,6 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
     ]
 }
 
-fn mesh(status: &Status) -> Vec<Metric<'_>> {
-    // A node may have been rejected twice for the same reason, such as two of its addresses.
-    let rejected: BTreeSet<_> =
-        status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
-    vec![
-        Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
 fn http(closed: &ClosedConnections) -> Metric<'static> {
     Metric::counters(
         "http_connections_closed",
@@ -197,6 +197,12 @@ fn http(closed: &ClosedConnections) -> Metric<'static> {
     )
 }
 
+fn mesh(status: &Status) -> Vec<Metric<'_>> {
+    // A node may have been rejected twice for the same reason, such as two of its addresses.
+    let rejected: BTreeSet<_> =
+        status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
+    vec![
+        Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
         Metric::gauge(
             "pending_nodes",
             "Nodes that have not published keys yet.",
