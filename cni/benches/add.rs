@@ -116,11 +116,20 @@ fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
         ready: true,
         reason: None,
         guard: true,
+        cluster_cidrs: ["10.244.0.0/16".parse()?, "fd00:10:244::/48".parse()?].into(),
+        mesh_links: ["mesh-a".parse()?, "mesh-b".parse()?].into(),
         pod_cidrs: vec!["10.244.1.0/24".parse()?],
         mesh_addresses: vec!["10.244.1.1".parse()?],
         mtu: 1400,
     };
     std::fs::write(&node_file, node.render())?;
+    // The plugin looks for it, whoever runs.
+    linux::guard::set(&plan::network::Guard {
+        cluster: node.cluster_cidrs.clone(),
+        mesh_links: node.mesh_links.clone(),
+        local_pods: node.pod_cidrs.iter().copied().collect(),
+        ..plan::network::Guard::default()
+    })?;
     let ours = json!({
         "cniVersion": "1.0.0", "name": "meshd", "type": "mesh-cni",
         "nodeFile": node_file, "stateDir": directory.join("ours"),

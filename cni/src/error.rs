@@ -65,6 +65,11 @@ pub enum CniError {
         /// Whether the guard is in place all the same.
         guard: bool,
     },
+    /// The guard is not in the kernel as the daemon set it.
+    #[error(
+        "nft table inet meshd lacks rules for the cluster's ranges: expected them as meshd sets them; it restores them when it runs"
+    )]
+    NoGuard,
     /// All addresses of a family are taken.
     #[error("no free address in {ranges}: expected fewer pods on this node, or a larger podCIDR")]
     Exhausted {
@@ -163,7 +168,11 @@ impl CniError {
             Self::Io { .. } | Self::Input(_) => 5,
             Self::Decode { .. } | Self::InputTooLong { .. } => 6,
             Self::Conf { .. } | Self::NoPrevious => 7,
-            Self::NoDaemon { .. } | Self::NodeFile { .. } | Self::NotReady { .. } | Self::Locked { .. } => 11,
+            Self::NoDaemon { .. }
+            | Self::NodeFile { .. }
+            | Self::NotReady { .. }
+            | Self::NoGuard
+            | Self::Locked { .. } => 11,
             Self::Host(_) => 100,
             Self::Mismatch { .. } => 101,
             Self::Exhausted { .. } => 102,
@@ -175,7 +184,10 @@ impl CniError {
     /// The code that STATUS gives: 50 if pods can't be attached, 51 if those that are attached may be cut off as well.
     pub(crate) const fn status_code(&self) -> u32 {
         match self {
-            Self::NoDaemon { .. } | Self::NodeFile { .. } | Self::NotReady { guard: false, .. } => 51,
+            Self::NoDaemon { .. }
+            | Self::NodeFile { .. }
+            | Self::NotReady { guard: false, .. }
+            | Self::NoGuard => 51,
             Self::NotReady { .. } | Self::Exhausted { .. } | Self::Locked { .. } => 50,
             other => other.code(),
         }

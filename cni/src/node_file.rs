@@ -1,9 +1,11 @@
 //! What the plugin reads from the daemon: one file, replaced atomically on every change.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
+use plan::network::LinkName;
 use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;
@@ -11,7 +13,7 @@ use crate::error::CniError;
 pub(crate) use wireguard::MTU_RANGE as MTU;
 
 /// The version that this code writes and reads. Any change of the file's format increments it.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// The state of this node as far as it concerns attaching pods.
 ///
@@ -24,6 +26,10 @@ pub struct NodeFile {
     pub reason: Option<String>,
     /// Whether the guard is in place. Without it no pod is attached: its packets could leave unencrypted.
     pub guard: bool,
+    /// The cluster's pod ranges, which the guard must cover.
+    pub cluster_cidrs: BTreeSet<IpNetwork>,
+    /// The links that the guard lets pod addresses pass on.
+    pub mesh_links: BTreeSet<LinkName>,
     /// The ranges that pods of this node get addresses from.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Addresses in them that are the node's own.
@@ -40,6 +46,8 @@ struct Wire {
     #[serde(default)]
     reason: Option<String>,
     guard: bool,
+    cluster_cidrs: BTreeSet<IpNetwork>,
+    mesh_links: BTreeSet<LinkName>,
     pod_cidrs: Vec<IpNetwork>,
     mesh_addresses: Vec<IpAddr>,
     mtu: u32,
@@ -53,6 +61,8 @@ impl NodeFile {
             ready: self.ready,
             reason: self.reason.clone(),
             guard: self.guard,
+            cluster_cidrs: self.cluster_cidrs.clone(),
+            mesh_links: self.mesh_links.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             mesh_addresses: self.mesh_addresses.clone(),
             mtu: self.mtu,
@@ -63,12 +73,14 @@ impl NodeFile {
 
     /// Reads the file's text. `None` for another version, an MTU that can't be, or anything else.
     pub fn parse(text: &str) -> Option<Self> {
-        let Wire { v, ready, reason, guard, pod_cidrs, mesh_addresses, mtu } =
+        let Wire { v, ready, reason, guard, cluster_cidrs, mesh_links, pod_cidrs, mesh_addresses, mtu } =
             serde_json::from_str(text).ok()?;
         (v == VERSION && MTU.contains(&mtu)).then_some(Self {
             ready,
             reason,
             guard,
+            cluster_cidrs,
+            mesh_links,
             pod_cidrs,
             mesh_addresses,
             mtu,
@@ -98,12 +110,14 @@ mod tests {
             ready: false,
             reason: Some("no podCIDR".to_owned()),
             guard: true,
+            cluster_cidrs: ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()].into(),
+            mesh_links: ["mesh-a".parse().unwrap()].into(),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
             mesh_addresses: vec!["10.244.1.1".parse().unwrap()],
             mtu: 1420,
         };
         assert_eq!(NodeFile::parse(&node.render()), Some(node.clone()));
-        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":1", "\"v\":2")), None);
+        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":2", "\"v\":1")), None);
         let text = node.render();
         let refused = [
             String::new(),

@@ -1,7 +1,7 @@
 //! The daemon's control socket: one request line in, one JSON document out. Only root can connect.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -50,18 +50,35 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest request line in bytes.
 const MAX_REQUEST_LEN: usize = 16;
 
+/// Directory, beside the socket, in which it is created. A daemon that is killed meanwhile leaves it.
+pub(crate) const BIRTHPLACE: &str = ".meshd.sock.new";
+
 /// Opens the socket, accessible to root only. A stale socket of a dead daemon is replaced.
 pub(crate) fn listen(path: &Path) -> io::Result<UnixListener> {
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
         return Err(io::Error::new(io::ErrorKind::AddrInUse, "another meshd is listening on this socket"));
     }
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
-    crate::file::remove(path)?;
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let directory = path.parent().unwrap_or_else(|| Path::new("/"));
+    std::fs::create_dir_all(directory)?;
+    // It is bound where nobody but root can reach it, and appears under its name with its mode. A umask would hold for
+    // the files of all threads.
+    let private = directory.join(BIRTHPLACE);
+    remove_directory(&private)?;
+    std::fs::DirBuilder::new().mode(0o700).create(&private)?;
+    let unseen = private.join("sock");
+    let listener = UnixListener::bind(&unseen)?;
+    std::fs::set_permissions(&unseen, std::fs::Permissions::from_mode(0o600))?;
+    std::fs::rename(&unseen, path)?;
+    std::fs::remove_dir(&private)?;
     Ok(listener)
+}
+
+/// Removes what a daemon that was killed may have left.
+fn remove_directory(path: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Answers clients until the receiver of `requests` is dropped.
@@ -149,4 +166,65 @@ pub enum QueryError {
         /// The cause.
         source: serde_json::Error,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::MetadataExt as _;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    /// Where the listeners belong to.
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap()
+    }
+
+    #[test]
+    fn the_socket_never_has_another_mode_than_root_s_alone() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meshd.sock");
+        let stop = AtomicBool::new(false);
+        // Every name in the directory that is a socket, as often as a watcher can look.
+        let modes: BTreeSet<u32> = std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let mut modes = BTreeSet::new();
+                while !stop.load(Ordering::Relaxed) {
+                    for entry in std::fs::read_dir(directory.path()).unwrap().flatten() {
+                        // Gone in the meantime.
+                        let Ok(found) = std::fs::symlink_metadata(entry.path()) else { continue };
+                        modes.insert(found.mode());
+                    }
+                }
+                modes
+            });
+            for _ in 0..2000 {
+                drop(listen(&path).unwrap());
+            }
+            stop.store(true, Ordering::Relaxed);
+            watcher.join().unwrap()
+        });
+        let modes: BTreeSet<String> = modes.into_iter().map(|mode| format!("{mode:o}")).collect();
+        let expected = BTreeSet::from(["140600".to_owned(), "40700".to_owned()]);
+        assert!(modes.is_subset(&expected) && modes.contains("140600"), "{modes:?}");
+        assert!(std::fs::read_dir(directory.path()).unwrap().count() == 1, "nothing else is left");
+    }
+
+    #[test]
+    fn a_socket_that_somebody_listens_on_is_not_taken() {
+        let runtime = runtime();
+        let _entered = runtime.enter();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("meshd.sock");
+        // What a daemon that was killed between two steps leaves.
+        std::fs::create_dir(directory.path().join(".meshd.sock.new")).unwrap();
+        std::fs::write(directory.path().join(".meshd.sock.new/sock"), "").unwrap();
+        let first = listen(&path).unwrap();
+        assert_eq!(listen(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        drop(first);
+        listen(&path).unwrap();
+    }
 }

@@ -126,6 +126,7 @@ impl Work {
             config.run_dir.join(crate::daemon::NODE_FILE),
             config.run_dir.join("meshd.sock"),
             cache.clone(),
+            config.run_dir.join(control::BIRTHPLACE).join("sock"),
             config.key_dir.join("keys.json"),
             config.key_dir.join("keys.json.new"),
             socket(&config.links.a),
@@ -141,7 +142,8 @@ impl Work {
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
         // Directories that are shared with others stay; those of meshd are removed once they are empty.
-        for directory in [&config.key_dir, &config.run_dir, &config.state_dir] {
+        let birthplace = config.run_dir.join(control::BIRTHPLACE);
+        for directory in [&config.key_dir, &birthplace, &config.run_dir, &config.state_dir] {
             self.note(directory.display(), remove_empty(directory));
         }
     }

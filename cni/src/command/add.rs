@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
+use linux::guard;
 use linux::netns::NetworkNamespace;
 use linux::veth::{self, Mac, Pair};
 
@@ -44,14 +45,18 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     Ok(text)
 }
 
-/// The node file, if pods can be attached according to it.
+/// The node file, if pods can be attached according to it, and according to the kernel: the daemon that wrote the file
+/// may be gone, and the guard with it.
 pub(super) fn ready(conf: &Conf) -> Result<NodeFile, CniError> {
     let node = NodeFile::read(&conf.node_file)?;
-    if node.ready && node.guard && !node.pod_cidrs.is_empty() {
-        return Ok(node);
+    if !node.ready || !node.guard || node.pod_cidrs.is_empty() {
+        let reason = node.reason.unwrap_or_else(|| "the daemon gives no reason".to_owned());
+        return Err(CniError::NotReady { reason, guard: node.guard });
     }
-    let reason = node.reason.unwrap_or_else(|| "the daemon gives no reason".to_owned());
-    Err(CniError::NotReady { reason, guard: node.guard })
+    if !guard::filters_stand(&node.cluster_cidrs, &node.mesh_links)? {
+        return Err(CniError::NoGuard);
+    }
+    Ok(node)
 }
 
 /// Addresses and, from some point on, a link. Dropping it releases both, unless it was committed.

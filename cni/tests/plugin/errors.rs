@@ -96,6 +96,40 @@ fn a_node_that_is_not_ready_gives_the_reason_and_to_retry() {
 }
 
 #[test]
+fn without_the_guard_in_the_kernel_no_pod_is_attached_whatever_the_file_says() {
+    let node = Node::new(&DUAL);
+    let reload = |from: &str, to: &str| {
+        format!(
+            "listing=$(nft list table inet meshd | sed 's,{from},{to},'); nft delete table inet meshd; \
+             echo \"$listing\" | nft -f -"
+        )
+    };
+    for change in [
+        "nft delete table inet meshd",
+        "nft flush table inet meshd",
+        "nft 'add table inet meshd { flags dormant ; }'",
+        "nft rename chain inet meshd egress other",
+        "nft flush chain inet meshd ingress && nft delete chain inet meshd ingress",
+        "nft insert rule inet meshd egress accept",
+        "nft insert rule inet meshd closed accept",
+        &reload("10.244.0.0/16", "10.245.0.0/16"),
+        &reload("priority 300", "priority 301"),
+    ] {
+        let pod = Pod::new("p");
+        node.sh(change);
+        let before = node.listing();
+        let refused = node.add(&pod);
+        assert_eq!(refused.code(), 11, "{change}");
+        assert!(refused.json["msg"].as_str().unwrap().contains("nft table"), "{change}: {refused:?}");
+        assert_eq!(node.bare_call("STATUS").run().code(), 51, "{change}");
+        node.assert_clean(&before);
+        node.set_guard();
+        node.add(&pod).addresses();
+        node.del(&pod);
+    }
+}
+
+#[test]
 fn a_failure_half_way_is_rolled_back() {
     let node = Node::new(&DUAL);
     let before = node.listing();

@@ -7,6 +7,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use cni::node_file::NodeFile;
 use ipnetwork::IpNetwork;
+use linux::guard;
+use linux::netns::NetworkNamespace;
+use plan::network::Guard;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -165,7 +168,16 @@ impl Node {
         let pod_cidrs: Vec<IpNetwork> = pod_cidrs.iter().map(|text| text.parse().unwrap()).collect();
         let mesh_addresses: Vec<IpAddr> =
             pod_cidrs.iter().map(|range| range.iter().nth(1).unwrap()).collect();
-        let file = NodeFile { ready: true, reason: None, guard: true, pod_cidrs, mesh_addresses, mtu: MTU };
+        let file = NodeFile {
+            ready: true,
+            reason: None,
+            guard: true,
+            cluster_cidrs: ["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()].into(),
+            mesh_links: ["mesh-a".parse().unwrap(), "mesh-b".parse().unwrap()].into(),
+            pod_cidrs,
+            mesh_addresses,
+            mtu: MTU,
+        };
         let node = Self { holder, directory: TempDir::new().unwrap(), file };
         node.sh("ip link set lo up && sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
         for address in &node.file.mesh_addresses {
@@ -177,7 +189,20 @@ impl Node {
             ));
         }
         node.set_file(|_| ());
+        node.set_guard();
         node
+    }
+
+    /// Puts the guard in place, as the daemon would.
+    pub(crate) fn set_guard(&self) {
+        let guard = Guard {
+            cluster: self.file.cluster_cidrs.clone(),
+            mesh_links: self.file.mesh_links.clone(),
+            local_pods: self.file.pod_cidrs.iter().copied().collect(),
+            ..Guard::default()
+        };
+        let namespace = NetworkNamespace::open(&self.netns()).unwrap();
+        namespace.run(|| guard::set(&guard)).unwrap().unwrap();
     }
 
     /// Changes the file that the daemon would write.

@@ -5,9 +5,10 @@ use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
 use ipnetwork::IpNetwork;
+use netlink_packet_core::Nla as _;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use plan::network::LinkName;
 
 use crate::Handle;
@@ -21,6 +22,8 @@ pub struct LinkState {
     pub index: u32,
     /// Its kind, such as `veth` or `tun`; none for hardware.
     pub kind: Option<String>,
+    /// Whether it is a TUN device to which only root, or who has `CAP_NET_ADMIN`, may attach.
+    pub tun_of_root: bool,
     /// MTU in bytes.
     pub mtu: u32,
     /// Whether it is administratively up.
@@ -31,6 +34,9 @@ pub struct LinkState {
     pub addresses: BTreeSet<IpNetwork>,
 }
 
+/// Attributes of a TUN device (`include/uapi/linux/if_link.h`).
+const IFLA_TUN_OWNER: u16 = 1;
+const IFLA_TUN_GROUP: u16 = 2;
 /// Transmit queue length in packets: 400 ms of 5,000 packets a second, for which the engine may not get a core on a
 /// busy small node. The default of a TUN device, 500, loses packets then.
 const QUEUE: u32 = 2000;
@@ -166,11 +172,27 @@ fn read(message: &LinkMessage) -> LinkState {
                     LinkInfo::Kind(kind) => Some(kind_name(kind)),
                     _ => None,
                 });
+                state.tun_of_root = infos.iter().any(is_tun_of_root);
             }
             _ => {}
         }
     }
     state
+}
+
+/// The kernel leaves out an owner or a group that is not set (`tun_fill_info` in `drivers/net/tun.c`).
+fn is_tun_of_root(info: &LinkInfo) -> bool {
+    let LinkInfo::Data(InfoData::Tun(attributes)) = info else { return false };
+    let is_root = |kind: u16| {
+        attributes.iter().any(|attribute| {
+            let mut id = [u8::MAX; 4];
+            attribute.kind() == kind && attribute.value_len() == id.len() && {
+                attribute.emit_value(&mut id);
+                u32::from_ne_bytes(id) == 0
+            }
+        })
+    };
+    is_root(IFLA_TUN_OWNER) && is_root(IFLA_TUN_GROUP)
 }
 
 fn kind_name(kind: &InfoKind) -> String {

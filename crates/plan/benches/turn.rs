@@ -144,6 +144,7 @@ fn setup(admission: &Admission) -> Setup {
     Setup {
         cluster_cidrs: policy().cluster_cidrs.into_iter().collect(),
         service_cidrs: policy().service_cidrs.into_iter().collect(),
+        open_node_cidrs: BTreeSet::new(),
         keys: PerSlot { a: key(0), b: key(1) },
         ports: PerSlot { a: 51840, b: 51841 },
         links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },

@@ -33,6 +33,8 @@ pub struct Setup {
     pub cluster_cidrs: BTreeSet<IpNetwork>,
     /// The cluster's service ranges.
     pub service_cidrs: BTreeSet<IpNetwork>,
+    /// Ranges of nodes that never run meshd: what pods send there may leave unencrypted.
+    pub open_node_cidrs: BTreeSet<IpNetwork>,
     /// Public key of each slot.
     pub keys: PerSlot<PublicKey>,
     /// UDP port of each slot.
@@ -79,7 +81,7 @@ impl Guard {
         links: &PerSlot<LinkName>,
     ) -> Self {
         let mesh_links = links.iter().map(|(_, link)| link.clone()).collect();
-        Self { cluster, mesh_links, local_pods: BTreeSet::new(), no_masquerade: services }
+        Self { cluster, mesh_links, no_masquerade: services, ..Self::default() }
     }
 }
 
@@ -96,6 +98,11 @@ impl Setup {
         } else {
             preferred
         }
+    }
+
+    /// Whether pods may reach a Node's address outside the mesh.
+    fn is_open(&self, address: IpAddr) -> bool {
+        self.open_node_cidrs.iter().any(|range| range.contains(address))
     }
 
     /// Whether pods' packets must not take this slot to or from a peer.
@@ -137,6 +144,9 @@ fn guard(world: &World, setup: &Setup) -> Guard {
     let mut guard = Guard::closed(setup.cluster_cidrs.clone(), setup.service_cidrs.clone(), &setup.links);
     guard.local_pods = own.flat_map(|own| own.pod_cidrs.iter().copied()).collect();
     guard.no_masquerade.extend(addresses.map(|address| prefix::host(*address)));
+    guard.closed = world.closed.iter().filter(|address| !setup.is_open(**address)).copied().collect();
+    // What a node sends to itself never leaves it.
+    guard.closed.retain(|address| world.own.iter().all(|own| !own.addresses.contains(address)));
     guard
 }
 

@@ -92,7 +92,8 @@ pub struct Rule {
     pub table: u32,
 }
 
-/// What the nft table enforces: nothing with a pod address passes outside WireGuard, in either direction.
+/// What the nft table enforces: nothing with a pod address passes outside WireGuard, in either direction, and nothing
+/// from a pod leaves in the clear for a Node of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Guard {
     /// The cluster's pod ranges.
@@ -104,4 +105,8 @@ pub struct Guard {
     /// Destinations outside the pod ranges that must see the pod's own address, or nothing at all: the
     /// service ranges and the addresses of the mesh's nodes.
     pub no_masquerade: BTreeSet<IpNetwork>,
+    /// Addresses of Nodes that no member of the mesh holds: what is sent there from a pod's address is dropped, unless
+    /// it leaves by the mesh.
+    #[serde(default)]
+    pub closed: BTreeSet<IpAddr>,
 }

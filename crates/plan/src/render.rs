@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use ipnetwork::IpNetwork;
-
 use crate::network::{Route, Rule, Via};
 use crate::op::Op;
 
@@ -12,10 +10,11 @@ impl fmt::Display for Op {
         match self {
             Self::SetGuard(guard) => write!(
                 f,
-                "* guard    cluster {}; pods here {}; not masqueraded {}",
+                "* guard    cluster {}; pods here {}; not masqueraded {}; closed {}",
                 list(&guard.cluster),
                 list(&guard.local_pods),
-                list(&guard.no_masquerade)
+                list(&guard.no_masquerade),
+                list(&guard.closed)
             ),
             Self::SetSysctl { name, value } => write!(f, "* sysctl   {name} = {value}"),
             Self::CreateDevice { slot, link, mtu } => write!(f, "+ device   {slot}: {link}, MTU {mtu}"),
@@ -71,9 +70,9 @@ impl fmt::Display for Rule {
     }
 }
 
-fn list(prefixes: &std::collections::BTreeSet<IpNetwork>) -> String {
-    if prefixes.is_empty() {
+fn list<T: fmt::Display>(items: &std::collections::BTreeSet<T>) -> String {
+    if items.is_empty() {
         return "none".to_owned();
     }
-    prefixes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }

@@ -111,6 +111,7 @@ fn setup() -> Setup {
     Setup {
         cluster_cidrs: policy().cluster_cidrs.into_iter().collect(),
         service_cidrs: policy().service_cidrs.into_iter().collect(),
+        open_node_cidrs: BTreeSet::new(),
         keys: PerSlot { a: key(600), b: key(601) },
         ports: PerSlot { a: 51840, b: 51841 },
         links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use keyring::{PerSlot, PublicKey, Slot};
@@ -73,6 +74,8 @@ struct Node {
     last: Option<Turn>,
     /// Endpoint of every peer, whatever it published.
     endpoint: Option<Endpoint>,
+    /// Addresses of Nodes that no member holds.
+    closed: BTreeSet<IpAddr>,
 }
 
 impl Node {
@@ -88,6 +91,7 @@ impl Node {
             outdated: BTreeSet::new(),
             last: None,
             endpoint: None,
+            closed: BTreeSet::new(),
         };
         assert_eq!(node.cluster.relist(at(0), list((1..=count).map(first_life))), None);
         node.turn(at(0), &[]);
@@ -109,9 +113,11 @@ impl Node {
         for member in admission.world.peers.values_mut() {
             member.endpoint = self.endpoint.or(member.endpoint);
         }
+        admission.world.closed.clone_from(&self.closed);
         let setup = Setup {
             cluster_cidrs: policy.cluster_cidrs.iter().copied().collect(),
             service_cidrs: BTreeSet::new(),
+            open_node_cidrs: ["192.0.2.128/25".parse().unwrap()].into(),
             keys: self.keys,
             ports: PerSlot { a: 51840, b: 51841 },
             links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
@@ -162,6 +168,19 @@ fn a_plan_that_is_refused_still_restores_the_guard() {
     );
     assert!(matches!(due[..], [Op::SetGuard(_)]), "{due:?}");
     assert_eq!(turn.applied(&node.backoff), None);
+}
+
+#[test]
+fn addresses_of_nodes_outside_the_mesh_are_closed_but_for_exceptions_and_the_node_s_own() {
+    let mut node = Node::of(2);
+    let own = node.last.as_ref().unwrap().admission.world.own.as_ref().unwrap().addresses[0];
+    node.closed = [own, "192.0.2.9".parse().unwrap(), "192.0.2.200".parse().unwrap()].into();
+    let due = node.turn(at(1), &[]);
+    let [Op::SetGuard(guard)] = due.as_slice() else { panic!("{due:?}") };
+    assert_eq!(guard.closed, ["192.0.2.9".parse().unwrap()].into(), "open: 192.0.2.128/25");
+    assert_eq!(node.turn(at(2), &[]), [], "it is not written again");
+    node.closed.clear();
+    assert!(matches!(&node.turn(at(3), &[])[..], [Op::SetGuard(guard)] if guard.closed.is_empty()));
 }
 
 fn first_life(number: u8) -> NodeRecord {

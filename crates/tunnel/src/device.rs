@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use keyring::{PresharedKey, PrivateKey, PublicKey};
+use nix::errno::Errno;
 use wireguard::{
     Backend, Device, DeviceError, DeviceState, LinkName, Peer, PeerChange, PeerOp, PresharedKeyChange,
 };
@@ -36,8 +37,13 @@ impl Userspace {
             uapi_dir: Some(uapi_dir.to_owned()),
             ..InterfaceConfig::new(link.as_str())
         };
-        let interface =
-            Interface::create(&config).map_err(|source| failed("start", link.as_str(), source))?;
+        let refused = |source: TunnelError| match source {
+            TunnelError::AttachTun { source: Errno::EBUSY | Errno::EINVAL, .. } => {
+                DeviceError::Taken { link: link.to_string(), source: Box::new(source) }
+            }
+            source => failed("start", link.as_str(), source),
+        };
+        let interface = Interface::create(&config).map_err(refused)?;
         Ok(Self { interface })
     }
 

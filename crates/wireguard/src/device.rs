@@ -113,6 +113,15 @@ pub enum DeviceError {
         /// The backend's reason.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// The link is there, but another process holds it, or it has a shape that the backend can't use; it has to be
+    /// replaced.
+    #[error("the link {link} can't be opened")]
+    Taken {
+        /// The link.
+        link: String,
+        /// The backend's reason.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// The device has no such peer.
     #[error("{operation} peer {peer} of {link}: there is no such peer")]
     NoPeer {
@@ -132,5 +141,10 @@ impl DeviceError {
     /// Whether the device is gone for good and has to be recreated.
     pub const fn is_gone(&self) -> bool {
         matches!(self, Self::Gone { .. })
+    }
+
+    /// Whether the device can be created once the link that has its name is deleted.
+    pub const fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken { .. })
     }
 }

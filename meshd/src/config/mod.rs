@@ -57,6 +57,8 @@ pub struct Config {
     pub node_cidrs: Vec<IpNetwork>,
     /// Whether nodes that have never proved their keys are accepted.
     pub accept_unproven: bool,
+    /// Ranges of nodes that never run meshd.
+    pub open_node_cidrs: Vec<IpNetwork>,
     /// Further API server addresses that only control-plane nodes may claim.
     pub api_servers: BTreeSet<IpAddr>,
     /// Addresses at which peers reach this node; empty means those of its Node that are on its own links.

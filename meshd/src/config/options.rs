@@ -105,6 +105,10 @@ table! {
         "accept-unproven", "true|false", "false", value::boolean,
         "Accepts nodes that have never proved that they have the private keys of the public keys they publish. For a rolling update from version 0.1 only: then any node can claim the key of another one that runs version 0.1.",
     );
+    OPEN_NODE_CIDRS: Optional<Vec<IpNetwork>> = Optional::new(
+        "open-node-cidrs", "CIDR[,CIDR]", value::cidrs,
+        "CIDRs of nodes that never run meshd, such as Windows nodes and virtual kubelets. What pods send to the address of any other Node that is not in the mesh is dropped; what they send to these leaves unencrypted.",
+    );
     KUBECONFIG: Optional<PathBuf> = Optional::new(
         "kubeconfig", "FILE", value::file,
         "Kubeconfig file; without it the pod's service account is used.",

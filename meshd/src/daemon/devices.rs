@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
+use linux::LinkState;
 use tracing::{debug, error, info, warn};
 use wireguard::{Backend, Device, DeviceError, DeviceState, LinkName, Peer, PeerChange, PeerState};
 
@@ -159,9 +160,11 @@ impl Devices {
         self.backend(slot).is_some_and(|backend| backend != self.backend)
     }
 
-    /// Whether a link of this kind can be kept where a device is to be created.
-    pub(super) fn fits(&self, kind: Option<&str>) -> bool {
-        kind == Some(self.backend.link_kind())
+    /// Whether a link can be kept where a device is to be created. A TUN device that others than root could attach to
+    /// while no daemon ran may have been changed by them.
+    pub(super) fn fits(&self, found: &LinkState) -> bool {
+        found.kind.as_deref() == Some(self.backend.link_kind())
+            && (self.backend != Backend::Userspace || found.tun_of_root)
     }
 
     /// Creates the device of a slot, or opens a link that fits.
@@ -282,6 +285,13 @@ fn thread(link: &LinkName) {
             event = "ThreadedNapiFailed", %link, error = %Chain(&error),
             "option threaded-napi has no effect"
         ),
+    }
+}
+
+impl SlotError {
+    /// Whether the device can be created once the link that has its name is deleted.
+    pub(super) const fn is_taken(&self) -> bool {
+        matches!(self, Self::Device { source, .. } if source.is_taken())
     }
 }
 

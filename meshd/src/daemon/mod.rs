@@ -20,6 +20,7 @@ mod reconcile;
 mod stripped;
 mod witness;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use linux::{Handle, Notice};
@@ -83,9 +84,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         tokio::spawn(api::publish::run(client.clone(), wanted)),
         tokio::spawn(control::serve(listener, requests_in)),
         tokio::spawn(async move {
-            if let Err(error) = web.serve(http::View { status, turned }).await {
-                warn!(event = "HttpServerFailed", %error, "health and metrics are no longer served");
-            }
+            match web.serve(http::View { status, turned, closed: Arc::default() }).await {}
         }),
     ];
     if config.node_cidrs.is_empty() {

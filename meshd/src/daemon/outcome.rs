@@ -45,6 +45,8 @@ pub(super) struct Outcome {
     /// The same for an Event, until it is sent.
     unsent: Option<String>,
     guard_in_place: bool,
+    /// How many addresses of Nodes the guard closes.
+    closed_addresses: usize,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
     admission: Admission,
@@ -72,6 +74,7 @@ impl Outcome {
         let Turn { admission, setup, underlay, desired, observed, .. } = turn;
         self.guard_in_place =
             observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
+        self.closed_addresses = desired.guard.as_ref().map_or(0, |guard| guard.closed.len());
         self.report_new_refusals(&admission);
         self.mtu = pod_mtu(&underlay);
         let mtu = |slot| desired.devices.get(&slot).map(|device| device.mtu).unwrap_or_default();
@@ -146,6 +149,8 @@ impl Outcome {
             ready: waiting.is_empty(),
             reason: (!waiting.is_empty()).then(|| waiting.join("; ")),
             guard: self.guard_in_place,
+            cluster_cidrs: config.cluster_cidrs.iter().copied().collect(),
+            mesh_links: config.links.iter().map(|(_, link)| link.clone()).collect(),
             mesh_addresses: pod_cidrs.iter().map(|pod_cidr| prefix::first_usable(*pod_cidr)).collect(),
             pod_cidrs,
             mtu: self.mtu,
@@ -310,6 +315,9 @@ impl Outcome {
                 dropped_out: drops.outgoing,
                 dropped_in: drops.incoming,
                 dropped_spoofed: drops.spoofed,
+                dropped_closed: drops.closed,
+                closed_addresses: self.closed_addresses,
+                open_node_cidrs: config.open_node_cidrs.clone(),
             },
             api: ApiStatus {
                 listed: cluster.is_listed(),

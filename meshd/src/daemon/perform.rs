@@ -5,8 +5,11 @@ use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::op::Op;
 
+use tracing::warn;
+
 use super::devices::{Devices, SlotError};
 use super::keys::Keys;
+use crate::chain::Chain;
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -42,14 +45,22 @@ pub(super) async fn perform(
         Op::SetGuard(wanted) => guard::set(wanted)?,
         Op::SetSysctl { name, value } => sysctls.write(name, value)?,
         Op::CreateDevice { slot, link, mtu } => {
-            // A link of the other backend, left by an earlier daemon or replaced together with its slot's key.
+            // A link of the other backend, left by an earlier daemon or replaced together with its slot's key; or a TUN
+            // device that does not belong to root.
             if let Some(found) = host.link(link).await?
-                && !devices.fits(found.kind.as_deref())
+                && !devices.fits(&found)
             {
                 devices.remove(*slot)?;
                 host.delete_link(link).await?;
             }
-            devices.create(*slot, link, *mtu)?;
+            match devices.create(*slot, link, *mtu) {
+                Err(error) if error.is_taken() => {
+                    warn!(event = "DeviceTakenBack", %slot, %link, error = %Chain(&error), "link replaced");
+                    host.delete_link(link).await?;
+                    devices.create(*slot, link, *mtu)?;
+                }
+                created => created?,
+            }
             host.set_mtu(link, *mtu).await?;
         }
         Op::RemoveDevice { slot, link } => {

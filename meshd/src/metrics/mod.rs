@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::pq::Protection;
@@ -12,19 +13,26 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::api::fence::Fence;
+use crate::http::ClosedConnections;
 use crate::status::{PeerSlotStatus, PeerStatus, Status};
 
 /// Renders all metrics in the text format of `OpenMetrics` 1.0.
-pub(crate) fn render(status: watch::Receiver<Status>) -> Result<String, fmt::Error> {
+pub(crate) fn render(
+    status: watch::Receiver<Status>,
+    closed: Arc<ClosedConnections>,
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("meshd");
-    registry.register_collector(Box::new(View(status)));
+    registry.register_collector(Box::new(View { status, closed }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
 #[derive(Debug)]
-struct View(watch::Receiver<Status>);
+struct View {
+    status: watch::Receiver<Status>,
+    closed: Arc<ClosedConnections>,
+}
 
 /// One metric with its samples. The unit is appended to its name.
 struct Metric<'a> {
@@ -92,9 +100,15 @@ fn sample<'a>(labels: Vec<(&'static str, &'a str)>, value: impl Into<Value>) -> 
 
 impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let status = self.0.borrow();
-        let groups =
-            [node(&status), mesh(&status), rotation(&status), loop_counters(&status), peers(&status)];
+        let status = self.status.borrow();
+        let groups = [
+            node(&status),
+            mesh(&status),
+            rotation(&status),
+            loop_counters(&status),
+            peers(&status),
+            vec![http(&self.closed)],
+        ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
             for Sample { labels, value } in samples {
@@ -132,6 +146,7 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
         ("unencrypted_out", status.guard.dropped_out),
         ("unencrypted_in", status.guard.dropped_in),
         ("spoofed_source", status.guard.dropped_spoofed),
+        ("closed_node", status.guard.dropped_closed),
     ];
     let control = [("accepted", status.control.received), ("unknown_sender", status.control.unknown_senders)];
     vec![
@@ -151,9 +166,14 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "Whether the guard's nftables table is in place and unchanged.",
             status.guard.in_place,
         ),
+        Metric::gauge(
+            "closed_addresses",
+            "Addresses of Nodes that are closed to pods, because no member of the mesh holds them.",
+            status.guard.closed_addresses as u64,
+        ),
         Metric::counters(
             "guard_dropped_packets",
-            "Packets dropped by the guard: with a pod address outside the tunnel, leaving or arriving, or from a pod with a source address that is not its own.",
+            "Packets dropped by the guard: with a pod address outside the tunnel, leaving or arriving, from a pod with a source address that is not its own, or from a pod to a Node that is not in the mesh.",
             drops.map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
         ),
         Metric::counters(
@@ -181,6 +201,14 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             control.map(|(result, count)| sample(vec![("result", result)], count)).into(),
         ),
     ]
+}
+
+fn http(closed: &ClosedConnections) -> Metric<'static> {
+    Metric::counters(
+        "http_connections_closed",
+        "Connections for health and metrics that were closed before they had their answer: beyond the limit of open ones, or too slow.",
+        closed.counts().map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
+    )
 }
 
 fn mesh(status: &Status) -> Vec<Metric<'_>> {

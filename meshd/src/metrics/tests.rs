@@ -55,7 +55,7 @@ fn full() -> Status {
 
 fn rendered(status: Status) -> String {
     let (_sender, receiver) = watch::channel(status);
-    render(receiver).unwrap()
+    render(receiver, Arc::default()).unwrap()
 }
 
 #[test]

@@ -86,7 +86,7 @@ pub struct SlotStatus {
 }
 
 /// The guard and its drop counters.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardStatus {
     /// Whether its table was in place and unchanged when last checked.
     pub in_place: bool,
@@ -96,6 +96,15 @@ pub struct GuardStatus {
     pub dropped_in: u64,
     /// Packets from this node's pods with a spoofed source address.
     pub dropped_spoofed: u64,
+    /// Packets from pods to closed addresses of Nodes.
+    #[serde(default)]
+    pub dropped_closed: u64,
+    /// How many addresses of Nodes are closed to pods, because no member of the mesh holds them.
+    #[serde(default)]
+    pub closed_addresses: usize,
+    /// Ranges in which no address of a Node is closed.
+    #[serde(default)]
+    pub open_node_cidrs: Vec<IpNetwork>,
 }
 
 /// The daemon's connection to the API server.

@@ -39,12 +39,22 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
     let guard = &status.guard;
     writeln!(
         text,
-        "guard     {}; dropped {} outgoing, {} incoming, {} spoofed",
+        "guard     {}; dropped {} outgoing, {} incoming, {} spoofed, {} to closed addresses",
         if guard.in_place { "in place" } else { "MISSING" },
         guard.dropped_out,
         guard.dropped_in,
-        guard.dropped_spoofed
+        guard.dropped_spoofed,
+        guard.dropped_closed
     )?;
+    if guard.closed_addresses > 0 || !guard.open_node_cidrs.is_empty() {
+        let open: Vec<String> = guard.open_node_cidrs.iter().map(ToString::to_string).collect();
+        let open = if open.is_empty() { String::new() } else { format!("; OPEN {}", open.join(", ")) };
+        writeln!(
+            text,
+            "nodes     {} addresses outside the mesh closed to pods{open}",
+            guard.closed_addresses
+        )?;
+    }
     let policy = match status.api.trust_policy {
         Fence::InPlace => "trust policy in place",
         Fence::Missing => "TRUST POLICY MISSING",

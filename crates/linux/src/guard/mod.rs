@@ -13,16 +13,17 @@ mod wire;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, DataAttribute, Hook, ListAttribute, NfTablesMessage, RuleAttribute,
     RuleMessage, SetAttribute, SetElementAttribute, SetElementList, SetElementMessage, SetMessage,
     TableAttribute, TableFlags, TableMessage,
 };
-use plan::network::Guard;
+use plan::network::{Guard, LinkName};
 
 use crate::error::HostError;
 use expression::Expression;
-use rules::{Chain, NODES_V4, NODES_V6, Purpose, Rule};
+use rules::{Chain, NamedSet, Purpose, Rule};
 use wire::Change;
 
 /// Name of the table; its family is `inet`.
@@ -44,6 +45,8 @@ pub struct Drops {
     pub outgoing: u64,
     /// From a pod, under an address that is not its own.
     pub spoofed: u64,
+    /// From a pod to a closed Node address.
+    pub closed: u64,
 }
 
 /// Puts the guard in place and replaces what was there. Blocks for one exchange with the kernel.
@@ -54,8 +57,8 @@ pub fn set(guard: &Guard) -> Result<(), HostError> {
     // Adding first makes the removal work where there was no table.
     let table = || Change::Add(NfTablesMessage::NewTable(table()));
     let mut changes = vec![table(), table_removal(), table()];
-    for (name, ipv4) in [(NODES_V4, true), (NODES_V6, false)] {
-        changes.extend(set_of(name, ipv4, &rules::nodes(guard, ipv4)));
+    for (id, set) in (1..).zip(rules::sets(guard)) {
+        changes.extend(set_messages(id, &set));
     }
     for chain in rules::chains(guard) {
         changes.push(Change::Add(chain_message(&chain)));
@@ -75,13 +78,12 @@ pub fn remove() -> Result<bool, HostError> {
 
 /// Whether there is a table of ours at all.
 pub fn exists() -> Result<bool, HostError> {
-    Ok(tables()?.iter().any(|table| table.name == TABLE))
+    Ok(found_table()?.is_some())
 }
 
 /// Whether exactly this guard is in place.
 pub fn is_in_place(guard: &Guard) -> Result<bool, HostError> {
-    let Some(table) = tables()?.into_iter().find(|table| table.name == TABLE) else { return Ok(false) };
-    if table.dormant {
+    if !is_active()? {
         return Ok(false);
     }
     let chains = rules::chains(guard);
@@ -91,14 +93,73 @@ pub fn is_in_place(guard: &Guard) -> Result<bool, HostError> {
         return Ok(false);
     }
     let found = found_rules()?;
-    let rules_agree = chains.iter().all(|chain| {
-        let found: Vec<&FoundRule> = found.iter().filter(|rule| rule.chain == chain.name).collect();
-        found.len() == chain.rules.len()
-            && chain.rules.iter().zip(found).all(|(wanted, found)| found.is(wanted))
-    });
-    Ok(rules_agree
-        && members::members(NODES_V4)?.is_some_and(|found| found == keys(&rules::nodes(guard, true)))
-        && members::members(NODES_V6)?.is_some_and(|found| found == keys(&rules::nodes(guard, false))))
+    if !chains.iter().all(|chain| agreeing(chain, &found) == Agreement::Same) {
+        return Ok(false);
+    }
+    for set in rules::sets(guard) {
+        if members::members(set.name)?.is_none_or(|found| found != keys(&set.members)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether everything that drops packets with an address in these ranges is in place: the chains at their hooks, with
+/// exactly these rules. What decides which of pods' packets are masqueraded, and the members of the sets, are not looked
+/// at. It takes four exchanges, however large other tables and this one's sets are: the CNI plugin asks for each pod.
+pub fn filters_stand(
+    cluster: &BTreeSet<IpNetwork>,
+    mesh_links: &BTreeSet<LinkName>,
+) -> Result<bool, HostError> {
+    let guard = Guard { cluster: cluster.clone(), mesh_links: mesh_links.clone(), ..Guard::default() };
+    if cluster.is_empty() || !is_active()? {
+        return Ok(false);
+    }
+    let found = found_rules()?;
+    for chain in rules::filters(&guard) {
+        let is_same = found_chain(chain.name)? == Some(ChainShape::wanted(&chain))
+            && agreeing(&chain, &found) == Agreement::Same;
+        if !is_same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether every rule of this guard stands, in its place. The guard in the kernel may know more: the members of its sets,
+/// and which pods of this node are masqueraded, which are the last rules of their chain.
+pub fn stands(guard: &Guard) -> Result<bool, HostError> {
+    if !filters_stand(&guard.cluster, &guard.mesh_links)? {
+        return Ok(false);
+    }
+    let found = found_rules()?;
+    for chain in rules::chains(guard) {
+        let has_shape = found_chain(chain.name)? == Some(ChainShape::wanted(&chain));
+        if !has_shape || agreeing(&chain, &found) == Agreement::Other {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// How the rules of a chain agree with those that it should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Agreement {
+    Same,
+    /// They are followed by others.
+    More,
+    Other,
+}
+
+fn agreeing(chain: &Chain, found: &[FoundRule]) -> Agreement {
+    let found: Vec<&FoundRule> = found.iter().filter(|rule| rule.chain == chain.name).collect();
+    let begins = chain.rules.len() <= found.len()
+        && chain.rules.iter().zip(&found).all(|(wanted, found)| found.is(wanted));
+    match (begins, chain.rules.len() == found.len()) {
+        (true, true) => Agreement::Same,
+        (true, false) => Agreement::More,
+        (false, _) => Agreement::Other,
+    }
 }
 
 /// What the guard dropped.
@@ -110,7 +171,12 @@ pub fn drops() -> Result<Drops, HostError> {
             rules.iter().filter(|rule| rule.comment.as_ref().is_some_and(|text| text.starts_with(&mark)));
         counted.map(|rule| expression::counted(&rule.expressions)).sum()
     };
-    Ok(Drops { incoming: sum(Purpose::In), outgoing: sum(Purpose::Out), spoofed: sum(Purpose::Spoof) })
+    Ok(Drops {
+        incoming: sum(Purpose::In),
+        outgoing: sum(Purpose::Out),
+        spoofed: sum(Purpose::Spoof),
+        closed: sum(Purpose::Closed),
+    })
 }
 
 fn table() -> TableMessage {
@@ -125,17 +191,17 @@ fn table_removal() -> Change {
     }))
 }
 
-fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Change> {
-    let (key_type, len) = if ipv4 { (TYPE_IPV4, 4) } else { (TYPE_IPV6, 16) };
+fn set_messages(id: u32, set: &NamedSet) -> Vec<Change> {
+    let (key_type, len) = if set.ipv4 { (TYPE_IPV4, 4) } else { (TYPE_IPV6, 16) };
     let attributes = vec![
         SetAttribute::Table(TABLE.to_owned()),
-        SetAttribute::Name(name.to_owned()),
+        SetAttribute::Name(set.name.to_owned()),
         SetAttribute::KeyType(key_type),
         SetAttribute::KeyLen(len),
-        SetAttribute::Id(if ipv4 { 1 } else { 2 }),
+        SetAttribute::Id(id),
     ];
     let mut changes = vec![Change::Add(NfTablesMessage::NewSet(SetMessage { attributes }))];
-    let members: Vec<IpAddr> = members.iter().copied().collect();
+    let members: Vec<IpAddr> = set.members.iter().copied().collect();
     for part in members.chunks(MEMBERS) {
         let element = |address: &IpAddr| {
             let key = SetElementAttribute::Key(DataAttribute::Value(expression::key(*address)));
@@ -143,7 +209,7 @@ fn set_of(name: &str, ipv4: bool, members: &BTreeSet<IpAddr>) -> Vec<Change> {
         };
         let attributes = vec![
             SetElementList::Table(TABLE.to_owned()),
-            SetElementList::Set(name.to_owned()),
+            SetElementList::Set(set.name.to_owned()),
             SetElementList::Elements(part.iter().map(element).collect()),
         ];
         changes.push(Change::Add(NfTablesMessage::NewSetElement(SetElementMessage { attributes })));
@@ -186,30 +252,21 @@ fn comment_of(data: &[u8]) -> Option<String> {
     String::from_utf8(text.to_vec()).ok()
 }
 
-struct FoundTable {
-    name: String,
-    dormant: bool,
-}
-
-fn tables() -> Result<Vec<FoundTable>, HostError> {
-    let request = NfTablesMessage::GetTable(TableMessage { attributes: Vec::new() });
-    let found = wire::dump("list nft tables", request)?.unwrap_or_default();
-    let tables = found.into_iter().filter_map(|message| match message {
-        NfTablesMessage::NewTable(TableMessage { attributes }) => Some(attributes),
+/// Flags of our table; `None` if there is none.
+fn found_table() -> Result<Option<TableFlags>, HostError> {
+    let attributes = vec![TableAttribute::Name(TABLE.to_owned())];
+    let found = wire::get("read the guard's table", NfTablesMessage::GetTable(TableMessage { attributes }))?;
+    let Some(NfTablesMessage::NewTable(TableMessage { attributes })) = found else { return Ok(None) };
+    let flags = attributes.into_iter().find_map(|attribute| match attribute {
+        TableAttribute::Flags(flags) => Some(flags),
         _ => None,
     });
-    let read = |attributes: Vec<TableAttribute>| {
-        let mut table = FoundTable { name: String::new(), dormant: false };
-        for attribute in attributes {
-            match attribute {
-                TableAttribute::Name(name) => table.name = name,
-                TableAttribute::Flags(flags) => table.dormant = !flags.is_empty(),
-                _ => {}
-            }
-        }
-        table
-    };
-    Ok(tables.map(read).collect())
+    Ok(Some(flags.unwrap_or(TableFlags::empty())))
+}
+
+/// Whether there is a table of ours whose chains see packets. One that is dormant has all its rules, and does nothing.
+fn is_active() -> Result<bool, HostError> {
+    Ok(found_table()?.is_some_and(|flags| flags.is_empty()))
 }
 
 /// What makes a chain work: its hook and its policy.
@@ -230,6 +287,21 @@ impl ChainShape {
             ]),
             policy: Some(ACCEPT),
         }
+    }
+
+    /// The name of a chain, and its shape.
+    fn read(attributes: Vec<ChainAttribute>) -> (String, Self) {
+        let (mut name, mut shape) = (String::new(), Self::default());
+        for attribute in attributes {
+            match attribute {
+                ChainAttribute::Name(found) => name = found,
+                ChainAttribute::Type(kind) => shape.kind = kind,
+                ChainAttribute::Hook(hooks) => shape.hook = hook_text(&hooks),
+                ChainAttribute::Policy(policy) => shape.policy = Some(policy),
+                _ => {}
+            }
+        }
+        (name, shape)
     }
 }
 
@@ -252,22 +324,26 @@ fn found_chains() -> Result<BTreeMap<String, ChainShape>, HostError> {
     let mut chains = BTreeMap::new();
     for message in wire::dump("list nft chains", request)?.unwrap_or_default() {
         let NfTablesMessage::NewChain(ChainMessage { attributes }) = message else { continue };
-        let (mut name, mut ours, mut shape) = (String::new(), false, ChainShape::default());
-        for attribute in attributes {
-            match attribute {
-                ChainAttribute::Table(table) => ours = table == TABLE,
-                ChainAttribute::Name(found) => name = found,
-                ChainAttribute::Type(kind) => shape.kind = kind,
-                ChainAttribute::Hook(hooks) => shape.hook = hook_text(&hooks),
-                ChainAttribute::Policy(policy) => shape.policy = Some(policy),
-                _ => {}
-            }
-        }
+        let ours = attributes
+            .iter()
+            .any(|attribute| matches!(attribute, ChainAttribute::Table(table) if table == TABLE));
         if ours {
+            let (name, shape) = ChainShape::read(attributes);
             chains.insert(name, shape);
         }
     }
     Ok(chains)
+}
+
+/// One chain of our table. A dump lists the chains of all tables; kube-proxy may have thousands.
+fn found_chain(name: &str) -> Result<Option<ChainShape>, HostError> {
+    let attributes = vec![ChainAttribute::Table(TABLE.to_owned()), ChainAttribute::Name(name.to_owned())];
+    let found =
+        wire::get("read a chain of the guard", NfTablesMessage::GetChain(ChainMessage { attributes }))?;
+    Ok(match found {
+        Some(NfTablesMessage::NewChain(ChainMessage { attributes })) => Some(ChainShape::read(attributes).1),
+        _ => None,
+    })
 }
 
 struct FoundRule {

@@ -17,17 +17,31 @@ use super::expression::{
 use crate::POD_LINK_PREFIX;
 
 /// Set of IPv4 addresses of the mesh's nodes.
-pub(super) const NODES_V4: &str = "nodes4";
+const NODES_V4: &str = "nodes4";
 /// Set of IPv6 addresses of the mesh's nodes.
-pub(super) const NODES_V6: &str = "nodes6";
+const NODES_V6: &str = "nodes6";
+/// Set of IPv4 addresses of Nodes that no member of the mesh holds.
+const CLOSED_V4: &str = "closed4";
+/// Set of IPv6 addresses of Nodes that no member of the mesh holds.
+const CLOSED_V6: &str = "closed6";
 
 /// Priorities of the hooks (`enum nf_ip_hook_priorities` in `include/uapi/linux/netfilter_ipv4.h`).
 /// Ingress, before connection tracking and any DNAT: the addresses are those on the wire.
 const RAW: i32 = -300;
+/// Just before source NAT, which hides the pod's address, and after any DNAT, kube-proxy's in either mode (IPVS has no
+/// forward hook).
+const BEFORE_SOURCE_NAT: i32 = SOURCE_NAT - 1;
 /// Source NAT.
 const SOURCE_NAT: i32 = 100;
 /// Egress, after source NAT: again the addresses on the wire.
 const LAST: i32 = 300;
+
+/// A set of addresses that rules look up.
+pub(super) struct NamedSet {
+    pub(super) name: &'static str,
+    pub(super) ipv4: bool,
+    pub(super) members: BTreeSet<IpAddr>,
+}
 
 /// A base chain; its policy accepts what no rule drops.
 pub(super) struct Chain {
@@ -56,6 +70,8 @@ pub(super) enum Purpose {
     Out,
     /// Drops what a pod sends under an address that is not its own.
     Spoof,
+    /// Drops what pods send to Nodes outside the mesh.
+    Closed,
     /// Masquerades pods' traffic to the outside.
     Masquerade,
 }
@@ -67,6 +83,7 @@ impl Purpose {
             Self::In => "in",
             Self::Out => "out",
             Self::Spoof => "spoof",
+            Self::Closed => "closed",
             Self::Masquerade => "masquerade",
         }
     }
@@ -93,6 +110,19 @@ impl Rule {
 
 /// The chains of a guard.
 pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
+    let mut chains = filters(guard);
+    chains.push(Chain {
+        name: "outbound",
+        kind: "nat",
+        hook: InetHookNumber::PostRouting,
+        priority: SOURCE_NAT,
+        rules: masquerading(guard),
+    });
+    chains
+}
+
+/// The chains that drop packets. They depend on the cluster's ranges and the mesh links alone.
+pub(super) fn filters(guard: &Guard) -> Vec<Chain> {
     vec![
         Chain {
             name: "ingress",
@@ -102,11 +132,11 @@ pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
             rules: ingress(guard),
         },
         Chain {
-            name: "outbound",
-            kind: "nat",
+            name: "closed",
+            kind: "filter",
             hook: InetHookNumber::PostRouting,
-            priority: SOURCE_NAT,
-            rules: masquerading(guard),
+            priority: BEFORE_SOURCE_NAT,
+            rules: closing(guard),
         },
         Chain {
             name: "egress",
@@ -118,10 +148,21 @@ pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
     ]
 }
 
-/// The node addresses among the destinations that are not masqueraded, by family.
-pub(super) fn nodes(guard: &Guard, ipv4: bool) -> BTreeSet<IpAddr> {
-    let hosts = guard.no_masquerade.iter().filter(|prefix| is_host(**prefix) && prefix.is_ipv4() == ipv4);
-    hosts.map(IpNetwork::network).collect()
+/// The sets of a guard: the node addresses among the destinations that are not masqueraded, and the closed ones.
+pub(super) fn sets(guard: &Guard) -> [NamedSet; 4] {
+    let hosts = guard.no_masquerade.iter().filter(|prefix| is_host(**prefix));
+    let nodes: BTreeSet<IpAddr> = hosts.map(IpNetwork::network).collect();
+    let set = |name, ipv4, members: &BTreeSet<IpAddr>| NamedSet {
+        name,
+        ipv4,
+        members: members.iter().filter(|address| address.is_ipv4() == ipv4).copied().collect(),
+    };
+    [
+        set(NODES_V4, true, &nodes),
+        set(NODES_V6, false, &nodes),
+        set(CLOSED_V4, true, &guard.closed),
+        set(CLOSED_V6, false, &guard.closed),
+    ]
 }
 
 fn ingress(guard: &Guard) -> Vec<Rule> {
@@ -143,6 +184,18 @@ fn egress(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
     rules.push(Rule::new(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     rules.extend(drops(guard, Purpose::Out));
+    rules
+}
+
+/// By the source that a packet has until source NAT: a pod's, of this node or of another one.
+fn closing(guard: &Guard) -> Vec<Rule> {
+    let mut rules = passes(guard, Direction::Out);
+    for prefix in &guard.cluster {
+        let set = if prefix.is_ipv4() { CLOSED_V4 } else { CLOSED_V6 };
+        let conditions =
+            [address_in(Side::Source, *prefix), address_in_set(Side::Destination, prefix.is_ipv4(), set)];
+        rules.push(Rule::new(Purpose::Closed, conditions.into_iter().chain([vec![count(), discard()]])));
+    }
     rules
 }
 

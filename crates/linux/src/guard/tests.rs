@@ -44,6 +44,7 @@ fn guard() -> Guard {
         mesh_links: ["mesh-a", "mesh-b"].iter().map(|name| name.parse().unwrap()).collect(),
         local_pods: nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]),
         no_masquerade: nets(&["10.96.0.0/16", "192.0.2.1/32", "192.0.2.2/32", "2001:db8::1/128"]),
+        closed: ["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()].into(),
     }
 }
 
@@ -72,6 +73,9 @@ fn another_guard_does_not_stand_for_this_one() {
         other.no_masquerade.insert("192.0.2.3/32".parse().unwrap());
         assert!(!is_in_place(&other).unwrap(), "a member of a set differs");
         let mut other = guard();
+        other.closed.insert("192.0.2.8".parse().unwrap());
+        assert!(!is_in_place(&other).unwrap(), "a closed address differs");
+        let mut other = guard();
         other.cluster.insert("10.245.0.0/16".parse().unwrap());
         assert!(!is_in_place(&other).unwrap(), "a rule differs");
     });
@@ -84,13 +88,16 @@ fn every_change_by_hand_is_noticed() {
         let line = listed.lines().find(|line| line.contains("drop")).unwrap().to_owned();
         line.rsplit_once("handle ").unwrap().1.trim().to_owned()
     };
-    let changes: Vec<Box<dyn Fn() + Send>> = vec![
+    let changes: Vec<ByHand> = vec![
         Box::new(|| drop(nft("delete table inet meshd"))),
         Box::new(|| drop(nft("flush table inet meshd"))),
         Box::new(|| drop(nft("flush chain inet meshd egress"))),
         Box::new(|| drop(nft("flush set inet meshd nodes4"))),
         Box::new(|| drop(nft("add element inet meshd nodes4 { 203.0.113.9 }"))),
         Box::new(|| drop(nft("add element inet meshd nodes6 { * }"))),
+        Box::new(|| drop(nft("flush set inet meshd closed4"))),
+        Box::new(|| drop(nft("delete element inet meshd closed6 { 2001:db8::7 }"))),
+        Box::new(|| drop(nft("flush chain inet meshd closed"))),
         Box::new(|| drop(nft("insert rule inet meshd ingress accept"))),
         Box::new(|| drop(nft("add rule inet meshd egress accept"))),
         Box::new(|| drop(nft("add chain inet meshd mine"))),
@@ -102,6 +109,7 @@ fn every_change_by_hand_is_noticed() {
         // The listing keeps the comments; the expressions are edited.
         Box::new(|| reloaded(|listing| listing.replacen("10.244.0.0/16 counter", "10.99.0.0/16 counter", 1))),
         Box::new(|| reloaded(|listing| listing.replace("ip daddr @nodes4", "ip daddr != @nodes4"))),
+        Box::new(|| reloaded(|listing| listing.replace("ip daddr @closed4", "ip daddr != @closed4"))),
         Box::new(|| reloaded(|listing| listing.replacen("\"lo\" accept", "\"eth0\" accept", 1))),
         Box::new(|| reloaded(|listing| listing.replace("oif 0", "oif 1"))),
         Box::new(|| reloaded(|listing| listing.replace("masquerade fully-random", "masquerade"))),
@@ -118,6 +126,74 @@ fn every_change_by_hand_is_noticed() {
             assert!(is_in_place(&guard()).unwrap(), "set again after change {index}");
         });
     }
+}
+
+/// A change by hand.
+type ByHand = Box<dyn Fn() + Send>;
+
+/// What is changed by hand while no daemon runs, and must not count as the guard.
+fn breakages() -> Vec<(&'static str, ByHand)> {
+    vec![
+        ("deleted", Box::new(|| drop(nft("delete table inet meshd")))),
+        ("emptied", Box::new(|| drop(nft("flush table inet meshd")))),
+        ("emptied chain", Box::new(|| drop(nft("flush chain inet meshd egress")))),
+        ("dormant", Box::new(|| drop(nft("add table inet meshd { flags dormant ; }")))),
+        ("renamed chain", Box::new(|| drop(nft("rename chain inet meshd egress other")))),
+        (
+            "missing chain",
+            Box::new(|| {
+                nft("flush chain inet meshd ingress");
+                nft("delete chain inet meshd ingress");
+            }),
+        ),
+        ("an exception first", Box::new(|| drop(nft("insert rule inet meshd egress accept")))),
+        ("open closed addresses", Box::new(|| drop(nft("insert rule inet meshd closed accept")))),
+        ("other ranges", Box::new(|| reloaded(|text| text.replace("10.244.0.0/16", "10.99.0.0/16")))),
+        ("other hook", Box::new(|| reloaded(|text| text.replace("hook prerouting", "hook input")))),
+        ("other links", Box::new(|| reloaded(|text| text.replace("\"mesh-a\"", "\"eth0\"")))),
+    ]
+}
+
+#[test]
+fn what_an_earlier_daemon_left_stands_only_with_every_rule_for_the_ranges() {
+    let closed = || {
+        let Guard { cluster, mesh_links, .. } = guard();
+        Guard {
+            cluster,
+            mesh_links,
+            no_masquerade: ["10.96.0.0/16".parse().unwrap()].into(),
+            ..Guard::default()
+        }
+    };
+    let filters_stand = || filters_stand(&guard().cluster, &guard().mesh_links).unwrap();
+    in_namespace(move || {
+        assert!(!stands(&closed()).unwrap() && !filters_stand());
+        // It knows more: node addresses, closed ones, and this node's pods.
+        set(&guard()).unwrap();
+        assert!(stands(&closed()).unwrap() && filters_stand());
+        let mut other = closed();
+        other.cluster.insert("10.245.0.0/16".parse().unwrap());
+        assert!(!stands(&other).unwrap(), "another range");
+        let mut other = closed();
+        other.no_masquerade.insert("10.97.0.0/16".parse().unwrap());
+        assert!(!stands(&other).unwrap(), "another service range");
+        set(&closed()).unwrap();
+        assert!(stands(&closed()).unwrap() && filters_stand());
+    });
+    for (what, break_it) in breakages() {
+        in_namespace(move || {
+            set(&guard()).unwrap();
+            break_it();
+            assert!(!stands(&closed()).unwrap(), "{what}");
+            assert!(!filters_stand(), "{what}");
+        });
+    }
+    in_namespace(move || {
+        set(&guard()).unwrap();
+        nft("insert rule inet meshd outbound accept");
+        assert!(!stands(&closed()).unwrap(), "nothing is masqueraded");
+        assert!(filters_stand(), "and nothing leaves with a pod's address");
+    });
 }
 
 #[test]

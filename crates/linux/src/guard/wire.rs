@@ -49,18 +49,38 @@ pub(super) fn transact(operation: &'static str, changes: Vec<Change>) -> Result<
     done.map_err(|source| HostError::netlink(operation, Subject::Guard, source))
 }
 
+/// Reads one thing. `None` if it does not exist.
+pub(super) fn get(
+    operation: &'static str,
+    request: NfTablesMessage,
+) -> Result<Option<NfTablesMessage>, HostError> {
+    let request = nftables(request);
+    let mut found = None;
+    let take = |message: Message<'_>| {
+        found = decode(&message)?;
+        Ok::<_, NetlinkError>(())
+    };
+    match Socket::<Netfilter>::open().and_then(|mut socket| socket.get(&request, take)) {
+        Ok(()) => Ok(found),
+        Err(error) if error.errno() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
+        Err(source) => Err(HostError::netlink(operation, Subject::Guard, source)),
+    }
+}
+
 /// Dumps everything of one kind. `Ok(None)` if the table does not exist.
 pub(super) fn dump(
     operation: &'static str,
     request: NfTablesMessage,
 ) -> Result<Option<Vec<NfTablesMessage>>, HostError> {
-    dump_with(operation, request, |message| {
-        let mut header = NetlinkHeader::default();
-        header.message_type = message.kind;
-        Ok(match NetfilterMessage::deserialize(&header, message.body)?.inner {
-            NetfilterMessageInner::NfTables(inner) => Some(inner),
-            _ => None,
-        })
+    dump_with(operation, request, |message| decode(&message))
+}
+
+fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError> {
+    let mut header = NetlinkHeader::default();
+    header.message_type = message.kind;
+    Ok(match NetfilterMessage::deserialize(&header, message.body)?.inner {
+        NetfilterMessageInner::NfTables(inner) => Some(inner),
+        _ => None,
     })
 }
 

@@ -8,6 +8,7 @@
 //!
 //! The same with IPv6. What the stranger's network card gets is counted there, by addresses on the wire.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
@@ -176,7 +177,7 @@ impl Scene {
         for plan in plans() {
             know(&self.node, "eth0", &self.stranger, &[plan.stranger]);
             know(&self.stranger, "eth0", &self.node, &[plan.node]);
-            know(&self.node, "mesh-a", &self.peer, &[plan.remote]);
+            know(&self.node, "mesh-a", &self.peer, &[plan.remote, plan.stranger]);
             know(&self.peer, "mesh-a", &self.node, &[plan.pods[0], plan.pods[1], plan.stranger]);
         }
     }
@@ -211,6 +212,7 @@ pub(crate) fn wanted() -> Guard {
         mesh_links: [link("mesh-a"), link("mesh-b")].into(),
         local_pods: nets(&["10.244.1.0/24", "fd00:10:244:1::/64"]),
         no_masquerade: nets(&["10.96.0.0/16", "fd00:10:96::/112", "192.0.2.3/32", "2001:db8::3/128"]),
+        closed: BTreeSet::new(),
     }
 }
 

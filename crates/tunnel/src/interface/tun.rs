@@ -89,13 +89,31 @@ impl Tun {
         &self.name
     }
 
-    /// Whether the device stays when no process is attached: it then drops what is routed into it.
+    /// Whether the device stays when no process is attached: it then drops what is routed into it. One that stays
+    /// belongs to root first: to a device without an owner anybody may attach who can open `/dev/net/tun`
+    /// (`tun_not_capable` in `drivers/net/tun.c`).
     pub(super) fn set_persistent(&self, persistent: bool) -> Result<(), TunnelError> {
+        if persistent {
+            self.set_owner()?;
+        }
         // SAFETY: TUNSETPERSIST takes its argument by value.
         let result = unsafe {
             libc::ioctl(self.device.as_raw_fd(), libc::TUNSETPERSIST, libc::c_int::from(persistent))
         };
         Errno::result(result).map_err(self.refused("set persistence"))?;
+        Ok(())
+    }
+
+    /// Makes the device root's: others need `CAP_NET_ADMIN` to attach to it.
+    fn set_owner(&self) -> Result<(), TunnelError> {
+        const ROOT: libc::c_ulong = 0;
+        for (request, operation) in
+            [(libc::TUNSETOWNER, "set the owner"), (libc::TUNSETGROUP, "set the group")]
+        {
+            // SAFETY: TUNSETOWNER and TUNSETGROUP take their argument by value.
+            let result = unsafe { libc::ioctl(self.device.as_raw_fd(), request, ROOT) };
+            Errno::result(result).map_err(self.refused(operation))?;
+        }
         Ok(())
     }
 

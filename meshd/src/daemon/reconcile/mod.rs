@@ -97,15 +97,13 @@ pub(super) struct Outputs {
     pub(super) answers: mpsc::Sender<Answer>,
 }
 
-/// Sets a guard with the cluster's ranges only. One that is in place already, from an earlier daemon, is left alone: it
-/// has more.
+/// Sets a guard with the cluster's ranges only. What an earlier daemon left is kept if every rule of that guard stands in
+/// the kernel: it has more.
 pub(super) fn close(config: &Config) -> Result<(), HostError> {
-    if guard::exists()? {
-        return Ok(());
-    }
     let cluster = config.cluster_cidrs.iter().copied().collect();
     let services = config.service_cidrs.iter().copied().collect();
-    guard::set(&plan::network::Guard::closed(cluster, services, &config.links))
+    let closed = plan::network::Guard::closed(cluster, services, &config.links);
+    if guard::stands(&closed)? { Ok(()) } else { guard::set(&closed) }
 }
 
 impl Reconciler {
@@ -356,6 +354,7 @@ impl Reconciler {
         let mut setup = Setup {
             cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
             service_cidrs: self.config.service_cidrs.iter().copied().collect(),
+            open_node_cidrs: self.config.open_node_cidrs.iter().copied().collect(),
             keys: self.keys.public(),
             ports: self.config.ports,
             links: self.config.links.clone(),
