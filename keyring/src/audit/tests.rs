@@ -266,6 +266,9 @@ fn a_trail_that_is_damaged_at_any_byte_goes_on_and_the_damaged_file_is_kept() {
                 }
                 std::fs::write(directory.path().join(file.file_name().unwrap()), &bytes).unwrap();
                 let (opening, verdict) = continued(directory.path(), &what);
+                if kind != "cut" && whole[at] != b'\n' {
+                    assert_eq!(verdict.head().seq, 5, "{what}: a line that can't be read keeps its number");
+                }
                 // At the end of a line only a witness notices it.
                 let ends = |at: Option<usize>| at.is_none_or(|at| whole[at] == b'\n');
                 let whole_lines = kind == "cut" && (ends(at.checked_sub(1)) || ends(Some(at)));
