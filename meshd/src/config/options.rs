@@ -99,7 +99,7 @@ table! {
     );
     NODE_CIDR: Optional<Vec<IpNetwork>> = Optional::new(
         "node-cidr", "CIDR[,CIDR]", value::cidrs,
-        "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, the first claim of an address wins.",
+        "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, a node gets any address that no other Node lists.",
     );
     KUBECONFIG: Optional<PathBuf> = Optional::new(
         "kubeconfig", "FILE", value::file,
