@@ -137,6 +137,8 @@ impl Tests {
 
 #[cfg(test)]
 mod tests {
+    use std::slice::from_ref;
+
     use keyring::{PerSlot, PublicKey};
 
     use super::*;
@@ -161,7 +163,7 @@ mod tests {
 
     /// Runs one test of a claim that is due; returns the evidence.
     fn test(tests: &mut Tests, now: Duration, claim: &Claim, completed: bool) -> Option<Evidence> {
-        assert_eq!(tests.start(now, never), [claim.clone()], "{now:?}");
+        assert_eq!(tests.start(now, never), from_ref(claim), "{now:?}");
         tests.conclude(now, claim, completed);
         tests.evidence().get(&(claim.uid.clone(), claim.address)).copied()
     }
@@ -169,10 +171,10 @@ mod tests {
     #[test]
     fn a_claim_is_tested_at_once_and_again_every_minute() {
         let (mut tests, ours) = (Tests::default(), claim(2, 7));
-        assert_eq!(tests.set_claims(at(1), &[ours.clone()]), [ours.clone()]);
+        assert_eq!(tests.set_claims(at(1), from_ref(&ours)), from_ref(&ours));
         assert!(tests.evidence().is_empty());
         assert_eq!(test(&mut tests, at(1), &ours, true), Some(Evidence::Proven));
-        assert!(tests.set_claims(at(2), &[ours.clone()]).is_empty(), "known already");
+        assert!(tests.set_claims(at(2), from_ref(&ours)).is_empty(), "known already");
         assert!(tests.start(at(60), never).is_empty());
         assert_eq!(test(&mut tests, at(61), &ours, true), Some(Evidence::Proven));
         tests.set_claims(at(62), &[]);
@@ -182,13 +184,13 @@ mod tests {
     #[test]
     fn a_node_that_is_gone_has_proven_nothing_after_two_minutes() {
         let (mut tests, ours) = (Tests::default(), claim(2, 7));
-        tests.set_claims(at(0), &[ours.clone()]);
+        tests.set_claims(at(0), from_ref(&ours));
         test(&mut tests, at(0), &ours, true);
         let mut changed = None;
         for second in 1..200 {
             for started in tests.start(at(second), never) {
                 let evidence = tests.conclude(at(second + 3), &started, false);
-                changed = changed.or(evidence.map(|evidence| (evidence, second)));
+                changed = changed.or_else(|| evidence.map(|evidence| (evidence, second)));
             }
         }
         let (evidence, second) = changed.unwrap();
@@ -199,7 +201,7 @@ mod tests {
     #[test]
     fn failed_tests_are_repeated_more_and_more_rarely() {
         let (mut tests, ours) = (Tests::default(), claim(2, 7));
-        tests.set_claims(at(0), &[ours.clone()]);
+        tests.set_claims(at(0), from_ref(&ours));
         let mut started = Vec::new();
         for second in 0..300 {
             if !tests.start(at(second), never).is_empty() {
@@ -230,7 +232,7 @@ mod tests {
     #[test]
     fn a_rotation_postpones_a_test_for_a_while_only() {
         let (mut tests, ours) = (Tests::default(), claim(2, 7));
-        tests.set_claims(at(0), &[ours.clone()]);
+        tests.set_claims(at(0), from_ref(&ours));
         assert!(tests.start(at(0), |_| true).is_empty());
         assert!(tests.start(at(19), |_| true).is_empty());
         assert_eq!(tests.start(at(20), |_| true), [ours]);
@@ -239,10 +241,10 @@ mod tests {
     #[test]
     fn a_result_for_former_keys_says_nothing() {
         let (mut tests, former) = (Tests::default(), claim(2, 7));
-        tests.set_claims(at(0), &[former.clone()]);
+        tests.set_claims(at(0), from_ref(&former));
         tests.start(at(0), never);
         let renewed = Claim { keys: claim(9, 7).keys, ..former.clone() };
-        assert!(tests.set_claims(at(1), &[renewed.clone()]).is_empty());
+        assert!(tests.set_claims(at(1), from_ref(&renewed)).is_empty());
         assert_eq!(tests.conclude(at(1), &former, true), None);
         assert!(tests.evidence().is_empty());
         assert_eq!(test(&mut tests, at(3), &renewed, true), Some(Evidence::Proven));

@@ -123,16 +123,16 @@ fn holders(admission: &Admission) -> BTreeMap<IpAddr, Vec<NodeUid>> {
 
 /// Ledgers of a node that was away: of all, of those that joined first, of a part in which liars were alone, and none.
 fn ledgers(drafts: &[Draft], records: &[NodeRecord], past: &[bool]) -> Vec<Ledger> {
-    let part = |wanted: &dyn Fn(usize) -> bool| -> Vec<NodeRecord> {
+    let some = |wanted: &dyn Fn(usize) -> bool| -> Vec<NodeRecord> {
         let kept = records.iter().enumerate().filter(|(index, _)| *index == 0 || wanted(*index));
         kept.map(|(_, record)| record.clone()).collect()
     };
     let parts = [
-        part(&|_| true),
-        part(&|index| past[index % past.len()]),
-        part(&|index| drafts[index].kind == Kind::Liar),
-        part(&|index| drafts[index].kind != Kind::Liar),
-        part(&|_| false),
+        some(&|_| true),
+        some(&|index| past[index % past.len()]),
+        some(&|index| drafts[index].kind == Kind::Liar),
+        some(&|index| drafts[index].kind != Kind::Liar),
+        some(&|_| false),
     ];
     let of = |part: &Vec<NodeRecord>| {
         let first = admitted(part, &Ledger::default(), &Known::new());

@@ -22,7 +22,7 @@ pub enum Change {
     /// A complete list: a Node that is not in it is gone, as far as the API server knows.
     Listed(BTreeMap<NodeName, NodeRecord>),
     /// One Node is new or changed.
-    Applied(NodeRecord),
+    Applied(Box<NodeRecord>),
     /// One Node was deleted while we watched.
     Deleted(NodeName, NodeUid),
     /// The watch failed; it is started again with exponential backoff.
@@ -157,7 +157,7 @@ impl Seen {
                 self.since = Some(Instant::now());
                 Some(Change::Listed(std::mem::take(&mut self.listing)))
             }
-            watcher::Event::Apply(node) => Some(Change::Applied(self.record(&node, gone))),
+            watcher::Event::Apply(node) => Some(Change::Applied(Box::new(self.record(&node, gone)))),
             watcher::Event::Delete(node) => {
                 let record = self.record(&node, gone);
                 Some(Change::Deleted(record.name, record.uid))

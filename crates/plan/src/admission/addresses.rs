@@ -201,7 +201,7 @@ fn claim(member: &Member, address: IpAddr) -> Claim {
     let prescribed = member.endpoint.filter(|endpoint| endpoint.address == address);
     let port = |slot| {
         let prescribed = prescribed.and_then(|_| member.socket(slot)).map(|socket| socket.port());
-        prescribed.unwrap_or(member.state.slots.get(slot).port)
+        prescribed.unwrap_or_else(|| member.state.slots.get(slot).port)
     };
     Claim {
         uid: member.uid.clone(),

@@ -207,11 +207,10 @@ impl fmt::Display for Reason {
                 )
             }
             Self::AddressContested { address, others } => {
-                let others: Vec<&str> = others.iter().map(NodeUid::as_str).collect();
                 write!(
                     f,
                     "node address {address} is also listed by the node with UID {}: expected that exactly one of them completes a handshake there",
-                    others.join(", ")
+                    joined(others)
                 )
             }
             Self::ConfigEndpoint { found } => write!(
@@ -227,6 +226,10 @@ impl fmt::Display for Reason {
             }
         }
     }
+}
+
+fn joined(nodes: &[NodeUid]) -> String {
+    nodes.iter().map(NodeUid::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Enough of a foreign text to recognize it by.

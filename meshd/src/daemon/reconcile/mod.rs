@@ -212,7 +212,7 @@ impl Reconciler {
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }
-            Change::Applied(record) => self.cluster.apply(now, record),
+            Change::Applied(record) => self.cluster.apply(now, *record),
             Change::Deleted(name, uid) => self.cluster.delete(&name, &uid),
             Change::Listed(list) => {
                 if let Some(lookup) = self.cluster.relist(now, list) {
