@@ -18,6 +18,7 @@ pub mod check;
 pub mod cluster;
 pub mod desired;
 mod diff;
+pub mod evidence;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;

@@ -18,6 +18,9 @@ pub struct NodeRecord {
     pub pod_cidrs: Vec<String>,
     /// Addresses of types `InternalIP` and `ExternalIP` in `status.addresses`; written by the kubelet, unchecked.
     pub addresses: Vec<String>,
+    /// Those of `addresses` that are of type `ExternalIP` only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub external: Vec<String>,
     /// Whether the Node has the control-plane role label, which a kubelet can't give itself.
     pub control_plane: bool,
     /// The annotation `meshd.dev/state`.

@@ -35,6 +35,6 @@ mod uapi;
 pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
 pub use device::Userspace;
-pub use engine::{ClockReading, Engine, EngineOptions};
+pub use engine::{ClockReading, Engine, EngineOptions, InitiationError, Initiator, Received};
 pub use error::{ChangeError, Failure, TunnelError};
 pub use interface::{Health, Interface, InterfaceConfig, uapi_dir};

@@ -22,7 +22,7 @@ pub enum Change {
     /// A complete list: a Node that is not in it is gone, as far as the API server knows.
     Listed(BTreeMap<NodeName, NodeRecord>),
     /// One Node is new or changed.
-    Applied(NodeRecord),
+    Applied(Box<NodeRecord>),
     /// One Node was deleted while we watched.
     Deleted(NodeName, NodeUid),
     /// The watch failed; it is started again with exponential backoff.
@@ -157,7 +157,7 @@ impl Seen {
                 self.since = Some(Instant::now());
                 Some(Change::Listed(std::mem::take(&mut self.listing)))
             }
-            watcher::Event::Apply(node) => Some(Change::Applied(self.record(&node, gone))),
+            watcher::Event::Apply(node) => Some(Change::Applied(Box::new(self.record(&node, gone)))),
             watcher::Event::Delete(node) => {
                 let record = self.record(&node, gone);
                 Some(Change::Deleted(record.name, record.uid))
@@ -197,18 +197,19 @@ fn trim(node: &Node) -> NodeRecord {
     let pod_cidrs = spec.and_then(|spec| spec.pod_cidrs.clone());
     let single = || spec.and_then(|spec| spec.pod_cidr.clone()).into_iter().collect();
     let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let is_ip = |kind: &str| kind == "InternalIP" || kind == "ExternalIP";
+    let of_types = |types: &[&str]| -> Vec<String> {
+        let found = addresses.into_iter().flatten().filter(|address| types.contains(&address.type_.as_str()));
+        found.map(|address| address.address.clone()).collect()
+    };
+    let (internal, mut external) = (of_types(&["InternalIP"]), of_types(&["ExternalIP"]));
+    external.retain(|address| !internal.contains(address));
     NodeRecord {
         name: NodeName::new(node.name_any()),
         uid: NodeUid::new(node.uid().unwrap_or_default()),
         created: node.creation_timestamp().map(|time| time.0.to_string()).unwrap_or_default(),
         pod_cidrs: pod_cidrs.unwrap_or_else(single),
-        addresses: addresses
-            .into_iter()
-            .flatten()
-            .filter(|address| is_ip(&address.type_))
-            .map(|address| address.address.clone())
-            .collect(),
+        addresses: of_types(&["InternalIP", "ExternalIP"]),
+        external,
         control_plane: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
             .iter()
             .any(|role| node.labels().contains_key(*role)),
@@ -230,6 +231,7 @@ mod tests {
     use axum::extract::Query;
     use axum::response::{IntoResponse as _, Response};
     use axum::routing::get;
+    use k8s_openapi::api::core::v1::{NodeAddress, NodeStatus};
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use serde_json::json;
 
@@ -265,6 +267,22 @@ mod tests {
         seen.change(watcher::Event::Delete(node("u2")));
         assert!(!seen.is_contradicted_by(next, None));
         assert!(seen.is_contradicted_by(next, Some(&latter)));
+    }
+
+    #[test]
+    fn an_address_is_external_if_it_is_not_listed_as_internal_too() {
+        let address =
+            |type_: &str, address: &str| NodeAddress { type_: type_.into(), address: address.into() };
+        let addresses = vec![
+            address("ExternalIP", "203.0.113.1"),
+            address("Hostname", "n1"),
+            address("InternalIP", "192.0.2.1"),
+            address("ExternalIP", "192.0.2.1"),
+        ];
+        let status = NodeStatus { addresses: Some(addresses), ..NodeStatus::default() };
+        let record = trim(&Node { status: Some(status), ..node("u1") });
+        assert_eq!(record.addresses, ["203.0.113.1", "192.0.2.1", "192.0.2.1"]);
+        assert_eq!(record.external, ["203.0.113.1"]);
     }
 
     /// Lists or watches one Node, which changes every few milliseconds.

@@ -172,7 +172,7 @@ async fn follow(asked: &mut [NodeProgress], changes: &mut mpsc::Receiver<Change>
     while asked.iter().any(|node| !node.done) {
         let change = tokio::time::timeout_at(began + timeout, changes.recv()).await;
         let records: Vec<NodeRecord> = match change {
-            Ok(Some(Change::Applied(record))) => vec![record],
+            Ok(Some(Change::Applied(record))) => vec![*record],
             Ok(Some(Change::Listed(records))) => records.into_values().collect(),
             Ok(Some(Change::Failed(error))) => {
                 print_progress(&format!("API server unreachable: {}", Chain(&error)));

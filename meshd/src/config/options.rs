@@ -99,7 +99,7 @@ table! {
     );
     NODE_CIDR: Optional<Vec<IpNetwork>> = Optional::new(
         "node-cidr", "CIDR[,CIDR]", value::cidrs,
-        "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, it can for any address outside the cluster that no other node has.",
+        "CIDRs of the nodes' own addresses. With it, a kubelet can't redirect pod traffic for any other address to its node; without it, a node gets any address that no other Node lists.",
     );
     ACCEPT_UNPROVEN: Valued<bool> = Valued::new(
         "accept-unproven", "true|false", "false", value::boolean,

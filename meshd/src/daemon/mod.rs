@@ -9,6 +9,7 @@
 mod audit;
 mod cni_files;
 mod devices;
+mod evidence;
 mod keys;
 mod observe;
 mod outcome;

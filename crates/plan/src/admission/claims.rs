@@ -1,4 +1,4 @@
-//! Who holds which key, prefix and address: the first claim wins, and incumbents come first.
+//! Who holds which key and prefix: the first claim wins, and incumbents come first.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +15,6 @@ use crate::prefix;
 #[derive(Debug, Default)]
 pub(super) struct Claims {
     keys: BTreeMap<PublicKey, KeyHolder>,
-    addresses: BTreeMap<IpAddr, NodeUid>,
     /// Disjoint prefixes by first address, so that an overlap is found by looking at one neighbour.
     prefixes: BTreeMap<IpAddr, (IpNetwork, NodeUid)>,
 }
@@ -41,11 +40,6 @@ impl Claims {
                 record.pod_cidrs.iter().filter_map(|text| prefix::parse_canonical(text)).collect();
             let held: Vec<IpNetwork> = entry.pod_cidrs().filter(|held| claimed.contains(held)).collect();
             claims.hold_prefixes(uid, &held);
-            for address in entry.addresses() {
-                if record.addresses.iter().any(|text| text.parse() == Ok(*address)) {
-                    claims.hold_address(uid, *address);
-                }
-            }
         }
         claims
     }
@@ -68,19 +62,10 @@ impl Claims {
         }
     }
 
-    pub(super) fn hold_address(&mut self, uid: &NodeUid, address: IpAddr) {
-        self.addresses.entry(address).or_insert_with(|| uid.clone());
-    }
-
     /// Who else holds a key; for one who has proved it, who else has proved it.
     pub(super) fn holder_of_key(&self, uid: &NodeUid, key: &PublicKey, proven: bool) -> Option<NodeUid> {
         let holder = self.keys.get(key).filter(|holder| holder.uid != *uid)?;
         (holder.proven || !proven).then(|| holder.uid.clone())
-    }
-
-    /// Who else holds an address.
-    pub(super) fn holder_of_address(&self, uid: &NodeUid, address: IpAddr) -> Option<NodeUid> {
-        self.addresses.get(&address).filter(|holder| *holder != uid).cloned()
     }
 
     /// Who else holds a prefix that has an address in common with this one.

@@ -1,9 +1,10 @@
 //! Which nodes are admitted to the mesh: validates what all Nodes publish, with a reason for every refusal.
 //!
 //! Decisions depend on the whole set of Nodes and on the [`Ledger`], never on the order of arrival. A key belongs to the
-//! node that proves it. The node that held a podCIDR or an address before keeps it; between newcomers the older Node wins,
-//! because the API server alone sets a Node's age.
+//! node that proves it. The node that held a podCIDR before keeps it; between newcomers the older Node wins, because the
+//! API server alone sets a Node's age. A contested address goes to the node that was reached there, whatever its age.
 
+mod addresses;
 mod announcement;
 mod claims;
 mod keys;
@@ -23,6 +24,7 @@ use crate::annotation::{AnnotationError, Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
 use crate::renewal::Renewal;
+use addresses::{Addresses, Grant, Settled};
 pub(crate) use announcement::Announcement;
 pub use announcement::SETTLE;
 use claims::Claims;
@@ -210,10 +212,11 @@ pub(crate) fn admit_announced<'a>(
     let mut names = BTreeSet::new();
     candidates.retain(|candidate| names.insert(&candidate.record.name));
     let claims = Claims::of_incumbents(&candidates, policy.accept_unproven);
-    let mut admitter = Admitter { policy, own, claims, out: Admission::default() };
+    let mut admitter = Admitter { policy, own, claims, accepted: BTreeMap::new(), out: Admission::default() };
     for candidate in &candidates {
         admitter.consider(candidate);
     }
+    admitter.settle_addresses(&candidates);
     let mut out = admitter.out;
     out.rejected
         .sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
@@ -260,6 +263,8 @@ struct Admitter<'a> {
     policy: &'a AdmissionPolicy,
     own: &'a NodeName,
     claims: Claims,
+    /// Nodes that are in the mesh, each with the record for the ledger if that is not the present one.
+    accepted: BTreeMap<NodeName, Option<NodeRecord>>,
     out: Admission,
 }
 
@@ -297,7 +302,6 @@ impl Admitter<'_> {
         };
         self.claims.hold_keys(&record.uid, &state);
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
-        let addresses = self.addresses(record);
         let endpoints = match candidate.endpoints() {
             Ok(endpoints) => endpoints,
             Err(error) => {
@@ -311,28 +315,59 @@ impl Admitter<'_> {
         let member = Member {
             uid: record.uid.clone(),
             pod_cidrs,
-            addresses,
+            addresses: Vec::new(),
             proven: state.proofs.is_some(),
             state,
             endpoint: self.endpoint(record, &endpoints),
             nat: endpoints.nat,
             keepalive: self.keepalive(record),
         };
-        self.remember(candidate, replaced.as_ref().unwrap_or(record), &member.addresses);
         self.out.world.peers.insert(record.name.clone(), member);
+        self.accepted.insert(record.name.clone(), replaced);
     }
 
     fn admit_own(&mut self, candidate: &Candidate<'_>, pod_cidrs: Vec<IpNetwork>) {
         let record = candidate.record;
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
-        let addresses = self.addresses(record);
         let endpoints =
             candidate.endpoints().map_err(|error| self.reject(record, Reason::Endpoints(error), true));
         let former = || candidate.entry.and_then(SharedEntry::endpoints).cloned().unwrap_or_default();
         let nat = endpoints.unwrap_or_else(|()| former()).nat;
-        self.remember(candidate, record, &addresses);
-        let renewal = self.renewal(record);
-        self.out.world.own = Some(Own { uid: record.uid.clone(), pod_cidrs, addresses, nat, renewal });
+        let (uid, renewal) = (record.uid.clone(), self.renewal(record));
+        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), nat, renewal });
+        self.accepted.insert(record.name.clone(), None);
+    }
+
+    /// Grants addresses, once it is known who is in the mesh, and enters the members in the ledger with theirs.
+    fn settle_addresses(&mut self, candidates: &[Candidate<'_>]) {
+        let Settled { mut grants, closed, to_test } = {
+            let mut addresses = Addresses::new(self.policy);
+            for Candidate { record, entry, .. } in candidates {
+                let held = entry.map(SharedEntry::addresses).unwrap_or_default();
+                match self.out.world.peers.get(&record.name) {
+                    _ if record.name == *self.own => addresses.set_own(record),
+                    Some(member) => addresses.claim(record, member, held),
+                    None => addresses.list(record),
+                }
+            }
+            addresses.settle()
+        };
+        self.out.world.closed = closed;
+        self.out.to_test = to_test;
+        for candidate in candidates {
+            let record = candidate.record;
+            let Some(replaced) = self.accepted.remove(&record.name) else { continue };
+            let Grant { addresses, refused } = grants.remove(&record.uid).unwrap_or_default();
+            for reason in refused {
+                self.reject(record, reason, true);
+            }
+            self.remember(candidate, replaced.as_ref().unwrap_or(record), &addresses);
+            if let Some(member) = self.out.world.peers.get_mut(&record.name) {
+                member.addresses = addresses;
+            } else if let Some(own) = &mut self.out.world.own {
+                own.addresses = addresses;
+            }
+        }
     }
 
     /// Enters an accepted record in the ledger. The present entry stays if it is the same.
@@ -368,47 +403,6 @@ impl Admitter<'_> {
             accepted.push(pod_cidr);
         }
         Ok(accepted)
-    }
-
-    fn addresses(&mut self, record: &NodeRecord) -> Vec<IpAddr> {
-        let mut accepted = BTreeSet::new();
-        let mut refused = Vec::new();
-        for text in record.addresses.iter().take(ledger::MAX_LISTED) {
-            match self.address(record, text) {
-                Ok(address) => drop(accepted.insert(address)),
-                Err(reason) => refused.push(reason),
-            }
-        }
-        for address in &accepted {
-            self.claims.hold_address(&record.uid, *address);
-        }
-        for reason in refused {
-            self.reject(record, reason, true);
-        }
-        accepted.into_iter().collect()
-    }
-
-    fn address(&self, record: &NodeRecord, text: &str) -> Result<IpAddr, Reason> {
-        let Ok(address) = text.parse::<IpAddr>() else {
-            return Err(Reason::AddressInvalid { found: reason::quoted(text) });
-        };
-        let within = |ranges: &[IpNetwork]| ranges.iter().any(|range| range.contains(address));
-        if prefix::is_special(address) {
-            return Err(Reason::AddressSpecial { address });
-        }
-        if within(&self.policy.cluster_cidrs) || within(&self.policy.service_cidrs) {
-            return Err(Reason::AddressInClusterRange { address });
-        }
-        if !self.policy.node_cidrs.is_empty() && !within(&self.policy.node_cidrs) {
-            return Err(Reason::AddressOutside { address });
-        }
-        if self.policy.api_servers.contains(&address) && !record.control_plane {
-            return Err(Reason::AddressOfApiServer { address });
-        }
-        match self.claims.holder_of_address(&record.uid, address) {
-            Some(holder) => Err(Reason::AddressTaken { address, holder }),
-            None => Ok(address),
-        }
     }
 
     /// The first endpoint that this node can send to and that is not inside the cluster: a datagram to a pod or service
@@ -461,6 +455,7 @@ fn bounded(record: &NodeRecord) -> NodeRecord {
     NodeRecord {
         pod_cidrs: list(&record.pod_cidrs),
         addresses: list(&record.addresses),
+        external: list(&record.external),
         state: short(&record.state),
         endpoints: short(&record.endpoints),
         config_endpoint: short(&record.config_endpoint),

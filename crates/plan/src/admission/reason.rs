@@ -113,12 +113,19 @@ pub enum Reason {
         /// The address.
         address: IpAddr,
     },
-    /// A node address that another node claimed first.
+    /// A node address that another node has.
     AddressTaken {
         /// The address.
         address: IpAddr,
         /// UID of the node that has it.
         holder: NodeUid,
+    },
+    /// A node address that other nodes list as well, and that belongs to none of them so far.
+    AddressContested {
+        /// The address.
+        address: IpAddr,
+        /// UIDs of the others, of a few if there are many.
+        others: Vec<NodeUid>,
     },
     /// An operator's endpoint that can't be used.
     ConfigEndpoint {
@@ -160,6 +167,7 @@ impl Reason {
             Self::AddressOutside { .. } => "address-outside",
             Self::AddressOfApiServer { .. } => "address-of-api-server",
             Self::AddressTaken { .. } => "address-taken",
+            Self::AddressContested { .. } => "address-contested",
             Self::ConfigEndpoint { .. } => "config-endpoint",
             Self::ConfigKeepalive { .. } => "config-keepalive",
             Self::ConfigRenewal { .. } => "config-renewal",
@@ -263,7 +271,14 @@ impl fmt::Display for Reason {
             Self::AddressTaken { address, holder } => {
                 write!(
                     f,
-                    "node address {address} is claimed by the node with UID {holder}, which had it first"
+                    "node address {address} belongs to the node with UID {holder}: expected an address of its own"
+                )
+            }
+            Self::AddressContested { address, others } => {
+                write!(
+                    f,
+                    "node address {address} is also listed by the node with UID {}: expected that exactly one of them completes a handshake there",
+                    joined(others)
                 )
             }
             Self::ConfigEndpoint { found } => write!(
@@ -279,6 +294,10 @@ impl fmt::Display for Reason {
             }
         }
     }
+}
+
+fn joined(nodes: &[NodeUid]) -> String {
+    nodes.iter().map(NodeUid::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// Enough of a foreign text to recognize it by.

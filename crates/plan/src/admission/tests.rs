@@ -2,11 +2,12 @@ use super::*;
 use crate::annotation::{Phase, SlotState};
 use keyring::PerSlot;
 
-fn policy() -> AdmissionPolicy {
+pub(super) fn policy() -> AdmissionPolicy {
     AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         accept_unproven: true,
+        api_servers: ["192.0.2.100".parse().unwrap()].into(),
         ipv4: true,
         ipv6: true,
         ..AdmissionPolicy::default()
@@ -32,7 +33,7 @@ fn state(number: u8) -> State {
     }
 }
 
-fn node(number: u8) -> NodeRecord {
+pub(super) fn node(number: u8) -> NodeRecord {
     NodeRecord {
         name: NodeName::new(format!("n{number}")),
         uid: NodeUid::new(format!("u{number}")),
@@ -47,11 +48,11 @@ fn node(number: u8) -> NodeRecord {
     }
 }
 
-fn admitted(records: &[NodeRecord], ledger: &Ledger) -> Admission {
+pub(super) fn admitted(records: &[NodeRecord], ledger: &Ledger) -> Admission {
     admit(&policy(), &NodeName::new("n1"), records, ledger)
 }
 
-fn codes(admission: &Admission) -> Vec<(&str, &str)> {
+pub(super) fn codes(admission: &Admission) -> Vec<(&str, &str)> {
     admission.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.reason.code())).collect()
 }
 
@@ -118,7 +119,7 @@ fn every_reason_has_a_case() {
     }
     // A part refused, the node stays.
     for (code, record) in [
-        ("address-taken", with(&|node| node.addresses = vec!["192.0.2.2".to_owned()])),
+        ("address-of-api-server", with(&|node| node.addresses = vec!["192.0.2.100".to_owned()])),
         ("address-in-cluster-range", with(&|node| node.addresses = vec!["10.244.9.9".to_owned()])),
         ("address-special", with(&|node| node.addresses = vec!["::1".to_owned()])),
         ("address-invalid", with(&|node| node.addresses = vec!["x".repeat(1 << 20)])),

@@ -194,10 +194,9 @@ impl Handshake {
         let session = Arc::new(Session::new(&keys, now.nanos, false));
         path.sessions.store(Arc::new(path.sessions.load().responded(session)));
         path.received(now, source, INITIATION as u64, 1);
-        if let Some(endpoint) = path.location().endpoint {
-            path.sent(now, RESPONSE as u64);
-            replies.push(endpoint, &message);
-        }
+        // To where it came from, which need not be the endpoint: with a handshake a peer may test whether we are there.
+        path.sent(now, RESPONSE as u64);
+        replies.push(source, &message);
         Ok(())
     }
 

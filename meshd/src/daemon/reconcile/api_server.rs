@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use keyring::Slot;
 use keyring::rotation::Input;
+use plan::admission::Claim;
 use plan::backoff::Attempt;
 use plan::cluster::Lookup;
 use plan::node::NodeName;
@@ -40,6 +42,8 @@ pub(in crate::daemon) enum Answer {
     Fence(Fence),
     /// Which chained CNI plugins support CNI 1.1.0. Not of the API server, but of a task as well.
     ChainedPlugins(Vec<Probed>),
+    /// Whether a node completed a handshake at an address that it claims. Not of the API server either.
+    AddressTested { claim: Claim, slot: Slot, completed: bool },
 }
 
 /// Asks the API server, and remembers when.
@@ -180,6 +184,9 @@ impl Reconciler {
                 }
                 self.outcome.fence = fence;
                 false
+            }
+            Answer::AddressTested { claim, slot, completed } => {
+                self.take_test(self.started.elapsed(), &claim, slot, completed)
             }
             Answer::ChainedPlugins(probed) => {
                 self.outcome.chained.finish_probe(probed, self.started.elapsed());

@@ -2,6 +2,7 @@
 
 mod answer;
 mod api_server;
+mod contests;
 mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,6 +17,7 @@ use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay};
+use plan::evidence::Tests;
 use plan::node::NodeName;
 use plan::op::Op;
 use plan::path_mtu::PathMtus;
@@ -67,6 +69,8 @@ pub(super) struct Reconciler {
     cache: Cache,
     api: ApiQuestions,
     policy: AdmissionPolicy,
+    /// Contested addresses, and what tests of them say.
+    tests: Tests,
     path_mtus: PathMtus,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
@@ -157,6 +161,7 @@ impl Reconciler {
             started: Instant::now(),
             renewed: None,
             api: ApiQuestions::new(client, answers),
+            tests: Tests::default(),
             path_mtus: PathMtus::default(),
             kernel_changed: false,
             guard: None,
@@ -206,7 +211,7 @@ impl Reconciler {
                 self.outcome.api_error = Some(Chain(&error).to_string());
                 return false;
             }
-            Change::Applied(record) => self.cluster.apply(now, record),
+            Change::Applied(record) => self.cluster.apply(now, *record),
             Change::Deleted(name, uid) => self.cluster.delete(&name, &uid),
             Change::Listed(list) => {
                 if let Some(lookup) = self.cluster.relist(now, list) {
@@ -263,6 +268,7 @@ impl Reconciler {
             self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
             self.keys.handle(Input::Applied(generation));
         }
+        self.test_addresses(now, &turn);
         self.publish().await;
         self.update_channel(now, &turn.desired).await;
         self.record_audit(&turn.admission);
@@ -338,6 +344,7 @@ impl Reconciler {
     /// Computes a turn without changing anything on the node.
     async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
+        self.policy.evidence = self.tests.evidence();
         let admission = self.cluster.admit(&self.policy);
         self.set_peers(&admission);
         let underlay = self.underlay(&admission).await?;

@@ -2,6 +2,7 @@
 
 mod bounds;
 mod hostile;
+mod initiator;
 mod net;
 mod peers;
 mod replays;

@@ -1,0 +1,252 @@
+//! When contested claims are tested, and what the results say. Pure: time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::admission::{Claim, Evidence};
+use crate::node::NodeUid;
+
+/// How often a proven claim is tested again.
+pub const PERIOD: Duration = Duration::from_mins(1);
+/// How long a proof counts although later tests fail: single tests fail during a restart or a change of keys.
+pub const PROOF_TTL: Duration = Duration::from_secs(90);
+/// How long a test waits at most for a rotation to end. A node that says that it rotates for ever is tested as well.
+pub const MAX_POSTPONED: Duration = Duration::from_secs(20);
+/// First and longest time until a claim that failed is tested again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(2), PERIOD);
+/// Tests at the same time.
+const MAX_RUNNING: usize = 16;
+/// A test without a result for so long has failed.
+const MAX_RUN: Duration = Duration::from_secs(10);
+
+/// All claims that are contested now.
+#[derive(Clone, Debug, Default)]
+pub struct Tests {
+    claims: BTreeMap<(NodeUid, IpAddr), Tested>,
+}
+
+#[derive(Clone, Debug)]
+struct Tested {
+    claim: Claim,
+    /// Since when a test runs.
+    running: Option<Duration>,
+    due: Duration,
+    retry: Duration,
+    /// When it was proven last.
+    proven: Option<Duration>,
+    evidence: Option<Evidence>,
+}
+
+impl Tested {
+    const fn new(now: Duration, claim: Claim) -> Self {
+        Self { claim, running: None, due: now, retry: RETRY.0, proven: None, evidence: None }
+    }
+
+    fn conclude(&mut self, now: Duration, completed: bool) {
+        self.running = None;
+        if completed {
+            self.evidence = Some(Evidence::Proven);
+            self.proven = Some(now);
+            self.due = now + PERIOD;
+            self.retry = RETRY.0;
+            return;
+        }
+        let still_proven = self.proven.is_some_and(|at| now.saturating_sub(at) < PROOF_TTL);
+        if still_proven {
+            self.due = now + RETRY.0;
+        } else {
+            self.evidence = Some(Evidence::Unproven);
+            self.due = now + self.retry;
+            self.retry = (self.retry * 2).min(RETRY.1);
+        }
+    }
+}
+
+impl Tests {
+    /// Takes what has to be tested; returns what is contested only since now. What is not contested any more is
+    /// forgotten.
+    pub fn set_claims(&mut self, now: Duration, to_test: &[Claim]) -> Vec<Claim> {
+        let mut former = std::mem::take(&mut self.claims);
+        let mut added = Vec::new();
+        for claim in to_test {
+            let place = (claim.uid.clone(), claim.address);
+            let mut tested = former.remove(&place).unwrap_or_else(|| {
+                added.push(claim.clone());
+                Tested::new(now, claim.clone())
+            });
+            if tested.claim != *claim {
+                // The same node with other keys or ports.
+                tested.claim = claim.clone();
+                tested.due = tested.due.min(now + RETRY.0);
+            }
+            self.claims.insert(place, tested);
+        }
+        added
+    }
+
+    /// The tests to start now, the longest due first: of each node one at a time. Those of nodes in a rotation are
+    /// `postponed` for a while.
+    pub fn start(&mut self, now: Duration, postponed: impl Fn(&NodeUid) -> bool) -> Vec<Claim> {
+        for tested in self.claims.values_mut() {
+            if tested.running.is_some_and(|since| now.saturating_sub(since) > MAX_RUN) {
+                tested.conclude(now, false);
+            }
+        }
+        let mut running = self.claims.values().filter(|tested| tested.running.is_some()).count();
+        let mut due: Vec<&mut Tested> =
+            self.claims.values_mut().filter(|tested| tested.running.is_none() && tested.due <= now).collect();
+        due.sort_by_key(|tested| tested.due);
+        let (mut nodes, mut started) = (BTreeSet::new(), Vec::new());
+        for tested in due {
+            let uid = &tested.claim.uid;
+            let waits = now < tested.due + MAX_POSTPONED && postponed(uid);
+            if running < MAX_RUNNING && !waits && nodes.insert(uid.clone()) {
+                running += 1;
+                tested.running = Some(now);
+                started.push(tested.claim.clone());
+            }
+        }
+        started
+    }
+
+    /// Takes the result of a test; returns the evidence if it is another one now. A result for keys or ports that the
+    /// node has replaced says nothing.
+    pub fn conclude(&mut self, now: Duration, claim: &Claim, completed: bool) -> Option<Evidence> {
+        let tested = self.claims.get_mut(&(claim.uid.clone(), claim.address))?;
+        if tested.claim != *claim {
+            tested.running = None;
+            return None;
+        }
+        let former = tested.evidence;
+        tested.conclude(now, completed);
+        tested.evidence.filter(|_| tested.evidence != former)
+    }
+
+    /// Whether an address of a node is being tested.
+    pub fn is_testing(&self, uid: &NodeUid) -> bool {
+        self.claims.values().any(|tested| tested.claim.uid == *uid && tested.running.is_some())
+    }
+
+    /// What is known.
+    pub fn evidence(&self) -> BTreeMap<(NodeUid, IpAddr), Evidence> {
+        let known = |(place, tested): (&(NodeUid, IpAddr), &Tested)| Some((place.clone(), tested.evidence?));
+        self.claims.iter().filter_map(known).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::slice::from_ref;
+
+    use keyring::{PerSlot, PublicKey};
+
+    use super::*;
+
+    const fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn claim(node: u8, last: u8) -> Claim {
+        let key = |byte| PublicKey::from_bytes(&[byte; 32]).unwrap();
+        Claim {
+            uid: NodeUid::new(format!("u{node}")),
+            address: [192, 0, 2, last].into(),
+            keys: PerSlot { a: key(2 * node + 10), b: key(2 * node + 11) },
+            ports: PerSlot { a: 51840, b: 51841 },
+        }
+    }
+
+    fn never(_: &NodeUid) -> bool {
+        false
+    }
+
+    /// Runs one test of a claim that is due; returns the evidence.
+    fn test(tests: &mut Tests, now: Duration, claim: &Claim, completed: bool) -> Option<Evidence> {
+        assert_eq!(tests.start(now, never), from_ref(claim), "{now:?}");
+        tests.conclude(now, claim, completed);
+        tests.evidence().get(&(claim.uid.clone(), claim.address)).copied()
+    }
+
+    #[test]
+    fn a_claim_is_tested_at_once_and_again_every_minute() {
+        let (mut tests, ours) = (Tests::default(), claim(2, 7));
+        assert_eq!(tests.set_claims(at(1), from_ref(&ours)), from_ref(&ours));
+        assert!(tests.evidence().is_empty());
+        assert_eq!(test(&mut tests, at(1), &ours, true), Some(Evidence::Proven));
+        assert!(tests.set_claims(at(2), from_ref(&ours)).is_empty(), "known already");
+        assert!(tests.start(at(60), never).is_empty());
+        assert_eq!(test(&mut tests, at(61), &ours, true), Some(Evidence::Proven));
+        tests.set_claims(at(62), &[]);
+        assert!(tests.evidence().is_empty(), "not contested any more");
+    }
+
+    #[test]
+    fn a_node_that_is_gone_has_proven_nothing_after_two_minutes() {
+        let (mut tests, ours) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&ours));
+        test(&mut tests, at(0), &ours, true);
+        let mut changed = None;
+        for second in 1..200 {
+            for started in tests.start(at(second), never) {
+                let evidence = tests.conclude(at(second + 3), &started, false);
+                changed = changed.or_else(|| evidence.map(|evidence| (evidence, second)));
+            }
+        }
+        let (evidence, second) = changed.unwrap();
+        assert_eq!(evidence, Evidence::Unproven);
+        assert!((60..120).contains(&second), "{second}");
+    }
+
+    #[test]
+    fn failed_tests_are_repeated_more_and_more_rarely() {
+        let (mut tests, ours) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&ours));
+        let mut started = Vec::new();
+        for second in 0..300 {
+            if !tests.start(at(second), never).is_empty() {
+                tests.conclude(at(second), &ours, false);
+                started.push(second);
+            }
+        }
+        assert_eq!(started, [0, 2, 6, 14, 30, 62, 122, 182, 242]);
+    }
+
+    #[test]
+    fn one_test_a_node_and_sixteen_in_all_and_none_waits_for_ever() {
+        let mut tests = Tests::default();
+        let claims: Vec<Claim> = (0..20).flat_map(|node| [claim(node, 7), claim(node, 8)]).collect();
+        tests.set_claims(at(0), &claims);
+        let first = tests.start(at(0), never);
+        assert_eq!(first.len(), 16);
+        assert_eq!(first.iter().map(|claim| &claim.uid).collect::<BTreeSet<_>>().len(), 16);
+        assert!(tests.start(at(1), never).is_empty() && tests.is_testing(&first[0].uid));
+        // No result comes: they have failed, and the others get their turn.
+        let mut started: BTreeSet<Claim> = first.into_iter().collect();
+        for second in 2..60 {
+            started.extend(tests.start(at(second), never));
+        }
+        assert_eq!(started.len(), claims.len());
+    }
+
+    #[test]
+    fn a_rotation_postpones_a_test_for_a_while_only() {
+        let (mut tests, ours) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&ours));
+        assert!(tests.start(at(0), |_| true).is_empty());
+        assert!(tests.start(at(19), |_| true).is_empty());
+        assert_eq!(tests.start(at(20), |_| true), [ours]);
+    }
+
+    #[test]
+    fn a_result_for_former_keys_says_nothing() {
+        let (mut tests, former) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&former));
+        tests.start(at(0), never);
+        let renewed = Claim { keys: claim(9, 7).keys, ..former.clone() };
+        assert!(tests.set_claims(at(1), from_ref(&renewed)).is_empty());
+        assert_eq!(tests.conclude(at(1), &former, true), None);
+        assert!(tests.evidence().is_empty());
+        assert_eq!(test(&mut tests, at(3), &renewed, true), Some(Evidence::Proven));
+    }
+}
