@@ -6,7 +6,7 @@ use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
 use keyring::{PerSlot, Slot};
 use linux::guard;
-use plan::admission::Admission;
+use plan::admission::{Admission, Rejected};
 use plan::cluster::Cluster;
 use plan::desired::{peer_mtu, pod_mtu};
 use plan::node::{NodeName, NodeUid};
@@ -250,6 +250,19 @@ impl Outcome {
         }
     }
 
+    fn guard_status(&self, config: &Config) -> GuardStatus {
+        let drops = guard::drops().unwrap_or_default();
+        GuardStatus {
+            in_place: self.guard_in_place,
+            dropped_out: drops.outgoing,
+            dropped_in: drops.incoming,
+            dropped_spoofed: drops.spoofed,
+            dropped_closed: drops.closed,
+            closed_addresses: self.closed_addresses,
+            open_node_cidrs: config.open_node_cidrs.clone(),
+        }
+    }
+
     /// The status, with the engines' counters of this moment.
     pub(super) fn status(
         &self,
@@ -284,7 +297,6 @@ impl Outcome {
             }
         }
         let waiting_for = self.waiting_for();
-        let drops = guard::drops().unwrap_or_default();
         let mut counters = self.counters;
         counters.brakes = cluster.brakes();
         // Read once: ages are computed from the same moment that they are shown with.
@@ -310,15 +322,7 @@ impl Outcome {
                 })
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
-            guard: GuardStatus {
-                in_place: self.guard_in_place,
-                dropped_out: drops.outgoing,
-                dropped_in: drops.incoming,
-                dropped_spoofed: drops.spoofed,
-                dropped_closed: drops.closed,
-                closed_addresses: self.closed_addresses,
-                open_node_cidrs: config.open_node_cidrs.clone(),
-            },
+            guard: self.guard_status(config),
             api: ApiStatus {
                 listed: cluster.is_listed(),
                 error: self.api_error.clone(),
@@ -328,17 +332,7 @@ impl Outcome {
             control: ControlStatus::default(),
             peers,
             pending: self.admission.pending.iter().map(ToString::to_string).collect(),
-            rejected: self
-                .admission
-                .rejected
-                .iter()
-                .map(|rejected| RejectedStatus {
-                    node: rejected.node.to_string(),
-                    code: rejected.reason.code().to_owned(),
-                    reason: rejected.reason.to_string(),
-                    stays: rejected.stays,
-                })
-                .collect(),
+            rejected: self.admission.rejected.iter().map(rejected_status).collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
             missing_protections: self.missing_protections.clone(),
@@ -346,6 +340,15 @@ impl Outcome {
             tunnel_dropped: devices.dropped(),
             counters,
         }
+    }
+}
+
+fn rejected_status(rejected: &Rejected) -> RejectedStatus {
+    RejectedStatus {
+        node: rejected.node.to_string(),
+        code: rejected.reason.code().to_owned(),
+        reason: rejected.reason.to_string(),
+        stays: rejected.stays,
     }
 }
 
