@@ -171,7 +171,7 @@ impl Pairing {
                 Some((of, held)) if *of == slot => Some(*held),
                 _ => self.slots.get(slot).held.as_ref(),
             };
-            let epoch = held.map_or(self.slots.get(slot).epoch, |held| held.epoch);
+            let epoch = held.map_or_else(|| self.slots.get(slot).epoch, |held| held.epoch);
             StoredPreshared { epoch, key: held.map(|held| (held.key.duplicate(), held.statics)) }
         })
     }

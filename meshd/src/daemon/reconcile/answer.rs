@@ -45,7 +45,7 @@ impl Reconciler {
     pub(in crate::daemon) fn status(&mut self) -> Status {
         let status =
             self.outcome.status(&self.config, &self.keys, &self.pairs, &self.cluster, &mut self.devices);
-        let mut status = Status { control: self.peer_channel.counts(), ..status };
+        let mut status = Status { control: self.peer_channel.status(), ..status };
         for peer in &mut status.peers {
             let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.peer_channel.path(uid)) else {
                 continue;
