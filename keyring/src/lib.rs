@@ -9,12 +9,14 @@
 //!   rotation::Journal ──▶ NodeKeys ──▶ store         one file, 0600 in a 0700 directory, replaced atomically
 //!   rotation::Rotation                               which key is used when; no clock, no I/O
 //!   pq::Pairing ──▶ PresharedKey                     a second secret with each peer, from ML-KEM-768
+//!   ChannelKeys                                      authenticate control messages between two nodes
 //! ```
 //!
 //! A private or preshared key has no `Debug` that shows it, no `Display`, no `Serialize` and no `Clone`. It
 //! is wiped from memory when it is dropped.
 
 pub mod audit;
+mod channel_key;
 mod digest;
 mod error;
 #[cfg(any(test, feature = "fuzzing"))]
@@ -31,6 +33,7 @@ mod secret;
 mod slot;
 pub mod store;
 
+pub use channel_key::{ChannelKey, ChannelKeys, ChannelMac, MAC_LEN};
 pub use error::KeyError;
 pub use key::{Fingerprint, PrivateKey, PublicKey};
 pub use node_keys::NodeKeys;

@@ -12,6 +12,13 @@ use crate::Slot;
 
 /// How often an offer or a confirmation is resent.
 pub(super) const RESEND_INTERVAL: Duration = Duration::from_millis(500);
+/// How long the initiator waits after an exchange that failed.
+pub(super) const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause after the peer, or something on the way to it, made an exchange fail: the pair is back soon after that
+/// has ended.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+/// Longest pause after this node itself could not complete one, as when its disk is full.
+pub(super) const LONGEST_OWN_PAUSE: Duration = Duration::from_secs(64);
 /// How old an offer may be when its answer arrives: the peer does not use the slot for [`RESPONDER_HOLD`]
 /// after it.
 pub(super) const OFFER_LIFETIME: Duration = Duration::from_secs(3);

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::agreement::same;
 use super::event::{Effect, Mode, Note};
 use super::exchange::{
-    ATTEMPT_TIMEOUT, Exchange, OFFER_LIFETIME, Origin, PROOF_TIMEOUT, RESEND_INTERVAL, Stage,
+    ATTEMPT_TIMEOUT, Exchange, FIRST_PAUSE, LONGEST_OWN_PAUSE, LONGEST_PAUSE, OFFER_LIFETIME, Origin,
+    PROOF_TIMEOUT, RESEND_INTERVAL, Stage,
 };
 use super::message::{Accept, Message, Offer, Refusal};
 use super::pairing::Pairing;
@@ -43,9 +44,8 @@ impl Pairing {
             Some((self.tx() == Some(slot), at, slot))
         });
         if let Some((_, _, slot)) = due.min() {
-            self.newest = self.newest.saturating_add(1);
-            self.exchange =
-                Some(Exchange { slot, epoch: self.newest, since: now, stage: Stage::WaitingToOffer });
+            let epoch = self.epochs.next();
+            self.exchange = Some(Exchange { slot, epoch, since: now, stage: Stage::WaitingToOffer });
         }
     }
 
@@ -62,7 +62,7 @@ impl Pairing {
         match &exchange.stage {
             Stage::WaitingToOffer if idle => self.make_offer(now, provider, out),
             Stage::WaitingToOffer | Stage::Offering { .. } if now >= since + ATTEMPT_TIMEOUT => {
-                self.postpone(now, out);
+                self.postpone(now, LONGEST_PAUSE, out);
             }
             Stage::Offering { next, .. } if *next <= now => self.send_offer(now, out),
             Stage::WaitingToAccept { .. } if idle => self.accept(now, provider, out),
@@ -72,7 +72,7 @@ impl Pairing {
             Stage::Accepted(accepted) if now >= accepted.until => self.resolve(now),
             Stage::Confirming { .. } | Stage::Proving if proven => self.exchange = None,
             Stage::Confirming { .. } | Stage::Proving if now >= since + PROOF_TIMEOUT => {
-                self.postpone(now, out);
+                self.postpone(now, LONGEST_PAUSE, out);
             }
             Stage::Confirming { next, .. } if state.applied && *next <= now => self.send_confirm(now, out),
             _ => {}
@@ -89,7 +89,7 @@ impl Pairing {
             }
             Err(error) => {
                 out.push(Effect::Note(Note::Failed(exchange.slot, error)));
-                self.postpone(now, out);
+                self.postpone(now, LONGEST_OWN_PAUSE, out);
             }
         }
     }
@@ -121,7 +121,7 @@ impl Pairing {
             self.exchange.as_ref().filter(|exchange| (exchange.slot, exchange.epoch) == (slot, epoch));
         let Some(Exchange { stage: Stage::Offering { pending, sent, .. }, .. }) = current else {
             // An offer that was cancelled; if its key is in use the peer is sent confirmations anyway.
-            if current.is_none() && self.slots.get(slot).epoch < epoch {
+            if current.is_none() && self.slots.get(slot).epoch != epoch {
                 out.push(Effect::Send { over, message: Message::Cancel { slot, epoch } });
             }
             return;
@@ -146,7 +146,7 @@ impl Pairing {
             Ok(_) | Err(_) => {
                 out.push(Effect::Note(Note::ConfirmationFailed(slot, epoch)));
                 self.record_refusal(Refusal::Changed);
-                self.postpone(now, out);
+                self.postpone(now, LONGEST_PAUSE, out);
             }
         }
     }
@@ -191,27 +191,41 @@ impl Pairing {
                 // another one.
                 self.exchange = None;
                 self.mark_differing(now, slot);
-                self.slots.get_mut(slot).back_off(now);
+                self.slots.get_mut(slot).back_off(now, FIRST_PAUSE, LONGEST_PAUSE);
             }
             return;
         }
         self.exchange = None;
-        let state = self.slots.get_mut(slot);
-        match why {
+        let first = match why {
             Refusal::Stale { epoch } => {
-                self.newest = self.newest.max(epoch);
-                state.not_before = now;
+                self.follow(epoch);
+                RESEND_INTERVAL
             }
             // The peer learns of the change at its next turn.
-            Refusal::Keys | Refusal::Busy => state.not_before = now + RESEND_INTERVAL,
-            Refusal::Off | Refusal::Unknown | Refusal::Changed => state.back_off(now),
+            Refusal::Keys | Refusal::Busy => RESEND_INTERVAL,
+            Refusal::Off | Refusal::Unknown | Refusal::Changed => FIRST_PAUSE,
+        };
+        self.slots.get_mut(slot).back_off(now, first, LONGEST_PAUSE);
+    }
+
+    /// Follows the responder's epoch, if it may be the right one.
+    fn follow(&mut self, epoch: u64) {
+        if self.epochs.follow(epoch) {
+            // Only the numbers: keys in use stay in use.
+            for slot in Slot::ALL {
+                let state = self.slots.get_mut(slot);
+                state.epoch = state.epoch.min(epoch);
+                if let Some(held) = &mut state.held {
+                    held.epoch = held.epoch.min(epoch);
+                }
+            }
         }
     }
 
     /// Aborts an exchange and tries again later.
-    pub(super) fn postpone(&mut self, now: Duration, out: &mut Vec<Effect>) {
+    pub(super) fn postpone(&mut self, now: Duration, longest: Duration, out: &mut Vec<Effect>) {
         if let Some(slot) = self.exchange.as_ref().map(|exchange| exchange.slot) {
-            self.slots.get_mut(slot).back_off(now);
+            self.slots.get_mut(slot).back_off(now, FIRST_PAUSE, longest);
             self.cancel(now, out);
         }
     }

@@ -103,9 +103,9 @@ pub enum Refusal {
     Busy,
     /// It knows other static keys for this slot: one of the two has not learnt of a change yet.
     Keys,
-    /// It has a key of this epoch or a later one.
+    /// The epoch is not a little later than its last one.
     Stale {
-        /// The epoch that it has.
+        /// Its last epoch.
         epoch: u64,
     },
     /// It knows of no such exchange: it has restarted since.

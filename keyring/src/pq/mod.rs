@@ -29,6 +29,7 @@
 //! [`PqSettings::silence_timeout`], and no other.
 
 mod agreement;
+mod epoch;
 mod event;
 mod exchange;
 mod initiator;

@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use super::agreement::{Context, StaticKeys};
+use super::epoch::{self, Epochs};
 use super::event::{Effect, Entry, Input, Mode, Note, PqSettings, SlotReport};
-use super::exchange::{Exchange, Stage};
+use super::exchange::{Exchange, FIRST_PAUSE, LONGEST_OWN_PAUSE, Stage};
 use super::message::{Hello, Message, Refusal};
 use super::provider::PskProvider;
 use super::slot::{Held, Quality, SlotState};
@@ -18,7 +19,7 @@ const MAX_RETRY: Duration = Duration::from_secs(5);
 /// What must be on disk for one slot of a pair.
 #[derive(Debug, Default)]
 pub struct StoredPreshared {
-    /// The epoch of the last key. Never decreases while the pair exists.
+    /// The epoch of the last key.
     pub epoch: u64,
     /// The key, with the static keys that it is bound to.
     pub key: Option<(PresharedKey, StaticKeys)>,
@@ -32,9 +33,9 @@ pub struct Pairing {
     peer: PeerId,
     pub(super) slots: PerSlot<SlotState>,
     pub(super) exchange: Option<Exchange>,
-    /// The highest epoch that was offered. Epochs count the exchanges of both slots, so that an offer that
-    /// was superseded is recognized whatever slot it is for.
-    pub(super) newest: u64,
+    /// The last epoch that was offered. Epochs count the exchanges of both slots, so that an offer that was
+    /// superseded is recognized whatever slot it is for.
+    pub(super) epochs: Epochs,
     tx: Option<Slot>,
     pub(super) drained: Option<Slot>,
     /// Whether the peer uses preshared keys; none while that is unknown.
@@ -68,15 +69,15 @@ impl Pairing {
         jitter_seed: u64,
         now: Duration,
     ) -> Self {
-        let newest = kept.a.epoch.max(kept.b.epoch);
-        let slots = kept.map(|kept| SlotState::new(now, kept.epoch, kept.key));
+        let slots = kept.map(|kept| SlotState::new(now, epoch::restored(kept.epoch), kept.key));
+        let newest = slots.a.epoch.max(slots.b.epoch);
         let mut pairing = Self {
             settings,
             own,
             peer,
             slots,
             exchange: None,
-            newest,
+            epochs: Epochs::new(newest),
             tx: None,
             drained: None,
             willing: None,
@@ -170,7 +171,7 @@ impl Pairing {
                 Some((of, held)) if *of == slot => Some(*held),
                 _ => self.slots.get(slot).held.as_ref(),
             };
-            let epoch = held.map_or(0, |held| held.epoch).max(self.slots.get(slot).epoch);
+            let epoch = held.map_or_else(|| self.slots.get(slot).epoch, |held| held.epoch);
             StoredPreshared { epoch, key: held.map(|held| (held.key.duplicate(), held.statics)) }
         })
     }
@@ -425,7 +426,7 @@ impl Pairing {
         let Ok(held) = persisted else {
             // It took so long that the peer may use the slot again: the new key is not used.
             let epoch = self.exchange.take().map_or(0, |exchange| exchange.epoch);
-            self.slots.get_mut(slot).back_off(now);
+            self.slots.get_mut(slot).back_off(now, FIRST_PAUSE, LONGEST_OWN_PAUSE);
             out.push(Effect::Send { over: slot.other(), message: Message::Cancel { slot, epoch } });
             out.push(Effect::Persist);
             return;
@@ -446,7 +447,7 @@ impl Pairing {
         }
         out.push(Effect::Note(Note::NotStored(exchange.slot, exchange.epoch)));
         if !exchange.step_back() {
-            self.postpone(now, out);
+            self.postpone(now, LONGEST_OWN_PAUSE, out);
         }
     }
 

@@ -24,13 +24,13 @@ impl Pairing {
             out.push(Effect::Send { over, message });
             return;
         }
-        if epoch == self.newest {
+        if epoch == self.epochs.newest() {
             self.on_repeated_offer(now, over, offer, out);
             return;
         }
         // The initiator runs one exchange at a time: it has abandoned any previous one.
         self.cancel(now, out);
-        self.newest = epoch;
+        self.epochs.accept(epoch);
         self.exchange = Some(Exchange {
             slot,
             epoch,
@@ -71,8 +71,8 @@ impl Pairing {
             Some(Refusal::Off)
         } else if self.context(slot, epoch).is_none_or(|context| context.digest() != offer.context) {
             Some(Refusal::Keys)
-        } else if epoch <= self.newest && !current {
-            Some(Refusal::Stale { epoch: self.newest })
+        } else if !current && !self.epochs.is_next(epoch) {
+            Some(Refusal::Stale { epoch: self.epochs.newest() })
         } else if !current && (unprotected || self.is_wanted(slot)) {
             Some(Refusal::Busy)
         } else {

@@ -11,6 +11,9 @@ const FIRST_RETRY: Duration = Duration::from_millis(250);
 /// After how many unanswered hellos, over at least how long, a slot counts as silent.
 const SILENT_AFTER: (u32, Duration) = (3, Duration::from_secs(5));
 
+/// After how many failed exchanges the pause before the next one gets longer.
+const PROMPT_RETRIES: u32 = 3;
+
 /// A preshared key in use.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -133,11 +136,11 @@ impl SlotState {
         self.idle_since.map(|since| since + drain)
     }
 
-    /// Delays the next exchange, longer each time.
-    pub(super) fn back_off(&mut self, now: Duration) {
-        let pause = Duration::from_secs(1) * 2_u32.pow(self.failures.min(6));
+    /// Delays the next exchange by `first`, longer from the fourth failure on, and by `longest` at most.
+    pub(super) fn back_off(&mut self, now: Duration, first: Duration, longest: Duration) {
+        let doubled = self.failures.saturating_sub(PROMPT_RETRIES).min(6);
         self.failures = self.failures.saturating_add(1);
-        self.not_before = now + pause;
+        self.not_before = now + (first * 2_u32.pow(doubled)).min(longest);
     }
 
     pub(super) fn report(&self, now: Duration, offered: bool) -> SlotReport {

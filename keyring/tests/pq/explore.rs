@@ -9,11 +9,18 @@ use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 use super::world::{Action, World};
 
+/// Epochs that somebody may name: near, far, and beyond what is ever reached.
+const EPOCHS: [u64; 8] = [0, 3, 64, 1000, 1 << 40, (1 << 48) - 1, (1 << 48) + 1, u64::MAX];
+/// Of those, the ones that no exchange gets: a forged message must not be one of the present exchange.
+const FOREIGN_EPOCHS: [u64; 4] = [100_000, 1 << 41, 1 << 60, u64::MAX];
+
 /// An action from three random bytes: mostly everyday events, and a few faults.
 const fn action([kind, one, two]: [u8; 3]) -> Action {
     let (end, slot) = (one % 2 == 0, if two % 2 == 0 { Slot::A } else { Slot::B });
     match kind {
-        0..=59 => Action::Wait(50 + (one as u16) * 8),
+        0..=51 => Action::Wait(50 + (one as u16) * 8),
+        52..=56 => Action::Outdate(EPOCHS[(two % 8) as usize]),
+        57..=59 => Action::Renumber(one, FOREIGN_EPOCHS[(two % 4) as usize]),
         60..=63 => Action::Wait(5000 + (one as u16) * 150),
         64..=124 => Action::Turn(end),
         125..=204 => Action::Deliver(one),
@@ -27,7 +34,8 @@ const fn action([kind, one, two]: [u8; 3]) -> Action {
         240..=242 => Action::Crash(end),
         243..=250 => Action::Start(end),
         251 => Action::Forget(end),
-        252..=255 => Action::Block(slot, one % 3 == 0),
+        252..=253 => Action::Block(slot, one % 3 == 0),
+        254..=255 => Action::Misnumber(end, EPOCHS[(two / 2 % 8) as usize]),
     }
 }
 

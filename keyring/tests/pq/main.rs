@@ -3,6 +3,8 @@
 
 // Lints that exempt tests recognize them by this attribute.
 #[cfg(test)]
+mod epochs;
+#[cfg(test)]
 mod explore;
 #[cfg(test)]
 mod stories;

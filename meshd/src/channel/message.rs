@@ -1,14 +1,16 @@
-//! Control messages: a version byte, then the message. Probes are padded with zeros.
+//! Control messages. Probes are padded with zeros. Those of version 1 follow a version byte and nothing else; the others
+//! are the body of an authenticated datagram (see [`super::session`]).
 
 use keyring::Slot;
 use keyring::audit::Head;
 use serde::{Deserialize, Serialize};
 
-/// The version that this code sends and accepts.
-const VERSION: u8 = 1;
-/// Longest message in bytes: what fits the smallest mesh MTU with IPv6 and UDP headers of 40 and 8 bytes.
-pub(crate) const MAX_LEN: usize = wireguard::MIN_MTU as usize - 40 - 8;
-/// Longest probe in bytes: what fits common jumbo frames.
+/// The version without authentication: the first byte of its datagrams.
+pub(super) const UNAUTHENTICATED: u8 = 1;
+/// Longest message in bytes: one about preshared keys, with the version, its kind and its length. Where it does not fit
+/// the mesh MTU, together with what authenticates it, the kernel splits the datagram in front of the tunnel.
+pub(crate) const MAX_LEN: usize = keyring::pq::MAX_MESSAGE_LEN + 1 + 1 + 2;
+/// Longest datagram in bytes, a probe: what fits common jumbo frames.
 pub(crate) const MAX_PROBE_LEN: usize = 9000;
 
 /// Messages between nodes.
@@ -47,25 +49,22 @@ pub(crate) enum Message {
 }
 
 impl Message {
-    /// Encodes a message.
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// Encodes a message after `head`. The length of a probe includes the head.
+    pub(super) fn encode(&self, head: &[u8]) -> Vec<u8> {
         // Numbers, a hash and an enumeration always serialize.
-        let mut bytes = postcard::to_extend(self, vec![VERSION]).unwrap_or_default();
+        let mut bytes = postcard::to_extend(self, head.to_vec()).unwrap_or_default();
         if let Self::Probe { len, .. } = self {
             bytes.resize(bytes.len().max(usize::from(*len).min(MAX_PROBE_LEN)), 0);
         }
         bytes
     }
 
-    /// Decodes a datagram that holds exactly one message.
-    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+    /// Decodes exactly one message after `head` bytes.
+    pub(super) fn decode(bytes: &[u8], head: usize) -> Result<Self, MessageError> {
         if bytes.len() > MAX_PROBE_LEN {
             return Err(MessageError::Length { found: bytes.len() });
         }
-        let (version, rest) = bytes.split_first().ok_or(MessageError::Length { found: 0 })?;
-        if *version != VERSION {
-            return Err(MessageError::Version { found: *version });
-        }
+        let rest = bytes.get(head..).ok_or(MessageError::Length { found: bytes.len() })?;
         match postcard::take_from_bytes(rest) {
             Ok((Self::Probe { nonce, len }, rest)) => {
                 let whole = rest.is_empty() || bytes.len() == usize::from(len);
@@ -87,12 +86,6 @@ pub(crate) enum MessageError {
     Length {
         /// Its length.
         found: usize,
-    },
-    /// Another version.
-    #[error("control message version {found}: expected {VERSION}")]
-    Version {
-        /// The version.
-        found: u8,
     },
     /// Not exactly one message.
     #[error("control message: expected exactly one message")]
@@ -117,41 +110,43 @@ mod tests {
     #[test]
     fn decoding_returns_what_was_encoded() {
         for message in messages() {
-            let bytes = message.encode();
-            assert!(bytes.len() <= MAX_LEN);
-            assert_eq!(Message::decode(&bytes), Ok(message));
+            for head in [&[][..], &[UNAUTHENTICATED]] {
+                let bytes = message.encode(head);
+                assert!(bytes.len() <= MAX_LEN && bytes.starts_with(head));
+                assert_eq!(Message::decode(&bytes, head.len()), Ok(message.clone()));
+            }
         }
     }
 
     #[test]
-    fn truncated_longer_and_other_versions_are_refused() {
+    fn truncated_and_longer_ones_are_refused() {
         for message in messages() {
-            let whole = message.encode();
+            let whole = message.encode(&[UNAUTHENTICATED]);
             for len in 0..whole.len() {
-                assert!(Message::decode(&whole[..len]).is_err(), "{len} of {} bytes", whole.len());
+                assert!(Message::decode(&whole[..len], 1).is_err(), "{len} of {} bytes", whole.len());
             }
             let longer = [whole.as_slice(), &[0]].concat();
-            assert_eq!(Message::decode(&longer), Err(MessageError::Content));
-            let mut newer = whole;
-            newer[0] = 2;
-            assert_eq!(Message::decode(&newer), Err(MessageError::Version { found: 2 }));
+            assert!(Message::decode(&longer, 1).is_err(), "{message:?}");
         }
-        assert_eq!(Message::decode(&[1; 9001]), Err(MessageError::Length { found: 9001 }));
-        let long = [Message::Ask { nonce: 1 }.encode().as_slice(), &[0; 1300]].concat();
-        assert_eq!(Message::decode(&long), Err(MessageError::Length { found: long.len() }));
+        assert_eq!(Message::decode(&[1; 9001], 0), Err(MessageError::Length { found: 9001 }));
+        let long = [Message::Ask { nonce: 1 }.encode(&[]).as_slice(), &[0; 1300]].concat();
+        assert_eq!(Message::decode(&long, 0), Err(MessageError::Length { found: long.len() }));
     }
 
     #[test]
     fn a_probe_has_the_stated_length_and_is_padded_with_zeros() {
         for len in [100, 1392, 9000] {
             let probe = Message::Probe { nonce: 7, len };
-            let bytes = probe.encode();
-            assert_eq!(bytes.len(), usize::from(len));
-            assert_eq!(Message::decode(&bytes), Ok(probe));
-            assert_eq!(Message::decode(&bytes[..bytes.len() - 1]), Err(MessageError::Content));
-            let mut filled = bytes;
-            *filled.last_mut().unwrap() = 1;
-            assert_eq!(Message::decode(&filled), Err(MessageError::Content));
+            for head in [&[][..], &[UNAUTHENTICATED]] {
+                let bytes = probe.encode(head);
+                assert_eq!(bytes.len(), usize::from(len));
+                assert_eq!(Message::decode(&bytes, head.len()), Ok(probe.clone()));
+                let short = &bytes[..bytes.len() - 1];
+                assert_eq!(Message::decode(short, head.len()), Err(MessageError::Content));
+                let mut filled = bytes;
+                *filled.last_mut().unwrap() = 1;
+                assert_eq!(Message::decode(&filled, head.len()), Err(MessageError::Content));
+            }
         }
     }
 }

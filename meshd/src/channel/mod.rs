@@ -1,22 +1,30 @@
 //! The control channel inside the tunnel: small datagrams from one node's mesh address to another's.
 //!
-//! Only peers can send here. A socket receives only what arrives over its slot's WireGuard device, so the sender holds
-//! a key of the mesh and its source address is within its allowed IPs. Pods share those devices, but their packets are
-//! forwarded, and forwarding decrements the TTL or hop limit: both ends require the maximum of 255 (RFC 5082).
-//! The receiver also checks that the source address is a peer's own mesh address.
+//! Only peers' daemons can speak here. A socket receives only what arrives over its slot's WireGuard device, so the
+//! sender's node holds a key of the mesh and the source address is within its allowed IPs. Pods share those devices, but
+//! their packets are forwarded, and forwarding decrements the TTL or hop limit: both ends require the maximum of 255
+//! (RFC 5082). The source must be a peer's own mesh address. And since any process in a node's network namespace can send
+//! such packets, each datagram is authenticated with keys that only the two daemons have, and accepted once.
 
 mod hops;
 mod message;
+mod peers;
+mod rate_limit;
+mod session;
 mod socket;
+mod window;
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use keyring::rotation::PeerId;
 use keyring::{PerSlot, Slot};
 use plan::network::LinkName;
 use tokio::sync::mpsc;
 use tracing::debug;
 
 pub(crate) use message::Message;
+pub(crate) use peers::{Correspondent, Peers};
 use socket::Socket;
 pub(crate) use socket::SocketError;
 
@@ -25,7 +33,9 @@ pub(crate) use socket::SocketError;
 pub(crate) struct ReceivedMessage {
     /// The slot that it arrived on.
     pub(crate) over: Slot,
-    /// The sender's mesh address.
+    /// The sender.
+    pub(crate) peer: PeerId,
+    /// Its mesh address.
     pub(crate) from: IpAddr,
     /// Its content.
     pub(crate) message: Message,
@@ -46,6 +56,7 @@ pub(crate) struct Binding {
 #[derive(Debug)]
 pub(crate) struct Channel {
     port: u16,
+    peers: Arc<Peers>,
     received: mpsc::Sender<ReceivedMessage>,
     sockets: PerSlot<Option<Socket>>,
 }
@@ -53,7 +64,12 @@ pub(crate) struct Channel {
 impl Channel {
     /// No sockets yet. Received messages go to `received` and are dropped while it is full.
     pub(crate) fn new(port: u16, received: mpsc::Sender<ReceivedMessage>) -> Self {
-        Self { port, received, sockets: PerSlot::default() }
+        Self { port, peers: Arc::new(Peers::new()), received, sockets: PerSlot::default() }
+    }
+
+    /// The peers: only those are heard.
+    pub(crate) fn peers(&self) -> &Peers {
+        &self.peers
     }
 
     /// Opens, moves or closes a slot's socket. Does nothing if it is bound as requested. After a failure the slot has no
@@ -66,7 +82,13 @@ impl Channel {
         // Close the old socket first: the new one may need its address.
         *current = None;
         if let Some(binding) = binding {
-            *current = Some(Socket::open(&binding, self.port, slot, self.received.clone())?);
+            *current = Some(Socket::open(
+                &binding,
+                self.port,
+                slot,
+                Arc::clone(&self.peers),
+                self.received.clone(),
+            )?);
         }
         Ok(())
     }
@@ -74,11 +96,13 @@ impl Channel {
     /// Sends once. Retransmission is up to the caller.
     pub(crate) fn send(&self, over: Slot, to: IpAddr, message: &Message) {
         let Some(socket) = self.sockets.get(over) else { return };
-        if let Err(error) = socket.send((to, self.port).into(), &message.encode()) {
-            debug!(
-                event = "ControlMessageNotSent", slot = %over, address = %to, %error,
-                "control message not sent"
-            );
+        for datagram in self.peers.seal(over, to, message) {
+            if let Err(error) = socket.send((to, self.port).into(), &datagram) {
+                debug!(
+                    event = "ControlMessageNotSent", slot = %over, address = %to, %error,
+                    "control message not sent"
+                );
+            }
         }
     }
 }

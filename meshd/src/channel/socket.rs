@@ -1,8 +1,7 @@
 //! One UDP socket on one WireGuard device.
 
-use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,16 +10,11 @@ use socket2::{Domain, Protocol, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tracing::debug;
 
 use super::message::MAX_PROBE_LEN;
-use super::{Binding, Message, ReceivedMessage, hops};
-
-/// Messages accepted from one sender per second. A rotation needs a few; this bounds what a faulty node can cause.
-const MESSAGES_PER_SECOND: u32 = 100;
-/// Senders that are counted at once: more than a mesh has nodes.
-const MAX_SENDERS: usize = 16_384;
+use super::peers::{Peers, Taken};
+use super::{Binding, ReceivedMessage, hops};
 
 /// A socket and the task that reads it. The task ends with the socket.
 #[derive(Debug)]
@@ -42,12 +36,13 @@ impl Socket {
         binding: &Binding,
         port: u16,
         slot: Slot,
+        peers: Arc<Peers>,
         received: mpsc::Sender<ReceivedMessage>,
     ) -> Result<Self, SocketError> {
         let udp = bind_socket(binding, port)
             .map_err(|source| SocketError { address: (binding.address, port).into(), source })?;
         let udp = Arc::new(udp);
-        let reader = tokio::spawn(read(Arc::clone(&udp), slot, received));
+        let reader = tokio::spawn(read(Arc::clone(&udp), port, slot, peers, received));
         Ok(Self { binding: binding.clone(), udp, reader })
     }
 
@@ -79,12 +74,17 @@ fn bind_socket(binding: &Binding, port: u16) -> io::Result<UdpSocket> {
 }
 
 /// Reads until the socket or the receiver of messages is dropped.
-async fn read(udp: Arc<UdpSocket>, slot: Slot, received: mpsc::Sender<ReceivedMessage>) {
+async fn read(
+    udp: Arc<UdpSocket>,
+    port: u16,
+    slot: Slot,
+    peers: Arc<Peers>,
+    received: mpsc::Sender<ReceivedMessage>,
+) {
     let mut buffer = vec![0; MAX_PROBE_LEN + 1];
-    let mut rate_limit = RateLimit::default();
     loop {
         let (len, from) = match udp.recv_from(&mut buffer).await {
-            Ok((len, from)) => (len, from.ip()),
+            Ok(found) => found,
             // Most likely the device is gone; the control loop will open a new socket.
             Err(error) => {
                 debug!(event = "ControlChannelReadFailed", %slot, %error, "control channel read failed");
@@ -92,42 +92,19 @@ async fn read(udp: Arc<UdpSocket>, slot: Slot, received: mpsc::Sender<ReceivedMe
                 continue;
             }
         };
-        if !rate_limit.allows(Instant::now(), from) {
-            continue;
+        let (taken, reply) = peers.open(slot, from.ip(), &buffer[..len]);
+        // To the port of the channel, whatever the source port: no other process can have bound that one.
+        let to = SocketAddr::new(from.ip(), port);
+        for datagram in reply {
+            // Not sent: the peer asks again.
+            let _ = udp.try_send_to(&datagram, to);
         }
-        match Message::decode(&buffer[..len]) {
-            Ok(message) => match received.try_send(ReceivedMessage { over: slot, from, message }) {
-                Err(mpsc::error::TrySendError::Closed(_)) => return,
-                // Full: the sender retransmits.
-                Err(mpsc::error::TrySendError::Full(_)) | Ok(()) => {}
-            },
-            Err(error) => debug!(
-                event = "ControlMessageRefused", %slot, address = %from, %error,
-                "control message refused"
-            ),
+        let Taken::Message(peer, message) = taken else { continue };
+        match received.try_send(ReceivedMessage { over: slot, peer, from: from.ip(), message }) {
+            Err(mpsc::error::TrySendError::Closed(_)) => return,
+            // Full: the sender retransmits.
+            Err(mpsc::error::TrySendError::Full(_)) | Ok(()) => {}
         }
-    }
-}
-
-/// Counts each sender's messages within the current second.
-#[derive(Debug, Default)]
-struct RateLimit {
-    since: Option<Instant>,
-    counts: BTreeMap<IpAddr, u32>,
-}
-
-impl RateLimit {
-    fn allows(&mut self, now: Instant, from: IpAddr) -> bool {
-        if self.since.is_none_or(|since| now - since >= Duration::from_secs(1)) {
-            self.since = Some(now);
-            self.counts.clear();
-        }
-        if self.counts.len() >= MAX_SENDERS && !self.counts.contains_key(&from) {
-            return false;
-        }
-        let count = self.counts.entry(from).or_default();
-        *count += 1;
-        *count <= MESSAGES_PER_SECOND
     }
 }
 
@@ -137,20 +114,4 @@ impl RateLimit {
 pub(crate) struct SocketError {
     address: SocketAddr,
     source: io::Error,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_flooding_sender_is_limited_and_does_not_affect_others() {
-        let mut rate_limit = RateLimit::default();
-        let now = Instant::now();
-        let [flood, other] = ["10.244.1.1", "10.244.2.1"].map(|text| text.parse().unwrap());
-        let taken = (0..1000).filter(|_| rate_limit.allows(now, flood)).count();
-        assert_eq!(taken, MESSAGES_PER_SECOND as usize);
-        assert!(rate_limit.allows(now, other));
-        assert!(rate_limit.allows(now + Duration::from_secs(1), flood));
-    }
 }

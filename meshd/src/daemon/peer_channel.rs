@@ -17,8 +17,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::keys::Keys;
 use super::probes::{PathStats, Probe, Probes};
-use crate::channel::{Binding, Channel, Message, ReceivedMessage, SocketError};
+use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
 use crate::status::ControlStatus;
 
@@ -50,10 +51,8 @@ pub(super) struct PeerChannel {
     channel: Channel,
     own: Option<IpAddr>,
     addresses: BTreeMap<PeerId, IpAddr>,
-    peers: BTreeMap<IpAddr, PeerId>,
     views: BTreeMap<PeerId, PeerView>,
     rx_packets: BTreeMap<LinkName, u64>,
-    counts: ControlStatus,
     started: Instant,
     probes: Probes,
 }
@@ -82,24 +81,30 @@ impl PeerChannel {
             probes: Probes::new(config.probe_interval, jitter_seed),
             own: None,
             addresses: BTreeMap::new(),
-            peers: BTreeMap::new(),
             views: BTreeMap::new(),
             rx_packets: BTreeMap::new(),
-            counts: ControlStatus::default(),
         }
     }
 
-    /// Updates the mesh addresses of this node and its peers.
-    pub(super) fn set_members(&mut self, admission: &Admission) {
+    /// Updates this node's keys and mesh address, and the peers with theirs.
+    pub(super) fn set_members(&mut self, admission: &Admission, keys: &Keys) {
         let own = admission.world.own.as_ref().and_then(|own| own.pod_cidrs.first());
         self.own = own.map(|pod_cidr| prefix::first_usable(*pod_cidr));
         let Some(own) = self.own else { return };
         let of_family = |member: &Member| {
             let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
-            Some((PeerId::new(member.uid.as_str()), prefix::first_usable(*pod_cidr)))
+            let correspondent = Correspondent {
+                id: PeerId::new(member.uid.as_str()),
+                keys: member.state.slots.map(|slot| slot.key),
+                // Without a proof it is a member only where `accept-unproven` is on: a daemon of version 0.1.
+                unauthenticated: !member.proven,
+            };
+            Some((prefix::first_usable(*pod_cidr), correspondent))
         };
-        self.addresses = admission.world.peers.values().filter_map(of_family).collect();
-        self.peers = self.addresses.iter().map(|(id, address)| (*address, id.clone())).collect();
+        let peers: BTreeMap<IpAddr, Correspondent> =
+            admission.world.peers.values().filter_map(of_family).collect();
+        self.addresses = peers.iter().map(|(address, peer)| (peer.id.clone(), *address)).collect();
+        self.channel.peers().set(|key| keys.ring().private(key), &keys.public(), peers);
     }
 
     /// Sets what answers to peers say, once it has been applied.
@@ -108,8 +113,8 @@ impl PeerChannel {
     }
 
     /// Counters of received messages.
-    pub(super) const fn counts(&self) -> ControlStatus {
-        self.counts
+    pub(super) fn status(&self) -> ControlStatus {
+        self.channel.peers().status()
     }
 
     /// Binds the sockets to the devices that exist; returns the slots on which packets arrived since the last call, and
@@ -191,11 +196,8 @@ impl PeerChannel {
 
     /// Answers questions and probes at once; returns what other parts of the daemon have to process.
     pub(super) fn receive(&mut self, received: &ReceivedMessage) -> Option<PeerMessage> {
-        let Some(peer) = self.peers.get(&received.from) else {
-            self.counts.unknown_senders += 1;
-            return None;
-        };
-        self.counts.received += 1;
+        // It may have left the mesh since.
+        let peer = self.addresses.get_key_value(&received.peer).map(|(peer, _)| peer)?;
         match &received.message {
             Message::Ask { nonce } => {
                 if let Some(PeerView { generation, tx, .. }) = self.views.get(peer) {

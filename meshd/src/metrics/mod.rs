@@ -148,7 +148,12 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
         ("spoofed_source", status.guard.dropped_spoofed),
         ("closed_node", status.guard.dropped_closed),
     ];
-    let control = [("accepted", status.control.received), ("unknown_sender", status.control.unknown_senders)];
+    let control = [
+        ("accepted", status.control.received),
+        ("session", status.control.session_messages),
+        ("unknown_sender", status.control.unknown_senders),
+    ];
+    let refused = status.control.refused.iter().map(|(why, count)| (why.as_str(), *count));
     vec![
         Metric::gauges(
             "build_info",
@@ -197,8 +202,12 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
         ),
         Metric::counters(
             "control_messages",
-            "Messages received on the control channel; those of unknown senders are dropped.",
-            control.map(|(result, count)| sample(vec![("result", result)], count)).into(),
+            "Datagrams received on the control channel: accepted messages, those that open a session, and those that were dropped, by reason.",
+            control
+                .into_iter()
+                .chain(refused)
+                .map(|(result, count)| sample(vec![("result", result)], count))
+                .collect(),
         ),
     ]
 }

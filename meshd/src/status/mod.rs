@@ -121,12 +121,18 @@ pub struct ApiStatus {
 }
 
 /// The control channel inside the tunnel.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ControlStatus {
     /// Messages received from peers.
     pub received: u64,
+    /// Datagrams received that open the session of a peer.
+    #[serde(default)]
+    pub session_messages: u64,
     /// Messages from other addresses than the peers' mesh addresses; they are dropped.
     pub unknown_senders: u64,
+    /// Datagrams with a peer's source address that were dropped, by reason.
+    #[serde(default)]
+    pub refused: BTreeMap<String, u64>,
 }
 
 /// Another node.

@@ -39,6 +39,12 @@ pub(crate) enum Action {
     Start(bool),
     /// An end is killed and its disk loses all preshared keys.
     Forget(bool),
+    /// An end is killed, and its disk has another epoch: from an older version, or after a thief used its keys.
+    Misnumber(bool, u64),
+    /// The initiator is told that its offer is outdated.
+    Outdate(u64),
+    /// A message that was sent long ago arrives with another epoch.
+    Renumber(u8, u64),
     /// The next write to an end's disk fails.
     DiskFull(bool),
     /// The network blocks a slot, or passes it again.
@@ -165,6 +171,9 @@ impl World {
                 self.crash(end.into());
                 self.ends[usize::from(end)].disk = PerSlot::default();
             }
+            Action::Misnumber(end, epoch) => self.misnumber(end.into(), epoch),
+            Action::Outdate(epoch) => self.outdate(epoch),
+            Action::Renumber(at, epoch) => self.renumber(at, epoch),
             Action::DiskFull(end) => self.ends[usize::from(end)].disk_full = true,
             Action::Block(slot, blocked) => {
                 *self.blocked.get_mut(slot) = blocked;
@@ -223,6 +232,19 @@ impl World {
         if self.ends[end].life.take().is_some() {
             self.excused = true;
         }
+    }
+
+    /// An end is killed, and another epoch is on its disk.
+    pub(crate) fn misnumber(&mut self, end: usize, epoch: u64) {
+        self.crash(end);
+        for slot in Slot::ALL {
+            self.ends[end].disk.get_mut(slot).epoch = epoch;
+        }
+    }
+
+    /// How many keys were generated so far.
+    pub(crate) fn generated(&self) -> u64 {
+        self.provider.count()
     }
 
     /// Both ends get a new static key on a slot, one after the other.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use keyring::Slot;
-use keyring::pq::{Input, Message};
+use keyring::pq::{Input, Message, Refusal};
 
 use super::World;
 
@@ -106,6 +106,39 @@ impl World {
         if let Some(sealed) = self.session(over) {
             self.queue.push(Datagram { to, over, message: Some(bytes), sent: self.now, sealed });
         }
+    }
+
+    /// The initiator's last offer is refused as outdated.
+    pub(super) fn outdate(&mut self, epoch: u64) {
+        let offers = self.history.iter().rev().filter_map(|(to, _, bytes)| match Message::decode(bytes) {
+            Ok(Message::Offer(offer)) => Some((1 - *to, offer)),
+            _ => None,
+        });
+        if let Some((from, offer)) = offers.take(1).next() {
+            let why = Refusal::Stale { epoch };
+            let refusal = Message::Refuse { slot: offer.slot, epoch: offer.epoch, why };
+            self.forge(from, offer.slot.other(), refusal);
+        }
+    }
+
+    /// A recorded message arrives with an epoch of somebody's choice.
+    pub(super) fn renumber(&mut self, at: u8, new: u64) {
+        if self.history.is_empty() {
+            return;
+        }
+        let (to, over, bytes) = self.history[usize::from(at) * 7919 % self.history.len()].clone();
+        let mut message = Message::decode(&bytes).unwrap();
+        match &mut message {
+            Message::Hello(_) => return,
+            Message::Offer(offer) => offer.epoch = new,
+            Message::Accept(accept) => accept.epoch = new,
+            Message::Confirm { epoch, .. }
+            | Message::Refuse { epoch, .. }
+            | Message::Cancel { epoch, .. } => {
+                *epoch = new;
+            }
+        }
+        self.forge(to, over, message);
     }
 
     /// Something that an end sent arrives at the other.

@@ -12,6 +12,11 @@ pub(super) struct Stand(std::cell::Cell<u64>);
 struct Seed(Vec<u8>);
 
 impl Stand {
+    /// How often it was used.
+    pub(super) fn count(&self) -> u64 {
+        self.0.get()
+    }
+
     fn next(&self) -> Vec<u8> {
         self.0.set(self.0.get() + 1);
         self.0.get().to_be_bytes().to_vec()

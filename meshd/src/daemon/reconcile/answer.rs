@@ -51,7 +51,7 @@ impl Reconciler {
             &mut self.devices,
             self.started.elapsed(),
         );
-        let mut status = Status { control: self.peer_channel.counts(), ..status };
+        let mut status = Status { control: self.peer_channel.status(), ..status };
         for peer in &mut status.peers {
             let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.peer_channel.path(uid)) else {
                 continue;

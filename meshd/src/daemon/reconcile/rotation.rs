@@ -37,7 +37,7 @@ impl Reconciler {
             self.keys.set_identity(uid);
         }
         self.keys.set_renewal(admission.world.own.as_ref().and_then(|own| own.renewal));
-        self.peer_channel.set_members(admission);
+        self.peer_channel.set_members(admission, &self.keys);
         self.pairs.set_peers(admission, self.keys.stance(), &mut self.keys);
         self.keys.set_stances(admission.world.peers.values().map(publication::stance));
         // Without an audit trail nothing is done that would have to be recorded in it.
