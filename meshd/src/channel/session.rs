@@ -9,8 +9,9 @@
 //!
 //! Each end chooses two numbers at random whenever it starts. A message names the *receiver* number of the end
 //! that it is for, so none from before that end's start is accepted. It also names a *sender* number and a
-//! counter, which the receiver accepts once. The receiver never forgets a sender number as long as it has the
-//! same receiver number: once it knows [`MAX_SENDERS`] of them it chooses a new receiver number instead.
+//! counter, which the receiver accepts once, and not long after a higher one. The receiver never forgets a sender
+//! number as long as it has the same receiver number: once it knows [`MAX_SENDERS`] of them it chooses a new
+//! receiver number instead.
 //!
 //! A node learns the peer's receiver number from a welcome that repeats the nonce of its own last hello, so a
 //! recorded welcome teaches it nothing; a hello changes nothing at the end that answers it. Both may therefore be
@@ -69,7 +70,7 @@ pub(crate) enum Refused {
     Mac,
     /// It is addressed to an earlier session: the sender has not learnt of a restart yet, or it is replayed.
     Stale,
-    /// It was received before.
+    /// It was received before, or is late.
     Replay,
     /// The sender sends more than it may.
     Rate,
@@ -218,19 +219,24 @@ impl Session {
                 Err(Refused::Stale)
             }
             _ => {
-                self.admit(number(1), number(2), random)?;
+                self.admit(now, (number(1), number(2)), random)?;
                 Ok(Some(&signed[HEADER_LEN..]))
             }
         }
     }
 
     /// Takes note of a message's number; refuses one that was taken before.
-    fn admit(&mut self, sender: u64, counter: u64, random: Random<'_>) -> Result<(), Refused> {
+    fn admit(
+        &mut self,
+        now: Duration,
+        (sender, counter): (u64, u64),
+        random: Random<'_>,
+    ) -> Result<(), Refused> {
         if let Some((_, window)) = self.senders.iter_mut().find(|(known, _)| *known == sender) {
-            return if window.admit(counter) { Ok(()) } else { Err(Refused::Replay) };
+            return if window.admit(now, counter) { Ok(()) } else { Err(Refused::Replay) };
         }
         let mut window = Window::default();
-        if !window.admit(counter) {
+        if !window.admit(now, counter) {
             return Err(Refused::Replay);
         }
         if self.senders.len() >= MAX_SENDERS {
