@@ -205,3 +205,15 @@ fn what_nobody_sends_changes_nothing_and_is_counted() {
     mesh.wait_proven();
     assert_ne!(essence(&mesh, "n1"), before[0]);
 }
+
+/// An offer of a preshared key is longer than a packet of the smallest MTU.
+#[test]
+fn messages_pass_that_do_not_fit_the_smallest_mtu() {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &["--mtu", "1280"]).unwrap();
+    }
+    mesh.wait_formed();
+    mesh.wait_proven();
+    assert_eq!(mesh.status("n1").unwrap()["peers"][0]["mtu"], 1280);
+}
