@@ -50,9 +50,11 @@ fn sessions_go_on_and_the_device_can_initiate_at_the_same_time() {
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 0));
     let now = ClockReading::now().wall;
     let mut ours = initiator(1, &net.nodes[1], None);
-    // A device had its timestamp just before; the first try is later than that.
-    let message = begin(&mut ours, 1, now + Duration::from_secs(1));
-    let answers = net.nodes[1].open(elsewhere(), &message);
+    // A device had its timestamp just before; the first try is later than that, and not so soon that it is a flood.
+    let later = Duration::from_secs(1);
+    let message = begin(&mut ours, 1, now + later);
+    let at = ClockReading { instant: ClockReading::now().instant + later, wall: now + later };
+    let answers = net.nodes[1].open_at(at, elsewhere(), &message);
     assert_eq!(ours.receive(&answers[0].1), Received::Response);
     net.send(0, &packet("10.0.1.5", "10.0.2.6", 1));
     assert_eq!(net.nodes[1].delivered.len(), 2);
