@@ -103,11 +103,11 @@ table! {
     );
     ACCEPT_UNPROVEN: Valued<bool> = Valued::new(
         "accept-unproven", "true|false", "false", value::boolean,
-        "Accepts nodes that have never proved that they have the private keys of the public keys they publish. For a rolling update from version 0.1 only: then any node can claim the key of another one that runs version 0.1.",
+        "Accepts nodes that have never proved that they have the private keys of the public keys they publish. For a rolling update from version 0.1 only: then any node can claim the key of another one that runs version 0.1, and control messages to and from it are not authenticated.",
     );
     OPEN_NODE_CIDRS: Optional<Vec<IpNetwork>> = Optional::new(
         "open-node-cidrs", "CIDR[,CIDR]", value::cidrs,
-        "CIDRs of nodes that never run meshd, such as Windows nodes and virtual kubelets. What pods send to the address of any other Node that is not in the mesh is dropped; what they send to these leaves unencrypted.",
+        "CIDRs of nodes that never run meshd, such as Windows nodes and virtual kubelets. What pods send to the InternalIP of any other Node that is not in the mesh is dropped; what they send to these leaves unencrypted.",
     );
     KUBECONFIG: Optional<PathBuf> = Optional::new(
         "kubeconfig", "FILE", value::file,

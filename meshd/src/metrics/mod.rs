@@ -320,7 +320,7 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
         ),
         Metric::counters(
             "audit_lines_missing",
-            "Lines that are not in the audit trail: about a peer that exceeded its quota, or because the trail could not be written.",
+            "Lines that are not in the audit trail: beyond a quota, or because the trail could not be written.",
             missing.map(|(reason, count)| sample(vec![("reason", reason)], count)).into(),
         ),
     ]

@@ -1,4 +1,4 @@
-//! Who holds which key and prefix: the first claim wins, and incumbents come first.
+//! Who holds which key and prefix. A proven key takes precedence over an unproven one; otherwise incumbents come first.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
