@@ -236,12 +236,15 @@ impl Cluster {
     /// Decides who is in the mesh.
     pub fn admit(&self, policy: &AdmissionPolicy) -> Admission {
         let records = self.known().into_values();
-        admit_announced(policy, &self.own, records, &self.announcements, &self.ledger)
+        // The ledger has members only. What other Nodes list stays closed until a list has them.
+        let outside = if self.is_listed() { &BTreeSet::new() } else { self.ledger.closed() };
+        admit_announced(policy, &self.own, records, &self.announcements, (&self.ledger, outside))
     }
 
-    /// Takes the ledger of an admission, for the next one. Says whether it differs from the former.
+    /// Takes the ledger of an admission, for the next one. Says whether it differs from the former. Before the first list it
+    /// stays as it was remembered: without the Nodes outside the mesh a member could become the incumbent of what they list.
     pub fn remember(&mut self, ledger: &Ledger) -> bool {
-        let changed = self.ledger != *ledger;
+        let changed = self.is_listed() && self.ledger != *ledger;
         if changed {
             self.ledger = ledger.clone();
         }

@@ -17,6 +17,9 @@ pub const MAX_POSTPONED: Duration = Duration::from_secs(20);
 const RETRY: (Duration, Duration) = (Duration::from_secs(2), PERIOD);
 /// Tests at the same time.
 const MAX_RUNNING: usize = 16;
+/// Results in a row that say nothing because the node has other keys or ports by then. One that changes them for ever would
+/// otherwise never be judged.
+const MAX_VOID: u32 = 3;
 /// A test without a result for so long has failed.
 const MAX_RUN: Duration = Duration::from_secs(10);
 
@@ -33,6 +36,8 @@ struct Tested {
     running: Option<Duration>,
     due: Duration,
     retry: Duration,
+    /// Results since the last one that counted.
+    voided: u32,
     /// When it was proven last.
     proven: Option<Duration>,
     evidence: Option<Evidence>,
@@ -40,11 +45,12 @@ struct Tested {
 
 impl Tested {
     const fn new(now: Duration, claim: Claim) -> Self {
-        Self { claim, running: None, due: now, retry: RETRY.0, proven: None, evidence: None }
+        Self { claim, running: None, due: now, retry: RETRY.0, voided: 0, proven: None, evidence: None }
     }
 
     fn conclude(&mut self, now: Duration, completed: bool) {
         self.running = None;
+        self.voided = 0;
         if completed {
             self.evidence = Some(Evidence::Proven);
             self.proven = Some(now);
@@ -93,11 +99,14 @@ impl Tests {
                 tested.conclude(now, false);
             }
         }
-        let mut running = self.claims.values().filter(|tested| tested.running.is_some()).count();
+        let running_at = |tested: &&Tested| tested.running.is_some();
+        let mut running = self.claims.values().filter(running_at).count();
+        let mut nodes: BTreeSet<NodeUid> =
+            self.claims.values().filter(running_at).map(|tested| tested.claim.uid.clone()).collect();
         let mut due: Vec<&mut Tested> =
             self.claims.values_mut().filter(|tested| tested.running.is_none() && tested.due <= now).collect();
         due.sort_by_key(|tested| tested.due);
-        let (mut nodes, mut started) = (BTreeSet::new(), Vec::new());
+        let mut started = Vec::new();
         for tested in due {
             let uid = &tested.claim.uid;
             let waits = now < tested.due + MAX_POSTPONED && postponed(uid);
@@ -111,12 +120,17 @@ impl Tests {
     }
 
     /// Takes the result of a test; returns the evidence if it is another one now. A result for keys or ports that the
-    /// node has replaced says nothing.
+    /// node has replaced says nothing, unless that happens again and again: then it counts as a failure.
     pub fn conclude(&mut self, now: Duration, claim: &Claim, completed: bool) -> Option<Evidence> {
         let tested = self.claims.get_mut(&(claim.uid.clone(), claim.address))?;
+        let mut completed = completed;
         if tested.claim != *claim {
             tested.running = None;
-            return None;
+            tested.voided += 1;
+            if tested.voided < MAX_VOID {
+                return None;
+            }
+            completed = false;
         }
         let former = tested.evidence;
         tested.conclude(now, completed);
@@ -236,6 +250,33 @@ mod tests {
         assert!(tests.start(at(0), |_| true).is_empty());
         assert!(tests.start(at(19), |_| true).is_empty());
         assert_eq!(tests.start(at(20), |_| true), [ours]);
+    }
+
+    #[test]
+    fn a_node_that_changes_its_ports_for_ever_is_judged_nevertheless() {
+        let (mut tests, mut ours) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&ours));
+        let mut found = None;
+        for second in 1..60 {
+            let started = tests.start(at(second), never);
+            ours.ports.a += 1;
+            tests.set_claims(at(second), from_ref(&ours));
+            for claim in started {
+                found =
+                    found.or(tests.conclude(at(second), &claim, false).map(|evidence| (evidence, second)));
+            }
+        }
+        let (evidence, second) = found.unwrap();
+        assert_eq!(evidence, Evidence::Unproven);
+        assert!(second <= 10, "{second}");
+    }
+
+    #[test]
+    fn a_node_has_one_test_at_a_time_over_several_turns() {
+        let mut tests = Tests::default();
+        tests.set_claims(at(0), &[claim(2, 7), claim(2, 8)]);
+        assert_eq!(tests.start(at(0), never).len(), 1);
+        assert!(tests.start(at(1), never).is_empty());
     }
 
     #[test]

@@ -151,3 +151,41 @@ fn a_restart_of_the_observer_forgets_neither_generations_nor_who_has_proved_its_
     assert_eq!(after.turn(Duration::ZERO, true), (Some(5000), Some("generation-jumped")));
     assert_eq!(after.turn(SETTLE, true), (Some(1 << 53), None));
 }
+
+#[test]
+fn what_nodes_outside_the_mesh_list_stays_closed_after_a_restart_until_there_is_a_list() {
+    let policy = AdmissionPolicy {
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        ipv4: true,
+        ..AdmissionPolicy::default()
+    };
+    let pending = NodeRecord { state: None, ..node(3, 1, 40) };
+    let mut liar = node(2, 1, 20);
+    liar.addresses.extend(pending.addresses.clone());
+    let place = "192.0.2.3".parse().unwrap();
+    let all = [node(1, 1, 10), liar, pending];
+
+    let mut cluster = Cluster::remembered(NodeName::new("n1"), Ledger::default(), None);
+    cluster.relist(Duration::from_secs(1), list(&all));
+    let before = cluster.admit(&policy);
+    assert!(before.world.closed.contains(&place));
+    cluster.remember(&before.ledger);
+
+    // As on disk.
+    let saved = serde_json::to_string(&before.ledger).unwrap();
+    let mut restarted = Cluster::remembered(
+        NodeName::new("n1"),
+        serde_json::from_str(&saved).unwrap(),
+        Some(NodeUid::new("u1")),
+    );
+    for _ in 0..2 {
+        let admission = restarted.admit(&policy);
+        let liar = &admission.world.peers[&NodeName::new("n2")];
+        assert!(!liar.addresses.contains(&place), "{liar:?}");
+        assert!(admission.world.closed.contains(&place));
+        assert!(!restarted.remember(&admission.ledger), "the ledger stays as it was read");
+    }
+    restarted.relist(Duration::from_secs(2), list(&all[..2]));
+    let after = restarted.admit(&policy);
+    assert!(after.world.closed.is_empty(), "the Node is gone");
+}

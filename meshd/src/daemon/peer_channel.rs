@@ -90,7 +90,11 @@ impl PeerChannel {
     pub(super) fn set_members(&mut self, admission: &Admission, keys: &Keys) {
         let own = admission.world.own.as_ref().and_then(|own| own.pod_cidrs.first());
         self.own = own.map(|pod_cidr| prefix::first_usable(*pod_cidr));
-        let Some(own) = self.own else { return };
+        let Some(own) = self.own else {
+            self.addresses.clear();
+            // So that a key that is replaced meanwhile does not live on there.
+            return self.channel.peers().set(|key| keys.ring().private(key), &keys.public(), BTreeMap::new());
+        };
         let of_family = |member: &Member| {
             let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
             let correspondent = Correspondent {

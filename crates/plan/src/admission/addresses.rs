@@ -37,6 +37,8 @@ pub(super) struct Addresses<'a> {
     claimants: BTreeMap<IpAddr, Vec<Claimant<'a>>>,
     /// Nodes that are not in the mesh, by what they list.
     outsiders: BTreeMap<IpAddr, Vec<&'a NodeUid>>,
+    /// Addresses of Nodes that are not among those considered.
+    outside: &'a BTreeSet<IpAddr>,
     /// What all Nodes list as internal addresses.
     internal: BTreeSet<IpAddr>,
     grants: BTreeMap<NodeUid, Grant>,
@@ -58,13 +60,14 @@ pub(super) struct Settled {
 }
 
 impl<'a> Addresses<'a> {
-    pub(super) const fn new(policy: &'a AdmissionPolicy) -> Self {
+    pub(super) fn new(policy: &'a AdmissionPolicy, outside: &'a BTreeSet<IpAddr>) -> Self {
         Self {
             policy,
             own: None,
             claimants: BTreeMap::new(),
             outsiders: BTreeMap::new(),
-            internal: BTreeSet::new(),
+            outside,
+            internal: outside.clone(),
             grants: BTreeMap::new(),
         }
     }
@@ -108,13 +111,17 @@ impl<'a> Addresses<'a> {
             let outsiders = self.outsiders.get(&address).map(Vec::as_slice).unwrap_or_default();
             let holder = match (&self.own, claimants.as_slice()) {
                 (Some((own, addresses)), _) if addresses.contains(&address) => Some(own),
-                (_, [only]) if outsiders.is_empty() => Some(&only.member.uid),
+                (_, [only]) if outsiders.is_empty() && !self.outside.contains(&address) => {
+                    Some(&only.member.uid)
+                }
                 _ => {
                     to_test.extend(claimants.iter().map(|claimant| claim(claimant.member, address)));
                     decide(&claimants).map(|claimant| &claimant.member.uid)
                 }
             };
-            if holder.is_some() {
+            // A Node that is not in the mesh must not cut pods off from the API server here either.
+            let is_api_server = claimants.len() == 1 && self.policy.api_servers.contains(&address);
+            if holder.is_some() || is_api_server {
                 closed.remove(&address);
             } else {
                 closed.insert(address);

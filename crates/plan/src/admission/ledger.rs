@@ -23,6 +23,9 @@ pub struct Ledger {
     /// UIDs of the Nodes that have proved their keys once. They are held to it for as long as they are listed, even while
     /// they are not accepted.
     proved: BTreeSet<NodeUid>,
+    /// Addresses of Nodes that no member held. They stay closed until there is a list again, which alone says which Nodes are
+    /// not in the mesh.
+    closed: BTreeSet<IpAddr>,
 }
 
 /// A ledger as it is on disk.
@@ -31,11 +34,13 @@ struct StoredLedger {
     nodes: BTreeMap<NodeUid, SharedEntry>,
     #[serde(default)]
     proved: BTreeSet<NodeUid>,
+    #[serde(default)]
+    closed: BTreeSet<IpAddr>,
 }
 
 impl From<StoredLedger> for Ledger {
     /// Version 0.1 kept what it read without verifying proofs: those are verified now.
-    fn from(StoredLedger { mut nodes, mut proved }: StoredLedger) -> Self {
+    fn from(StoredLedger { mut nodes, mut proved, closed }: StoredLedger) -> Self {
         for (uid, entry) in &mut nodes {
             let Some(state) = entry.state().filter(|state| state.proofs.is_some()) else { continue };
             if proved.contains(uid) {
@@ -48,7 +53,7 @@ impl From<StoredLedger> for Ledger {
                 *entry = SharedEntry::new(record, entry.addresses().to_vec());
             }
         }
-        Self { nodes, proved }
+        Self { nodes, proved, closed }
     }
 }
 
@@ -146,6 +151,15 @@ impl Ledger {
     }
 
     /// Whether a Node has proved its keys once.
+    /// Addresses that were closed.
+    pub(crate) const fn closed(&self) -> &BTreeSet<IpAddr> {
+        &self.closed
+    }
+
+    pub(super) fn set_closed(&mut self, closed: BTreeSet<IpAddr>) {
+        self.closed = closed;
+    }
+
     pub(super) fn has_proved(&self, uid: &NodeUid) -> bool {
         self.proved.contains(uid)
     }

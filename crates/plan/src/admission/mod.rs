@@ -187,16 +187,18 @@ pub fn admit<'a>(
     ledger: &'a Ledger,
 ) -> Admission {
     static NOTHING_READ: BTreeMap<NodeUid, Announcement> = BTreeMap::new();
-    admit_announced(policy, own, records, &NOTHING_READ, ledger)
+    static NOTHING_CLOSED: BTreeSet<IpAddr> = BTreeSet::new();
+    admit_announced(policy, own, records, &NOTHING_READ, (ledger, &NOTHING_CLOSED))
 }
 
-/// The same, with what was read before of the Nodes' annotations, by UID.
+/// The same, with what was read before of the Nodes' annotations, by UID, and with addresses that are known to be those of
+/// Nodes that are not among the records.
 pub(crate) fn admit_announced<'a>(
     policy: &AdmissionPolicy,
     own: &NodeName,
     records: impl IntoIterator<Item = &'a NodeRecord>,
     announcements: &'a BTreeMap<NodeUid, Announcement>,
-    ledger: &'a Ledger,
+    (ledger, outside): (&'a Ledger, &'a BTreeSet<IpAddr>),
 ) -> Admission {
     let candidate = |record: &'a NodeRecord| {
         let read = announcements.get(&record.uid).filter(|found| found.is_of(record));
@@ -216,7 +218,7 @@ pub(crate) fn admit_announced<'a>(
     for candidate in &candidates {
         admitter.consider(candidate);
     }
-    admitter.settle_addresses(&candidates);
+    admitter.settle_addresses(&candidates, outside);
     let mut out = admitter.out;
     out.rejected
         .sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
@@ -339,9 +341,9 @@ impl Admitter<'_> {
     }
 
     /// Grants addresses, once it is known who is in the mesh, and enters the members in the ledger with theirs.
-    fn settle_addresses(&mut self, candidates: &[Candidate<'_>]) {
+    fn settle_addresses(&mut self, candidates: &[Candidate<'_>], outside: &BTreeSet<IpAddr>) {
         let Settled { mut grants, closed, to_test } = {
-            let mut addresses = Addresses::new(self.policy);
+            let mut addresses = Addresses::new(self.policy, outside);
             for Candidate { record, entry, .. } in candidates {
                 let held = entry.map(SharedEntry::addresses).unwrap_or_default();
                 match self.out.world.peers.get(&record.name) {
@@ -352,6 +354,7 @@ impl Admitter<'_> {
             }
             addresses.settle()
         };
+        self.out.ledger.set_closed(closed.clone());
         self.out.world.closed = closed;
         self.out.to_test = to_test;
         for candidate in candidates {
