@@ -262,8 +262,8 @@ mod tests {
             ours.ports.a += 1;
             tests.set_claims(at(second), from_ref(&ours));
             for claim in started {
-                found =
-                    found.or(tests.conclude(at(second), &claim, false).map(|evidence| (evidence, second)));
+                let news = tests.conclude(at(second), &claim, false);
+                found = found.or(news.map(|evidence| (evidence, second)));
             }
         }
         let (evidence, second) = found.unwrap();
