@@ -262,8 +262,9 @@ mod tests {
             ours.ports.a += 1;
             tests.set_claims(at(second), from_ref(&ours));
             for claim in started {
-                let news = tests.conclude(at(second), &claim, false);
-                found = found.or(news.map(|evidence| (evidence, second)));
+                if let Some(evidence) = tests.conclude(at(second), &claim, false) {
+                    found = found.or(Some((evidence, second)));
+                }
             }
         }
         let (evidence, second) = found.unwrap();
