@@ -3,13 +3,15 @@
 use lab::IpVersion;
 use serde_json::json;
 
-use super::{KERNEL, WITHIN, mesh, none_lost, pods, streams};
+use super::{KERNEL, WITHIN, mesh, none_lost, pods, settled, streams};
 
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
 fn a_kernel_node_proves_its_address_and_loses_nothing() {
     let mesh = mesh(&[&KERNEL, &KERNEL]);
-    let streams = streams(&pods(&mesh), 20);
+    let pods = pods(&mesh);
+    settled(&mesh);
+    let streams = streams(&pods, 20);
     let address = mesh.node("n2").unwrap().address(IpVersion::V4).unwrap().to_string();
     // A Node that has published nothing contests the address.
     let listed = json!({"addresses": [{"type": "InternalIP", "address": address}]});
@@ -20,7 +22,7 @@ fn a_kernel_node_proves_its_address_and_loses_nothing() {
         let log = mesh.daemon("n1").json_log().unwrap();
         log.iter().any(|line| line["event"] == "AddressProven" && line["address"] == address)
     };
-    mesh.wait("n1", "n2 proves its address", WITHIN, |status| {
+    mesh.wait("n1", "n2 proves its address", WITHIN * 2, |status| {
         let peers = status["peers"].as_array().cloned().unwrap_or_default();
         proven()
             && peers

@@ -76,6 +76,16 @@ fn none_lost(streams: Vec<Stream>) {
     }
 }
 
+/// Waits until every pair has its preshared keys and sends on slot a.
+fn settled(mesh: &Mesh) {
+    mesh.wait_proven();
+    for node in mesh.node_names() {
+        mesh.wait(&node, "sends on slot a", WITHIN, |status| {
+            status["peers"].as_array().unwrap().iter().all(|peer| peer["active"] == "a")
+        });
+    }
+}
+
 /// Rotates a node's keys, which must succeed.
 fn rotate(mesh: &Mesh, node: &str) {
     let before = &mesh.status(node).unwrap()["rotation"];
