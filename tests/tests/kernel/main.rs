@@ -7,7 +7,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 mod adopted;
-mod contested;
 mod mixed;
 mod noisy;
 mod repaired;
