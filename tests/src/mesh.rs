@@ -215,6 +215,17 @@ impl Mesh {
         }
     }
 
+    /// Waits until every preshared key of nodes that have not rotated yet is proven and every pair sends on slot a. The first
+    /// agreement moves them from slot to slot.
+    pub fn wait_settled(&self) {
+        self.wait_proven();
+        for node in self.daemons.keys() {
+            self.wait(node, "every pair sends on slot a", PROVEN_WITHIN, |status| {
+                status["peers"].as_array().is_some_and(|peers| peers.iter().all(|peer| peer["active"] == "a"))
+            });
+        }
+    }
+
     /// Names of all nodes, in the order of their numbers.
     pub fn node_names(&self) -> Vec<String> {
         self.lab.nodes().iter().map(|node| node.name().to_owned()).collect()
