@@ -219,13 +219,13 @@ impl fmt::Display for Reason {
             Self::OwnKeyShared { slot } => {
                 write!(
                     f,
-                    "the private key of slot {slot} is also this node's: expected a key of its own; where one of the two is a copy, run `meshd rotate --now` on it"
+                    "the private key of slot {slot} is also this node's: expected a key of its own; where one of the two is a copy, run `meshd rotate --emergency` on it"
                 )
             }
             Self::KeyShared { slot, holder } => {
                 write!(
                     f,
-                    "the private key of slot {slot} is also that of the node with UID {holder}, which had it first: expected a key of its own; on a copied node run `meshd rotate --now`"
+                    "the private key of slot {slot} is also that of the node with UID {holder}, which had it first: expected a key of its own; on a copied node run `meshd rotate --emergency`"
                 )
             }
             Self::OwnKey { slot } => {
