@@ -1,11 +1,11 @@
 //! The node's audit trail: records events, and announces the trail's head to peers.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use keyring::audit::{
-    self, Decision, Event, Head, Line, NodeRef, Opening, Quota, Trail, TrailError, files, not_destroyed, read,
+    self, Decision, Event, Head, Line, NodeRef, Quota, TrailError, files, not_destroyed, read,
 };
 use keyring::rotation::{Note, PeerId};
 use plan::admission::Admission;
@@ -13,13 +13,10 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::keys::Keys;
+use super::trail_writer::{TrailWriter, Written, unix_millis};
 use super::witness::{PeerHeads, Witness};
 use crate::chain::Chain;
 
-/// Size at which a file is archived, and how many archived files are kept: 128 MiB, some years of a small
-/// cluster. The witness trail has the same.
-pub(super) const FILE_BYTES: u64 = 8 << 20;
-pub(super) const FILES: usize = 16;
 /// Lines at once about generations that somebody else wrote to the own Node, and how long until one more: a stolen token
 /// must not be able to fill the trail.
 const OUTGROWN: (u32, Duration) = (64, Duration::from_mins(10));
@@ -34,18 +31,13 @@ const LAST_REPEAT: Duration = Duration::from_hours(1);
 /// The trail, and what is still to be written or announced.
 #[derive(Debug)]
 pub(super) struct Audit {
-    trail: Trail,
+    trail: TrailWriter,
     boot: String,
-    waiting: VecDeque<Event>,
-    failed: bool,
     witness: Witness,
     outgrown_quota: Quota,
     started: Instant,
     /// Lines that were left out because of a quota.
     omitted: u64,
-    /// Events that were lost because they could not be written; of these `lost_before` are in the trail.
-    lost: u64,
-    lost_before: u64,
     /// Files that were found damaged at the start.
     damaged: Vec<String>,
     /// The head of the trail at the start or after the last rotation, for peers to record.
@@ -87,16 +79,17 @@ impl Audit {
     /// Opens the trails in their directories below the state directory, and records which keys were found.
     pub(super) fn open(state_dir: &Path, keys: &Keys) -> Result<Self, TrailError> {
         let directory = state_dir.join(audit::DIRECTORY);
-        let (trail, opening) = Trail::open(&directory, FILE_BYTES, FILES)?;
+        let mut trail = TrailWriter::open(&directory, WAITING)?;
         let witness_directory = directory.join(audit::WITNESS_DIRECTORY);
         // Version 0.1 recorded heads in the own trail.
         let Recorded { own_keys, heads, mut damaged } = Recorded::read(PeerHeads::default(), &directory);
         let (witness, damaged_there) = Witness::open(&witness_directory, heads)?;
         damaged.extend(damaged_there);
         let journal = keys.journal();
-        let mut waiting = VecDeque::from(of_opening(&opening));
-        waiting.extend(of_witness(&witness));
-        waiting.push_back(Event::Started {
+        if let Some(event) = of_witness(&witness) {
+            trail.push(event);
+        }
+        trail.push(Event::Started {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             generation: journal.generation,
             keys: journal.slots.map(|record| record.key.fingerprint()),
@@ -106,14 +99,10 @@ impl Audit {
         Ok(Self {
             trail,
             boot: boot(),
-            waiting,
-            failed: false,
             witness,
             outgrown_quota: Quota::new(OUTGROWN.0, OUTGROWN.1),
             started: Instant::now(),
             omitted: 0,
-            lost: 0,
-            lost_before: 0,
             damaged,
             // So that lines cut off while the daemon was down are missed by its peers.
             announcement: HeadAnnouncement::new(Instant::now()),
@@ -124,7 +113,7 @@ impl Audit {
 
     /// Whether all events are on disk.
     pub(super) const fn is_kept(&self) -> bool {
-        !self.failed
+        !self.trail.has_failed()
     }
 
     /// Records what happened to the node's own keys.
@@ -134,7 +123,7 @@ impl Audit {
                 match self.outgrown_quota.take("outgrown", self.started.elapsed()) {
                     Decision::Record { omitted: 0 } => {}
                     Decision::Record { omitted } => {
-                        self.push(Event::Omitted { subject: "outgrown".to_owned(), lines: omitted });
+                        self.trail.push(Event::Omitted { subject: "outgrown".to_owned(), lines: omitted });
                     }
                     Decision::Omit { .. } => {
                         self.omitted += 1;
@@ -146,10 +135,10 @@ impl Audit {
             if ended {
                 // Before the event, which version 0.1 can read: it would take an unknown last line for none.
                 if let Some(event) = of_witness(&self.witness) {
-                    self.push(event);
+                    self.trail.push(event);
                 }
             }
-            self.push(Event::of(note, generation));
+            self.trail.push(Event::of(note, generation));
             if ended {
                 self.announcement = HeadAnnouncement::new(Instant::now());
                 self.anchor = Some(Head::default());
@@ -171,7 +160,7 @@ impl Audit {
             let gone = Some(&life.key).filter(|key| !named.contains(*key));
             if let Some(key) = gone.and_then(|key| key.parse().ok()) {
                 let age = now.saturating_sub(life.since) / 1000;
-                self.push(Event::Destroyed { slot: life.slot, key, age });
+                self.trail.push(Event::Destroyed { slot: life.slot, key, age });
             }
         }
     }
@@ -189,7 +178,7 @@ impl Audit {
     /// Lines that were left out because of a quota, and events that could not be written.
     pub(super) const fn missing(&self) -> (u64, u64) {
         let (omitted, lost) = self.witness.missing();
-        (self.omitted + omitted, self.lost + lost)
+        (self.omitted + omitted, self.trail.lost() + lost)
     }
 
     /// Files that were found damaged at the start.
@@ -200,38 +189,26 @@ impl Audit {
     /// Writes buffered events, in the name of the own Node.
     pub(super) fn write(&mut self, node: &NodeRef) {
         self.witness.write(&self.boot, node);
-        if self.waiting.is_empty() {
-            return;
-        }
-        let lost = self.lost - self.lost_before;
-        let events: Vec<Event> = self.waiting.iter().cloned().chain(of_lost(lost)).collect();
-        match self.trail.append(unix_millis(), &self.boot, node, &events) {
-            Ok(head) => {
-                self.waiting.clear();
-                self.lost_before = self.lost;
-                if self.failed {
+        match self.trail.write(&self.boot, node) {
+            Written::All { head, recovered } => {
+                if let Some(lost) = recovered {
                     warn!(event = "AuditTrailRecovered", lost, "the audit trail can be written again");
                 }
-                self.failed = false;
                 if let Some(anchor) = &mut self.anchor {
                     *anchor = head;
                 }
             }
-            Err(error) => {
-                if !self.failed {
-                    error!(
-                        event = "AuditTrailFailed", error = %Chain(&error),
-                        "the audit trail can't be written; no key is replaced until it can"
-                    );
-                }
-                self.failed = true;
-            }
+            Written::Failed(Some(error)) => error!(
+                event = "AuditTrailFailed", error = %Chain(&error),
+                "the audit trail can't be written; no key is replaced until it can"
+            ),
+            Written::Nothing | Written::Failed(None) => {}
         }
     }
 
     /// The head of the trail, if it is to be announced to peers now.
     pub(super) fn take_announcement(&mut self) -> Option<Head> {
-        if !self.waiting.is_empty() {
+        if !self.trail.waiting.is_empty() {
             return None;
         }
         self.announcement.take(Instant::now(), self.trail.head())
@@ -240,40 +217,15 @@ impl Audit {
     /// The head of the trail, if it is to be written to a Kubernetes Event now.
     pub(super) fn take_anchor(&mut self) -> Option<Head> {
         let head = self.anchor.take_if(|head| head.seq > 0)?;
-        self.push(Event::Anchored { line: head.seq, head: head.to_string() });
+        self.trail.push(Event::Anchored { line: head.seq, head: head.to_string() });
         Some(head)
     }
-
-    fn push(&mut self, event: Event) {
-        if self.waiting.len() < WAITING {
-            self.waiting.push_back(event);
-        } else {
-            self.lost += 1;
-        }
-    }
-}
-
-/// What is recorded about the state in which a trail was found.
-pub(super) fn of_opening(opening: &Opening) -> Vec<Event> {
-    let mut events = Vec::new();
-    if let Some((file, lines)) = opening.damaged.clone() {
-        events.push(Event::Damaged { file, lines });
-    }
-    if opening.torn > 0 {
-        events.push(Event::Repaired { bytes: opening.torn });
-    }
-    events
 }
 
 /// What is recorded about where the witness trail ends, if it has begun.
 fn of_witness(witness: &Witness) -> Option<Event> {
     let head = witness.head();
     (head.seq > 0).then(|| Event::witness_head(&head))
-}
-
-/// What is recorded about events that were lost: behind those that were not, which are older.
-pub(super) fn of_lost(events: u64) -> Option<Event> {
-    (events > 0).then_some(Event::Lost { events })
 }
 
 /// What a trail holds that the daemon must know when it starts.
@@ -331,11 +283,6 @@ impl Recorded {
 fn boot() -> String {
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     text.trim().to_owned()
-}
-
-pub(super) fn unix_millis() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod pq;
 mod probes;
 mod reconcile;
 mod stripped;
+mod trail_writer;
 mod witness;
 
 use std::sync::Arc;

@@ -1,11 +1,11 @@
 //! What this node records about its peers, in a trail of its own with a quota for each: however much a peer announces, the
 //! node's own trail and what is recorded about other peers stay.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use keyring::audit::{Decision, Event, Head, NodeRef, Quota, Trail, TrailError};
+use keyring::audit::{Decision, Event, Head, NodeRef, Quota, TrailError};
 use keyring::rotation::{PeerId, Stance};
 use keyring::{Fingerprint, PerSlot};
 use plan::admission::Admission;
@@ -13,7 +13,8 @@ use plan::node::NodeName;
 use plan::publication::stance;
 use tracing::{error, warn};
 
-use super::audit::{FILE_BYTES, FILES, Recorded, of_lost, of_opening, unix_millis};
+use super::audit::Recorded;
+use super::trail_writer::{TrailWriter, Written};
 use crate::chain::Chain;
 
 /// Lines about what a peer announces, at once: a rotation takes about seven. Then one in [`REFILL`].
@@ -27,9 +28,7 @@ const WAITING: usize = 4_096;
 /// The witness trail, and what is still to be written.
 #[derive(Debug)]
 pub(super) struct Witness {
-    trail: Trail,
-    waiting: VecDeque<Event>,
-    failed: bool,
+    trail: TrailWriter,
     peers: BTreeMap<PeerId, Seen>,
     refused: BTreeSet<(String, String)>,
     heads: PeerHeads,
@@ -37,9 +36,6 @@ pub(super) struct Witness {
     head_quota: Quota,
     /// Lines that were left out because of a quota.
     omitted: u64,
-    /// Events that were lost because they could not be written; of these `lost_before` are in the trail.
-    lost: u64,
-    lost_before: u64,
 }
 
 /// The last announcement of a peer.
@@ -74,20 +70,16 @@ impl PeerHeads {
 impl Witness {
     /// Opens the trail. `heads` are those that are recorded elsewhere. Also returns what was found damaged.
     pub(super) fn open(directory: &Path, heads: PeerHeads) -> Result<(Self, Vec<String>), TrailError> {
-        let (trail, opening) = Trail::open(directory, FILE_BYTES, FILES)?;
+        let trail = TrailWriter::open(directory, WAITING)?;
         let Recorded { heads, damaged, .. } = Recorded::read(heads, directory);
         let witness = Self {
             trail,
-            waiting: of_opening(&opening).into(),
-            failed: false,
             peers: BTreeMap::new(),
             refused: BTreeSet::new(),
             heads,
             announcement_quota: Quota::new(ANNOUNCEMENTS, REFILL),
             head_quota: Quota::new(HEADS, REFILL),
             omitted: 0,
-            lost: 0,
-            lost_before: 0,
         };
         Ok((witness, damaged))
     }
@@ -167,9 +159,9 @@ impl Witness {
             Decision::Record { omitted } => {
                 let lines = omitted.saturating_sub(late);
                 if lines > 0 {
-                    self.push(Event::Omitted { subject: subject.to_owned(), lines });
+                    self.trail.push(Event::Omitted { subject: subject.to_owned(), lines });
                 }
-                self.push(event);
+                self.trail.push(event);
                 true
             }
             Decision::Omit { first } => {
@@ -185,39 +177,19 @@ impl Witness {
         }
     }
 
-    fn push(&mut self, event: Event) {
-        if self.waiting.len() < WAITING {
-            self.waiting.push_back(event);
-        } else {
-            self.lost += 1;
-        }
-    }
-
     /// Writes buffered events, in the name of the own Node.
     pub(super) fn write(&mut self, boot: &str, node: &NodeRef) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        let lost = self.lost - self.lost_before;
-        let events: Vec<Event> = self.waiting.iter().cloned().chain(of_lost(lost)).collect();
-        match self.trail.append(unix_millis(), boot, node, &events) {
-            Ok(_) => {
-                self.waiting.clear();
-                self.lost_before = self.lost;
-                if self.failed {
-                    warn!(event = "WitnessTrailRecovered", lost, "the witness trail can be written again");
-                }
-                self.failed = false;
+        match self.trail.write(boot, node) {
+            Written::All { recovered: Some(lost), .. } => {
+                warn!(event = "WitnessTrailRecovered", lost, "the witness trail can be written again");
             }
-            Err(error) => {
-                if !self.failed {
-                    error!(
-                        event = "WitnessTrailFailed", error = %Chain(&error),
-                        "the witness trail can't be written"
-                    );
-                }
-                self.failed = true;
+            Written::Failed(Some(error)) => {
+                error!(
+                    event = "WitnessTrailFailed", error = %Chain(&error),
+                    "the witness trail can't be written"
+                );
             }
+            Written::Nothing | Written::All { recovered: None, .. } | Written::Failed(None) => {}
         }
     }
 
@@ -228,7 +200,7 @@ impl Witness {
 
     /// Lines that were left out because of a quota, and events that could not be written.
     pub(super) const fn missing(&self) -> (u64, u64) {
-        (self.omitted, self.lost)
+        (self.omitted, self.trail.lost())
     }
 }
 
@@ -270,9 +242,9 @@ mod tests {
             (&n2, head(4, 3), true),
             (&n2, head(4, 3), false),
         ] {
-            let before = witness.waiting.len();
+            let before = witness.trail.waiting.len();
             witness.record_head(now, peer, &head);
-            assert_eq!(witness.waiting.len() > before, recorded, "{peer} {head:?}");
+            assert_eq!(witness.trail.waiting.len() > before, recorded, "{peer} {head:?}");
         }
         witness.write("boot", &node());
         drop(witness);
@@ -282,9 +254,9 @@ mod tests {
         for (peer, head, recorded) in
             [(&n2, head(4, 3), false), (&n3, head(3, 1), false), (&n3, head(4, 1), true)]
         {
-            let before = witness.waiting.len();
+            let before = witness.trail.waiting.len();
             witness.record_head(now, peer, &head);
-            assert_eq!(witness.waiting.len() > before, recorded, "after a restart: {peer} {head:?}");
+            assert_eq!(witness.trail.waiting.len() > before, recorded, "after a restart: {peer} {head:?}");
         }
     }
 
