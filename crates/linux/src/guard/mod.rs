@@ -106,36 +106,31 @@ pub fn is_in_place(guard: &Guard) -> Result<bool, HostError> {
 
 /// Whether everything that drops packets with an address in these ranges is in place: the chains at their hooks, with
 /// exactly these rules. What decides which of pods' packets are masqueraded, and the members of the sets, are not looked
-/// at. It takes four exchanges, however large other tables and this one's sets are: the CNI plugin asks for each pod.
+/// at. It takes five exchanges, however large other tables and this one's sets are: the CNI plugin asks for each pod.
 pub fn filters_stand(
     cluster: &BTreeSet<IpNetwork>,
     mesh_links: &BTreeSet<LinkName>,
 ) -> Result<bool, HostError> {
     let guard = Guard { cluster: cluster.clone(), mesh_links: mesh_links.clone(), ..Guard::default() };
-    if cluster.is_empty() || !is_active()? {
-        return Ok(false);
-    }
-    let found = found_rules()?;
-    for chain in rules::filters(&guard) {
-        let is_same = found_chain(chain.name)? == Some(ChainShape::wanted(&chain))
-            && agreeing(&chain, &found) == Agreement::Same;
-        if !is_same {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    chains_stand(&guard, &rules::filters(&guard))
 }
 
 /// Whether every rule of this guard stands, in its place. The guard in the kernel may know more: the members of its sets,
 /// and which pods of this node are masqueraded, which are the last rules of their chain.
 pub fn stands(guard: &Guard) -> Result<bool, HostError> {
-    if !filters_stand(&guard.cluster, &guard.mesh_links)? {
+    chains_stand(guard, &rules::chains(guard))
+}
+
+fn chains_stand(guard: &Guard, chains: &[Chain]) -> Result<bool, HostError> {
+    if guard.cluster.is_empty() || !is_active()? {
         return Ok(false);
     }
     let found = found_rules()?;
-    for chain in rules::chains(guard) {
-        let has_shape = found_chain(chain.name)? == Some(ChainShape::wanted(&chain));
-        if !has_shape || agreeing(&chain, &found) == Agreement::Other {
+    for chain in chains {
+        let agreement = agreeing(chain, &found);
+        let agrees = agreement == Agreement::Same
+            || (agreement == Agreement::More && chain.name == rules::MASQUERADING);
+        if !agrees || found_chain(chain.name)? != Some(ChainShape::wanted(chain)) {
             return Ok(false);
         }
     }

@@ -25,6 +25,9 @@ const CLOSED_V4: &str = "closed4";
 /// Set of IPv6 addresses of Nodes that no member of the mesh holds.
 const CLOSED_V6: &str = "closed6";
 
+/// The chain that masquerades. Which of this node's pods it does that for are its last rules.
+pub(super) const MASQUERADING: &str = "outbound";
+
 /// Priorities of the hooks (`enum nf_ip_hook_priorities` in `include/uapi/linux/netfilter_ipv4.h`).
 /// Ingress, before connection tracking and any DNAT: the addresses are those on the wire.
 const RAW: i32 = -300;
@@ -112,7 +115,7 @@ impl Rule {
 pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
     let mut chains = filters(guard);
     chains.push(Chain {
-        name: "outbound",
+        name: MASQUERADING,
         kind: "nat",
         hook: InetHookNumber::PostRouting,
         priority: SOURCE_NAT,
