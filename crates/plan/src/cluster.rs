@@ -202,14 +202,11 @@ impl Cluster {
         }
     }
 
-    /// Lets annotations settle that stand unchanged; `connected` says whether changes would be noticed. Says whether one did.
-    pub fn settle(&mut self, now: Duration, connected: bool) -> bool {
-        let mut settled = false;
+    /// Lets annotations settle that stand unchanged; `connected` says whether changes would be noticed.
+    pub fn settle(&mut self, now: Duration, connected: bool) {
         for announcement in self.announcements.values_mut().filter(|one| !one.is_settled()) {
             announcement.settle(now, connected);
-            settled |= announcement.is_settled();
         }
-        settled
     }
 
     /// Takes the deletion of one Node, as the watch reported it. Says whether it was listed.

@@ -48,6 +48,10 @@ impl Tested {
         Self { claim, running: None, due: now, retry: RETRY.0, voided: 0, proven: None, evidence: None }
     }
 
+    fn node(&self) -> NodeUid {
+        self.claim.uid.clone()
+    }
+
     fn conclude(&mut self, now: Duration, completed: bool) {
         self.running = None;
         self.voided = 0;
@@ -99,19 +103,16 @@ impl Tests {
                 tested.conclude(now, false);
             }
         }
-        let running_at = |tested: &&Tested| tested.running.is_some();
-        let mut running = self.claims.values().filter(running_at).count();
+        // Each node has one test at a time, so there are as many tests as nodes.
         let mut nodes: BTreeSet<NodeUid> =
-            self.claims.values().filter(running_at).map(|tested| tested.claim.uid.clone()).collect();
+            self.claims.values().filter(|tested| tested.running.is_some()).map(Tested::node).collect();
         let mut due: Vec<&mut Tested> =
             self.claims.values_mut().filter(|tested| tested.running.is_none() && tested.due <= now).collect();
         due.sort_by_key(|tested| tested.due);
         let mut started = Vec::new();
         for tested in due {
-            let uid = &tested.claim.uid;
-            let waits = now < tested.due + MAX_POSTPONED && postponed(uid);
-            if running < MAX_RUNNING && !waits && nodes.insert(uid.clone()) {
-                running += 1;
+            let waits = now < tested.due + MAX_POSTPONED && postponed(&tested.claim.uid);
+            if nodes.len() < MAX_RUNNING && !waits && nodes.insert(tested.node()) {
                 tested.running = Some(now);
                 started.push(tested.claim.clone());
             }
@@ -123,17 +124,16 @@ impl Tests {
     /// node has replaced says nothing, unless that happens again and again: then it counts as a failure.
     pub fn conclude(&mut self, now: Duration, claim: &Claim, completed: bool) -> Option<Evidence> {
         let tested = self.claims.get_mut(&(claim.uid.clone(), claim.address))?;
-        let mut completed = completed;
-        if tested.claim != *claim {
+        let void = tested.claim != *claim;
+        if void {
             tested.running = None;
             tested.voided += 1;
             if tested.voided < MAX_VOID {
                 return None;
             }
-            completed = false;
         }
         let former = tested.evidence;
-        tested.conclude(now, completed);
+        tested.conclude(now, completed && !void);
         tested.evidence.filter(|_| tested.evidence != former)
     }
 

@@ -91,7 +91,7 @@ impl Outcome {
                 active: setup.carrying_slot(member),
                 mtu: Some(peer_mtu(member, &underlay)),
                 generation: member.state.generation,
-                proven: member.proven,
+                proven: member.is_proven(),
                 round_trip_microseconds: None,
                 full_size_passes: None,
                 pq: PairStatus::default(),
@@ -192,11 +192,7 @@ impl Outcome {
     fn rotation(&self, config: &Config, keys: &Keys, now: Now) -> RotationStatus {
         let journal = keys.journal();
         let tally = keys.tally();
-        let name = |id: &PeerId| {
-            let mut peers = self.admission.world.peers.iter();
-            let found = peers.find(|(_, member)| member.uid.as_str() == id.as_str());
-            found.map_or_else(|| id.to_string(), |(name, _)| name.to_string())
-        };
+        let name = |id: &PeerId| name_or_uid(&self.admission, id);
         let names = |ids: &[PeerId]| ids.iter().map(name).collect();
         let rotation = keys.rotation();
         let key = |slot, record: KeyRecord, state: &str| KeyStatus {
@@ -341,6 +337,11 @@ impl Outcome {
             counters,
         }
     }
+}
+
+/// The name of a peer's node; its UID if it is no longer a peer.
+pub(super) fn name_or_uid(admission: &Admission, id: &PeerId) -> String {
+    admission.world.name_of(id.as_str()).map_or_else(|| id.to_string(), ToString::to_string)
 }
 
 fn rejected_status(rejected: &Rejected) -> RejectedStatus {

@@ -90,18 +90,16 @@ impl PeerChannel {
     pub(super) fn set_members(&mut self, admission: &Admission, keys: &Keys) {
         let own = admission.world.own.as_ref().and_then(|own| own.pod_cidrs.first());
         self.own = own.map(|pod_cidr| prefix::first_usable(*pod_cidr));
-        let Some(own) = self.own else {
-            self.addresses.clear();
-            // So that a key that is replaced meanwhile does not live on there.
-            return self.channel.peers().set(|key| keys.ring().private(key), &keys.public(), BTreeMap::new());
-        };
+        // Without an address of its own the node has no peers; its keys are set nevertheless, so that one that is replaced
+        // does not live on there.
         let of_family = |member: &Member| {
+            let own = self.own?;
             let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
             let correspondent = Correspondent {
                 id: PeerId::new(member.uid.as_str()),
                 keys: member.state.slots.map(|slot| slot.key),
                 // Without a proof it is a member only where `accept-unproven` is on: a daemon of version 0.1.
-                unauthenticated: !member.proven,
+                unauthenticated: !member.is_proven(),
             };
             Some((prefix::first_usable(*pod_cidr), correspondent))
         };

@@ -150,7 +150,6 @@ impl Ledger {
         self.nodes.insert(entry.record().uid.clone(), entry);
     }
 
-    /// Whether a Node has proved its keys once.
     /// Addresses that were closed.
     pub(crate) const fn closed(&self) -> &BTreeSet<IpAddr> {
         &self.closed
@@ -160,6 +159,7 @@ impl Ledger {
         self.closed = closed;
     }
 
+    /// Whether a Node has proved its keys once.
     pub(super) fn has_proved(&self, uid: &NodeUid) -> bool {
         self.proved.contains(uid)
     }

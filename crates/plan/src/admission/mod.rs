@@ -117,8 +117,6 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// Its keys.
     pub state: State,
-    /// Whether it has proved that it has the private keys.
-    pub proven: bool,
     /// Where datagrams for it go.
     pub endpoint: Option<Endpoint>,
     /// Whether it is behind NAT.
@@ -137,7 +135,19 @@ pub struct Endpoint {
     pub port: Option<u16>,
 }
 
+impl World {
+    /// The name of the peer whose Node has this UID.
+    pub fn name_of(&self, uid: &str) -> Option<&NodeName> {
+        self.peers.iter().find(|(_, member)| member.uid.as_str() == uid).map(|(name, _)| name)
+    }
+}
+
 impl Member {
+    /// Whether it proves that it has the private keys. Proofs that are not valid are refused with the state.
+    pub const fn is_proven(&self) -> bool {
+        self.state.proofs.is_some()
+    }
+
     /// Where datagrams for a slot of this node go.
     pub fn socket(&self, slot: Slot) -> Option<SocketAddr> {
         let Endpoint { address, port } = self.endpoint?;
@@ -318,7 +328,6 @@ impl Admitter<'_> {
             uid: record.uid.clone(),
             pod_cidrs,
             addresses: Vec::new(),
-            proven: state.proofs.is_some(),
             state,
             endpoint: self.endpoint(record, &endpoints),
             nat: endpoints.nat,

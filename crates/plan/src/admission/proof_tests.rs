@@ -193,13 +193,13 @@ fn nodes_without_proofs_are_members_only_where_they_are_accepted() {
     assert_eq!(codes(&refused), [("n2", "proof-missing")]);
     let accepting = AdmissionPolicy { accept_unproven: true, ..policy() };
     let accepted = admitted(&accepting, &records, &Ledger::default());
-    assert!(!accepted.world.peers[&NodeName::new("n2")].proven);
+    assert!(!accepted.world.peers[&NodeName::new("n2")].is_proven());
     // What was accepted on these terms is worth nothing without them.
     let later = admitted(&policy(), &records, &accepted.ledger);
     assert_eq!(codes(&later), [("n2", "proof-missing")]);
     assert!(later.world.peers.is_empty());
     let proven = admitted(&policy(), &[own(), node(2, 2, &honest(2))], &later.ledger);
-    assert!(proven.world.peers[&NodeName::new("n2")].proven);
+    assert!(proven.world.peers[&NodeName::new("n2")].is_proven());
 }
 
 #[test]

@@ -22,6 +22,7 @@ use super::{CHANNEL, Reconciler};
 use crate::api::events::NodeEvent;
 use crate::chain::Chain;
 use crate::channel::{ReceivedMessage, SocketError};
+use crate::daemon::outcome::name_or_uid;
 use crate::daemon::peer_channel::PeerMessage;
 use crate::daemon::pq;
 use crate::daemon::stripped::{self, Change};
@@ -191,10 +192,7 @@ impl Reconciler {
         };
         let passing = without_key.into_iter().filter(|member| has_session(member).unwrap_or(false));
         let stripped = passing.map(|member| PeerId::new(member.uid.as_str())).collect();
-        let name = |peer: &PeerId| {
-            let found = peers.iter().find(|(_, member)| member.uid.as_str() == peer.as_str());
-            found.map_or_else(|| peer.to_string(), |(name, _)| name.to_string())
-        };
+        let name = |peer: &PeerId| name_or_uid(admission, peer);
         for change in self.outcome.stripped.update(now, &stripped) {
             match change {
                 Change::Stripped(peer) => warn!(
