@@ -95,15 +95,9 @@ pub(crate) fn damaged(path: &Path) -> impl Iterator<Item = PathBuf> {
 /// Keeps a damaged file under another name, which is returned. Of those kept before, the last is replaced when there are
 /// too many: the first shows how it began.
 pub(crate) fn set_aside(path: &Path) -> io::Result<PathBuf> {
-    let mut names = damaged(path);
-    let mut name = names.next().unwrap_or_else(|| temporary(path));
-    while name.symlink_metadata().is_ok() {
-        match names.next() {
-            Some(next) => name = next,
-            None => break,
-        }
-    }
-    drop(names);
+    let is_free = |name: &PathBuf| name.symlink_metadata().is_err();
+    let name = damaged(path).find(is_free).or_else(|| damaged(path).last());
+    let name = name.unwrap_or_else(|| temporary(path));
     std::fs::rename(path, &name)?;
     Ok(name)
 }

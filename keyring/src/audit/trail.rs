@@ -218,8 +218,9 @@ pub fn files(place: &Path) -> Result<Vec<PathBuf>, TrailError> {
     Ok(files)
 }
 
-/// Removes the files of a trail and of the witness trail in it, and then its directory unless something else is in it. Of a symbolic link only the link
-/// is removed: what it leads to was put elsewhere by somebody. Returns whether there was anything to remove.
+/// Removes the files of a trail and of the witness trail in it, and then its directory unless something else is in it.
+/// Of a symbolic link only the link is removed: what it leads to was put elsewhere by somebody. Returns whether there was
+/// anything to remove.
 pub fn remove(directory: &Path) -> Result<bool, TrailError> {
     let failed = |source| TrailError { operation: "remove", path: directory.to_owned(), source };
     let kind = match std::fs::symlink_metadata(directory) {

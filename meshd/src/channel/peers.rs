@@ -227,9 +227,7 @@ impl Peer {
 }
 
 fn random() -> Option<u64> {
-    let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).ok()?;
-    Some(u64::from_be_bytes(bytes))
+    getrandom::u64().ok()
 }
 
 #[cfg(test)]
@@ -259,6 +257,14 @@ mod tests {
         peers.set(|_| Some(&own), &public, [(address(1 - end), correspondent)].into());
     }
 
+    /// Two nodes that know each other.
+    fn pair() -> [Peers; 2] {
+        let ends = [Peers::new(), Peers::new()];
+        set(&ends[0], 0, [1, 2], false);
+        set(&ends[1], 1, [2, 1], false);
+        ends
+    }
+
     /// Delivers datagrams and all answers to them; returns the messages that were taken.
     fn deliver(ends: [&Peers; 2], to: usize, datagrams: Vec<Vec<u8>>) -> Vec<(usize, Message)> {
         let mut flying: Vec<_> = datagrams.into_iter().map(|datagram| (to, datagram)).collect();
@@ -281,10 +287,8 @@ mod tests {
 
     #[test]
     fn peers_hear_each_other_and_follow_a_rotation() {
-        let ends = [Peers::new(), Peers::new()];
+        let ends = pair();
         let [low, high] = &ends;
-        set(low, 0, [1, 2], false);
-        set(high, 1, [2, 1], false);
         let ask = Message::Ask { nonce: 7 };
         let datagrams = low.seal(Slot::A, address(1), &ask);
         assert_eq!(deliver([low, high], 1, datagrams), [(1, ask.clone())]);
@@ -305,10 +309,8 @@ mod tests {
 
     #[test]
     fn a_probe_has_the_stated_length_on_the_wire() {
-        let ends = [Peers::new(), Peers::new()];
+        let ends = pair();
         let [low, high] = &ends;
-        set(low, 0, [1, 2], false);
-        set(high, 1, [2, 1], false);
         let datagrams = low.seal(Slot::A, address(1), &Message::Ask { nonce: 7 });
         deliver([low, high], 1, datagrams);
         let datagrams = low.seal(Slot::A, address(1), &Message::Probe { nonce: 7, len: 1392 });
@@ -338,10 +340,8 @@ mod tests {
 
     #[test]
     fn a_flood_of_what_a_peer_did_not_send_does_not_use_up_its_share() {
-        let ends = [Peers::new(), Peers::new()];
+        let ends = pair();
         let [low, high] = &ends;
-        set(low, 0, [1, 2], false);
-        set(high, 1, [2, 1], false);
         let ask = Message::Ask { nonce: 7 };
         let datagrams = low.seal(Slot::A, address(1), &ask);
         deliver([low, high], 1, datagrams);

@@ -83,10 +83,9 @@ async fn try_handshake(
     let socket = UdpSocket::bind((any, 0)).await.map_err(failed)?;
     socket.connect(to).await.map_err(failed)?;
     for _ in 0..TRIES {
-        let mut index = [0; 4];
-        getrandom::fill(&mut index).map_err(KeyError::Random)?;
+        let index = getrandom::u32().map_err(KeyError::Random)?;
         let ephemeral = PrivateKey::generate()?;
-        let message = initiator.begin(u32::from_le_bytes(index), &ephemeral, SystemTime::now())?;
+        let message = initiator.begin(index, &ephemeral, SystemTime::now())?;
         let until = Instant::now() + wait;
         let mut buffer = [0; BUFFER];
         // Where nobody listens, the next call reports that. Another try may find somebody.

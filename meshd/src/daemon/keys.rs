@@ -74,14 +74,13 @@ impl Keys {
             }
             keys
         };
-        let mut jitter_seed = [0; 8];
-        getrandom::fill(&mut jitter_seed).map_err(KeyError::Random)?;
+        let jitter_seed = getrandom::u64().map_err(KeyError::Random)?;
         Ok(Self {
             store,
             ring: keys,
             policy: config.rotation,
             started: Instant::now(),
-            jitter_seed: u64::from_be_bytes(jitter_seed),
+            jitter_seed,
             machine: None,
             announced: false,
             proven: None,

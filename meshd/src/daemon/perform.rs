@@ -4,7 +4,6 @@ use keyring::{PublicKey, Slot};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
 use plan::op::Op;
-
 use tracing::warn;
 
 use super::devices::{Devices, SlotError};

@@ -113,14 +113,16 @@ impl Pairs {
         if self.machines.contains_key(peer) {
             return;
         }
-        let mut jitter_seed = [0; 8];
-        if let Err(error) = getrandom::fill(&mut jitter_seed).map_err(KeyError::Random) {
-            warn!(event = "RandomnessUnavailable", %error, "no randomness; retrying on the next turn");
-            return;
-        }
+        let jitter_seed = match getrandom::u64().map_err(KeyError::Random) {
+            Ok(seed) => seed,
+            Err(error) => {
+                warn!(event = "RandomnessUnavailable", %error, "no randomness; retrying on the next turn");
+                return;
+            }
+        };
         let stored = keys.ring().preshared_of(peer);
-        let (own, jitter_seed) = (own.clone(), u64::from_be_bytes(jitter_seed));
-        let pairing = Pairing::resume(self.settings, own, peer.clone(), stored, jitter_seed, self.now());
+        let pairing =
+            Pairing::resume(self.settings, own.clone(), peer.clone(), stored, jitter_seed, self.now());
         self.machines.insert(peer.clone(), pairing);
     }
 
