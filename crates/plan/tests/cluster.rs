@@ -189,3 +189,28 @@ fn what_nodes_outside_the_mesh_list_stays_closed_after_a_restart_until_there_is_
     let after = restarted.admit(&policy);
     assert!(after.world.closed.is_empty(), "the Node is gone");
 }
+
+#[test]
+fn a_restart_does_not_forget_that_a_node_outside_the_mesh_has_proved_its_keys() {
+    let policy = AdmissionPolicy {
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        accept_unproven: true,
+        ipv4: true,
+        ..AdmissionPolicy::default()
+    };
+    let (own, proven) = (node(1, 1, 10), node(3, 1, 40));
+    let mut cluster = Cluster::remembered(NodeName::new("n1"), Ledger::default(), None);
+    for record in [proven.clone(), NodeRecord { state: None, ..proven.clone() }] {
+        cluster.relist(Duration::from_secs(1), list(&[own.clone(), record]));
+        cluster.release(Duration::from_hours(1));
+        cluster.remember(&cluster.admit(&policy).ledger);
+    }
+    let ledger = cluster.admit(&policy).ledger;
+    let mut restarted = Cluster::remembered(NodeName::new("n1"), ledger, Some(NodeUid::new("u1")));
+    restarted.remember(&restarted.admit(&policy).ledger);
+    let state = State::parse(proven.state.as_deref().unwrap()).unwrap();
+    let unproven = NodeRecord { state: Some(state.unproven().render()), ..proven };
+    restarted.relist(Duration::from_secs(2), list(&[own, unproven]));
+    let rejected = restarted.admit(&policy).rejected;
+    assert_eq!(rejected.iter().map(|one| one.reason.code()).collect::<Vec<_>>(), ["proof-missing"]);
+}
