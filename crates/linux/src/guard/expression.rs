@@ -3,11 +3,13 @@
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use netlink_packet_core::{DefaultNla, Nla as _};
+use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
     Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Lookup, Meta,
     MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
+
+use super::found_rules::COUNTER;
 
 /// One expression of a rule.
 pub(super) type Expression = ListAttribute<ExpressionAttribute>;
@@ -100,7 +102,7 @@ pub(super) fn source_not_routed_back() -> Vec<Expression> {
 
 /// Counts the packet.
 pub(super) fn count() -> Expression {
-    Expressions::Other { expression_type: "counter".to_owned(), attributes: Vec::new() }.into()
+    Expressions::Other { expression_type: COUNTER.to_owned(), attributes: Vec::new() }.into()
 }
 
 /// Ends this chain for the packet; other chains still see it.
@@ -125,30 +127,6 @@ pub(super) fn key(address: IpAddr) -> Vec<u8> {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
     }
-}
-
-/// Packets that a counter expression of a rule has counted.
-pub(super) fn counted(expressions: &[Expression]) -> u64 {
-    const NFTA_COUNTER_PACKETS: u16 = 2;
-    let attributes = expressions.iter().flat_map(|expression| match expression {
-        ListAttribute::Element(attributes) => attributes.as_slice(),
-        _ => &[],
-    });
-    let counters = attributes.filter_map(|attribute| match attribute {
-        ExpressionAttribute::Data(Expressions::Other { expression_type, attributes })
-            if expression_type == "counter" =>
-        {
-            attributes.iter().find(|nla| nla.kind() == NFTA_COUNTER_PACKETS)
-        }
-        _ => None,
-    });
-    counters
-        .filter_map(|nla| {
-            let mut bytes = [0; 8];
-            (nla.value_len() == bytes.len()).then(|| nla.emit_value(&mut bytes))?;
-            Some(u64::from_be_bytes(bytes))
-        })
-        .sum()
 }
 
 fn load_link(direction: Direction) -> Expression {

@@ -6,6 +6,7 @@
 
 mod compare;
 mod expression;
+mod found_rules;
 mod members;
 mod rules;
 mod wire;
@@ -22,7 +23,7 @@ use netlink_packet_netfilter::nftables::{
 use plan::network::{Guard, LinkName};
 
 use crate::error::HostError;
-use expression::Expression;
+use found_rules::{FoundRule, found_rules};
 use rules::{Chain, NamedSet, Purpose, Rule};
 use wire::Change;
 
@@ -149,12 +150,17 @@ enum Agreement {
 fn agreeing(chain: &Chain, found: &[FoundRule]) -> Agreement {
     let found: Vec<&FoundRule> = found.iter().filter(|rule| rule.chain == chain.name).collect();
     let begins = chain.rules.len() <= found.len()
-        && chain.rules.iter().zip(&found).all(|(wanted, found)| found.is(wanted));
+        && chain.rules.iter().zip(&found).all(|(wanted, found)| is(found, wanted));
     match (begins, chain.rules.len() == found.len()) {
         (true, true) => Agreement::Same,
         (true, false) => Agreement::More,
         (false, _) => Agreement::Other,
     }
+}
+
+fn is(found: &FoundRule, wanted: &Rule) -> bool {
+    found.comment.as_deref() == Some(wanted.comment().as_str())
+        && compare::same(&wanted.expressions, &found.expressions)
 }
 
 /// What the guard dropped.
@@ -164,7 +170,7 @@ pub fn drops() -> Result<Drops, HostError> {
         let mark = format!("meshd {} ", purpose.as_str());
         let counted =
             rules.iter().filter(|rule| rule.comment.as_ref().is_some_and(|text| text.starts_with(&mark)));
-        counted.map(|rule| expression::counted(&rule.expressions)).sum()
+        counted.map(FoundRule::counted).sum()
     };
     Ok(Drops {
         incoming: sum(Purpose::In),
@@ -240,11 +246,6 @@ fn rule_message(chain: &str, rule: &Rule) -> NfTablesMessage {
 fn comment_data(text: &str) -> Vec<u8> {
     let len = u8::try_from(text.len() + 1).unwrap_or(u8::MAX);
     [&[0, len], text.as_bytes(), &[0]].concat()
-}
-
-fn comment_of(data: &[u8]) -> Option<String> {
-    let text = data.strip_prefix(&[0])?.get(1..)?.strip_suffix(&[0])?;
-    String::from_utf8(text.to_vec()).ok()
 }
 
 /// Flags of our table; `None` if there is none.
@@ -339,43 +340,6 @@ fn found_chain(name: &str) -> Result<Option<ChainShape>, HostError> {
         Some(NfTablesMessage::NewChain(ChainMessage { attributes })) => Some(ChainShape::read(attributes).1),
         _ => None,
     })
-}
-
-struct FoundRule {
-    chain: String,
-    comment: Option<String>,
-    expressions: Vec<Expression>,
-}
-
-impl FoundRule {
-    fn is(&self, wanted: &Rule) -> bool {
-        self.comment.as_deref() == Some(wanted.comment().as_str())
-            && compare::same(&wanted.expressions, &self.expressions)
-    }
-}
-
-fn found_rules() -> Result<Vec<FoundRule>, HostError> {
-    let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
-    let request = NfTablesMessage::GetRule(RuleMessage { attributes });
-    let mut rules = Vec::new();
-    for message in wire::dump("list the guard's rules", request)?.unwrap_or_default() {
-        let NfTablesMessage::NewRule(RuleMessage { attributes }) = message else { continue };
-        let (mut rule, mut ours) =
-            (FoundRule { chain: String::new(), comment: None, expressions: Vec::new() }, false);
-        for attribute in attributes {
-            match attribute {
-                RuleAttribute::Table(table) => ours = table == TABLE,
-                RuleAttribute::Chain(chain) => rule.chain = chain,
-                RuleAttribute::UserData(data) => rule.comment = comment_of(&data),
-                RuleAttribute::Expressions(expressions) => rule.expressions = expressions,
-                _ => {}
-            }
-        }
-        if ours {
-            rules.push(rule);
-        }
-    }
-    Ok(rules)
 }
 
 fn keys(addresses: &BTreeSet<IpAddr>) -> BTreeSet<Vec<u8>> {
