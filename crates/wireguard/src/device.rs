@@ -63,8 +63,8 @@ pub trait Device: fmt::Debug + Send {
         preshared: Option<&PresharedKey>,
     ) -> Result<(), DeviceError>;
 
-    /// Initiates a handshake with a peer that has no session, unless one is in progress. With a session this may send
-    /// only a keepalive.
+    /// Initiates a handshake with a peer that has no session. The kernel does so once in 5 s, the engine as often as it is
+    /// asked, after another endpoint was set or a second has passed. With a session this may send only a keepalive.
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError>;
 
     /// Stops the device. The link is deleted where the device owns it; otherwise the caller deletes it.

@@ -16,7 +16,7 @@ use super::peer_path::PeerPath;
 use super::session::{MessageLimits, Session, SessionKeys, Sessions};
 use super::staged_packets::{StagedPackets, StagedTotal};
 use super::timers::{
-    INITIATION_INTERVAL, KEEPALIVE, REJECT_AFTER, REKEY_AFTER, REKEY_ATTEMPT, REKEY_TIMEOUT,
+    INITIATE_ANEW, INITIATION_INTERVAL, KEEPALIVE, REJECT_AFTER, REKEY_AFTER, REKEY_ATTEMPT, REKEY_TIMEOUT,
     REKEY_TIMEOUT_JITTER, RENEW_SILENT,
 };
 use crate::batch::Datagrams;
@@ -49,6 +49,8 @@ pub(crate) struct Handshake {
 /// An initiation without a response yet.
 struct Pending {
     initiation: Initiation,
+    /// Where it was sent.
+    to: SocketAddr,
     sent: Nanos,
     /// When the first attempt was made.
     started: Nanos,
@@ -142,6 +144,17 @@ impl Handshake {
         }
     }
 
+    /// Initiates a handshake, also one that is in progress if it was begun with another endpoint or a second ago: where the
+    /// peer answers is being found out, and a mapped address has to be tried by both ends at the same time.
+    pub(super) fn initiate_anew(&mut self, path: &PeerPath, now: Now, out: &mut Datagrams) {
+        let in_progress = self.pending.as_ref().is_some_and(|pending| {
+            path.location().endpoint == Some(pending.to) && !now.reached(pending.sent, INITIATE_ANEW)
+        });
+        if !in_progress {
+            self.attempt(path, now, now.nanos, out);
+        }
+    }
+
     /// Sends an initiation: the first, or a retry of the attempt that started at `started`.
     fn attempt(&mut self, path: &PeerPath, now: Now, started: Nanos, out: &mut Datagrams) {
         let Some(endpoint) = path.location().endpoint else { return };
@@ -158,7 +171,7 @@ impl Handshake {
         let Ok(initiation) = initiation else { return };
         self.last_sent = Some((initiation.mac1, index));
         self.jitter = jitter();
-        self.pending = Some(Box::new(Pending { initiation, sent: now.nanos, started }));
+        self.pending = Some(Box::new(Pending { initiation, to: endpoint, sent: now.nanos, started }));
         path.sent(now, INITIATION as u64);
         out.push(endpoint, &message);
     }

@@ -266,12 +266,12 @@ impl Engine {
         }
     }
 
-    /// Initiates a handshake with `peer` unless one is in progress or its endpoint is unknown. Returns whether there is
-    /// such a peer.
+    /// Initiates a handshake with `peer` unless its endpoint is unknown, or one was begun with this endpoint in the last
+    /// 900 ms. Returns whether there is such a peer.
     pub fn initiate_handshake(&self, now: ClockReading, peer: &PublicKey, out: &mut Datagrams) -> bool {
         let snapshot = self.snapshot.load();
         let Some(peer) = snapshot.by_key.get(peer) else { return false };
-        peer.initiate(self.origin.now(now), out);
+        peer.initiate_anew(self.origin.now(now), out);
         true
     }
 

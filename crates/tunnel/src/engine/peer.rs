@@ -102,6 +102,11 @@ impl Peer {
         self.lock().initiate(&self.path, now, out);
     }
 
+    /// Initiates a handshake, also one that is in progress with another endpoint.
+    pub(crate) fn initiate_anew(&self, now: Now, out: &mut Datagrams) {
+        self.lock().initiate_anew(&self.path, now, out);
+    }
+
     /// Answers a handshake initiation that the handshake limiter has admitted.
     pub(crate) fn answer(
         &self,

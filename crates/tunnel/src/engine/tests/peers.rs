@@ -2,10 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use keyring::PublicKey;
 
-use super::net::{Attacker, Net, Node, packet, prefix};
+use super::net::{Attacker, Net, Node, now, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{ClockReading, EngineOptions};
@@ -260,4 +261,25 @@ fn carry(datagrams: &Datagrams, from: SocketAddr, nodes: [&Node; 3]) -> usize {
         delivered += packets.len() + carry(&replies, to, nodes);
     }
     delivered
+}
+
+#[test]
+fn a_handshake_in_progress_is_begun_anew_with_another_endpoint_or_a_second_later() {
+    let net = Net::mesh(2);
+    let (engine, peer, start) = (&net.nodes[0].engine, net.nodes[1].key, now());
+    let initiations = |millis| -> Vec<SocketAddr> {
+        let mut out = Datagrams::new();
+        let later = Duration::from_millis(millis);
+        let at = ClockReading { instant: start.instant + later, wall: start.wall + later };
+        assert!(engine.initiate_handshake(at, &peer, &mut out));
+        out.iter().map(|(to, _)| to).collect()
+    };
+    assert_eq!(initiations(0).len(), 1);
+    assert!(initiations(500).is_empty(), "it is in progress");
+    let elsewhere: SocketAddr = "192.0.2.99:51840".parse().unwrap();
+    let change = PeerChange { endpoint: Some(elsewhere), ..PeerChange::default() };
+    engine.apply(vec![PeerOp::update(peer, change)]).unwrap();
+    assert_eq!(initiations(600), [elsewhere]);
+    assert!(initiations(1_400).is_empty());
+    assert_eq!(initiations(1_600), [elsewhere], "a second has passed");
 }
