@@ -1,6 +1,6 @@
 //! Links and the addresses on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures::TryStreamExt as _;
@@ -9,7 +9,7 @@ use netlink_packet_core::Nla as _;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use plan::network::LinkName;
+use plan::network::{LinkAddress, LinkName};
 
 use crate::Handle;
 use crate::error::{HostError, Subject};
@@ -50,9 +50,27 @@ impl Handle {
         Ok(Some(state))
     }
 
-    /// All addresses of this network namespace, without link-local ones.
-    pub async fn local_addresses(&self) -> Result<BTreeSet<IpAddr>, HostError> {
-        Ok(self.addresses(None).await?.into_iter().map(|network| network.ip()).collect())
+    /// The addresses on all links but some, with the kind of the link, without link-local ones.
+    pub async fn link_addresses(&self, without: &[&LinkName]) -> Result<Vec<LinkAddress>, HostError> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let found = self.dump("list", &Subject::Links, &request).await?;
+        let links: BTreeMap<u32, LinkState> = found
+            .iter()
+            .filter_map(|found| match found {
+                RouteNetlinkMessage::NewLink(link) => Some(link),
+                _ => None,
+            })
+            .filter(|link| {
+                message::name_of(link).is_some_and(|name| without.iter().all(|other| other.as_str() != name))
+            })
+            .map(|link| (link.header.index, read(link)))
+            .collect();
+        let of_link = |message: &AddressMessage| {
+            let kind = links.get(&message.header.index)?.kind.clone();
+            let address = message::address_of(message).filter(|network| !is_link_local(network.ip()))?;
+            Some(LinkAddress { address, kind })
+        };
+        Ok(self.address_messages(None).await?.iter().filter_map(of_link).collect())
     }
 
     /// Sets a link's MTU.

@@ -100,7 +100,7 @@ fn record(index: usize) -> NodeRecord {
         phase: Phase::Steady,
         proofs: None,
     };
-    let endpoints = Endpoints { addresses: vec![address([10, 0, 0, 0]).into()], nat: false };
+    let endpoints = Endpoints { addresses: vec![address([10, 0, 0, 0]).into()], ..Endpoints::default() };
     let pods = std::net::Ipv4Addr::from(u32::from_be_bytes([100, 64, 0, 0]) + (number << 8));
     NodeRecord {
         name: NodeName::new(format!("node-{index}")),
@@ -151,6 +151,7 @@ fn setup(admission: &Admission) -> Setup {
         table: 5184,
         rule_priority: 5184,
         nat: false,
+        paths: BTreeMap::new(),
         steer,
         preshared,
         barred: BTreeSet::new(),

@@ -1,7 +1,7 @@
 //! What this node's network should be: a pure function of the admitted nodes, of its own setup and of the underlay.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use keyring::{PerSlot, PresharedId, PublicKey, Slot};
@@ -47,6 +47,8 @@ pub struct Setup {
     pub rule_priority: u32,
     /// Whether this node is behind NAT.
     pub nat: bool,
+    /// The path to each peer by slot, where one is known.
+    pub paths: BTreeMap<(NodeUid, Slot), Path>,
     /// Slot to send to, for peers whose own preference is not to be followed.
     pub steer: BTreeMap<NodeUid, Slot>,
     /// The preshared keys that there are.
@@ -54,6 +56,15 @@ pub struct Setup {
     /// Slots of peers that must not carry pods' packets, because a preshared key is required and there is none: only the
     /// nodes themselves speak to each other over them.
     pub barred: BTreeSet<(NodeUid, Slot)>,
+}
+
+/// Where datagrams for a peer's slot go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// The endpoint; none where the peer has to make itself known.
+    pub endpoint: Option<SocketAddr>,
+    /// Whether the peer is followed to wherever it sends from.
+    pub follow: bool,
 }
 
 /// The MTUs of the node's own network.
@@ -100,6 +111,12 @@ impl Setup {
         }
     }
 
+    /// The path to a peer's slot: the one that is known, else the first endpoint that it names.
+    pub fn path(&self, member: &Member, slot: Slot) -> Path {
+        let known = (!self.paths.is_empty()).then(|| self.paths.get(&(member.uid.clone(), slot))).flatten();
+        known.copied().unwrap_or_else(|| Path { endpoint: member.socket(slot), follow: member.nat })
+    }
+
     /// Whether pods may reach a Node's address outside the mesh.
     fn is_open(&self, address: IpAddr) -> bool {
         self.open_node_cidrs.iter().any(|range| range.contains(address))
@@ -116,9 +133,11 @@ impl Setup {
     }
 }
 
-/// MTU inside the tunnel to a peer, in bytes: that of its routes.
-pub fn peer_mtu(member: &Member, underlay: &Underlay) -> u32 {
-    underlay.inner_mtu(member.endpoint.map(|endpoint| endpoint.address))
+/// MTU inside the tunnel to a peer, in bytes: that of its routes. It fits the paths of both slots, so that a packet fits
+/// whichever it takes.
+pub fn peer_mtu(member: &Member, setup: &Setup, underlay: &Underlay) -> u32 {
+    let of_slot = |slot| underlay.inner_mtu(setup.path(member, slot).endpoint.map(|endpoint| endpoint.ip()));
+    of_slot(Slot::A).min(of_slot(Slot::B))
 }
 
 /// The MTU that pods get: what the node's own underlay carries.
@@ -171,8 +190,8 @@ fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
 fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Device {
     let own_nat = setup.nat;
     let peer = |member: &Member| Peer {
-        endpoint: member.socket(slot),
-        roaming: member.nat,
+        endpoint: setup.path(member, slot).endpoint,
+        roaming: setup.path(member, slot).follow,
         allowed_ips: if setup.is_barred(member, slot) {
             peer_mesh_addresses(member).collect()
         } else {
@@ -185,7 +204,7 @@ fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Devi
         },
         preshared: setup.preshared.get(&(member.uid.clone(), slot)).copied(),
     };
-    let mtus = world.peers.values().map(|member| peer_mtu(member, underlay));
+    let mtus = world.peers.values().map(|member| peer_mtu(member, setup, underlay));
     Device {
         link: setup.links.get(slot).clone(),
         // The widest peer's: narrower ones are held by the MTU of their routes.
@@ -226,7 +245,7 @@ fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
 fn routes(world: &World, setup: &Setup, underlay: &Underlay) -> BTreeSet<Route> {
     let mut routes = BTreeSet::new();
     for member in world.peers.values() {
-        peer_routes(&mut routes, world, member, setup, Some(peer_mtu(member, underlay)));
+        peer_routes(&mut routes, world, member, setup, Some(peer_mtu(member, setup, underlay)));
     }
     for cluster in &setup.cluster_cidrs {
         let unreachable = Route {

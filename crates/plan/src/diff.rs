@@ -148,8 +148,10 @@ const fn follows(wanted: &Peer, found: &Peer) -> bool {
 
 fn change(wanted: &Peer, found: &Peer) -> PeerChange {
     let follow = follows(wanted, found);
+    // A peer that is not followed any more stays where the plan says, not where it was set before it was followed.
+    let pinned = found.roaming && !wanted.roaming;
     PeerChange {
-        endpoint: wanted.endpoint.filter(|endpoint| !follow && found.endpoint != Some(*endpoint)),
+        endpoint: wanted.endpoint.filter(|endpoint| !follow && (pinned || found.endpoint != Some(*endpoint))),
         keepalive: (wanted.keepalive != found.keepalive).then_some(wanted.keepalive),
         roaming: (wanted.roaming != found.roaming).then_some(wanted.roaming),
         allow: wanted.allowed_ips.difference(&found.allowed_ips).copied().collect(),

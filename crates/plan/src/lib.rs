@@ -26,6 +26,7 @@ pub mod network;
 pub mod node;
 pub mod op;
 pub mod path_mtu;
+pub mod paths;
 pub mod prefix;
 pub mod publication;
 mod render;

@@ -50,6 +50,15 @@ pub struct Device {
     pub peers: BTreeMap<PublicKey, Peer>,
 }
 
+/// An address on one of the node's links.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkAddress {
+    /// The address with its prefix.
+    pub address: IpNetwork,
+    /// Kind of the link, such as `bridge`; none for hardware.
+    pub kind: Option<String>,
+}
+
 /// One route of the daemon's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Route {

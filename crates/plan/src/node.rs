@@ -21,6 +21,9 @@ pub struct NodeRecord {
     /// Those of `addresses` that are of type `ExternalIP` only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub external: Vec<String>,
+    /// Where the node is: the annotation `config.meshd.dev/location`, else the labels of region and zone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub location: Option<String>,
     /// Whether the Node has the control-plane role label, which a kubelet can't give itself.
     pub control_plane: bool,
     /// The annotation `meshd.dev/state`.

@@ -1,7 +1,6 @@
 //! What this node publishes: from its keys and addresses to the annotations on its Node.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use keyring::PerSlot;
 use keyring::rotation::{Journal, MAX_GENERATION, PeerId, Stance, Step};
@@ -19,17 +18,6 @@ pub struct Publication {
     pub uid: NodeUid,
     /// Annotations by name. `None` removes one.
     pub annotations: BTreeMap<String, Option<String>>,
-}
-
-/// Where a node listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listening {
-    /// UDP port of each slot.
-    pub ports: PerSlot<u16>,
-    /// Addresses that peers reach it at.
-    pub endpoints: Vec<IpAddr>,
-    /// Whether it is behind NAT.
-    pub nat: bool,
 }
 
 /// What this node announces on `record`, its own Node, before its keys have signed it.
@@ -62,9 +50,21 @@ pub fn published(record: &NodeRecord, announcement: &State) -> Option<State> {
     (same && state.invalid_proof().is_none()).then_some(state)
 }
 
+/// `endpoints` with the number that tells them from what `record`, this node's own Node, shows: the same if they are the
+/// same, else a higher one. `least` is the lowest that it may be, one that peers know already.
+pub fn numbered(record: &NodeRecord, endpoints: Endpoints, least: u64) -> Endpoints {
+    let shown = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
+    let Some(shown) = shown else { return Endpoints { sequence: least.max(1), ..endpoints } };
+    let same = Endpoints { sequence: shown.sequence, ..endpoints };
+    if same == shown && shown.sequence >= least {
+        same
+    } else {
+        Endpoints { sequence: least.max(shown.sequence.saturating_add(1)), ..same }
+    }
+}
+
 /// The annotations that `record`, this node's own Node, should have.
-pub fn wanted(record: &NodeRecord, state: &State, listening: Listening) -> Publication {
-    let endpoints = Endpoints { addresses: listening.endpoints, nat: listening.nat };
+pub fn wanted(record: &NodeRecord, state: &State, endpoints: &Endpoints) -> Publication {
     let annotations = [(names::STATE, state.render()), (names::ENDPOINTS, endpoints.render())];
     Publication {
         node: record.name.clone(),
@@ -120,23 +120,21 @@ mod tests {
         Journal::cold(generation, PerSlot { a: key(first), b: key(first + 1) }, 0)
     }
 
-    fn listening() -> Listening {
-        Listening {
-            ports: PerSlot { a: 51840, b: 51841 },
-            endpoints: vec!["192.0.2.1".parse().unwrap()],
-            nat: false,
-        }
+    const PORTS: PerSlot<u16> = PerSlot { a: 51840, b: 51841 };
+
+    fn endpoints() -> Endpoints {
+        Endpoints { addresses: vec!["192.0.2.1".parse().unwrap()], ..Endpoints::default() }
     }
 
-    fn announced(record: &NodeRecord, journal: &Journal, listening: Listening) -> Publication {
-        wanted(record, &announcement(record, journal, &listening.ports), listening)
+    fn announced(record: &NodeRecord, journal: &Journal, endpoints: &Endpoints) -> Publication {
+        wanted(record, &announcement(record, journal, &PORTS), endpoints)
     }
 
     /// Our Node with what a daemon with this journal has published on it.
     fn shown(journal: &Journal) -> NodeRecord {
         let record =
             NodeRecord { name: NodeName::new("n1"), uid: NodeUid::new("u1"), ..NodeRecord::default() };
-        let annotations = announced(&record, journal, listening()).annotations;
+        let annotations = announced(&record, journal, &endpoints()).annotations;
         NodeRecord {
             state: annotations[names::STATE].clone(),
             endpoints: annotations[names::ENDPOINTS].clone(),
@@ -148,14 +146,30 @@ mod tests {
     fn what_is_wanted_is_in_place_once_it_is_published_and_only_then() {
         let (ours, next) = (journal(3, 1), journal(4, 1));
         let record = shown(&ours);
-        assert!(is_in_place(&record, &announced(&record, &ours, listening())));
-        assert!(!is_in_place(&record, &announced(&record, &next, listening())));
-        let elsewhere = Listening { endpoints: Vec::new(), ..listening() };
-        assert!(!is_in_place(&record, &announced(&record, &ours, elsewhere)));
+        assert!(is_in_place(&record, &announced(&record, &ours, &endpoints())));
+        assert!(!is_in_place(&record, &announced(&record, &next, &endpoints())));
+        let elsewhere = Endpoints::default();
+        assert!(!is_in_place(&record, &announced(&record, &ours, &elsewhere)));
         let recreated = NodeRecord { uid: NodeUid::new("u2"), ..record };
         assert!(
-            !is_in_place(&recreated, &announced(&recreated, &ours, listening())),
+            !is_in_place(&recreated, &announced(&recreated, &ours, &endpoints())),
             "it names the former UID"
+        );
+    }
+
+    #[test]
+    fn endpoints_that_change_get_a_higher_number_and_those_that_stay_keep_theirs() {
+        let new = NodeRecord::default();
+        let first = numbered(&new, endpoints(), 0);
+        assert_eq!(first.sequence, 1);
+        let shown = NodeRecord { endpoints: Some(first.render()), ..new };
+        assert_eq!(numbered(&shown, endpoints(), 0), first);
+        let other = Endpoints { nat: true, ..endpoints() };
+        assert_eq!(numbered(&shown, other.clone(), 0).sequence, 2);
+        assert_eq!(
+            numbered(&shown, other, 7).sequence,
+            7,
+            "peers were told of more changes than the API server"
         );
     }
 
@@ -200,7 +214,7 @@ mod tests {
         let keys = PerSlot { a: private(1), b: private(2) };
         let ours = Journal::cold(3, PerSlot::from_fn(|slot| keys.get(slot).public()), 0);
         let record = shown(&ours);
-        let state = announcement(&record, &ours, &listening().ports);
+        let state = announcement(&record, &ours, &PORTS);
         let sign = |slot, statement: &[u8]| Some(keyring::Proof::sign(keys.get(slot), statement, &[9; 64]));
         let signed = state.prove(sign).unwrap();
         assert_eq!(published(&record, &state), None, "it shows no proofs");

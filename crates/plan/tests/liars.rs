@@ -123,7 +123,7 @@ fn record(draft: &Draft) -> NodeRecord {
         addresses: std::iter::once(address(number).to_string()).chain(lies.iter().map(listed)).collect(),
         external: lies.iter().filter(|(_, external)| *external).map(listed).collect(),
         state: (kind != Kind::Pending).then(|| state.render()),
-        endpoints: Some(Endpoints { addresses: vec![address(number)], nat: false }.render()),
+        endpoints: Some(Endpoints { addresses: vec![address(number)], ..Endpoints::default() }.render()),
         ..NodeRecord::default()
     }
 }

@@ -85,7 +85,9 @@ fn record(index: usize, draft: &Draft, keys: &[PublicKey]) -> NodeRecord {
         },
         addresses: vec![address.to_string()],
         state: Some(draft.garbage.clone().unwrap_or_else(|| state.render())),
-        endpoints: Some(Endpoints { addresses: vec![address], nat: draft.nat }.render()),
+        endpoints: Some(
+            Endpoints { addresses: vec![address], nat: draft.nat, ..Endpoints::default() }.render(),
+        ),
         ..NodeRecord::default()
     }
 }
@@ -118,6 +120,7 @@ fn setup() -> Setup {
         table: 5184,
         rule_priority: 5184,
         nat: false,
+        paths: BTreeMap::new(),
         steer: BTreeMap::new(),
         preshared: BTreeMap::new(),
         barred: BTreeSet::new(),

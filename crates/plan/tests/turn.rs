@@ -49,7 +49,9 @@ fn node(number: u8, life: u8) -> NodeRecord {
         pod_cidrs: vec![format!("10.244.{number}.0/24")],
         addresses: vec![address.clone()],
         state: Some(state.render()),
-        endpoints: Some(Endpoints { addresses: vec![address.parse().unwrap()], nat: false }.render()),
+        endpoints: Some(
+            Endpoints { addresses: vec![address.parse().unwrap()], ..Endpoints::default() }.render(),
+        ),
         ..NodeRecord::default()
     }
 }
@@ -124,6 +126,7 @@ impl Node {
             table: 5184,
             rule_priority: 5184,
             nat: false,
+            paths: BTreeMap::new(),
             steer: BTreeMap::new(),
             preshared: BTreeMap::new(),
             barred: BTreeSet::new(),

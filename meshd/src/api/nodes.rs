@@ -210,6 +210,7 @@ fn trim(node: &Node) -> NodeRecord {
         pod_cidrs: pod_cidrs.unwrap_or_else(single),
         addresses: of_types(&["InternalIP", "ExternalIP"]),
         external,
+        location: annotation(names::CONFIG_LOCATION).or_else(|| location(node.labels())),
         control_plane: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
             .iter()
             .any(|role| node.labels().contains_key(*role)),
@@ -219,6 +220,13 @@ fn trim(node: &Node) -> NodeRecord {
         config_keepalive: annotation(names::CONFIG_KEEPALIVE),
         config_renewal: annotation(names::CONFIG_RENEWAL),
     }
+}
+
+/// Region and zone, as a cloud's controller labels a Node.
+fn location(labels: &BTreeMap<String, String>) -> Option<String> {
+    let region = labels.get("topology.kubernetes.io/region")?;
+    let zone = labels.get("topology.kubernetes.io/zone");
+    Some(zone.map_or_else(|| region.clone(), |zone| format!("{region}/{zone}")))
 }
 
 #[cfg(test)]

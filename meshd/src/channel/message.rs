@@ -1,6 +1,8 @@
 //! Control messages. Probes are padded with zeros. Those of version 1 follow a version byte and nothing else; the others
 //! are the body of an authenticated datagram (see [`super::session`]).
 
+use std::net::SocketAddr;
+
 use keyring::Slot;
 use keyring::audit::Head;
 use serde::{Deserialize, Serialize};
@@ -46,6 +48,10 @@ pub(crate) enum Message {
     Head(Head),
     /// A message of the preshared key exchange, in its own encoding.
     Pair(Vec<u8>),
+    /// "This is where your datagrams come from." On the slot that it arrives on.
+    Seen(SocketAddr),
+    /// "I send to your mapped address of this slot now; send to mine."
+    Invite(Slot),
 }
 
 impl Message {
@@ -96,7 +102,7 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 6] {
+    fn messages() -> [Message; 8] {
         [
             Message::Probe { nonce: 7, len: 0 },
             Message::Echo { nonce: u64::MAX },
@@ -104,6 +110,8 @@ mod tests {
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
             Message::Pair(vec![1; keyring::pq::MAX_MESSAGE_LEN]),
+            Message::Invite(Slot::B),
+            Message::Seen("[2001:db8::1]:51840".parse().unwrap()),
         ]
     }
 

@@ -119,11 +119,11 @@ table! {
     );
     ENDPOINT: Optional<Vec<IpAddr>> = Optional::new(
         "endpoint", "IP[,IP]", value::addresses,
-        "Addresses at which peers reach this node; without it those addresses of its Node that are on its own links. The annotation config.meshd.dev/endpoint on the Node overrides both.",
+        "Further addresses at which peers reach this node, on none of its own links, up to 4. Addresses on its links and its Node's external ones need not be named. The annotation config.meshd.dev/endpoint on the Node overrides all.",
     );
     NAT: Valued<bool> = Valued::new(
         "nat", "true|false", "false", value::boolean,
-        "This node is behind NAT: peers follow the source address of its packets, and keepalives keep the NAT mapping open.",
+        "This node is behind NAT: keepalives keep the NAT's mapping open from the start. Without it the node notices that from what peers tell it.",
     );
     INTERFACE_A: Valued<LinkName> = Valued::new(
         "interface-a", "NAME", "mesh-a", value::link,

@@ -47,6 +47,8 @@ pub(super) struct Outcome {
     guard_in_place: bool,
     /// How many addresses of Nodes the guard closes.
     closed_addresses: usize,
+    /// Addresses on this node's links that are not published because there are too many.
+    pub(super) unpublished_addresses: usize,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
     admission: Admission,
@@ -89,7 +91,7 @@ impl Outcome {
                 pod_cidrs: member.pod_cidrs.clone(),
                 addresses: member.addresses.clone(),
                 active: setup.carrying_slot(member),
-                mtu: Some(peer_mtu(member, &underlay)),
+                mtu: Some(peer_mtu(member, &setup, &underlay)),
                 generation: member.state.generation,
                 proven: member.is_proven(),
                 round_trip_microseconds: None,
@@ -98,7 +100,7 @@ impl Outcome {
                 slots: PerSlot::from_fn(|slot| {
                     Some(PeerSlotStatus {
                         key: member.state.slots.get(slot).key,
-                        endpoint: member.socket(slot),
+                        endpoint: setup.path(member, slot).endpoint,
                         handshake_age: None,
                         last_handshake: None,
                         received: 0,

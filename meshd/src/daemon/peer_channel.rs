@@ -1,7 +1,7 @@
 //! Messages between this node and its peers inside the tunnel: rotation, probes, preshared keys, audit trail.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use keyring::audit::Head;
 use keyring::pq;
@@ -43,6 +43,12 @@ pub(super) enum PeerMessage {
     AuditHead(PeerId, Head),
     /// For the preshared key exchange with a peer, received on a slot.
     Preshared(PeerId, Slot, pq::Message),
+    /// A peer has echoed the probe with this number over a slot.
+    Echo(PeerId, Slot, u64),
+    /// A peer sends to this node's mapped address of a slot now.
+    Invitation(PeerId, Slot),
+    /// Where a peer sees this node's datagrams on a slot come from.
+    Seen(PeerId, Slot, SocketAddr),
 }
 
 /// The control channel and the mesh addresses of the peers on it.
@@ -66,7 +72,7 @@ pub(super) fn peer_views(
     let view = |member: &Member| PeerView {
         generation: member.state.generation,
         tx: setup.active_slot(member),
-        mtu: peer_mtu(member, underlay),
+        mtu: peer_mtu(member, setup, underlay),
     };
     let members = admission.world.peers.values();
     members.map(|member| (PeerId::new(member.uid.as_str()), view(member))).collect()
@@ -168,6 +174,27 @@ impl PeerChannel {
         }
     }
 
+    /// Asks a peer for an echo over a slot.
+    pub(super) fn send_probe(&self, peer: &PeerId, over: Slot, nonce: u64) {
+        if let Some(address) = self.addresses.get(peer) {
+            self.channel.send(over, *address, &Message::Probe { nonce, len: 0 });
+        }
+    }
+
+    /// Asks a peer, over the other slot, to send to this node's mapped address of a slot.
+    pub(super) fn send_invitation(&self, peer: &PeerId, slot: Slot) {
+        if let Some(address) = self.addresses.get(peer) {
+            self.channel.send(slot.other(), *address, &Message::Invite(slot));
+        }
+    }
+
+    /// Tells a peer where its datagrams on a slot come from.
+    pub(super) fn send_seen(&self, peer: &PeerId, over: Slot, endpoint: SocketAddr) {
+        if let Some(address) = self.addresses.get(peer) {
+            self.channel.send(over, *address, &Message::Seen(endpoint));
+        }
+    }
+
     /// Measurements of the path to a peer.
     pub(super) fn path(&self, uid: &NodeUid) -> PathStats {
         self.probes.path(&PeerId::new(uid.as_str()))
@@ -219,8 +246,10 @@ impl PeerChannel {
             }
             Message::Echo { nonce } => {
                 self.probes.receive(self.started.elapsed(), peer, *nonce);
-                None
+                Some(PeerMessage::Echo(peer.clone(), received.over, *nonce))
             }
+            Message::Invite(slot) => Some(PeerMessage::Invitation(peer.clone(), *slot)),
+            Message::Seen(endpoint) => Some(PeerMessage::Seen(peer.clone(), received.over, *endpoint)),
             Message::Head(end) => Some(PeerMessage::AuditHead(peer.clone(), *end)),
             Message::Pair(bytes) => match pq::Message::decode(bytes) {
                 Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),

@@ -8,6 +8,12 @@ use crate::namespace::{Namespace, ip, link};
 
 const ADDRESSES: [&str; 2] = ["10.244.1.1/32", "fd00:10:244:1::1/128"];
 
+async fn has(host: &linux::Handle, address: IpNetwork) -> bool {
+    let found = host.link_addresses(&[&link("two")]).await.unwrap();
+    let found = found.iter().find(|found| found.address == address);
+    found.is_some_and(|found| found.kind.as_deref() == Some("veth"))
+}
+
 fn namespace() -> Namespace {
     let namespace = Namespace::new();
     namespace.ip("link add one type veth peer name two");
@@ -26,12 +32,12 @@ fn an_address_is_added_twice_and_removed_twice_alike() {
                 host.add_address(&link("one"), address).await.unwrap();
                 assert_eq!(found().await, BTreeSet::from([address]), "link-local addresses don't count");
             }
-            assert!(host.local_addresses().await.unwrap().contains(&address.ip()));
+            assert!(has(host, address).await);
             for _ in 0..2 {
                 host.remove_address(&link("one"), address).await.unwrap();
                 assert_eq!(found().await, BTreeSet::new());
             }
-            assert!(!host.local_addresses().await.unwrap().contains(&address.ip()));
+            assert!(!has(host, address).await);
         }
     });
 }

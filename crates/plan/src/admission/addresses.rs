@@ -32,7 +32,7 @@ struct Claimant<'a> {
 #[derive(Debug)]
 pub(super) struct Addresses<'a> {
     policy: &'a AdmissionPolicy,
-    /// This node, and what it lists: that is not contested here, since a node knows its own addresses.
+    /// This node, and what it lists and has: that is not contested here, since a node knows its own addresses.
     own: Option<(NodeUid, BTreeSet<IpAddr>)>,
     claimants: BTreeMap<IpAddr, Vec<Claimant<'a>>>,
     /// Nodes that are not in the mesh, by what they list.
@@ -73,8 +73,13 @@ impl<'a> Addresses<'a> {
     }
 
     /// Takes what this node's own Node lists.
-    pub(super) fn set_own(&mut self, record: &NodeRecord) {
-        let (addresses, refused) = self.listed(record);
+    pub(super) fn set_own(&mut self, record: &'a NodeRecord) {
+        let (mut addresses, refused) = self.listed(record);
+        if let Some(on_links) = &self.policy.own_addresses {
+            for address in addresses.extract_if(.., |address| !on_links.contains(address)) {
+                self.outsiders.entry(address).or_default().push(&record.uid);
+            }
+        }
         self.grants
             .insert(record.uid.clone(), Grant { addresses: addresses.iter().copied().collect(), refused });
         self.own = Some((record.uid.clone(), addresses));
@@ -89,12 +94,19 @@ impl<'a> Addresses<'a> {
         }
     }
 
-    /// Takes what a member lists; `held` are the addresses that the ledger has of it.
-    pub(super) fn claim(&mut self, record: &NodeRecord, member: &'a Member, held: &[IpAddr]) {
+    /// Takes what a member lists; `held` are the addresses that the ledger has of it. An external address that it does not
+    /// have on a link leads to it and is not its own: what pods send there is not for the mesh.
+    pub(super) fn claim(&mut self, record: &'a NodeRecord, member: &'a Member, held: &[IpAddr]) {
         let (addresses, refused) = self.listed(record);
         self.list_internal(record, &addresses);
         self.grants.insert(record.uid.clone(), Grant { addresses: Vec::new(), refused });
+        let external = external(record);
         for address in addresses {
+            if external.contains(&address) && !member.reach.addresses.contains(&address) {
+                // Another node that lists it has to prove it.
+                self.outsiders.entry(address).or_default().push(&record.uid);
+                continue;
+            }
             let evidence = self.policy.evidence.get(&(record.uid.clone(), address)).copied();
             let claimant = Claimant { member, incumbent: held.contains(&address), evidence };
             self.claimants.entry(address).or_default().push(claimant);
@@ -149,9 +161,7 @@ impl<'a> Addresses<'a> {
     }
 
     fn list_internal(&mut self, record: &NodeRecord, addresses: &BTreeSet<IpAddr>) {
-        let external: BTreeSet<IpAddr> =
-            record.external.iter().filter_map(|text| text.parse().ok()).collect();
-        self.internal.extend(addresses.difference(&external));
+        self.internal.extend(addresses.difference(&external(record)));
     }
 
     /// What a Node lists: the addresses that a node may hold, and why it can't hold the others.
@@ -186,6 +196,11 @@ impl<'a> Addresses<'a> {
         }
         Ok(address)
     }
+}
+
+/// What a Node lists as external addresses only.
+fn external(record: &NodeRecord) -> BTreeSet<IpAddr> {
+    record.external.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
 /// Who of several holds an address: the only one that has proven it, once the others have been tested; of several, the

@@ -44,6 +44,9 @@ pub struct AdmissionPolicy {
     pub node_cidrs: Vec<IpNetwork>,
     /// Addresses of the API server.
     pub api_servers: BTreeSet<IpAddr>,
+    /// Addresses on this node's own links; none while they are not known. What its Node lists besides, such as the external
+    /// address of a cloud's NAT, is a way to reach it, not an address that it has.
+    pub own_addresses: Option<BTreeSet<IpAddr>>,
     /// Public keys of this node: no other node may publish them.
     pub own_keys: BTreeSet<PublicKey>,
     /// Whether nodes that have never proved their keys are accepted; daemons of version 0.1 never do.
@@ -100,8 +103,8 @@ pub struct Own {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Its accepted node addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether it is behind NAT.
-    pub nat: bool,
+    /// Where it is, as far as the cluster says.
+    pub location: Option<String>,
     /// Which of its keys an operator asks to replace.
     pub renewal: Option<Renewal>,
 }
@@ -117,8 +120,14 @@ pub struct Member {
     pub addresses: Vec<IpAddr>,
     /// Its keys.
     pub state: State,
-    /// Where datagrams for it go.
+    /// Where datagrams for it go while no path to it is known.
     pub endpoint: Option<Endpoint>,
+    /// The endpoint that an operator prescribes; no other is tried.
+    pub prescribed: Option<Endpoint>,
+    /// Ways to reach it, those that this node may try. The external addresses of its Node are among them.
+    pub reach: Endpoints,
+    /// Where it is, as far as the cluster says: nodes at the same place reach each other at their private addresses.
+    pub location: Option<String>,
     /// Whether it is behind NAT.
     pub nat: bool,
     /// Seconds between keepalives that an operator prescribes; zero turns them off.
@@ -150,13 +159,7 @@ impl Member {
 
     /// Where datagrams for a slot of this node go.
     pub fn socket(&self, slot: Slot) -> Option<SocketAddr> {
-        let Endpoint { address, port } = self.endpoint?;
-        let port = match (port, slot) {
-            (None, slot) => self.state.slots.get(slot).port,
-            (Some(port), Slot::A) => port,
-            (Some(port), Slot::B) => port.checked_add(1)?,
-        };
-        Some(SocketAddr::new(address, port))
+        crate::paths::socket(self.endpoint?, &self.state.slots.map(|slot| slot.port), slot)
     }
 }
 
@@ -324,13 +327,19 @@ impl Admitter<'_> {
                 former.unwrap_or_default()
             }
         };
+        let nat = endpoints.nat;
+        let prescribed = self.prescribed(record);
+        let reach = self.reach(record, endpoints);
         let member = Member {
             uid: record.uid.clone(),
             pod_cidrs,
             addresses: Vec::new(),
             state,
-            endpoint: self.endpoint(record, &endpoints),
-            nat: endpoints.nat,
+            endpoint: prescribed.or_else(|| reach.first()),
+            prescribed,
+            reach,
+            location: record.location.clone(),
+            nat,
             keepalive: self.keepalive(record),
         };
         self.out.world.peers.insert(record.name.clone(), member);
@@ -340,12 +349,9 @@ impl Admitter<'_> {
     fn admit_own(&mut self, candidate: &Candidate<'_>, pod_cidrs: Vec<IpNetwork>) {
         let record = candidate.record;
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
-        let endpoints =
-            candidate.endpoints().map_err(|error| self.reject(record, Reason::Endpoints(error), true));
-        let former = || candidate.entry.and_then(SharedEntry::endpoints).cloned().unwrap_or_default();
-        let nat = endpoints.unwrap_or_else(|()| former()).nat;
         let (uid, renewal) = (record.uid.clone(), self.renewal(record));
-        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), nat, renewal });
+        let location = record.location.clone();
+        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), location, renewal });
         self.accepted.insert(record.name.clone(), None);
     }
 
@@ -417,20 +423,38 @@ impl Admitter<'_> {
         Ok(accepted)
     }
 
-    /// The first endpoint that this node can send to and that is not inside the cluster: a datagram to a pod or service
-    /// address would be routed into the tunnel that it is meant to build.
-    fn endpoint(&mut self, record: &NodeRecord, published: &Endpoints) -> Option<Endpoint> {
-        let prescribed = record.config_endpoint.as_deref().map(|text| (text, parse_endpoint(text)));
-        match prescribed {
-            Some((_, Some(endpoint))) if self.is_usable(endpoint.address) => return Some(endpoint),
-            Some((text, _)) => {
-                let reason = Reason::ConfigEndpoint { found: reason::quoted(text) };
-                self.reject(record, reason, true);
-            }
-            None => {}
+    /// The endpoint that an operator prescribes.
+    fn prescribed(&mut self, record: &NodeRecord) -> Option<Endpoint> {
+        let text = record.config_endpoint.as_deref()?;
+        let usable = parse_endpoint(text).filter(|endpoint| self.is_usable(endpoint.address));
+        if usable.is_none() {
+            let reason = Reason::ConfigEndpoint { found: reason::quoted(text) };
+            self.reject(record, reason, true);
         }
-        let first = published.addresses.iter().copied().find(|address| self.is_usable(*address))?;
-        Some(Endpoint { address: first, port: None })
+        usable
+    }
+
+    /// The endpoints that this node can send to and that are not inside the cluster: a datagram to a pod or service address
+    /// would be routed into the tunnel that it is meant to build. Only control-plane nodes may name the API server's.
+    fn reach(&self, record: &NodeRecord, published: Endpoints) -> Endpoints {
+        let is_usable = |address: IpAddr| {
+            let foreign = self.policy.api_servers.contains(&address) && !record.control_plane;
+            self.is_usable(address) && !foreign
+        };
+        let mut reach = published;
+        let listed = record.external.iter().take(ledger::MAX_LISTED);
+        for address in listed.filter_map(|text| text.parse().ok()) {
+            if !reach.external.contains(&address) {
+                reach.external.push(address);
+            }
+        }
+        reach.addresses.retain(|address| is_usable(*address));
+        let addresses = &reach.addresses;
+        reach.external.retain(|address| is_usable(*address) && !addresses.contains(address));
+        for slot in Slot::ALL {
+            reach.observed.get_mut(slot).retain(|socket| self.is_usable(socket.ip()));
+        }
+        reach
     }
 
     fn is_usable(&self, address: IpAddr) -> bool {
@@ -492,4 +516,4 @@ fn parse_endpoint(text: &str) -> Option<Endpoint> {
 #[cfg(test)]
 mod proof_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

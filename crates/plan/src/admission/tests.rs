@@ -2,7 +2,7 @@ use super::*;
 use crate::annotation::{Phase, SlotState};
 use keyring::PerSlot;
 
-pub(super) fn policy() -> AdmissionPolicy {
+pub(crate) fn policy() -> AdmissionPolicy {
     AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
@@ -33,7 +33,7 @@ fn state(number: u8) -> State {
     }
 }
 
-pub(super) fn node(number: u8) -> NodeRecord {
+pub(crate) fn node(number: u8) -> NodeRecord {
     NodeRecord {
         name: NodeName::new(format!("n{number}")),
         uid: NodeUid::new(format!("u{number}")),
@@ -42,17 +42,21 @@ pub(super) fn node(number: u8) -> NodeRecord {
         addresses: vec![format!("192.0.2.{number}")],
         state: Some(state(number).render()),
         endpoints: Some(
-            Endpoints { addresses: vec![format!("192.0.2.{number}").parse().unwrap()], nat: false }.render(),
+            Endpoints {
+                addresses: vec![format!("192.0.2.{number}").parse().unwrap()],
+                ..Endpoints::default()
+            }
+            .render(),
         ),
         ..NodeRecord::default()
     }
 }
 
-pub(super) fn admitted(records: &[NodeRecord], ledger: &Ledger) -> Admission {
+pub(crate) fn admitted(records: &[NodeRecord], ledger: &Ledger) -> Admission {
     admit(&policy(), &NodeName::new("n1"), records, ledger)
 }
 
-pub(super) fn codes(admission: &Admission) -> Vec<(&str, &str)> {
+pub(crate) fn codes(admission: &Admission) -> Vec<(&str, &str)> {
     admission.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.reason.code())).collect()
 }
 
@@ -127,7 +131,7 @@ fn every_reason_has_a_case() {
             "endpoints-too-many",
             with(&|node| {
                 let addresses = vec!["192.0.2.9".parse().unwrap(); 17];
-                node.endpoints = Some(Endpoints { addresses, nat: false }.render());
+                node.endpoints = Some(Endpoints { addresses, ..Endpoints::default() }.render());
             }),
         ),
         ("config-endpoint", with(&|node| node.config_endpoint = Some("example.org:1".to_owned()))),
@@ -225,7 +229,7 @@ fn a_recreated_node_replaces_the_former_one() {
 fn endpoints_are_those_that_we_can_send_to() {
     let mut record = node(2);
     let addresses = vec!["2001:db8::2".parse().unwrap(), "192.0.2.2".parse().unwrap()];
-    record.endpoints = Some(Endpoints { addresses, nat: true }.render());
+    record.endpoints = Some(Endpoints { addresses, nat: true, ..Endpoints::default() }.render());
     let policy = AdmissionPolicy { ipv6: false, ..policy() };
     let of = |record: &NodeRecord| {
         let admission = admit(&policy, &NodeName::new("n1"), &[node(1), record.clone()], &Ledger::default());

@@ -11,7 +11,7 @@ use plan::admission::Claim;
 use plan::backoff::Attempt;
 use plan::cluster::Lookup;
 use plan::node::NodeName;
-use plan::publication::{self, Listening};
+use plan::publication;
 use plan::turn::{ApiServer, questions};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -196,7 +196,7 @@ impl Reconciler {
     }
 
     /// Hands the publisher the annotations of our Node, if they differ.
-    pub(super) async fn publish(&mut self) {
+    pub(super) fn publish(&mut self) {
         let Some(record) = self.cluster.own_record().cloned() else {
             self.outcome.published = false;
             return;
@@ -210,9 +210,8 @@ impl Reconciler {
             self.outcome.published = false;
             return;
         }
-        let endpoints = self.endpoints(&record).await;
-        let listening = Listening { ports: self.config.ports, endpoints, nat: self.config.nat };
-        let announcement = publication::announcement(&record, self.keys.journal(), &listening.ports);
+        let endpoints = self.endpoints(&record);
+        let announcement = publication::announcement(&record, self.keys.journal(), &self.config.ports);
         let state = match self.keys.prove(&announcement, publication::published(&record, &announcement)) {
             Ok(state) => {
                 self.side_tasks.succeeded(&PROOF);
@@ -231,7 +230,7 @@ impl Reconciler {
                 return;
             }
         };
-        let publication = publication::wanted(&record, &state, listening);
+        let publication = publication::wanted(&record, &state, &endpoints);
         self.outcome.published = publication::is_in_place(&record, &publication);
         if self.outcome.published {
             self.keys.set_shown();
@@ -245,16 +244,6 @@ impl Reconciler {
             *former = wanted;
             modified
         });
-    }
-
-    /// Where peers reach us: as configured, else our Node's addresses that are on a link.
-    async fn endpoints(&self, record: &plan::node::NodeRecord) -> Vec<IpAddr> {
-        if !self.config.endpoints.is_empty() {
-            return self.config.endpoints.clone();
-        }
-        let local = self.host.local_addresses().await.unwrap_or_default();
-        let listed = record.addresses.iter().filter_map(|text| text.parse().ok());
-        listed.filter(|address| local.contains(address)).collect()
     }
 }
 

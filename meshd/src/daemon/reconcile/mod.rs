@@ -3,24 +3,28 @@
 mod answer;
 mod api_server;
 mod contests;
+mod paths;
 mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use keyring::Slot;
 use keyring::rotation::Input;
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError, guard};
-use plan::admission::{Admission, AdmissionPolicy};
+use plan::admission::{Admission, AdmissionPolicy, Member};
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay};
 use plan::evidence::Tests;
-use plan::node::NodeName;
+use plan::network::LinkAddress;
+use plan::node::{NodeName, NodeUid};
 use plan::op::Op;
 use plan::path_mtu::PathMtus;
+use plan::paths::{Observations, Paths};
 use plan::turn::{Known, Turn, decide};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -45,6 +49,7 @@ use crate::device::SelectedBackend;
 use crate::fault;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
+use paths::Told;
 
 const OBSERVE: Attempt = Attempt::Task("observe");
 const PLAN: Attempt = Attempt::Task("plan");
@@ -72,6 +77,16 @@ pub(super) struct Reconciler {
     /// Contested addresses, and what tests of them say.
     tests: Tests,
     path_mtus: PathMtus,
+    paths: Paths,
+    observations: Observations,
+    /// What each peer was told of where its datagrams come from.
+    told: BTreeMap<(NodeUid, Slot), Told>,
+    /// The addresses on the node's links, unless they may have changed.
+    link_addresses: Option<Vec<LinkAddress>>,
+    /// The slot that carries pods' packets to each peer since the last turn.
+    carrying: BTreeMap<NodeUid, Slot>,
+    /// Whether a turn is wanted because a step of a path is due.
+    step_wanted: bool,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
     /// The guard of the last turn, kept in place while nothing else can be observed.
@@ -87,6 +102,13 @@ pub(super) struct Reconciler {
     /// When keys were last replaced for the sake of their devices.
     renewed: Option<Duration>,
     pub(super) outcome: Outcome,
+}
+
+/// The slot that carries pods' packets to each peer after a turn.
+fn carrying(turn: &Turn) -> BTreeMap<NodeUid, Slot> {
+    let members = turn.admission.world.peers.values();
+    let slot = |member: &Member| Some((member.uid.clone(), turn.setup.carrying_slot(member)?));
+    members.filter_map(slot).collect()
 }
 
 /// Where the loop's results go.
@@ -140,6 +162,7 @@ impl Reconciler {
             node_cidrs: config.node_cidrs.clone(),
             api_servers: config.api_servers.iter().copied().chain(server).collect(),
             own_keys: keys.public().iter().map(|(_, key)| *key).collect(),
+            own_addresses: None,
             accept_unproven: config.accept_unproven,
             evidence: BTreeMap::new(),
             ipv4: true,
@@ -163,6 +186,12 @@ impl Reconciler {
             api: ApiQuestions::new(client, answers),
             tests: Tests::default(),
             path_mtus: PathMtus::default(),
+            paths: Paths::new(keys.jitter_seed()),
+            observations: Observations::default(),
+            told: BTreeMap::new(),
+            link_addresses: None,
+            carrying: BTreeMap::new(),
+            step_wanted: false,
             kernel_changed: false,
             guard: None,
             held_changes: Some(Vec::new()),
@@ -227,6 +256,7 @@ impl Reconciler {
     /// Takes a notice from the kernel: links, addresses or routes may be others now.
     pub(super) fn kernel_changed(&mut self) {
         self.path_mtus.clear();
+        self.link_addresses = None;
         self.kernel_changed = true;
     }
 
@@ -268,8 +298,9 @@ impl Reconciler {
             self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
             self.keys.handle(Input::Applied(generation));
         }
+        self.carrying = carrying(&turn);
         self.test_addresses(now, &turn);
-        self.publish().await;
+        self.publish();
         self.update_channel(now, &turn.desired).await;
         self.record_audit(&turn.admission);
         self.settle_backend(now);
@@ -345,10 +376,11 @@ impl Reconciler {
     async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         self.policy.evidence = self.tests.evidence();
+        self.policy.own_addresses = Some(self.own_addresses().await?);
         let admission = self.cluster.admit(&self.policy);
         self.set_peers(&admission);
-        let underlay = self.underlay(&admission).await?;
         let setup = self.setup(&admission);
+        let underlay = self.underlay(&admission, &setup).await?;
         let generation = self.keys.journal().generation;
         let known = Known::new(admission, setup, underlay, generation, self.backoff.clone());
         let desired = known.desired();
@@ -367,7 +399,8 @@ impl Reconciler {
             links: self.config.links.clone(),
             table: self.config.table,
             rule_priority: self.config.rule_priority,
-            nat: self.config.nat,
+            nat: self.is_behind_nat(),
+            paths: self.paths.paths(),
             steer,
             preshared: BTreeMap::new(),
             barred: BTreeSet::new(),
@@ -377,10 +410,11 @@ impl Reconciler {
     }
 
     /// The path MTU to each endpoint, by the route that its datagrams really take.
-    async fn underlay(&mut self, admission: &Admission) -> Result<Underlay, HostError> {
+    async fn underlay(&mut self, admission: &Admission, setup: &Setup) -> Result<Underlay, HostError> {
         let fixed = self.config.mtu.map(|mtu| mtu + plan::desired::OVERHEAD);
-        let members = admission.world.peers.values();
-        let endpoints = members.filter_map(|member| Some(member.endpoint?.address)).collect();
+        let slots = |member| Slot::ALL.map(|slot| setup.path(member, slot).endpoint);
+        let endpoints = admission.world.peers.values().flat_map(slots).flatten();
+        let endpoints = endpoints.map(|endpoint| endpoint.ip()).collect();
         for address in self.path_mtus.to_ask(&endpoints) {
             let path = self.host.underlay(address).await?;
             self.path_mtus.learn(address, path.map(|path| fixed.unwrap_or(path.mtu)));

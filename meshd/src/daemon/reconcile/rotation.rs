@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyring::audit::NodeRef;
 use keyring::pq::Entry;
-use keyring::rotation::{Cause, Input, PeerId, Rotation, slot_for};
+use keyring::rotation::{Cause, Input, PeerId, Rotation, drained_between, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::backoff::Attempt;
@@ -46,11 +46,13 @@ impl Reconciler {
         self.keys.handle(Input::Connected(connected && self.audit.is_kept()));
     }
 
-    /// The slot to send to each peer on, by what both announce and by which slots have a session.
+    /// The slot to send to each peer on, by what both announce, which slots have a session, and which paths there are.
     pub(super) fn steer(&mut self, admission: &Admission) -> BTreeMap<NodeUid, Slot> {
         let Some(own) = self.keys.stance() else { return BTreeMap::new() };
         let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
         self.show(admission, &states);
+        self.find_paths(admission, &states);
+        let now = self.started.elapsed();
         let members = admission.world.peers.values();
         let slot = |member: &Member| {
             let answers = PerSlot::from_fn(|slot| {
@@ -59,6 +61,9 @@ impl Reconciler {
                 peer.is_some_and(|peer| peer.since_handshake.is_some())
             });
             let wanted = slot_for(&own, &publication::stance(member), answers);
+            // A slot that one end drains is not used, whatever its path.
+            let drained = drained_between(&own, &publication::stance(member)).is_some();
+            let wanted = if drained { wanted } else { self.paths.steer(now, &member.uid, wanted) };
             (member.uid.clone(), self.pairs.steer(&PeerId::new(member.uid.as_str()), wanted))
         };
         members.map(slot).collect()
@@ -134,6 +139,14 @@ impl Reconciler {
                 self.peer_channel.send_preshared(self.pairs.take_messages());
             }
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
+            Some(PeerMessage::Echo(peer, over, nonce)) => {
+                self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
+            }
+            Some(PeerMessage::Seen(peer, over, endpoint)) => self.take_seen(&peer, over, endpoint),
+            Some(PeerMessage::Invitation(peer, slot)) => {
+                self.paths.invite(self.started.elapsed(), &NodeUid::new(peer.as_str()), slot);
+                self.step_wanted = true;
+            }
             None => {}
         }
     }
@@ -247,16 +260,18 @@ impl Reconciler {
         self.peer_channel.send_asks(self.keys.take_asks());
         self.pairs.tick(&mut self.keys);
         self.peer_channel.send_preshared(self.pairs.take_messages());
+        self.step_wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
     }
 
     /// When the next of that is due.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
-        self.keys.due().into_iter().chain(self.pairs.due()).min()
+        let paths = self.paths_due();
+        self.keys.due().into_iter().chain(self.pairs.due()).chain(paths).min()
     }
 
     /// Whether a turn is wanted now; the request is cleared.
     pub(in crate::daemon) const fn take_turn(&mut self) -> bool {
         let (keys, pairs) = (self.keys.take_turn(), self.pairs.take_turn());
-        keys || pairs
+        keys || pairs || std::mem::replace(&mut self.step_wanted, false)
     }
 }

@@ -177,3 +177,39 @@ fn a_prescribed_port_is_tested_at_its_address() {
     assert_eq!(admission.to_test[0].ports, PerSlot { a: 51840, b: 51841 });
     assert_eq!(admission.to_test[1].ports, PerSlot { a: 7000, b: 7001 });
 }
+
+/// A cloud VM: the cloud's NAT has the external address, no link of the VM does.
+fn vm(number: u8, on_links: &[u8], external: u8) -> NodeRecord {
+    let published =
+        Endpoints { addresses: on_links.iter().map(|last| ip(*last)).collect(), ..Endpoints::default() };
+    NodeRecord {
+        external: vec![ip(external).to_string()],
+        endpoints: Some(published.render()),
+        ..listing(number, &[number, external])
+    }
+}
+
+#[test]
+fn only_addresses_on_its_own_links_are_a_nodes_own() {
+    let policy = AdmissionPolicy { own_addresses: Some([ip(1), ip(77)].into()), ..policy() };
+    let records = [vm(1, &[1], 201), vm(2, &[2], 202), vm(3, &[3, 203], 203)];
+    let admission = admit(&policy, &NodeName::new("n1"), &records, &Ledger::default());
+    assert_eq!(admission.world.own.as_ref().unwrap().addresses, [ip(1)]);
+    assert_eq!((held(&admission, 2), held(&admission, 3)), (vec![2], vec![3, 203]));
+    assert!(
+        admission.rejected.is_empty() && admission.world.closed.is_empty() && admission.to_test.is_empty()
+    );
+    let external = |number: u8| &admission.world.peers[&NodeName::new(format!("n{number}"))].reach.external;
+    assert_eq!((external(2), external(3)), (&vec![ip(202)], &vec![]), "a way to reach it nevertheless");
+}
+
+#[test]
+fn an_external_address_of_another_node_has_to_be_proven_by_who_lists_it_as_its_own() {
+    let policy = AdmissionPolicy { own_addresses: Some([ip(1)].into()), ..policy() };
+    let records = [vm(1, &[1], 201), vm(2, &[2], 202), listing(3, &[3, 201, 202])];
+    let admission = admit(&policy, &NodeName::new("n1"), &records, &Ledger::default());
+    assert_eq!(held(&admission, 3), [3]);
+    let tested: Vec<_> = admission.to_test.iter().map(|claim| (claim.uid.as_str(), claim.address)).collect();
+    assert_eq!(tested, [("u3", ip(201)), ("u3", ip(202))]);
+    assert_eq!(admission.world.closed, [ip(201), ip(202)].into());
+}

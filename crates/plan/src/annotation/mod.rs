@@ -3,6 +3,8 @@
 //! Unknown fields of a known version are ignored, so that a later release can add some. An unknown version is refused,
 //! and so is a duplicate key, because two readers could take different ones.
 
+mod endpoints;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -11,7 +13,8 @@ use keyring::{KeyError, PerSlot, Proof, ProofError, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::node::NodeUid;
-use crate::prefix;
+
+pub use endpoints::{Endpoints, MAX_ENDPOINTS, MAX_EXTERNAL, MAX_OBSERVED, Mapping};
 
 /// Names of the annotations.
 pub mod names {
@@ -23,14 +26,14 @@ pub mod names {
     pub const CONFIG_ENDPOINT: &str = "config.meshd.dev/endpoint";
     /// Keepalive interval that an operator prescribes.
     pub const CONFIG_KEEPALIVE: &str = "config.meshd.dev/keepalive";
+    /// Where an operator says that the node is.
+    pub const CONFIG_LOCATION: &str = "config.meshd.dev/location";
     /// An operator's request to replace older keys.
     pub const CONFIG_RENEWAL: &str = "config.meshd.dev/renew-keys-before";
 }
 
 /// Longest annotation that is parsed, in bytes.
 pub const MAX_LEN: usize = 1024;
-/// Most endpoint addresses of one node.
-pub const MAX_ENDPOINTS: usize = 16;
 /// The version that this code writes and reads.
 const VERSION: u64 = 1;
 
@@ -78,15 +81,6 @@ pub enum Phase {
     Verifying,
     /// The node started with new keys in both slots.
     Cold,
-}
-
-/// The annotation `meshd.dev/endpoints`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Endpoints {
-    /// Addresses, the best first; the ports are in the state annotation.
-    pub addresses: Vec<IpAddr>,
-    /// Whether the node is behind NAT, so that it must be followed to wherever it sends from.
-    pub nat: bool,
 }
 
 impl State {
@@ -149,26 +143,6 @@ impl State {
     }
 }
 
-impl Endpoints {
-    /// Writes the canonical text.
-    pub fn render(&self) -> String {
-        let wire = WireEndpoints { v: VERSION, addresses: self.addresses.clone(), nat: self.nat };
-        serde_json::to_string(&wire).unwrap_or_default()
-    }
-
-    /// Reads an annotation.
-    pub fn parse(text: &str) -> Result<Self, AnnotationError> {
-        let wire: WireEndpoints = parse_versioned(text)?;
-        if wire.addresses.len() > MAX_ENDPOINTS {
-            return Err(AnnotationError::TooManyEndpoints { found: wire.addresses.len() });
-        }
-        if let Some(address) = wire.addresses.iter().find(|address| prefix::is_special(**address)) {
-            return Err(AnnotationError::EndpointAddress { address: *address });
-        }
-        Ok(Self { addresses: wire.addresses, nat: wire.nat })
-    }
-}
-
 #[derive(Serialize, Deserialize)]
 struct WireState {
     v: u64,
@@ -201,14 +175,6 @@ struct WireSlot {
     key: String,
     g: u64,
     port: u16,
-}
-
-#[derive(Serialize, Deserialize)]
-struct WireEndpoints {
-    v: u64,
-    addresses: Vec<IpAddr>,
-    #[serde(default)]
-    nat: bool,
 }
 
 /// The one field that is read before all others.
@@ -298,14 +264,16 @@ pub enum AnnotationError {
         /// The generation.
         found: u64,
     },
-    /// More endpoints than a node can have.
-    #[error("{found} endpoints: expected at most {MAX_ENDPOINTS}")]
+    /// More endpoints of one kind than a node publishes.
+    #[error("{found} endpoints of one kind: expected at most {most}")]
     TooManyEndpoints {
         /// How many.
         found: usize,
+        /// How many there may be.
+        most: usize,
     },
     /// An endpoint that no datagram can be sent to.
-    #[error("endpoint {address}: expected a unicast address that is not link-local")]
+    #[error("endpoint {address}: expected a unicast address that is not link-local, and a port")]
     EndpointAddress {
         /// The address.
         address: IpAddr,

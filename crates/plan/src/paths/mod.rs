@@ -1,0 +1,277 @@
+//! The paths to all peers: which endpoint each slot of each peer is reached at. Pure: time and what the devices say are
+//! arguments, what to do is the result.
+//!
+//! AllowedIPs, keys and the guard never depend on a path. An endpoint is no claim to anything: only the holder of a key can
+//! answer there.
+
+mod candidate;
+mod observations;
+mod slot;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use keyring::{PerSlot, Slot};
+
+use crate::admission::{Member, World};
+use crate::annotation::Endpoints;
+use crate::desired::Path;
+use crate::node::NodeUid;
+
+pub use candidate::{Candidate, Kind, Surroundings, candidates, is_public, socket};
+pub use observations::{Observations, endpoints, published_addresses};
+use slot::Context;
+pub use slot::{Action, Event, SlotPath, View};
+
+/// How long after the end with the lower UID the other one tries a direct path: longer than most trials take.
+const TRIALS_APART: Duration = Duration::from_secs(10);
+
+/// What to do about a slot of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// UID of the peer's Node.
+    pub uid: NodeUid,
+    /// The slot.
+    pub slot: Slot,
+    /// What to do, in this order.
+    pub actions: Vec<Action>,
+    /// What has happened.
+    pub event: Option<Event>,
+}
+
+/// What the steps depend on besides the members and this node's place.
+pub trait Outlook {
+    /// What the device says of a peer's slot; none if it has no such peer.
+    fn view(&self, member: &Member, slot: Slot) -> Option<View>;
+
+    /// The relay's port that leads to a peer's slot.
+    fn relayed(&self, uid: &NodeUid, slot: Slot) -> Option<SocketAddr>;
+
+    /// Whether an endpoint is a port of a relay.
+    fn is_relay(&self, endpoint: SocketAddr) -> bool;
+
+    /// The slot that carries pods' packets to a peer.
+    fn carrying(&self, uid: &NodeUid) -> Option<Slot>;
+
+    /// Whether the device of a slot begins a handshake with a peer only every 5 s.
+    fn is_limited(&self, slot: Slot) -> bool;
+}
+
+/// The paths to all peers.
+#[derive(Clone, Debug, Default)]
+pub struct Paths {
+    pairs: BTreeMap<NodeUid, Pair>,
+    own: Surroundings,
+    next_nonce: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Pair {
+    /// What the candidates were computed from.
+    reach: Endpoints,
+    basis: Basis,
+    learned: Option<Endpoints>,
+    candidates: PerSlot<Vec<Candidate>>,
+    slots: PerSlot<SlotPath>,
+}
+
+/// What a peer's candidates depend on besides its endpoints.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Basis {
+    prescribed: Option<crate::admission::Endpoint>,
+    location: Option<String>,
+    ports: PerSlot<u16>,
+}
+
+impl Basis {
+    fn of(member: &Member) -> Self {
+        Self {
+            prescribed: member.prescribed,
+            location: member.location.clone(),
+            ports: member.state.slots.map(|slot| slot.port),
+        }
+    }
+}
+
+impl Paths {
+    /// No paths yet. Probes are numbered from `first_nonce`.
+    pub fn new(first_nonce: u64) -> Self {
+        Self { next_nonce: first_nonce, ..Self::default() }
+    }
+
+    /// Takes a step with each peer in `world`; forgets the others.
+    pub fn step(
+        &mut self,
+        now: Duration,
+        world: &World,
+        own: Surroundings,
+        outlook: &impl Outlook,
+    ) -> Vec<Step> {
+        let moved = self.own.links != own.links;
+        let other_place = self.own != own;
+        self.own = own;
+        let own_uid = world.own.as_ref().map(|own| &own.uid);
+        let mut former = std::mem::take(&mut self.pairs);
+        let mut steps = Vec::new();
+        for member in world.peers.values() {
+            let mut pair = former.remove(&member.uid).unwrap_or_else(|| Pair::new(now, member, &self.own));
+            let reached_otherwise = pair.reach != member.reach || pair.basis != Basis::of(member);
+            if reached_otherwise || other_place {
+                pair.consider(member, &self.own);
+            }
+            for slot in Slot::ALL {
+                if reached_otherwise || other_place {
+                    pair.slots.get_mut(slot).retry(now);
+                }
+                if moved {
+                    pair.slots.get_mut(slot).suspect(now);
+                }
+                let (actions, event) =
+                    pair.step(now, (member, own_uid < Some(&member.uid)), slot, outlook, self.next_nonce);
+                self.next_nonce = self.next_nonce.wrapping_add(1);
+                if !actions.is_empty() || event.is_some() {
+                    steps.push(Step { uid: member.uid.clone(), slot, actions, event });
+                }
+            }
+            self.pairs.insert(member.uid.clone(), pair);
+        }
+        steps
+    }
+
+    /// A peer has echoed a probe over a slot.
+    pub fn echo(&mut self, uid: &NodeUid, slot: Slot, nonce: u64) {
+        if let Some(pair) = self.pairs.get_mut(uid) {
+            pair.slots.get_mut(slot).echo(nonce);
+        }
+    }
+
+    /// Another peer says how a peer is reached. What is older than what is known says nothing.
+    pub fn learn(&mut self, now: Duration, uid: &NodeUid, endpoints: Endpoints) {
+        let Some(pair) = self.pairs.get_mut(uid) else { return };
+        let known = pair.learned.as_ref().map_or(pair.reach.sequence, |learned| learned.sequence);
+        if endpoints.sequence > known.max(pair.reach.sequence) {
+            pair.learned = Some(endpoints);
+            // Computed anew at the next step.
+            pair.reach = Endpoints::default();
+            pair.slots.a.suspect(now);
+            pair.slots.b.suspect(now);
+        }
+    }
+
+    /// A peer sends to our mapped address of a slot now.
+    pub fn invite(&mut self, now: Duration, uid: &NodeUid, slot: Slot) {
+        if let Some(pair) = self.pairs.get_mut(uid) {
+            pair.slots.get_mut(slot).invite(now);
+        }
+    }
+
+    /// The path to each slot of each peer, for the plan.
+    pub fn paths(&self) -> BTreeMap<(NodeUid, Slot), Path> {
+        let of_slot = |(uid, pair): (&NodeUid, &Pair), slot: Slot| {
+            let (endpoint, follow) = pair.slots.get(slot).endpoint();
+            let first = || pair.candidates.get(slot).first().map(|candidate| candidate.to);
+            ((uid.clone(), slot), Path { endpoint: endpoint.or_else(first), follow })
+        };
+        self.pairs.iter().flat_map(|pair| Slot::ALL.map(|slot| of_slot(pair, slot))).collect()
+    }
+
+    /// What kind of path there is to a peer's slot; none while there is none.
+    pub fn up(&self, uid: &NodeUid, slot: Slot) -> Option<Kind> {
+        self.pairs.get(uid).and_then(|pair| pair.slots.get(slot).up())
+    }
+
+    /// The slot to send to instead of `wanted`, where only the other one has a path, or a direct one.
+    /// A slot on which the peer waits for us to try a direct path is left.
+    pub fn steer(&self, now: Duration, uid: &NodeUid, wanted: Slot) -> Slot {
+        let Some(pair) = self.pairs.get(uid) else { return wanted };
+        let rank = |slot| {
+            let path = pair.slots.get(slot);
+            path.up().map(|kind| (kind.is_direct(), !path.is_trying(), !path.is_invited(now)))
+        };
+        if rank(wanted.other()) > rank(wanted) { wanted.other() } else { wanted }
+    }
+
+    /// Whether a better path to a peer's slot is tried instead of the one that there is.
+    pub fn is_trying(&self, uid: &NodeUid, slot: Slot) -> bool {
+        self.pairs.get(uid).is_some_and(|pair| pair.slots.get(slot).is_trying())
+    }
+
+    /// Whether a peer's slot needs a relay: no direct path was found, or both ends are behind NAT and none is known yet.
+    pub fn needs_relay(&self, uid: &NodeUid, slot: Slot) -> bool {
+        let Some(pair) = self.pairs.get(uid) else { return false };
+        if pair.basis.prescribed.is_some() {
+            return false;
+        }
+        let path = pair.slots.get(slot);
+        let both_mapped = self.own.mapping.is_mapped() && (pair.reach.mapping.is_mapped() || pair.reach.nat);
+        let beside = |one: &Candidate| matches!(one.kind, Kind::Link | Kind::Site);
+        match path.up() {
+            Some(kind) => !kind.is_direct(),
+            None if path.has_failed() => true,
+            None => both_mapped && slot == Slot::B && !pair.candidates.get(slot).iter().any(beside),
+        }
+    }
+
+    /// When the next step is due, if one is.
+    pub fn due(&self) -> Option<Duration> {
+        let due = |pair: &Pair| Slot::ALL.into_iter().filter_map(|slot| pair.slots.get(slot).due()).min();
+        self.pairs.values().filter_map(due).min()
+    }
+}
+
+impl Pair {
+    fn new(now: Duration, member: &Member, own: &Surroundings) -> Self {
+        let slots = PerSlot { a: SlotPath::new(now), b: SlotPath::new(now) };
+        let mut pair = Self {
+            reach: Endpoints::default(),
+            basis: Basis::of(member),
+            learned: None,
+            candidates: PerSlot::default(),
+            slots,
+        };
+        pair.consider(member, own);
+        pair
+    }
+
+    fn consider(&mut self, member: &Member, own: &Surroundings) {
+        self.reach = member.reach.clone();
+        self.basis = Basis::of(member);
+        self.learned.take_if(|learned| learned.sequence <= member.reach.sequence);
+        self.candidates = PerSlot::from_fn(|slot| candidates(own, member, self.learned.as_ref(), slot));
+    }
+
+    fn step(
+        &mut self,
+        now: Duration,
+        (member, leads): (&Member, bool),
+        slot: Slot,
+        outlook: &impl Outlook,
+        nonce: u64,
+    ) -> (Vec<Action>, Option<Event>) {
+        let view = outlook.view(member, slot);
+        let direct = self.candidates.get(slot);
+        let relayed = outlook.relayed(&member.uid, slot).filter(|_| member.prescribed.is_none());
+        let with_relay;
+        let candidates = match relayed.map(|to| Candidate { kind: Kind::Relayed, to }) {
+            None => direct.as_slice(),
+            Some(relay) => {
+                // While the one slot tries to get through, the other one takes the relay.
+                let first = slot == Slot::B && self.slots.a.up().is_none();
+                with_relay =
+                    if first { prepended(relay, direct) } else { [direct.as_slice(), &[relay]].concat() };
+                with_relay.as_slice()
+            }
+        };
+        let carries = outlook.carrying(&member.uid) == Some(slot);
+        let at_relay = view.and_then(|view| view.endpoint).is_some_and(|endpoint| outlook.is_relay(endpoint));
+        let trial_after = if leads { Duration::ZERO } else { TRIALS_APART };
+        let limited = outlook.is_limited(slot);
+        let context = Context { candidates, carries, limited, trial_after, at_relay, nonce };
+        self.slots.get_mut(slot).step(now, view.as_ref(), context)
+    }
+}
+
+fn prepended(first: Candidate, rest: &[Candidate]) -> Vec<Candidate> {
+    std::iter::once(first).chain(rest.iter().copied()).collect()
+}

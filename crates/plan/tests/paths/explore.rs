@@ -1,0 +1,149 @@
+//! Random worlds: `PATHS_CASES` of them.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use super::network::Nat;
+use super::world::{Chance, World};
+
+/// How long after the last fault the pair has its path. Pauses between two rounds are 15 s, a trial of a direct path is
+/// due within 15 min.
+const FOUND_AFTER: Duration = Duration::from_mins(2);
+
+#[derive(Clone, Debug)]
+struct Dice {
+    state: u64,
+    /// Losses in a thousand.
+    loss: u64,
+    /// Longest delay in ticks.
+    slowest: u64,
+}
+
+impl Dice {
+    /// A number below `bound`, by a xorshift generator.
+    fn roll(&mut self, bound: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % bound
+    }
+}
+
+impl Chance for Dice {
+    fn loses(&mut self) -> bool {
+        self.roll(1000) < self.loss
+    }
+
+    fn delay(&mut self) -> u64 {
+        1 + self.roll(self.slowest)
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Fault {
+    Flush(usize),
+    Renumber(usize),
+    Down(usize),
+    Restart(usize),
+    Reboot(usize),
+    KillRelay,
+    ApiAway(bool),
+    Prefer(usize),
+    Wait(u64),
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    let node = 0..2_usize;
+    prop_oneof![
+        node.clone().prop_map(Fault::Flush),
+        node.clone().prop_map(Fault::Renumber),
+        node.clone().prop_map(Fault::Down),
+        node.clone().prop_map(Fault::Restart),
+        node.clone().prop_map(Fault::Reboot),
+        Just(Fault::KillRelay),
+        any::<bool>().prop_map(Fault::ApiAway),
+        node.prop_map(Fault::Prefer),
+        (1..40_u64).prop_map(Fault::Wait),
+    ]
+}
+
+fn nat() -> impl Strategy<Value = Nat> {
+    prop_oneof![Just(Nat::None), Just(Nat::OneToOne), Just(Nat::Home), Just(Nat::Symmetric)]
+}
+
+#[allow(clippy::disallowed_methods, reason = "how many cases are run is a setting of the test")]
+fn cases() -> u32 {
+    std::env::var("PATHS_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
+}
+
+fn perform(world: &mut World<Dice>, fault: &Fault, number: u8) {
+    match *fault {
+        Fault::Flush(index) => world.nodes[index].site.flush(),
+        Fault::Renumber(index) => world.nodes[index].site.renumber(10 + number),
+        Fault::Down(index) => {
+            world.nodes[index].site.down = true;
+            world.run(Duration::from_secs(20));
+            world.nodes[index].site.down = false;
+        }
+        Fault::Restart(index) => world.restart(index),
+        Fault::Reboot(index) => world.reboot(index),
+        Fault::KillRelay => world.kill_relay(),
+        Fault::ApiAway(away) => world.api_away = away,
+        Fault::Prefer(index) => {
+            let node = &mut world.nodes[index];
+            node.pq_prefers = node.pq_prefers.other();
+        }
+        Fault::Wait(ticks) => world.run(Duration::from_millis(ticks * 500)),
+    }
+}
+
+#[test]
+fn explore() {
+    let mut runner =
+        TestRunner::new(Config { cases: cases(), failure_persistence: None, ..Config::default() });
+    let strategy = (
+        [nat(), nat()],
+        any::<bool>(),
+        any::<bool>(),
+        1..u64::MAX,
+        (0..150_u64, 1..4_u64),
+        proptest::collection::vec(fault(), 0..8),
+    );
+    let outcome = runner.run(&strategy, |(nats, slow, traffic, seed, (loss, slowest), faults)| {
+        let mut world = World::new(nats, true, Dice { state: seed, loss, slowest });
+        (world.slow, world.traffic) = (slow, traffic);
+        world.run(Duration::from_secs(5));
+        for (number, fault) in (0_u8..).zip(&faults) {
+            perform(&mut world, fault, number);
+        }
+        world.api_away = false;
+        world.chance.loss = 0;
+        let direct = nats[0].reaches(nats[1]);
+        let found = world.run_until_up(FOUND_AFTER, |_| true);
+        prop_assert!(found.is_some(), "no path: {:?} {:?}", world.nodes[0].events, world.nodes[1].events);
+        // Traffic shows whether the path is kept.
+        world.traffic = true;
+        world.run(Duration::from_secs(1_000));
+        for index in 0..2 {
+            let kind = world.nodes[index].kind(1 - index);
+            prop_assert!(
+                kind.is_some_and(|kind| kind.is_direct() == direct),
+                "{nats:?}: {kind:?} {:?}",
+                world.nodes[index].events
+            );
+        }
+        let before: Vec<usize> = world.nodes.iter().map(|node| node.events.len()).collect();
+        world.run(Duration::from_secs(200));
+        let after: Vec<usize> = world.nodes.iter().map(|node| node.events.len()).collect();
+        let last = |index: usize| world.nodes[index].events.iter().rev().take(12).collect::<Vec<_>>();
+        prop_assert_eq!(before, after, "it flaps: {:?} {:?}", last(0), last(1));
+        prop_assert!(world.passes());
+        prop_assert!(world.disturbed.is_empty(), "{:?}", world.disturbed);
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+}

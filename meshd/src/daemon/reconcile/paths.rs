@@ -1,0 +1,243 @@
+//! Finds and keeps the paths to all peers: gives the pure machine what the devices say, and does what it asks for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use keyring::rotation::PeerId;
+use keyring::{PerSlot, Slot};
+use linux::HostError;
+use plan::admission::{Admission, Member};
+use plan::annotation::Endpoints;
+use plan::network::LinkAddress;
+use plan::node::{NodeRecord, NodeUid};
+use plan::paths::{Action, Event, Outlook, Surroundings, View, published_addresses};
+use plan::{paths, publication};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+use wireguard::{Backend, DeviceState, PeerChange, PeerState};
+
+use super::Reconciler;
+
+/// After how long peers are told again where their datagrams come from: at first because a message may be lost.
+const TELL_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_mins(10)];
+
+/// What a peer was told of where its datagrams come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told {
+    endpoint: SocketAddr,
+    times: usize,
+    next: Duration,
+}
+
+/// What the machine may ask about.
+struct Devices<'a> {
+    states: &'a PerSlot<Option<DeviceState>>,
+    /// Slots whose device begins a handshake only every 5 s.
+    limited: PerSlot<bool>,
+    carrying: &'a BTreeMap<NodeUid, Slot>,
+}
+
+impl Outlook for Devices<'_> {
+    fn view(&self, member: &Member, slot: Slot) -> Option<View> {
+        let state = self.states.get(slot).as_ref()?;
+        let peer = state.peers.get(&member.state.slots.get(slot).key)?;
+        let (endpoint, handshake) = (peer.config.endpoint, peer.since_handshake);
+        let PeerState { received, sent, endpoint_drifts: drifts, .. } = *peer;
+        Some(View { endpoint, handshake, received, sent, drifts })
+    }
+
+    fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
+        None
+    }
+
+    fn is_relay(&self, _: SocketAddr) -> bool {
+        false
+    }
+
+    fn carrying(&self, uid: &NodeUid) -> Option<Slot> {
+        self.carrying.get(uid).copied()
+    }
+
+    fn is_limited(&self, slot: Slot) -> bool {
+        *self.limited.get(slot)
+    }
+}
+
+impl Reconciler {
+    /// The addresses on this node's own links.
+    pub(super) async fn own_addresses(&mut self) -> Result<BTreeSet<IpAddr>, HostError> {
+        if self.link_addresses.is_none() {
+            let mesh_links = [&self.config.links.a, &self.config.links.b];
+            self.link_addresses = Some(self.host.link_addresses(&mesh_links).await?);
+        }
+        Ok(addresses(self.link_addresses.as_deref().unwrap_or_default()))
+    }
+
+    /// Takes a step with each path, before the plan is made.
+    pub(super) fn find_paths(&mut self, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
+        let now = self.started.elapsed();
+        let world = &admission.world;
+        let on_links = self.link_addresses.as_deref().unwrap_or_default();
+        let cluster = self.policy.cluster_cidrs.iter().chain(&self.policy.service_cidrs);
+        let is_pod = |address: IpAddr| cluster.clone().any(|range| range.contains(address));
+        let links = on_links.iter().map(|link| link.address).filter(|link| !is_pod(link.ip())).collect();
+        let own = Surroundings {
+            links,
+            location: world.own.as_ref().and_then(|own| own.location.clone()),
+            observed: self.observations.addresses(),
+            mapping: self.mapping(),
+        };
+        let limited = PerSlot::from_fn(|slot| self.devices.backend(slot) == Some(Backend::Kernel));
+        let devices = Devices { states, limited, carrying: &self.carrying };
+        let steps = self.paths.step(now, world, own, &devices);
+        for step in steps {
+            let Some((name, member)) = world.peers.iter().find(|(_, member)| member.uid == step.uid) else {
+                continue;
+            };
+            let key = member.state.slots.get(step.slot).key;
+            let (uid, slot) = (&step.uid, step.slot);
+            match step.event {
+                Some(Event::Found(kind)) => info!(
+                    event = "PathFound", node = %name, peer_uid = %uid, %slot, path = kind.as_str(),
+                    "the peer answers"
+                ),
+                Some(Event::Lost(kind)) => warn!(
+                    event = "PathLost", node = %name, peer_uid = %uid, %slot, path = kind.as_str(),
+                    "the peer no longer answers; trying its other endpoints"
+                ),
+                Some(Event::Unreachable) => warn!(
+                    event = "NoPathFound", node = %name, peer_uid = %uid, %slot,
+                    "the peer answers at none of its endpoints; trying again"
+                ),
+                None => {}
+            }
+            for action in step.actions {
+                match action {
+                    Action::Aim { to: endpoint, follow } => {
+                        debug!(event = "EndpointTried", node = %name, %slot, %endpoint, "trying an endpoint");
+                        let change = PeerChange {
+                            endpoint: Some(endpoint),
+                            roaming: Some(follow),
+                            ..PeerChange::default()
+                        };
+                        // A peer that is not there yet is added with this endpoint.
+                        if self.devices.update_peer(slot, key, &change).is_ok() {
+                            self.devices.initiate_handshake(slot, &key);
+                        }
+                    }
+                    Action::Initiate => self.devices.initiate_handshake(slot, &key),
+                    Action::Probe(nonce) => {
+                        self.peer_channel.send_probe(&PeerId::new(uid.as_str()), slot, nonce);
+                    }
+                    Action::Invite => self.peer_channel.send_invitation(&PeerId::new(uid.as_str()), slot),
+                }
+            }
+        }
+        self.tell_peers(now, admission, states);
+    }
+
+    /// Tells peers where their datagrams come from, if nobody forwards them.
+    fn tell_peers(&mut self, now: Duration, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
+        let members = &admission.world.peers;
+        self.observations.retain(|uid| members.values().any(|member| member.uid == *uid));
+        let mut former = std::mem::take(&mut self.told);
+        // A daemon of version 0.1 does not know the message.
+        for member in members.values().filter(|member| member.is_proven()) {
+            for slot in Slot::ALL {
+                let place = (member.uid.clone(), slot);
+                let told = former.remove(&place);
+                let state = states.get(slot).as_ref();
+                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
+                let is_direct = self.paths.up(&member.uid, slot).is_some_and(paths::Kind::is_direct);
+                let Some(endpoint) = peer.and_then(|peer| peer.config.endpoint).filter(|_| is_direct) else {
+                    continue;
+                };
+                let times = match told.filter(|told| told.endpoint == endpoint) {
+                    Some(told) if now < told.next => {
+                        self.told.insert(place, told);
+                        continue;
+                    }
+                    Some(told) => told.times + 1,
+                    None => 0,
+                };
+                self.peer_channel.send_seen(&PeerId::new(member.uid.as_str()), slot, endpoint);
+                let wait = TELL_AGAIN[times.min(TELL_AGAIN.len() - 1)];
+                self.told.insert(place, Told { endpoint, times, next: now + wait });
+            }
+        }
+    }
+
+    /// A peer says where it sees this node's datagrams on a slot come from.
+    pub(super) fn take_seen(&mut self, peer: &PeerId, slot: Slot, endpoint: SocketAddr) {
+        let uid = NodeUid::new(peer.as_str());
+        let paths = self.paths.paths();
+        let observer = paths.get(&(uid.clone(), slot)).and_then(|path| path.endpoint);
+        if let Some(observer) = observer
+            && !plan::prefix::is_special(endpoint.ip())
+            && endpoint.port() != 0
+        {
+            self.observations.report(uid, slot, endpoint, observer.ip());
+        }
+    }
+
+    /// What NAT there is in front of this node.
+    fn mapping(&self) -> plan::annotation::Mapping {
+        self.observations.mapping(&self.direct_addresses())
+    }
+
+    /// Whether peers have to be kept informed of where this node is.
+    pub(super) fn is_behind_nat(&self) -> bool {
+        self.config.nat || self.mapping().is_mapped()
+    }
+
+    /// Addresses that lead straight to this node: those on its links, and external ones that keep its ports.
+    fn direct_addresses(&self) -> BTreeSet<IpAddr> {
+        let mut direct = addresses(self.link_addresses.as_deref().unwrap_or_default());
+        direct.extend(self.config.endpoints.iter().copied());
+        if let Some(record) = self.cluster.own_record() {
+            direct.extend(record.external.iter().filter_map(|text| text.parse::<IpAddr>().ok()));
+        }
+        direct
+    }
+
+    /// Where peers reach us: our Node's addresses that are on a link, further ones on links, what an operator gives, and
+    /// what peers observe.
+    pub(super) fn endpoints(&mut self, record: &NodeRecord) -> Endpoints {
+        let on_links = self.link_addresses.clone().unwrap_or_default();
+        let listed: Vec<IpAddr> = record.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+        let policy = &self.policy;
+        let within = |ranges: &[ipnetwork::IpNetwork], address: IpAddr| {
+            ranges.iter().any(|range| range.contains(address))
+        };
+        let is_usable = |address: IpAddr| {
+            !within(&policy.cluster_cidrs, address)
+                && !within(&policy.service_cidrs, address)
+                && (policy.node_cidrs.is_empty() || within(&policy.node_cidrs, address))
+        };
+        let (addresses, left_out) = published_addresses(&listed, &on_links, is_usable);
+        if left_out > 0 && self.outcome.unpublished_addresses != left_out {
+            warn!(
+                event = "EndpointsLeftOut",
+                count = left_out,
+                "this node has more addresses than it can publish; set endpoint to those that peers should use"
+            );
+        }
+        self.outcome.unpublished_addresses = left_out;
+        let external = self.config.endpoints.iter().copied().filter(|address| !addresses.contains(address));
+        let external = external.take(plan::annotation::MAX_EXTERNAL).collect();
+        let direct = self.direct_addresses();
+        let observed = self.observations.publish(self.started.elapsed(), &direct);
+        let endpoints = paths::endpoints(addresses, external, observed, self.config.nat);
+        publication::numbered(record, endpoints, 0)
+    }
+
+    /// When the next step of a path is due.
+    pub(super) fn paths_due(&self) -> Option<Instant> {
+        self.paths.due().and_then(|due| self.started.checked_add(due))
+    }
+}
+
+fn addresses(links: &[LinkAddress]) -> BTreeSet<IpAddr> {
+    links.iter().map(|link| link.address.ip()).collect()
+}
