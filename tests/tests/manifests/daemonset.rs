@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use meshd::config::{Config, OPTIONS, Sources, from_sources};
 use serde_json::{Value, json};
 
-use super::kustomization::config_map;
+use super::kustomization::{config_map, rendered};
 use super::{at, list, object, string};
 
 #[test]
@@ -187,21 +187,25 @@ fn every_volume_is_mounted_and_every_mount_has_a_volume() {
     assert_eq!(volumes, mounts);
 }
 
-/// The configuration of the daemon on node n1.
+/// The configuration of the daemon on node n1, as the quickstart makes it.
 fn effective() -> Config {
-    let container = container();
+    configuration(&rendered())
+}
+
+/// The configuration that an overlay's objects give to the daemon on node n1.
+pub(super) fn configuration(objects: &[Value]) -> Config {
+    let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
+    let container = at(of_kind("DaemonSet"), "/spec/template/spec/containers/0");
     let environment = OPTIONS
         .iter()
         .filter_map(|option| {
-            let entry =
-                list(&container, "/env").iter().find(|entry| entry["name"] == option.environment())?;
+            let entry = list(container, "/env").iter().find(|entry| entry["name"] == option.environment())?;
             let value = entry.get("value").and_then(Value::as_str).unwrap_or("n1");
             Some((option.name.to_owned(), value.to_owned()))
         })
         .collect();
-    let config_map = config_map();
-    let file =
-        Some(("/etc/meshd/config.yaml".into(), string(&config_map["data"], "/config.yaml").to_owned()));
+    let text = string(&of_kind("ConfigMap")["data"], "/config.yaml").to_owned();
+    let file = Some(("/etc/meshd/config.yaml".into(), text));
     from_sources(&Sources { environment, file, ..Sources::default() }).unwrap()
 }
 
