@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use meshd::config::{Config, OPTIONS, Sources, from_sources};
+use plan::annotation::names;
 use serde_json::{Value, json};
 
 use super::kustomization::{config_map, rendered};
-use super::{at, list, object, string};
+use super::{at, list, object, read, string};
 
 #[test]
 fn arguments_and_variables_are_options_of_the_daemon() {
@@ -120,6 +121,23 @@ fn ports_and_probes_are_the_daemons() {
         assert_eq!(get["port"], config.listen.port());
         assert_eq!(get["path"], path);
         assert!(http.contains(&format!(".route(\"{path}\", ")), "{path} is not served");
+    }
+}
+
+#[test]
+fn operators_are_told_the_daemons_ports_and_settings() {
+    let config = effective();
+    let page = read("deploy/README.md");
+    let ports = page.split("\n## Ports\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    for row in [
+        format!("| UDP {} and {} |", config.ports.a, config.ports.b),
+        format!("| UDP {} |", config.control_port),
+        format!("| TCP {} |", config.listen.port()),
+    ] {
+        assert!(ports.contains(&row), "{row}");
+    }
+    for annotation in [names::CONFIG_ENDPOINT, names::CONFIG_KEEPALIVE] {
+        assert!(page.contains(&format!("| `{annotation}` |")), "{annotation}");
     }
 }
 
