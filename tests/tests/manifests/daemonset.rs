@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use meshd::config::{Config, OPTIONS, Sources, from_sources};
+use plan::annotation::names;
 use serde_json::{Value, json};
 
-use super::kustomization::config_map;
-use super::{at, list, object, string};
+use super::kustomization::{config_map, rendered};
+use super::{at, list, object, read, string};
 
 #[test]
 fn arguments_and_variables_are_options_of_the_daemon() {
@@ -124,6 +125,23 @@ fn ports_and_probes_are_the_daemons() {
 }
 
 #[test]
+fn operators_are_told_the_daemons_ports_and_settings() {
+    let config = effective();
+    let page = read("deploy/README.md");
+    let ports = page.split("\n## Ports\n").nth(1).unwrap().split("\n## ").next().unwrap();
+    for row in [
+        format!("| UDP {} and {} |", config.ports.a, config.ports.b),
+        format!("| UDP {} |", config.control_port),
+        format!("| TCP {} |", config.listen.port()),
+    ] {
+        assert!(ports.contains(&row), "{row}");
+    }
+    for annotation in [names::CONFIG_ENDPOINT, names::CONFIG_KEEPALIVE] {
+        assert!(page.contains(&format!("| `{annotation}` |")), "{annotation}");
+    }
+}
+
+#[test]
 fn privileges_are_exactly_these() {
     assert_eq!(
         container()["securityContext"],
@@ -187,21 +205,25 @@ fn every_volume_is_mounted_and_every_mount_has_a_volume() {
     assert_eq!(volumes, mounts);
 }
 
-/// The configuration of the daemon on node n1.
+/// The configuration of the daemon on node n1, as the quickstart makes it.
 fn effective() -> Config {
-    let container = container();
+    configuration(&rendered())
+}
+
+/// The configuration that an overlay's objects give to the daemon on node n1.
+pub(super) fn configuration(objects: &[Value]) -> Config {
+    let of_kind = |kind: &str| objects.iter().find(|object| object["kind"] == kind).unwrap();
+    let container = at(of_kind("DaemonSet"), "/spec/template/spec/containers/0");
     let environment = OPTIONS
         .iter()
         .filter_map(|option| {
-            let entry =
-                list(&container, "/env").iter().find(|entry| entry["name"] == option.environment())?;
+            let entry = list(container, "/env").iter().find(|entry| entry["name"] == option.environment())?;
             let value = entry.get("value").and_then(Value::as_str).unwrap_or("n1");
             Some((option.name.to_owned(), value.to_owned()))
         })
         .collect();
-    let config_map = config_map();
-    let file =
-        Some(("/etc/meshd/config.yaml".into(), string(&config_map["data"], "/config.yaml").to_owned()));
+    let text = string(&of_kind("ConfigMap")["data"], "/config.yaml").to_owned();
+    let file = Some(("/etc/meshd/config.yaml".into(), text));
     from_sources(&Sources { environment, file, ..Sources::default() }).unwrap()
 }
 

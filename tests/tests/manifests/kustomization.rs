@@ -2,11 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::{
-    BASE, NAMESPACE, QUICKSTART, SERVICE_ACCOUNT, list, object, objects, parse, read, repository, string,
-};
+use super::overlay::{self, base_objects, files};
+use super::{BASE, NAMESPACE, QUICKSTART, SERVICE_ACCOUNT, list, object, read, string};
 
 #[test]
 fn every_file_of_the_base_is_in_the_kustomization() {
@@ -92,42 +91,12 @@ fn the_namespace_admits_the_daemon() {
     assert_eq!(labels["pod-security.kubernetes.io/enforce"], "privileged");
 }
 
-/// The objects that `kubectl apply -k` makes of the quickstart: those of the base, then what the overlay adds.
-/// Supports only what that overlay uses of kustomize, and fails if it uses more. Names of generated objects have no digest
-/// appended, as they would have in kustomize.
+/// The objects that `kubectl apply -k` makes of the quickstart.
 pub(super) fn rendered() -> Vec<Value> {
-    let path = format!("{QUICKSTART}/kustomization.yaml");
-    let kustomization = parse(&path, &read(&path)).remove(0);
-    let fields: BTreeSet<&str> = kustomization.as_object().unwrap().keys().map(String::as_str).collect();
-    assert_eq!(fields, ["apiVersion", "kind", "resources", "configMapGenerator"].into());
-    assert_eq!(kustomization["resources"], json!(["../../base"]));
-    let generated = list(&kustomization, "/configMapGenerator").iter().map(|generator| {
-        let fields: BTreeSet<&str> = generator.as_object().unwrap().keys().map(String::as_str).collect();
-        assert_eq!(fields, ["name", "namespace", "files"].into());
-        let files = list(generator, "/files").iter().map(|file| file.as_str().unwrap());
-        let data: Map<String, Value> =
-            files.map(|file| (file.to_owned(), json!(read(&format!("{QUICKSTART}/{file}"))))).collect();
-        json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": {"name": generator["name"], "namespace": generator["namespace"]},
-            "data": data,
-        })
-    });
-    base_objects().into_iter().chain(generated).collect()
+    overlay::rendered(QUICKSTART)
 }
 
 /// The `ConfigMap` of the quickstart.
 pub(super) fn config_map() -> Value {
     rendered().into_iter().find(|object| object["kind"] == "ConfigMap").unwrap()
-}
-
-fn base_objects() -> Vec<Value> {
-    let kustomization = object("kustomization.yaml");
-    list(&kustomization, "/resources").iter().flat_map(|file| objects(file.as_str().unwrap())).collect()
-}
-
-fn files(directory: &str) -> BTreeSet<String> {
-    let entries = std::fs::read_dir(repository(directory)).unwrap();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
 }

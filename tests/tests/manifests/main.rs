@@ -4,9 +4,11 @@
 
 mod admission;
 mod daemonset;
+mod distributions;
 mod documents;
 mod image;
 mod kustomization;
+mod overlay;
 mod policies;
 mod rbac;
 mod server;

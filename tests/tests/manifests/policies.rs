@@ -4,6 +4,7 @@ use plan::annotation::{MAX_LEN, names};
 use serde_json::{Value, json};
 
 use super::admission::{Policy, Request};
+use super::overlay::rendered;
 use super::{NAMESPACE, SERVICE_ACCOUNT, list, objects, string, text};
 
 /// The policies about the daemon's account and annotations.
@@ -98,6 +99,25 @@ fn what_nobody_may_do_is_refused() {
     let policies = policies();
     for (name, request) in forged() {
         assert!(!refusals(&policies, &request).is_empty(), "{name} was admitted");
+    }
+}
+
+/// The overlays of clusters whose controller manager allots nothing name the account that does.
+#[test]
+fn an_overlay_lets_one_more_account_set_pod_cidrs_and_no_other() {
+    let allocator = || allot(by("system:serviceaccount:nodeipam:node-ipam-controller", |_| {}));
+    assert!(!refusals(&policies(), &allocator()).is_empty(), "the base knows this account");
+    for overlay in ["deploy/overlays/eks", "deploy/overlays/aks"] {
+        let found = rendered(overlay);
+        let found = found.iter().filter(|object| object["kind"] == "ValidatingAdmissionPolicy");
+        let policies: Vec<Policy> = found.map(Policy::compile).collect();
+        assert_eq!(refusals(&policies, &allocator()), Vec::<String>::new(), "{overlay}");
+        for (name, request) in legitimate() {
+            assert_eq!(refusals(&policies, &request), Vec::<String>::new(), "{overlay}: {name}");
+        }
+        for (name, request) in forged() {
+            assert!(!refusals(&policies, &request).is_empty(), "{overlay}: {name} was admitted");
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use lab::{ApiKind, Lab};
 use serde_json::{Value, json};
 
 use super::kustomization::rendered;
+use super::overlay;
 use super::{NAMESPACE, SERVICE_ACCOUNT, at, list, object, string};
 
 /// The API server is too old for these kinds; policies.rs evaluates them.
@@ -22,6 +23,7 @@ fn a_real_server_accepts_the_manifests_and_grants_what_they_say() {
     lab.api()
         .run(ADMIN, |client| async move {
             manifests_are_accepted(&client).await;
+            patched_manifests_are_accepted(&client).await;
             mistakes_are_refused(&client).await;
             the_template_makes_a_pod(&client).await;
             rights_are_granted_as_written(&client).await;
@@ -47,6 +49,15 @@ async fn manifests_are_accepted(client: &Client) {
         unknown.iter().all(|kind| TOO_NEW.contains(&kind.as_str())),
         "the server does not know {unknown:?}"
     );
+}
+
+/// The `DaemonSet` of every overlay, some of which patch it.
+async fn patched_manifests_are_accepted(client: &Client) {
+    for overlay in overlay::files("deploy/overlays") {
+        let objects = overlay::rendered(&format!("deploy/overlays/{overlay}"));
+        let daemon = objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap();
+        apply(client, daemon, true).await.unwrap_or_else(|error| panic!("{overlay}: {error}"));
+    }
 }
 
 /// Negative control: a dry run does refuse invalid manifests.
