@@ -16,12 +16,15 @@ use plan::turn::Turn;
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::keys::Keys;
+use super::peer_channel::PeerChannel;
 use super::pq::Pairs;
 use super::stripped::Stripped;
+use super::unreached::Unreached;
 use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
 use crate::status::pq::{PairStatus, PqSlotStatus};
+use crate::status::reach::Reach;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
     ApiStatus, ControlStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
@@ -55,6 +58,7 @@ pub(super) struct Outcome {
     installed: bool,
     pub(super) chained: ChainedPlugins,
     pub(super) stripped: Stripped,
+    pub(super) unreached: Unreached,
 }
 
 impl Outcome {
@@ -86,6 +90,7 @@ impl Outcome {
             .iter()
             .map(|(name, member)| PeerStatus {
                 node: name.to_string(),
+                state: Reach::default(),
                 pod_cidrs: member.pod_cidrs.clone(),
                 addresses: member.addresses.clone(),
                 active: setup.carrying_slot(member),
@@ -266,7 +271,7 @@ impl Outcome {
         keys: &Keys,
         pairs: &Pairs,
         cluster: &Cluster,
-        devices: &mut Devices,
+        (devices, channel): (&mut Devices, &PeerChannel),
         now: Duration,
     ) -> Status {
         let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
@@ -276,6 +281,7 @@ impl Outcome {
             let preshared = pairs.status(&id);
             peer.pq = preshared.as_ref().map_or_else(PairStatus::default, |(pair, _)| *pair);
             peer.pq.stripped_seconds = self.stripped.lasted(now, &id).as_ref().map(Duration::as_secs);
+            let mut since_handshake = None;
             for slot in Slot::ALL {
                 let Some(found) = peer.slots.get_mut(slot) else { continue };
                 if let Some((_, slots)) = &preshared {
@@ -283,6 +289,7 @@ impl Outcome {
                 }
                 let Some((_, state)) = states.get(slot) else { continue };
                 if let Some(live) = state.peers.get(&found.key) {
+                    since_handshake = since_handshake.into_iter().chain(live.since_handshake).min();
                     found.endpoint = live.config.endpoint;
                     found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
                     found.last_handshake = live.last_handshake.and_then(unix_seconds);
@@ -291,6 +298,7 @@ impl Outcome {
                     found.endpoint_drifts = live.endpoint_drifts;
                 }
             }
+            peer.state = Reach::of(since_handshake, channel.probe_record(&id));
         }
         let waiting_for = self.waiting_for();
         let mut counters = self.counters;

@@ -22,6 +22,7 @@ use super::probes::{PathStats, Probe, Probes};
 use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
 use crate::status::ControlStatus;
+use crate::status::reach::ProbeRecord;
 
 /// How this node treats a peer: the content of its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,6 +172,11 @@ impl PeerChannel {
     /// Measurements of the path to a peer.
     pub(super) fn path(&self, uid: &NodeUid) -> PathStats {
         self.probes.path(&PeerId::new(uid.as_str()))
+    }
+
+    /// Which probes a peer has answered.
+    pub(super) fn probe_record(&self, peer: &PeerId) -> ProbeRecord {
+        self.probes.record(self.started.elapsed(), peer)
     }
 
     /// Sends messages of the preshared key exchange.

@@ -165,7 +165,11 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "WireGuard implementation of a slot's device, kernel or userspace; always 1.",
             backends.collect(),
         ),
-        Metric::gauge("ready", "Whether pods can be attached and reach the mesh.", status.ready),
+        Metric::gauge(
+            "ready",
+            "Whether pods can be attached; meshd_peers says whether they reach others.",
+            status.ready,
+        ),
         Metric::gauge(
             "guard_in_place",
             "Whether the guard's nftables table is in place and unchanged.",
@@ -221,11 +225,18 @@ fn http(closed: &ClosedConnections) -> Metric<'static> {
 }
 
 fn mesh(status: &Status) -> Vec<Metric<'_>> {
+    let reach = status.reach();
     // A node may have been rejected twice for the same reason, such as two of its addresses.
     let rejected: BTreeSet<_> =
         status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
     vec![
-        Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
+        Metric::gauges(
+            "peers",
+            "Other nodes in the mesh: with a session, without one but answering, or not reached.",
+            [("up", reach.up), ("idle", reach.idle), ("down", reach.down)]
+                .map(|(state, count)| sample(vec![("state", state)], count))
+                .into(),
+        ),
         Metric::gauge(
             "pending_nodes",
             "Nodes that have not published keys yet.",

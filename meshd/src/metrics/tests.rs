@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyring::{PerSlot, PublicKey};
 
 use super::*;
+use crate::status::reach::Reach;
 use crate::status::rotation::KeyStatus;
 use crate::status::{RejectedStatus, SlotStatus};
 
@@ -22,6 +23,7 @@ fn full() -> Status {
     };
     let peer = PeerStatus {
         node: "n2".into(),
+        state: Reach::Idle,
         pod_cidrs: vec![],
         addresses: vec![],
         active: None,
@@ -65,6 +67,8 @@ fn samples_have_labels_and_base_units() {
         "meshd_build_info{version=\"1.2.3\"} 1\n",
         "meshd_backend_info{slot=\"a\",backend=\"kernel\"} 1\n",
         "meshd_rejected_nodes{node=\"n9\",reason=\"key-zero\"} 1\n",
+        "meshd_peers{state=\"up\"} 0\n",
+        "meshd_peers{state=\"idle\"} 1\n",
         "# TYPE meshd_guard_dropped_packets counter\n",
         "meshd_guard_dropped_packets_total{reason=\"unencrypted_in\"} 0\n",
         "# UNIT meshd_peer_round_trip_seconds seconds\n",

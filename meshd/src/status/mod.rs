@@ -1,6 +1,7 @@
 //! The daemon's state as one value: `meshd status`, metrics and readiness are views of it.
 
 pub mod pq;
+pub mod reach;
 pub mod rotation;
 pub mod table;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::fence::Fence;
 use pq::{PairStatus, PqSlotStatus};
+use reach::{Reach, ReachCounts};
 use rotation::RotationStatus;
 
 /// The mesh as one node's daemon sees it.
@@ -30,7 +32,7 @@ pub struct Status {
     pub backend: String,
     /// Why it was selected.
     pub backend_reason: String,
-    /// Whether pods can be attached and reach the mesh.
+    /// Whether pods can be attached. Whether they reach those on other nodes is in `peers`.
     pub ready: bool,
     /// What is missing until then, one item each.
     pub waiting_for: Vec<String>,
@@ -68,6 +70,13 @@ pub struct Status {
     pub tunnel_dropped: BTreeMap<String, u64>,
     /// Counters since the daemon started.
     pub counters: Counters,
+}
+
+impl Status {
+    /// How many peers are reached.
+    pub fn reach(&self) -> ReachCounts {
+        self.peers.iter().map(|peer| peer.state).collect()
+    }
 }
 
 /// One of this node's devices.
@@ -140,6 +149,9 @@ pub struct ControlStatus {
 pub struct PeerStatus {
     /// Its name.
     pub node: String,
+    /// Whether it is reached.
+    #[serde(default)]
+    pub state: Reach,
     /// Its pod ranges.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Its node addresses that pods reach through the tunnel.

@@ -3,6 +3,7 @@
 mod answer;
 mod api_server;
 mod contests;
+mod reach;
 mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
