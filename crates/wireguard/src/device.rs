@@ -25,6 +25,11 @@ pub trait Device: fmt::Debug + Send {
         Vec::new()
     }
 
+    /// What the host's kernel does with batches of packets; none where the backend is part of the kernel.
+    fn offload(&self) -> Option<OffloadStatus> {
+        None
+    }
+
     /// Sets the private key. Another key ends every session, and a peer with that key is removed.
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError>;
 
@@ -69,6 +74,17 @@ pub trait Device: fmt::Debug + Send {
 
     /// Stops the device. The link is deleted where the device owns it; otherwise the caller deletes it.
     fn remove(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
+/// Whether the host's kernel cuts and joins batches of packets for a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffloadStatus {
+    /// Batches of datagrams to and from its UDP sockets.
+    pub udp: bool,
+    /// Batches of packets to and from its TUN device.
+    pub tun: bool,
+    /// Batches that the kernel refused, and whose packets it then took one by one.
+    pub refused: u64,
 }
 
 /// The state of a device, without any secret in it.

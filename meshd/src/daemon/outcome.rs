@@ -12,6 +12,7 @@ use plan::desired::{peer_mtu, pod_mtu};
 use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 use plan::turn::Turn;
+use wireguard::OffloadStatus;
 
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
@@ -27,8 +28,8 @@ use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::reach::Reach;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, ControlStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
-    Status,
+    ApiStatus, ControlStatus, Counters, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus,
+    SlotStatus, Status,
 };
 
 /// The parts of the status that a turn leaves behind.
@@ -323,6 +324,11 @@ impl Outcome {
                     port: state.port,
                     mtu: *self.mtus.get(slot),
                     backend: devices.backend(slot)?.to_string(),
+                    offload: devices.offload(slot).map(|OffloadStatus { udp, tun, refused }| OffloadUse {
+                        udp,
+                        tun,
+                        refused,
+                    }),
                 })
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),

@@ -107,6 +107,7 @@ impl Collector for View {
             rotation(&status),
             loop_counters(&status),
             peers(&status),
+            offload(&status),
             vec![http(&self.closed)],
         ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
@@ -212,6 +213,27 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
                 .chain(refused)
                 .map(|(result, count)| sample(vec![("result", result)], count))
                 .collect(),
+        ),
+    ]
+}
+
+fn offload(status: &Status) -> Vec<Metric<'_>> {
+    let slots = || status.slots.iter().filter_map(|(slot, device)| Some((slot, device.as_ref()?.offload?)));
+    let used = slots().flat_map(|(slot, offload)| {
+        [("udp", offload.udp), ("tun", offload.tun)]
+            .map(|(name, used)| sample(vec![("slot", slot.as_str()), ("offload", name)], used))
+    });
+    let refused = slots().map(|(slot, offload)| sample(vec![("slot", slot.as_str())], offload.refused));
+    vec![
+        Metric::gauges(
+            "offload_in_use",
+            "Whether the userspace engine of a slot leaves it to the kernel to cut and join batches of packets.",
+            used.collect(),
+        ),
+        Metric::counters(
+            "offload_refused_batches",
+            "Batches that the kernel refused, and whose packets the engine then sent one by one.",
+            refused.collect(),
         ),
     ]
 }

@@ -5,12 +5,19 @@ use keyring::{PerSlot, PublicKey};
 use super::*;
 use crate::status::reach::Reach;
 use crate::status::rotation::KeyStatus;
-use crate::status::{RejectedStatus, SlotStatus};
+use crate::status::{OffloadUse, RejectedStatus, SlotStatus};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {
     let key = PublicKey::from_bytes(&[7; 32]).unwrap();
-    let device = SlotStatus { link: "mesh-a".into(), key, port: 51840, mtu: 1420, backend: "kernel".into() };
+    let device = SlotStatus {
+        link: "mesh-a".into(),
+        key,
+        port: 51840,
+        mtu: 1420,
+        backend: "kernel".into(),
+        offload: Some(OffloadUse { udp: true, tun: false, refused: 4 }),
+    };
     let slot = PeerSlotStatus {
         key,
         endpoint: None,
@@ -67,6 +74,9 @@ fn samples_have_labels_and_base_units() {
         "meshd_build_info{version=\"1.2.3\"} 1\n",
         "meshd_backend_info{slot=\"a\",backend=\"kernel\"} 1\n",
         "meshd_rejected_nodes{node=\"n9\",reason=\"key-zero\"} 1\n",
+        "meshd_offload_in_use{slot=\"a\",offload=\"udp\"} 1\n",
+        "meshd_offload_in_use{slot=\"a\",offload=\"tun\"} 0\n",
+        "meshd_offload_refused_batches_total{slot=\"a\"} 4\n",
         "meshd_peers{state=\"up\"} 0\n",
         "meshd_peers{state=\"idle\"} 1\n",
         "# TYPE meshd_guard_dropped_packets counter\n",

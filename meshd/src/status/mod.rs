@@ -92,6 +92,20 @@ pub struct SlotStatus {
     pub mtu: u32,
     /// Its backend. It may differ from that of new devices until its key is replaced.
     pub backend: String,
+    /// What the kernel does with batches of packets; none where the backend is the kernel itself.
+    #[serde(default)]
+    pub offload: Option<OffloadUse>,
+}
+
+/// Whether the kernel cuts and joins batches of packets for an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadUse {
+    /// Batches of datagrams to and from its UDP sockets.
+    pub udp: bool,
+    /// Batches of packets to and from its TUN device.
+    pub tun: bool,
+    /// Batches that the kernel refused, and whose packets were sent one by one.
+    pub refused: u64,
 }
 
 /// The guard and its drop counters.
