@@ -1,4 +1,5 @@
-//! The path to each peer is probed inside the tunnel: loss of full-size packets is reported, and peers that do not answer.
+//! The path to each peer is probed inside the tunnel: loss of full-size packets is reported, and so are
+//! peers that do not answer. A peer at which datagrams are damaged says so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -12,10 +13,10 @@ use serde_json::Value;
 const WITHIN: Duration = Duration::from_secs(20);
 
 #[test]
-fn loss_of_full_size_packets_is_reported() {
+fn loss_of_full_size_packets_is_reported_and_damaged_ones_end_batches() {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     for node in mesh.node_names() {
-        mesh.start_with(&node, &["--probe-interval", "2s"]).unwrap();
+        mesh.start_with(&node, &["--probe-interval", "1s"]).unwrap();
     }
     mesh.wait_formed();
     mesh.wait("n1", "a working path", WITHIN, |status| {
@@ -41,6 +42,19 @@ fn loss_of_full_size_packets_is_reported() {
     assert!(back["round_trip_microseconds"].is_u64(), "{back:#}");
     nft("delete table inet narrow");
     mesh.wait("n1", "the path to recover", WITHIN, |status| status["peers"][0]["full_size_passes"] == true);
+    mesh.wait_settled();
+    // Like a driver that damages what it sends: in transport data (type 4) one byte of the packet is another.
+    nft("add table inet damaged");
+    nft("add chain inet damaged in { type filter hook prerouting priority -350; }");
+    nft("add rule inet damaged in udp dport { 51840, 51841 } @th,64,8 4 @th,384,8 set 0x5a");
+    mesh.wait("n1", "n2 to be sent to one by one", WITHIN, |_| {
+        let log = mesh.daemon("n1").log().unwrap();
+        log.contains("\"event\":\"UdpOffloadOffForPeer\",\"node\":\"n2\"")
+    });
+    let slots = mesh.status("n2").unwrap()["peers"][0]["slots"].clone();
+    let forged = |slot: &str| slots[slot]["forged"].as_u64().unwrap();
+    assert!(forged("a") + forged("b") >= 8, "{slots:#}");
+    nft("delete table inet damaged");
 }
 
 #[test]

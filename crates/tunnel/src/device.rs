@@ -145,6 +145,10 @@ impl Device for Userspace {
         Err(DeviceError::NoPeer { operation: "initiate a handshake with", link, peer })
     }
 
+    fn send_singly(&mut self, peer: PublicKey) -> Result<bool, DeviceError> {
+        Ok(self.interface.send_singly(&peer))
+    }
+
     fn remove(self: Box<Self>) -> Result<(), DeviceError> {
         let link = self.interface.name().to_owned();
         self.interface.remove().map_err(|source| failed("remove", &link, source))

@@ -72,6 +72,12 @@ pub trait Device: fmt::Debug + Send {
     /// only a keepalive.
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError>;
 
+    /// Sends datagrams to a peer's present endpoint one by one from now on. Returns whether that is new.
+    fn send_singly(&mut self, peer: PublicKey) -> Result<bool, DeviceError> {
+        let _ = peer;
+        Ok(false)
+    }
+
     /// Stops the device. The link is deleted where the device owns it; otherwise the caller deletes it.
     fn remove(self: Box<Self>) -> Result<(), DeviceError>;
 }
@@ -116,6 +122,9 @@ pub struct PeerState {
     /// Authenticated datagrams from another address than its endpoint although it does not roam; zero where the backend
     /// always roams.
     pub endpoint_drifts: u64,
+    /// Transport data from its endpoint, for one of its sessions, that did not authenticate; zero where the backend does not
+    /// count it.
+    pub forged: u64,
 }
 
 /// Why a device could not be read or changed.

@@ -46,6 +46,13 @@ pub(crate) enum Message {
     Head(Head),
     /// A message of the preshared key exchange, in its own encoding.
     Pair(Vec<u8>),
+    /// "So many of your datagrams did not authenticate here."
+    Forged {
+        /// The slot on which they arrived.
+        slot: Slot,
+        /// How many within the last seconds.
+        count: u64,
+    },
 }
 
 impl Message {
@@ -96,7 +103,7 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 6] {
+    fn messages() -> [Message; 7] {
         [
             Message::Probe { nonce: 7, len: 0 },
             Message::Echo { nonce: u64::MAX },
@@ -104,6 +111,7 @@ mod tests {
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
             Message::Pair(vec![1; keyring::pq::MAX_MESSAGE_LEN]),
+            Message::Forged { slot: Slot::B, count: 77 },
         ]
     }
 

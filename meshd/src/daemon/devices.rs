@@ -157,6 +157,13 @@ impl Devices {
         self.running.get(slot).as_ref().and_then(|running| running.device.offload())
     }
 
+    /// Sends to a peer of a slot one by one from now on. Returns whether that is new.
+    pub(super) fn send_singly(&mut self, slot: Slot, peer: PublicKey) -> Result<bool, SlotError> {
+        let mut changed = false;
+        self.change(slot, |running| running.device.send_singly(peer).map(|new| changed = new))?;
+        Ok(changed)
+    }
+
     /// The backend of a slot's device.
     pub(super) fn backend(&self, slot: Slot) -> Option<Backend> {
         self.running.get(slot).as_ref().map(|running| running.device.backend())

@@ -10,6 +10,7 @@ mod audit;
 mod cni_files;
 mod devices;
 mod evidence;
+mod forged;
 mod keys;
 mod observe;
 mod outcome;
@@ -186,6 +187,7 @@ impl Loop {
                     let again = self.reconciler.reconcile().await;
                     let status = self.reconciler.status();
                     self.reconciler.report_unreached(&status);
+                    self.reconciler.report_forged(&status);
                     self.status.send_replace(status);
                     self.turned.send_replace(Instant::now());
                     due = again.map(|again| Instant::now() + again);

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
-use keyring::{PerSlot, Slot};
+use keyring::{PerSlot, PublicKey, Slot};
 use linux::guard;
 use plan::admission::{Admission, Rejected};
 use plan::cluster::Cluster;
@@ -16,6 +16,7 @@ use wireguard::OffloadStatus;
 
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
+use super::forged::ForgedReports;
 use super::keys::Keys;
 use super::peer_channel::PeerChannel;
 use super::pq::Pairs;
@@ -60,6 +61,7 @@ pub(super) struct Outcome {
     pub(super) chained: ChainedPlugins,
     pub(super) stripped: Stripped,
     pub(super) unreached: Unreached,
+    pub(super) forged: ForgedReports,
 }
 
 impl Outcome {
@@ -110,6 +112,7 @@ impl Outcome {
                         received: 0,
                         sent: 0,
                         endpoint_drifts: 0,
+                        forged: 0,
                         pq: PqSlotStatus::default(),
                     })
                 }),
@@ -121,6 +124,13 @@ impl Outcome {
     /// The UID of a peer by its node's name.
     pub(super) fn uid(&self, node: &str) -> Option<&NodeUid> {
         self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
+    }
+
+    /// The name of a peer's node and its public key on a slot.
+    pub(super) fn peer_key(&self, id: &PeerId, slot: Slot) -> Option<(String, PublicKey)> {
+        let mut peers = self.admission.world.peers.iter();
+        let (name, member) = peers.find(|(_, member)| member.uid.as_str() == id.as_str())?;
+        Some((name.to_string(), member.state.slots.get(slot).key))
     }
 
     /// Logs each refusal that is new, and each peer that joined or left.
@@ -297,6 +307,7 @@ impl Outcome {
                     found.received = live.received;
                     found.sent = live.sent;
                     found.endpoint_drifts = live.endpoint_drifts;
+                    found.forged = live.forged;
                 }
             }
             peer.state = Reach::of(since_handshake, channel.probe_record(&id));

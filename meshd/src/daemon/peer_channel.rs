@@ -44,6 +44,8 @@ pub(super) enum PeerMessage {
     AuditHead(PeerId, Head),
     /// For the preshared key exchange with a peer, received on a slot.
     Preshared(PeerId, Slot, pq::Message),
+    /// So many datagrams on a slot did not authenticate at a peer.
+    Forged(PeerId, Slot, u64),
 }
 
 /// The control channel and the mesh addresses of the peers on it.
@@ -174,6 +176,13 @@ impl PeerChannel {
         self.probes.path(&PeerId::new(uid.as_str()))
     }
 
+    /// Tells a peer how many of its datagrams on a slot did not authenticate here.
+    pub(super) fn send_forged(&self, peer: &PeerId, slot: Slot, count: u64) {
+        if let (Some(address), Some(view)) = (self.addresses.get(peer), self.views.get(peer)) {
+            self.channel.send(view.tx, *address, &Message::Forged { slot, count });
+        }
+    }
+
     /// Which probes a peer has answered.
     pub(super) fn probe_record(&self, peer: &PeerId) -> ProbeRecord {
         self.probes.record(self.started.elapsed(), peer)
@@ -227,6 +236,7 @@ impl PeerChannel {
                 self.probes.receive(self.started.elapsed(), peer, *nonce);
                 None
             }
+            Message::Forged { slot, count } => Some(PeerMessage::Forged(peer.clone(), *slot, *count)),
             Message::Head(end) => Some(PeerMessage::AuditHead(peer.clone(), *end)),
             Message::Pair(bytes) => match pq::Message::decode(bytes) {
                 Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),

@@ -419,6 +419,11 @@ fn peers(status: &Status) -> Vec<Metric<'_>> {
             of_peers(|peer| Some(peer.pq.stripped_seconds.is_some().into())),
         ),
         Metric::counters(
+            "peer_forged_datagrams",
+            "Datagrams from the peer's endpoint that did not authenticate: damaged by its host or on the path, or forged; counted by the userspace engine.",
+            of_slots(&|slot| Some(slot.forged.into())),
+        ),
+        Metric::counters(
             "peer_endpoint_drifts",
             "Authenticated packets from another address than the published endpoint.",
             of_slots(&|slot| Some(slot.endpoint_drifts.into())),

@@ -26,6 +26,7 @@ fn full() -> Status {
         received: 5,
         sent: 6,
         endpoint_drifts: 0,
+        forged: 0,
         pq: crate::status::pq::PqSlotStatus::default(),
     };
     let peer = PeerStatus {

@@ -208,6 +208,9 @@ pub struct PeerSlotStatus {
     pub sent: u64,
     /// Authenticated packets that came from another address than the published endpoint.
     pub endpoint_drifts: u64,
+    /// Datagrams from its endpoint that did not authenticate; zero with the kernel's WireGuard, which does not count them.
+    #[serde(default)]
+    pub forged: u64,
     /// The preshared key.
     #[serde(default)]
     pub pq: PqSlotStatus,

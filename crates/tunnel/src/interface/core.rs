@@ -153,6 +153,12 @@ impl Core {
         }
     }
 
+    /// Sends one by one to where `peer` is now. Returns whether that is new.
+    pub(super) fn send_singly(&self, peer: &PublicKey) -> bool {
+        let endpoint = self.engine.peers(ClockReading::now()).get(peer).and_then(|peer| peer.config.endpoint);
+        endpoint.is_some_and(|endpoint| self.udp_offload.switch_off_for(endpoint))
+    }
+
     pub(super) fn initiate_handshake(&self, peer: &PublicKey) -> bool {
         let mut out = Datagrams::new();
         let known = self.engine.initiate_handshake(ClockReading::now(), peer, &mut out);

@@ -108,6 +108,12 @@ impl Interface {
         self.core.engine().counters()
     }
 
+    /// Makes no more batches of datagrams for where `peer` is now, because they arrive damaged there. Returns whether some
+    /// were made.
+    pub fn send_singly(&self, peer: &PublicKey) -> bool {
+        self.core.send_singly(peer)
+    }
+
     /// What the kernel does with batches.
     pub fn offload(&self) -> OffloadStatus {
         self.core.offload()

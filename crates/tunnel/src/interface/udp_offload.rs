@@ -3,13 +3,17 @@
 //!
 //! Some kernels refuse it on some devices, and some do it wrong. A test over loopback finds a kernel that does not know
 //! it, or ignores it, before the first packet. It can't find a driver that fails, because loopback has none: batches that
-//! are refused are sent one by one, and when that repeats, no more are made.
+//! are refused are sent one by one, and when that repeats, no more are made. Only the receiver sees that batches arrive
+//! damaged; where it says so, they end for its address.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -24,6 +28,8 @@ const REFUSALS: u32 = 4;
 /// The largest payload that fits every path: the least MTU of IPv6 (RFC 8200 section 5) less the IPv6 and UDP headers. The
 /// kernel refuses segments beyond the path MTU with `EINVAL` as well, which says nothing about batches.
 const FITS_EVERY_PATH: u16 = 1_280 - 48;
+/// How many addresses are kept at which batches arrive damaged. A peer that lies and roams could add one after the other.
+const MOST_DAMAGED: usize = 4_096;
 /// How long the test over loopback waits. Loopback delivers within the sending call.
 const LOOPBACK_WAIT: Duration = Duration::from_millis(100);
 
@@ -35,6 +41,8 @@ pub(super) struct UdpOffload {
     link: String,
     v4: Family,
     v6: Family,
+    /// Where batches arrive damaged.
+    damaged_at: ArcSwap<BTreeSet<SocketAddr>>,
 }
 
 #[derive(Debug, Default)]
@@ -47,7 +55,8 @@ struct Family {
 impl UdpOffload {
     /// Tests it in the namespace of the calling thread, if that is left to us.
     pub(super) fn new(link: &str, option: OffloadOption, send: SendMessages) -> Self {
-        let offload = Self { option, link: link.to_owned(), v4: Family::default(), v6: Family::default() };
+        let (v4, v6) = (Family::default(), Family::default());
+        let offload = Self { option, link: link.to_owned(), v4, v6, damaged_at: ArcSwap::default() };
         match option {
             OffloadOption::On => {}
             OffloadOption::Off => offload.switch_all_off(),
@@ -63,7 +72,21 @@ impl UdpOffload {
 
     /// Whether messages to `to` may hold several datagrams.
     pub(super) fn is_on(&self, to: SocketAddr) -> bool {
-        !self.family(to).off.load(Ordering::Relaxed)
+        !self.family(to).off.load(Ordering::Relaxed) && !self.damaged_at.load().contains(&to)
+    }
+
+    /// Makes no more batches for `to`, because they arrive damaged there. Returns whether some were made.
+    pub(super) fn switch_off_for(&self, to: SocketAddr) -> bool {
+        if self.option != OffloadOption::Auto || !self.is_on(to) {
+            return false;
+        }
+        let mut damaged_at = BTreeSet::clone(&self.damaged_at.load());
+        if damaged_at.len() >= MOST_DAMAGED {
+            return false;
+        }
+        damaged_at.insert(to);
+        self.damaged_at.store(Arc::new(damaged_at));
+        true
     }
 
     /// Whether it is used for either family.
@@ -227,6 +250,21 @@ mod tests {
         assert!(offload.is_on(v4));
         (0..REFUSALS).for_each(|_| offload.note_refused(&batch(v4, 1_000), Errno::EINVAL));
         assert!(!offload.is_on(v4));
+    }
+
+    #[test]
+    fn where_batches_arrive_damaged_no_more_are_made_and_others_are_not_affected() {
+        let (v4, v6) = addresses();
+        let other = SocketAddr::from((Ipv4Addr::LOCALHOST, 2));
+        let offload = UdpOffload::new("t", AUTO, mmsg::send);
+        assert!(offload.switch_off_for(v4));
+        assert!(!offload.switch_off_for(v4), "nothing new");
+        assert!(!offload.is_on(v4) && offload.is_on(other) && offload.is_on(v6));
+        for port in 0..10_000 {
+            offload.switch_off_for(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        }
+        assert_eq!(offload.damaged_at.load().len(), MOST_DAMAGED);
+        assert!(!UdpOffload::new("t", OffloadOption::On, mmsg::send).switch_off_for(v4));
     }
 
     #[test]

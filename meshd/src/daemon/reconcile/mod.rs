@@ -3,6 +3,7 @@
 mod answer;
 mod api_server;
 mod contests;
+mod forged;
 mod reach;
 mod rotation;
 
