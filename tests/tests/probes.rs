@@ -1,4 +1,5 @@
-//! The path to each peer is probed inside the tunnel, and loss of full-size packets is reported.
+//! The path to each peer is probed inside the tunnel: loss of full-size packets is reported, and so are
+//! peers that do not answer. A peer at which datagrams are damaged says so.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
@@ -6,15 +7,16 @@ use std::time::Duration;
 
 use lab::Lab;
 use lab::mesh::Mesh;
+use serde_json::Value;
 
 /// How long a change of the path may go unnoticed: three probes and the time until the next one.
 const WITHIN: Duration = Duration::from_secs(20);
 
 #[test]
-fn loss_of_full_size_packets_is_reported() {
+fn loss_of_full_size_packets_is_reported_and_damaged_ones_end_batches() {
     let mut mesh = Mesh::idle(Lab::builder().nodes(2).build().unwrap());
     for node in mesh.node_names() {
-        mesh.start_with(&node, &["--probe-interval", "2s"]).unwrap();
+        mesh.start_with(&node, &["--probe-interval", "1s"]).unwrap();
     }
     mesh.wait_formed();
     mesh.wait("n1", "a working path", WITHIN, |status| {
@@ -40,4 +42,49 @@ fn loss_of_full_size_packets_is_reported() {
     assert!(back["round_trip_microseconds"].is_u64(), "{back:#}");
     nft("delete table inet narrow");
     mesh.wait("n1", "the path to recover", WITHIN, |status| status["peers"][0]["full_size_passes"] == true);
+    mesh.wait_settled();
+    // Like a driver that damages what it sends: in transport data (type 4) one byte of the packet is another.
+    nft("add table inet damaged");
+    nft("add chain inet damaged in { type filter hook prerouting priority -350; }");
+    nft("add rule inet damaged in udp dport { 51840, 51841 } @th,64,8 4 @th,384,8 set 0x5a");
+    mesh.wait("n1", "n2 to be sent to one by one", WITHIN, |_| {
+        let log = mesh.daemon("n1").log().unwrap();
+        log.contains("\"event\":\"UdpOffloadOffForPeer\",\"node\":\"n2\"")
+    });
+    let slots = mesh.status("n2").unwrap()["peers"][0]["slots"].clone();
+    let forged = |slot: &str| slots[slot]["forged"].as_u64().unwrap();
+    assert!(forged("a") + forged("b") >= 8, "{slots:#}");
+    nft("delete table inet damaged");
+}
+
+#[test]
+fn a_peer_that_no_longer_answers_is_down_and_the_node_stays_ready() {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(3).build().unwrap());
+    for node in mesh.node_names() {
+        mesh.start_with(&node, &["--probe-interval", "1s"]).unwrap();
+    }
+    mesh.wait_formed();
+    mesh.wait_settled();
+    let is = |status: &Value, states: &[(&str, &str)]| {
+        let peers = status["peers"].as_array().unwrap();
+        let found: Vec<_> = peers
+            .iter()
+            .map(|peer| (peer["node"].as_str().unwrap(), peer["state"].as_str().unwrap()))
+            .collect();
+        found == states
+    };
+    mesh.wait("n1", "both up", WITHIN, |status| is(status, &[("n2", "up"), ("n3", "up")]));
+    let nft = |rules: &str| mesh.node("n3").unwrap().command("nft").args([rules]).run().unwrap();
+    nft("add table inet blocked");
+    nft("add chain inet blocked in { type filter hook prerouting priority -350; }");
+    nft("add rule inet blocked in udp dport { 51840, 51841 } drop");
+    // The last session would last for three minutes.
+    let took = mesh.wait("n1", "n3 down", WITHIN, |status| is(status, &[("n2", "up"), ("n3", "down")]));
+    assert!(took < Duration::from_secs(1 + 8), "{took:?}");
+    mesh.wait("n3", "nobody reached", WITHIN, |status| is(status, &[("n1", "down"), ("n2", "down")]));
+    assert_eq!(mesh.status("n3").unwrap()["ready"], true);
+    let shown = mesh.node("n1").unwrap().command(lab::bin("meshd").unwrap()).args(["status"]).run().unwrap();
+    assert!(shown.contains("peers     1 of 2 reached (1 up, 0 idle, 1 down)"), "{shown}");
+    nft("delete table inet blocked");
+    mesh.wait("n1", "both up again", WITHIN, |status| is(status, &[("n2", "up"), ("n3", "up")]));
 }

@@ -1,20 +1,32 @@
 //! A WireGuard device that runs on an engine of this process.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use keyring::{PresharedKey, PrivateKey, PublicKey};
 use nix::errno::Errno;
 use wireguard::{
-    Backend, Device, DeviceError, DeviceState, LinkName, Peer, PeerChange, PeerOp, PresharedKeyChange,
+    Backend, Device, DeviceError, DeviceState, LinkName, OffloadStatus, Peer, PeerChange, PeerOp,
+    PresharedKeyChange,
 };
 
 use crate::error::TunnelError;
-use crate::interface::{Health, Interface, InterfaceConfig};
+use crate::interface::{Health, Interface, InterfaceConfig, OffloadOption};
 
 /// An engine on a TUN device; it stops with the process.
 #[derive(Debug)]
 pub struct Userspace {
     interface: Interface,
+}
+
+/// What all engines of a process have in common.
+#[derive(Clone, Debug, Default)]
+pub struct UserspaceOptions {
+    /// Directory of the UAPI sockets for `wg`.
+    pub uapi_dir: PathBuf,
+    /// Batches of datagrams to and from the UDP sockets.
+    pub udp_offload: OffloadOption,
+    /// Batches of packets to and from the TUN devices.
+    pub tun_offload: OffloadOption,
 }
 
 /// An operation on an engine that failed.
@@ -28,13 +40,14 @@ struct EngineError {
 
 impl Userspace {
     /// Starts an engine on a link, which is created if it does not exist. The link outlives the process: while no
-    /// engine is attached the kernel drops what is routed into it, instead of routing it elsewhere. The UAPI socket for
-    /// `wg` is created in `uapi_dir`.
-    pub fn create(link: &LinkName, mtu: u32, uapi_dir: &Path) -> Result<Self, DeviceError> {
+    /// engine is attached the kernel drops what is routed into it, instead of routing it elsewhere.
+    pub fn create(link: &LinkName, mtu: u32, options: &UserspaceOptions) -> Result<Self, DeviceError> {
         let config = InterfaceConfig {
             mtu: Some(engine_mtu(mtu)),
             persistent: true,
-            uapi_dir: Some(uapi_dir.to_owned()),
+            uapi_dir: Some(options.uapi_dir.clone()),
+            udp_offload: options.udp_offload,
+            tun_offload: options.tun_offload,
             ..InterfaceConfig::new(link.as_str())
         };
         let refused = |source: TunnelError| match source {
@@ -73,6 +86,10 @@ impl Device for Userspace {
 
     fn dropped(&self) -> Vec<(&'static str, u64)> {
         self.interface.counters().iter().map(|(reason, count)| (reason.label(), count)).collect()
+    }
+
+    fn offload(&self) -> Option<OffloadStatus> {
+        Some(self.interface.offload())
     }
 
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError> {
@@ -126,6 +143,10 @@ impl Device for Userspace {
         }
         let link = self.interface.name().to_owned();
         Err(DeviceError::NoPeer { operation: "initiate a handshake with", link, peer })
+    }
+
+    fn send_singly(&mut self, peer: PublicKey) -> Result<bool, DeviceError> {
+        Ok(self.interface.send_singly(&peer))
     }
 
     fn remove(self: Box<Self>) -> Result<(), DeviceError> {

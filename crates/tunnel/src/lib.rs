@@ -34,7 +34,7 @@ mod uapi;
 
 pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
-pub use device::Userspace;
+pub use device::{Userspace, UserspaceOptions};
 pub use engine::{ClockReading, Engine, EngineOptions, InitiationError, Initiator, Received};
 pub use error::{ChangeError, Failure, TunnelError};
-pub use interface::{Health, Interface, InterfaceConfig, uapi_dir};
+pub use interface::{Health, Interface, InterfaceConfig, OffloadOption, uapi_dir};

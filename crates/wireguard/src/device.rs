@@ -25,6 +25,11 @@ pub trait Device: fmt::Debug + Send {
         Vec::new()
     }
 
+    /// What the host's kernel does with batches of packets; none where the backend is part of the kernel.
+    fn offload(&self) -> Option<OffloadStatus> {
+        None
+    }
+
     /// Sets the private key. Another key ends every session, and a peer with that key is removed.
     fn set_key(&mut self, key: &PrivateKey) -> Result<(), DeviceError>;
 
@@ -67,8 +72,25 @@ pub trait Device: fmt::Debug + Send {
     /// asked, after another endpoint was set or a second has passed. With a session this may send only a keepalive.
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError>;
 
+    /// Sends datagrams to a peer's present endpoint one by one from now on. Returns whether that is new.
+    fn send_singly(&mut self, peer: PublicKey) -> Result<bool, DeviceError> {
+        let _ = peer;
+        Ok(false)
+    }
+
     /// Stops the device. The link is deleted where the device owns it; otherwise the caller deletes it.
     fn remove(self: Box<Self>) -> Result<(), DeviceError>;
+}
+
+/// Whether the host's kernel cuts and joins batches of packets for a device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OffloadStatus {
+    /// Batches of datagrams to and from its UDP sockets.
+    pub udp: bool,
+    /// Batches of packets to and from its TUN device.
+    pub tun: bool,
+    /// Batches that the kernel refused, and whose packets it then took one by one.
+    pub refused: u64,
 }
 
 /// The state of a device, without any secret in it.
@@ -100,6 +122,9 @@ pub struct PeerState {
     /// Authenticated datagrams from another address than its endpoint although it does not roam; zero where the backend
     /// always roams.
     pub endpoint_drifts: u64,
+    /// Transport data from its endpoint, for one of its sessions, that did not authenticate; zero where the backend does not
+    /// count it.
+    pub forged: u64,
 }
 
 /// Why a device could not be read or changed.

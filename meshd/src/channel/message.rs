@@ -52,6 +52,13 @@ pub(crate) enum Message {
     Seen(SocketAddr),
     /// "I send to your mapped address of this slot now; send to mine."
     Invite(Slot),
+    /// "So many of your datagrams did not authenticate here."
+    Forged {
+        /// The slot on which they arrived.
+        slot: Slot,
+        /// How many within the last seconds.
+        count: u64,
+    },
 }
 
 impl Message {
@@ -102,7 +109,7 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 8] {
+    fn messages() -> [Message; 9] {
         [
             Message::Probe { nonce: 7, len: 0 },
             Message::Echo { nonce: u64::MAX },
@@ -112,6 +119,7 @@ mod tests {
             Message::Pair(vec![1; keyring::pq::MAX_MESSAGE_LEN]),
             Message::Invite(Slot::B),
             Message::Seen("[2001:db8::1]:51840".parse().unwrap()),
+            Message::Forged { slot: Slot::B, count: 77 },
         ]
     }
 

@@ -13,6 +13,7 @@ use ipnetwork::IpNetwork;
 use keyring::PerSlot;
 use keyring::rotation::RotationPolicy;
 use plan::network::LinkName;
+use tunnel::OffloadOption;
 
 use crate::device::BackendOption;
 
@@ -73,6 +74,10 @@ pub struct Config {
     pub backend: BackendOption,
     /// Whether the kernel's devices are to receive in threads of their own.
     pub threaded_napi: bool,
+    /// Whether engines leave batches of datagrams to the kernel.
+    pub udp_offload: OffloadOption,
+    /// Whether engines exchange batches of packets with the kernel.
+    pub tun_offload: OffloadOption,
     /// MTU of the mesh; none derives it from the route to each endpoint.
     pub mtu: Option<u32>,
     /// Number of the routing table for peers' node addresses.

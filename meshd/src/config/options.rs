@@ -10,6 +10,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
 use plan::network::LinkName;
+use tunnel::OffloadOption;
 
 use super::SealingSource;
 use super::value::{self, Expected, Storage};
@@ -142,6 +143,14 @@ table! {
     THREADED_NAPI: Valued<bool> = Valued::new(
         "threaded-napi", "true|false", "false", value::boolean,
         "Lets the kernel's WireGuard receive in one thread per peer, which spreads the load over CPUs where few peers send much. Needs write access to the node's /sys.",
+    );
+    UDP_OFFLOAD: Valued<OffloadOption> = Valued::new(
+        "udp-offload", "auto|on|off", "auto", value::offload,
+        "Whether the userspace engine lets the kernel cut large messages into datagrams and join those that arrive. auto: unless a test over loopback fails at start, or the kernel refuses several in a row. off: where a driver damages or loses them.",
+    );
+    TUN_OFFLOAD: Valued<OffloadOption> = Valued::new(
+        "tun-offload", "auto|on|off", "auto", value::offload,
+        "Whether the userspace engine exchanges large packets with the kernel over its TUN devices. auto: unless the kernel refuses several in a row.",
     );
     MTU: Optional<u32> = Optional::new(
         "mtu", "BYTES", value::mtu,

@@ -139,6 +139,8 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         ports: PerSlot { a: values.get(&options::PORT_A)?, b: values.get(&options::PORT_B)? },
         backend: values.get(&options::BACKEND)?,
         threaded_napi: values.get(&options::THREADED_NAPI)?,
+        udp_offload: values.get(&options::UDP_OFFLOAD)?,
+        tun_offload: values.get(&options::TUN_OFFLOAD)?,
         mtu: values.find(&options::MTU)?,
         table: values.get(&options::TABLE)?,
         rule_priority: values.get(&options::RULE_PRIORITY)?,

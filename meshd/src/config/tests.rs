@@ -54,6 +54,7 @@ fn every_error_names_the_option_and_what_was_expected() {
         ("mtu", "100", "1280"),
         ("backend", "hardware", "auto, kernel or userspace"),
         ("threaded-napi", "2", "true or false"),
+        ("udp-offload", "true", "auto, on or off"),
         ("table", "254", "other than"),
         ("key-dir", "keys", "absolute"),
         ("key-storage", "disk", "tmpfs, sealed or plain-on-disk"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
 use plan::network::LinkName;
+use tunnel::OffloadOption;
 use wireguard::{Backend, MTU_RANGE};
 
 use crate::device::BackendOption;
@@ -122,6 +123,15 @@ pub(super) fn backend(text: &str) -> Result<BackendOption, Expected> {
         "kernel" => Ok(BackendOption::Only(Backend::Kernel)),
         "userspace" => Ok(BackendOption::Only(Backend::Userspace)),
         _ => Err("auto, kernel or userspace"),
+    }
+}
+
+pub(super) fn offload(text: &str) -> Result<OffloadOption, Expected> {
+    match text {
+        "auto" => Ok(OffloadOption::Auto),
+        "on" => Ok(OffloadOption::On),
+        "off" => Ok(OffloadOption::Off),
+        _ => Err("auto, on or off"),
     }
 }
 

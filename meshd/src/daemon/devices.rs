@@ -1,12 +1,14 @@
 //! The WireGuard devices of both slots, whichever backend they run on.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use linux::LinkState;
 use tracing::{debug, error, info, warn};
-use wireguard::{Backend, Device, DeviceError, DeviceState, LinkName, Peer, PeerChange, PeerState};
+use tunnel::UserspaceOptions;
+use wireguard::{
+    Backend, Device, DeviceError, DeviceState, LinkName, OffloadStatus, Peer, PeerChange, PeerState,
+};
 
 use crate::chain::Chain;
 use crate::device::{self, Drifts};
@@ -14,7 +16,8 @@ use crate::device::{self, Drifts};
 /// The devices that this process runs or manages.
 #[derive(Debug)]
 pub(super) struct Devices {
-    uapi_dir: PathBuf,
+    /// Of engines that are created.
+    engines: UserspaceOptions,
     backend: Backend,
     threaded: bool,
     running: PerSlot<Option<Running>>,
@@ -39,12 +42,11 @@ impl Running {
 }
 
 impl Devices {
-    /// The devices that an earlier process left running on `links`; others are created for `backend`. UAPI sockets of
-    /// engines are created in `uapi_dir`. With `threaded` the kernel's devices receive in threads of their own.
+    /// The devices that an earlier process left running on `links`; others are created for `backend`. With `threaded` the kernel's devices receive in threads of their own.
     pub(super) fn adopt(
         backend: Backend,
         threaded: bool,
-        uapi_dir: PathBuf,
+        engines: UserspaceOptions,
         links: &PerSlot<LinkName>,
     ) -> Self {
         let adopted = |slot| {
@@ -67,7 +69,7 @@ impl Devices {
                 }
             }
         };
-        Self { uapi_dir, backend, threaded, running: PerSlot::from_fn(adopted), restarts: 0 }
+        Self { engines, backend, threaded, running: PerSlot::from_fn(adopted), restarts: 0 }
     }
 
     /// The state of a slot's device. One that is gone is dropped here, so that it is missing and gets recreated; the link
@@ -150,6 +152,18 @@ impl Devices {
         dropped
     }
 
+    /// What the kernel does with batches of a slot's engine.
+    pub(super) fn offload(&self, slot: Slot) -> Option<OffloadStatus> {
+        self.running.get(slot).as_ref().and_then(|running| running.device.offload())
+    }
+
+    /// Sends to a peer of a slot one by one from now on. Returns whether that is new.
+    pub(super) fn send_singly(&mut self, slot: Slot, peer: PublicKey) -> Result<bool, SlotError> {
+        let mut changed = false;
+        self.change(slot, |running| running.device.send_singly(peer).map(|new| changed = new))?;
+        Ok(changed)
+    }
+
     /// The backend of a slot's device.
     pub(super) fn backend(&self, slot: Slot) -> Option<Backend> {
         self.running.get(slot).as_ref().map(|running| running.device.backend())
@@ -173,7 +187,7 @@ impl Devices {
         *self.running.get_mut(slot) = None;
         let made: Result<Box<dyn Device>, DeviceError> = match self.backend {
             Backend::Userspace => {
-                tunnel::Userspace::create(link, mtu, &self.uapi_dir).map(|device| Box::new(device) as _)
+                tunnel::Userspace::create(link, mtu, &self.engines).map(|device| Box::new(device) as _)
             }
             Backend::Kernel => kernel_wireguard::Kernel::create(link).map(|device| Box::new(device) as _),
         };

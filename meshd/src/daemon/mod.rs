@@ -10,6 +10,7 @@ mod audit;
 mod cni_files;
 mod devices;
 mod evidence;
+mod forged;
 mod keys;
 mod observe;
 mod outcome;
@@ -20,6 +21,7 @@ mod probes;
 mod reconcile;
 mod stripped;
 mod trail_writer;
+mod unreached;
 mod witness;
 
 use std::sync::Arc;
@@ -183,7 +185,10 @@ impl Loop {
                         self.reconciler.take_change(change);
                     }
                     let again = self.reconciler.reconcile().await;
-                    self.status.send_replace(self.reconciler.status());
+                    let status = self.reconciler.status();
+                    self.reconciler.report_unreached(&status);
+                    self.reconciler.report_forged(&status);
+                    self.status.send_replace(status);
                     self.turned.send_replace(Instant::now());
                     due = again.map(|again| Instant::now() + again);
                 }

@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
-use keyring::{PerSlot, Slot};
+use keyring::{PerSlot, PublicKey, Slot};
 use linux::guard;
 use plan::admission::{Admission, Rejected};
 use plan::cluster::Cluster;
@@ -12,20 +12,25 @@ use plan::desired::{peer_mtu, pod_mtu};
 use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 use plan::turn::Turn;
+use wireguard::OffloadStatus;
 
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
+use super::forged::ForgedReports;
 use super::keys::Keys;
+use super::peer_channel::PeerChannel;
 use super::pq::Pairs;
 use super::stripped::Stripped;
+use super::unreached::Unreached;
 use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
 use crate::status::pq::{PairStatus, PqSlotStatus};
+use crate::status::reach::Reach;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, ControlStatus, Counters, GuardStatus, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
-    Status,
+    ApiStatus, ControlStatus, Counters, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus,
+    SlotStatus, Status,
 };
 
 /// The parts of the status that a turn leaves behind.
@@ -57,6 +62,8 @@ pub(super) struct Outcome {
     installed: bool,
     pub(super) chained: ChainedPlugins,
     pub(super) stripped: Stripped,
+    pub(super) unreached: Unreached,
+    pub(super) forged: ForgedReports,
 }
 
 impl Outcome {
@@ -88,6 +95,7 @@ impl Outcome {
             .iter()
             .map(|(name, member)| PeerStatus {
                 node: name.to_string(),
+                state: Reach::default(),
                 pod_cidrs: member.pod_cidrs.clone(),
                 addresses: member.addresses.clone(),
                 active: setup.carrying_slot(member),
@@ -106,6 +114,7 @@ impl Outcome {
                         received: 0,
                         sent: 0,
                         endpoint_drifts: 0,
+                        forged: 0,
                         pq: PqSlotStatus::default(),
                     })
                 }),
@@ -117,6 +126,13 @@ impl Outcome {
     /// The UID of a peer by its node's name.
     pub(super) fn uid(&self, node: &str) -> Option<&NodeUid> {
         self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
+    }
+
+    /// The name of a peer's node and its public key on a slot.
+    pub(super) fn peer_key(&self, id: &PeerId, slot: Slot) -> Option<(String, PublicKey)> {
+        let mut peers = self.admission.world.peers.iter();
+        let (name, member) = peers.find(|(_, member)| member.uid.as_str() == id.as_str())?;
+        Some((name.to_string(), member.state.slots.get(slot).key))
     }
 
     /// Logs each refusal that is new, and each peer that joined or left.
@@ -268,7 +284,7 @@ impl Outcome {
         keys: &Keys,
         pairs: &Pairs,
         cluster: &Cluster,
-        devices: &mut Devices,
+        (devices, channel): (&mut Devices, &PeerChannel),
         now: Duration,
     ) -> Status {
         let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
@@ -278,6 +294,7 @@ impl Outcome {
             let preshared = pairs.status(&id);
             peer.pq = preshared.as_ref().map_or_else(PairStatus::default, |(pair, _)| *pair);
             peer.pq.stripped_seconds = self.stripped.lasted(now, &id).as_ref().map(Duration::as_secs);
+            let mut since_handshake = None;
             for slot in Slot::ALL {
                 let Some(found) = peer.slots.get_mut(slot) else { continue };
                 if let Some((_, slots)) = &preshared {
@@ -285,14 +302,17 @@ impl Outcome {
                 }
                 let Some((_, state)) = states.get(slot) else { continue };
                 if let Some(live) = state.peers.get(&found.key) {
+                    since_handshake = since_handshake.into_iter().chain(live.since_handshake).min();
                     found.endpoint = live.config.endpoint;
                     found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
                     found.last_handshake = live.last_handshake.and_then(unix_seconds);
                     found.received = live.received;
                     found.sent = live.sent;
                     found.endpoint_drifts = live.endpoint_drifts;
+                    found.forged = live.forged;
                 }
             }
+            peer.state = Reach::of(since_handshake, channel.probe_record(&id));
         }
         let waiting_for = self.waiting_for();
         let mut counters = self.counters;
@@ -317,6 +337,11 @@ impl Outcome {
                     port: state.port,
                     mtu: *self.mtus.get(slot),
                     backend: devices.backend(slot)?.to_string(),
+                    offload: devices.offload(slot).map(|OffloadStatus { udp, tun, refused }| OffloadUse {
+                        udp,
+                        tun,
+                        refused,
+                    }),
                 })
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),

@@ -22,6 +22,7 @@ use super::probes::{PathStats, Probe, Probes};
 use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
 use crate::status::ControlStatus;
+use crate::status::reach::ProbeRecord;
 
 /// How this node treats a peer: the content of its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +50,8 @@ pub(super) enum PeerMessage {
     Invitation(PeerId, Slot),
     /// Where a peer sees this node's datagrams on a slot come from.
     Seen(PeerId, Slot, SocketAddr),
+    /// So many datagrams on a slot did not authenticate at a peer.
+    Forged(PeerId, Slot, u64),
 }
 
 /// The control channel and the mesh addresses of the peers on it.
@@ -200,6 +203,18 @@ impl PeerChannel {
         self.probes.path(&PeerId::new(uid.as_str()))
     }
 
+    /// Tells a peer how many of its datagrams on a slot did not authenticate here.
+    pub(super) fn send_forged(&self, peer: &PeerId, slot: Slot, count: u64) {
+        if let (Some(address), Some(view)) = (self.addresses.get(peer), self.views.get(peer)) {
+            self.channel.send(view.tx, *address, &Message::Forged { slot, count });
+        }
+    }
+
+    /// Which probes a peer has answered.
+    pub(super) fn probe_record(&self, peer: &PeerId) -> ProbeRecord {
+        self.probes.record(self.started.elapsed(), peer)
+    }
+
     /// Sends messages of the preshared key exchange.
     pub(super) fn send_preshared(&self, messages: Vec<(PeerId, Slot, pq::Message)>) {
         for (peer, over, message) in messages {
@@ -250,6 +265,7 @@ impl PeerChannel {
             }
             Message::Invite(slot) => Some(PeerMessage::Invitation(peer.clone(), *slot)),
             Message::Seen(endpoint) => Some(PeerMessage::Seen(peer.clone(), received.over, *endpoint)),
+            Message::Forged { slot, count } => Some(PeerMessage::Forged(peer.clone(), *slot, *count)),
             Message::Head(end) => Some(PeerMessage::AuditHead(peer.clone(), *end)),
             Message::Pair(bytes) => match pq::Message::decode(bytes) {
                 Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),

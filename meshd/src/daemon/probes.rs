@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use keyring::rotation::PeerId;
 
+use crate::status::reach::ProbeRecord;
+
 /// Answers that take longer count as lost.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How many full-size probes must be lost, while small ones are answered, before it is reported: single losses are normal.
+/// How many probes in a row must be lost before it is reported: single losses are normal. For full-size ones only those
+/// count whose small one was answered.
 const LOSSES_BEFORE_REPORT: u8 = 3;
 
 /// Measurements of the path to a peer.
@@ -43,7 +46,13 @@ struct PeerProbes {
     due: Duration,
     small: Option<Sent>,
     full: Option<Sent>,
+    /// Full-size probes lost in a row.
     lost: u8,
+    /// Small probes lost in a row, and when the first of them was sent.
+    unanswered: u8,
+    unanswered_since: Option<Duration>,
+    /// When the last answer came.
+    answered: Option<Duration>,
     stats: PathStats,
 }
 
@@ -68,7 +77,7 @@ impl Probes {
         let mut probes = Vec::new();
         for peer in peers {
             let mut watched = former.get(peer).copied().unwrap_or_default();
-            if watched.due <= now {
+            if watched.due <= now || watched.in_doubt(now) {
                 watched.evaluate();
                 let mut send = |full| {
                     let nonce = self.next;
@@ -91,12 +100,25 @@ impl Probes {
         let in_time = |sent: &&mut Sent| sent.nonce == nonce && now.saturating_sub(sent.at) <= PROBE_TIMEOUT;
         if let Some(sent) = watched.small.as_mut().filter(in_time) {
             sent.answered = true;
+            watched.answered = Some(now);
+            (watched.unanswered, watched.unanswered_since) = (0, None);
             watched.stats.round_trip = Some(now.saturating_sub(sent.at));
         }
         if let Some(sent) = watched.full.as_mut().filter(in_time) {
             sent.answered = true;
             watched.lost = 0;
             watched.stats.full_size = Some(true);
+        }
+    }
+
+    /// Which probes the peer has answered.
+    pub(super) fn record(&self, now: Duration, peer: &PeerId) -> ProbeRecord {
+        let watched = self.peers.get(peer).copied().unwrap_or_default();
+        let lost = watched.unanswered_since.filter(|_| watched.unanswered >= LOSSES_BEFORE_REPORT);
+        ProbeRecord {
+            interval: self.interval,
+            since_answer: watched.answered.map(|at| now.saturating_sub(at)),
+            unanswered_for: lost.map(|at| now.saturating_sub(at)),
         }
     }
 
@@ -107,12 +129,20 @@ impl Probes {
 }
 
 impl PeerProbes {
+    /// Whether the last probe was lost, and another one is needed at once to tell chance from a broken path.
+    fn in_doubt(&self, now: Duration) -> bool {
+        let lost = self.small.is_some_and(|sent| !sent.answered && now >= sent.at + PROBE_TIMEOUT);
+        lost && self.unanswered < LOSSES_BEFORE_REPORT
+    }
+
     /// Evaluates the previous pair of probes before the next one is sent.
     fn evaluate(&mut self) {
         let (Some(small), Some(full)) = (self.small, self.full) else { return };
         if !small.answered {
             // Without any answer nothing is known about sizes.
             self.stats.round_trip = None;
+            self.unanswered = self.unanswered.saturating_add(1);
+            self.unanswered_since.get_or_insert(small.at);
         } else if !full.answered {
             self.lost = self.lost.saturating_add(1);
             if self.lost >= LOSSES_BEFORE_REPORT {
@@ -171,6 +201,27 @@ mod tests {
         play(&mut probes, 31, 29, |_| true);
         play(&mut probes, 60, 600, |_| false);
         assert_eq!(probes.path(&PeerId::new("n2")), PathStats { round_trip: None, full_size: Some(true) });
+    }
+
+    #[test]
+    fn three_lost_probes_within_seconds_are_evidence_until_one_is_answered() {
+        let mut probes = Probes::new(INTERVAL, 7);
+        let peer = PeerId::new("n2");
+        let record = |probes: &Probes, second| probes.record(Duration::from_secs(second), &peer);
+        play(&mut probes, 0, 31, |_| true);
+        let none_lost = record(&probes, 31);
+        assert_eq!((none_lost.interval, none_lost.unanswered_for), (Some(INTERVAL), None));
+        assert!(none_lost.since_answer.is_some_and(|since| since < Duration::from_secs(1)));
+        // The next one is sent at 60 s, and then every 2 s.
+        play(&mut probes, 31, 35, |_| false);
+        assert_eq!(record(&probes, 65).unanswered_for, None);
+        play(&mut probes, 66, 1, |_| false);
+        assert_eq!(record(&probes, 66).unanswered_for, Some(Duration::from_secs(6)));
+        // No more than one per interval from then on: two probes each.
+        assert_eq!(play(&mut probes, 67, 300, |_| false), 20);
+        assert_eq!(record(&probes, 367).unanswered_for, Some(Duration::from_secs(307)));
+        play(&mut probes, 367, 30, |_| true);
+        assert_eq!(record(&probes, 397).unanswered_for, None);
     }
 
     #[test]

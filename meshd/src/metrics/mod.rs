@@ -107,6 +107,7 @@ impl Collector for View {
             rotation(&status),
             loop_counters(&status),
             peers(&status),
+            offload(&status),
             vec![http(&self.closed)],
         ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
@@ -165,7 +166,11 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "WireGuard implementation of a slot's device, kernel or userspace; always 1.",
             backends.collect(),
         ),
-        Metric::gauge("ready", "Whether pods can be attached and reach the mesh.", status.ready),
+        Metric::gauge(
+            "ready",
+            "Whether pods can be attached; meshd_peers says whether they reach others.",
+            status.ready,
+        ),
         Metric::gauge(
             "guard_in_place",
             "Whether the guard's nftables table is in place and unchanged.",
@@ -212,6 +217,27 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
     ]
 }
 
+fn offload(status: &Status) -> Vec<Metric<'_>> {
+    let slots = || status.slots.iter().filter_map(|(slot, device)| Some((slot, device.as_ref()?.offload?)));
+    let used = slots().flat_map(|(slot, offload)| {
+        [("udp", offload.udp), ("tun", offload.tun)]
+            .map(|(name, used)| sample(vec![("slot", slot.as_str()), ("offload", name)], used))
+    });
+    let refused = slots().map(|(slot, offload)| sample(vec![("slot", slot.as_str())], offload.refused));
+    vec![
+        Metric::gauges(
+            "offload_in_use",
+            "Whether the userspace engine of a slot leaves it to the kernel to cut and join batches of packets.",
+            used.collect(),
+        ),
+        Metric::counters(
+            "offload_refused_batches",
+            "Batches that the kernel refused, and whose packets the engine then sent one by one.",
+            refused.collect(),
+        ),
+    ]
+}
+
 fn http(closed: &ClosedConnections) -> Metric<'static> {
     Metric::counters(
         "http_connections_closed",
@@ -221,11 +247,18 @@ fn http(closed: &ClosedConnections) -> Metric<'static> {
 }
 
 fn mesh(status: &Status) -> Vec<Metric<'_>> {
+    let reach = status.reach();
     // A node may have been rejected twice for the same reason, such as two of its addresses.
     let rejected: BTreeSet<_> =
         status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
     vec![
-        Metric::gauge("peers", "Other nodes in the mesh.", status.peers.len() as u64),
+        Metric::gauges(
+            "peers",
+            "Other nodes in the mesh: with a session, without one but answering, or not reached.",
+            [("up", reach.up), ("idle", reach.idle), ("down", reach.down)]
+                .map(|(state, count)| sample(vec![("state", state)], count))
+                .into(),
+        ),
         Metric::gauge(
             "pending_nodes",
             "Nodes that have not published keys yet.",
@@ -384,6 +417,11 @@ fn peers(status: &Status) -> Vec<Metric<'_>> {
             "peer_preshared_key_stripped",
             "Whether pods' packets have passed for more than 30 seconds without a preshared key although both nodes want one.",
             of_peers(|peer| Some(peer.pq.stripped_seconds.is_some().into())),
+        ),
+        Metric::counters(
+            "peer_forged_datagrams",
+            "Datagrams from the peer's endpoint that did not authenticate: damaged by its host or on the path, or forged; counted by the userspace engine.",
+            of_slots(&|slot| Some(slot.forged.into())),
         ),
         Metric::counters(
             "peer_endpoint_drifts",

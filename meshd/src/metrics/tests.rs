@@ -3,13 +3,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyring::{PerSlot, PublicKey};
 
 use super::*;
+use crate::status::reach::Reach;
 use crate::status::rotation::KeyStatus;
-use crate::status::{RejectedStatus, SlotStatus};
+use crate::status::{OffloadUse, RejectedStatus, SlotStatus};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {
     let key = PublicKey::from_bytes(&[7; 32]).unwrap();
-    let device = SlotStatus { link: "mesh-a".into(), key, port: 51840, mtu: 1420, backend: "kernel".into() };
+    let device = SlotStatus {
+        link: "mesh-a".into(),
+        key,
+        port: 51840,
+        mtu: 1420,
+        backend: "kernel".into(),
+        offload: Some(OffloadUse { udp: true, tun: false, refused: 4 }),
+    };
     let slot = PeerSlotStatus {
         key,
         endpoint: None,
@@ -18,10 +26,12 @@ fn full() -> Status {
         received: 5,
         sent: 6,
         endpoint_drifts: 0,
+        forged: 0,
         pq: crate::status::pq::PqSlotStatus::default(),
     };
     let peer = PeerStatus {
         node: "n2".into(),
+        state: Reach::Idle,
         pod_cidrs: vec![],
         addresses: vec![],
         active: None,
@@ -65,6 +75,11 @@ fn samples_have_labels_and_base_units() {
         "meshd_build_info{version=\"1.2.3\"} 1\n",
         "meshd_backend_info{slot=\"a\",backend=\"kernel\"} 1\n",
         "meshd_rejected_nodes{node=\"n9\",reason=\"key-zero\"} 1\n",
+        "meshd_offload_in_use{slot=\"a\",offload=\"udp\"} 1\n",
+        "meshd_offload_in_use{slot=\"a\",offload=\"tun\"} 0\n",
+        "meshd_offload_refused_batches_total{slot=\"a\"} 4\n",
+        "meshd_peers{state=\"up\"} 0\n",
+        "meshd_peers{state=\"idle\"} 1\n",
         "# TYPE meshd_guard_dropped_packets counter\n",
         "meshd_guard_dropped_packets_total{reason=\"unencrypted_in\"} 0\n",
         "# UNIT meshd_peer_round_trip_seconds seconds\n",

@@ -1,6 +1,7 @@
 //! The daemon's state as one value: `meshd status`, metrics and readiness are views of it.
 
 pub mod pq;
+pub mod reach;
 pub mod rotation;
 pub mod table;
 
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::fence::Fence;
 use pq::{PairStatus, PqSlotStatus};
+use reach::{Reach, ReachCounts};
 use rotation::RotationStatus;
 
 /// The mesh as one node's daemon sees it.
@@ -30,7 +32,7 @@ pub struct Status {
     pub backend: String,
     /// Why it was selected.
     pub backend_reason: String,
-    /// Whether pods can be attached and reach the mesh.
+    /// Whether pods can be attached. Whether they reach those on other nodes is in `peers`.
     pub ready: bool,
     /// What is missing until then, one item each.
     pub waiting_for: Vec<String>,
@@ -70,6 +72,13 @@ pub struct Status {
     pub counters: Counters,
 }
 
+impl Status {
+    /// How many peers are reached.
+    pub fn reach(&self) -> ReachCounts {
+        self.peers.iter().map(|peer| peer.state).collect()
+    }
+}
+
 /// One of this node's devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlotStatus {
@@ -83,6 +92,20 @@ pub struct SlotStatus {
     pub mtu: u32,
     /// Its backend. It may differ from that of new devices until its key is replaced.
     pub backend: String,
+    /// What the kernel does with batches of packets; none where the backend is the kernel itself.
+    #[serde(default)]
+    pub offload: Option<OffloadUse>,
+}
+
+/// Whether the kernel cuts and joins batches of packets for an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OffloadUse {
+    /// Batches of datagrams to and from its UDP sockets.
+    pub udp: bool,
+    /// Batches of packets to and from its TUN device.
+    pub tun: bool,
+    /// Batches that the kernel refused, and whose packets were sent one by one.
+    pub refused: u64,
 }
 
 /// The guard and its drop counters.
@@ -140,6 +163,9 @@ pub struct ControlStatus {
 pub struct PeerStatus {
     /// Its name.
     pub node: String,
+    /// Whether it is reached.
+    #[serde(default)]
+    pub state: Reach,
     /// Its pod ranges.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Its node addresses that pods reach through the tunnel.
@@ -182,6 +208,9 @@ pub struct PeerSlotStatus {
     pub sent: u64,
     /// Authenticated packets that came from another address than the published endpoint.
     pub endpoint_drifts: u64,
+    /// Datagrams from its endpoint that did not authenticate; zero with the kernel's WireGuard, which does not count them.
+    #[serde(default)]
+    pub forged: u64,
     /// The preshared key.
     #[serde(default)]
     pub pq: PqSlotStatus,

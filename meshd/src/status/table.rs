@@ -35,6 +35,9 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
         }
     }
     writeln!(text, "backend   {} ({})", status.backend, status.backend_reason)?;
+    if !status.peers.is_empty() {
+        writeln!(text, "peers     {}", status.reach())?;
+    }
     writeln!(text, "keys      {}", super::rotation::line(&status.rotation))?;
     let guard = &status.guard;
     writeln!(
@@ -73,6 +76,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header([
         "PEER",
+        "STATE",
         "PODCIDR",
         "SLOT",
         "ENDPOINT",
@@ -90,6 +94,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
             let mark = if peer.active == Some(slot) { "*" } else { " " };
             table.add_row([
                 if first { peer.node.clone() } else { String::new() },
+                if first { peer.state.as_str().to_owned() } else { String::new() },
                 if first { cidrs.join("\n") } else { String::new() },
                 format!("{mark}{slot}"),
                 state.endpoint.map_or_else(|| "unknown".to_owned(), |endpoint| endpoint.to_string()),

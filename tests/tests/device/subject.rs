@@ -5,7 +5,7 @@ use std::fmt;
 use kernel_wireguard::Kernel;
 use keyring::{PrivateKey, PublicKey};
 use lab::{ApiKind, End, Family, IpVersion, Lab, Node};
-use tunnel::Userspace;
+use tunnel::{Userspace, UserspaceOptions};
 use wireguard::{Device, LinkName, Peer};
 
 /// A device and what is around it.
@@ -46,9 +46,10 @@ fn make(kind: Kind, node: &Node) -> Box<dyn Device> {
     let device: Box<dyn Device> = node
         .run(|| match kind {
             Kind::Userspace => {
-                let dir = std::path::Path::new("/run/wireguard");
-                std::fs::create_dir_all(dir).unwrap();
-                Box::new(Userspace::create(&link, 1420, dir).unwrap()) as Box<dyn Device>
+                let options =
+                    UserspaceOptions { uapi_dir: "/run/wireguard".into(), ..UserspaceOptions::default() };
+                std::fs::create_dir_all(&options.uapi_dir).unwrap();
+                Box::new(Userspace::create(&link, 1420, &options).unwrap()) as Box<dyn Device>
             }
             Kind::Kernel => Box::new(Kernel::create(&link).unwrap()),
         })

@@ -184,6 +184,7 @@ impl Config {
                     received,
                     sent,
                     endpoint_drifts: location.drifts,
+                    forged: peer.path.forged(),
                 };
                 (*key, state)
             })

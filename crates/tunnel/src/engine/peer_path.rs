@@ -29,6 +29,7 @@ pub(crate) struct PeerPath {
     pub(super) timers: Timers,
     received_bytes: AtomicU64,
     sent_bytes: AtomicU64,
+    forged: AtomicU64,
 }
 
 /// A peer's endpoint.
@@ -58,6 +59,7 @@ impl PeerPath {
             timers: Timers::default(),
             received_bytes: AtomicU64::new(0),
             sent_bytes: AtomicU64::new(0),
+            forged: AtomicU64::new(0),
         }
     }
 
@@ -68,6 +70,19 @@ impl PeerPath {
     /// Bytes of UDP payload received and sent.
     pub(crate) fn bytes(&self) -> (u64, u64) {
         (self.received_bytes.load(Ordering::Relaxed), self.sent_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Records a datagram of one of the peer's sessions that did not authenticate. Only those from its endpoint say something
+    /// about the peer.
+    pub(super) fn received_forged(&self, source: SocketAddr) {
+        if self.location().endpoint == Some(source) {
+            self.forged.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// How many of these there were.
+    pub(crate) fn forged(&self) -> u64 {
+        self.forged.load(Ordering::Relaxed)
     }
 
     /// Drops all sessions.

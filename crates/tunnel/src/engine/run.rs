@@ -107,7 +107,11 @@ impl<'s> Inbound<'s> {
         datagram: &mut [u8],
     ) -> Result<Option<usize>, DropReason> {
         let bytes = datagram.len() as u64;
-        let packet = self.session.open(datagram, batch.limits)?;
+        let packet = self.session.open(datagram, batch.limits).inspect_err(|reason| {
+            if *reason == DropReason::Forged {
+                self.peer.path.received_forged(self.from);
+            }
+        })?;
         self.bytes += bytes;
         self.datagrams += 1;
         if packet.is_empty() {

@@ -5,6 +5,18 @@ use std::path::PathBuf;
 use crate::engine::EngineOptions;
 use crate::error::Failure;
 
+/// Whether the kernel is left to cut large batches into packets and to join packets to batches.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OffloadOption {
+    /// Unless it refuses to, or is seen to do it wrong.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// The options of a new interface.
 #[derive(Debug, Clone)]
 pub struct InterfaceConfig {
@@ -25,6 +37,10 @@ pub struct InterfaceConfig {
     pub uapi_dir: Option<PathBuf>,
     /// Handshake messages per second that are worked on before senders have to prove their address.
     pub handshakes_per_second: u64,
+    /// Batches of datagrams to and from the UDP sockets.
+    pub udp_offload: OffloadOption,
+    /// Batches of packets to and from the TUN device.
+    pub tun_offload: OffloadOption,
 }
 
 impl InterfaceConfig {
@@ -40,6 +56,8 @@ impl InterfaceConfig {
             fwmark: 0,
             uapi_dir: None,
             handshakes_per_second: engine.handshakes_per_second,
+            udp_offload: OffloadOption::Auto,
+            tun_offload: OffloadOption::Auto,
         }
     }
 }

@@ -11,13 +11,15 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use parking_lot::Mutex;
 
 use super::config::{Health, InterfaceConfig};
+use super::mmsg::send;
 use super::tun::Tun;
 use super::udp::Sockets;
+use super::udp_offload::UdpOffload;
 use crate::batch::Datagrams;
 use crate::counters::DropReason;
 use crate::engine::{ClockReading, Config, Engine, EngineOptions};
 use crate::error::{Failure, TunnelError};
-use wireguard::{DeviceState, PeerOp};
+use wireguard::{DeviceState, OffloadStatus, PeerOp};
 
 /// Work for the control thread, which never leaves the namespace of the interface.
 pub(super) type Job = Box<dyn FnOnce(&Core) + Send>;
@@ -28,6 +30,8 @@ pub(crate) struct Core {
     pub(super) engine: Engine,
     pub(super) tun: Tun,
     pub(super) sockets: ArcSwap<Sockets>,
+    /// The same for all sockets, also those of another port.
+    udp_offload: Arc<UdpOffload>,
     /// Readable for ever once the interface has to stop.
     pub(super) stop: EventFd,
     /// Wakes the control thread.
@@ -43,7 +47,7 @@ pub(crate) struct Core {
 
 impl Core {
     pub(super) fn new(config: &InterfaceConfig) -> Result<Self, TunnelError> {
-        let tun = Tun::open(&config.name)?;
+        let tun = Tun::open(&config.name, config.tun_offload)?;
         if let Some(mtu) = config.mtu {
             tun.set_mtu(mtu)?;
         }
@@ -52,12 +56,14 @@ impl Core {
             handshakes_per_second: config.handshakes_per_second,
             ..EngineOptions::default()
         });
-        let sockets = Sockets::bind(config.listen_port, config.fwmark)?;
+        let udp_offload = Arc::new(UdpOffload::new(&config.name, config.udp_offload, send));
+        let sockets = Sockets::bind(config.listen_port, config.fwmark, &udp_offload)?;
         let (jobs, queue) = channel();
         Ok(Self {
             engine,
             tun,
             sockets: ArcSwap::from_pointee(sockets),
+            udp_offload,
             stop: event()?,
             control: event()?,
             rebound: event()?,
@@ -99,7 +105,7 @@ impl Core {
             if port != 0 && core.sockets.load().port() == port {
                 return Ok(());
             }
-            let sockets = Sockets::bind(port, core.fwmark.load(Ordering::Relaxed))?;
+            let sockets = Sockets::bind(port, core.fwmark.load(Ordering::Relaxed), &core.udp_offload)?;
             core.sockets.store(Arc::new(sockets));
             let _ = core.rebound.write(1);
             Ok(())
@@ -137,6 +143,20 @@ impl Core {
             fwmark: self.fwmark.load(Ordering::Relaxed),
             peers: self.engine.peers(ClockReading::now()),
         }
+    }
+
+    pub(super) fn offload(&self) -> OffloadStatus {
+        OffloadStatus {
+            udp: self.udp_offload.is_used(),
+            tun: self.tun.is_offload_used(),
+            refused: self.udp_offload.refused_batches() + self.tun.refused_batches(),
+        }
+    }
+
+    /// Sends one by one to where `peer` is now. Returns whether that is new.
+    pub(super) fn send_singly(&self, peer: &PublicKey) -> bool {
+        let endpoint = self.engine.peers(ClockReading::now()).get(peer).and_then(|peer| peer.config.endpoint);
+        endpoint.is_some_and(|endpoint| self.udp_offload.switch_off_for(endpoint))
     }
 
     pub(super) fn initiate_handshake(&self, peer: &PublicKey) -> bool {

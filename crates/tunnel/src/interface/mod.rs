@@ -8,18 +8,19 @@ mod tests;
 mod threads;
 mod tun;
 mod udp;
+mod udp_offload;
 
 use std::sync::Arc;
 
 use keyring::{PrivateKey, PublicKey};
 
-pub use self::config::{Health, InterfaceConfig, uapi_dir};
+pub use self::config::{Health, InterfaceConfig, OffloadOption, uapi_dir};
 pub(crate) use self::core::Core;
 use self::threads::Threads;
 use crate::counters::Counters;
 use crate::error::{Failure, TunnelError};
 use crate::uapi;
-use wireguard::{DeviceState, PeerOp};
+use wireguard::{DeviceState, OffloadStatus, PeerOp};
 
 /// A running WireGuard interface.
 ///
@@ -105,6 +106,17 @@ impl Interface {
     /// Drops by reason.
     pub fn counters(&self) -> Counters {
         self.core.engine().counters()
+    }
+
+    /// Makes no more batches of datagrams for where `peer` is now, because they arrive damaged there. Returns whether some
+    /// were made.
+    pub fn send_singly(&self, peer: &PublicKey) -> bool {
+        self.core.send_singly(peer)
+    }
+
+    /// What the kernel does with batches.
+    pub fn offload(&self) -> OffloadStatus {
+        self.core.offload()
     }
 
     /// Initiates a handshake with `peer` unless one is in progress. Returns whether there is such a peer; the outcome is

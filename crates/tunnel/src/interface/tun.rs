@@ -3,6 +3,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
@@ -11,6 +12,7 @@ use nix::sys::stat::Mode;
 use nix::sys::uio::writev;
 use wireguard::LinkName;
 
+use super::config::OffloadOption;
 use crate::batch::{Packets, View};
 use crate::error::TunnelError;
 use crate::offload::{Coalescer, MOST_SEGMENTS, VNET_HEADER, VnetHeader, split};
@@ -26,7 +28,19 @@ pub(super) struct Tun {
     control: OwnedFd,
     name: String,
     offload: Offload,
+    option: OffloadOption,
+    /// Whether packets are still joined before they are written.
+    joins: AtomicBool,
+    refused_in_a_row: AtomicU32,
+    refused: AtomicU64,
+    write: WriteVectors,
 }
+
+/// Writes one packet, as writev(2) does; tests have kernels of their own.
+pub(super) type WriteVectors = fn(BorrowedFd<'_>, &[IoSlice<'_>]) -> Result<usize, Errno>;
+
+/// How many batches in a row the kernel refuses before no more are made.
+const REFUSALS: u32 = 4;
 
 /// What the device and we leave to one another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,13 +80,14 @@ pub(super) fn check_name(name: &str) -> Result<(), TunnelError> {
 
 impl Tun {
     /// Attaches to the device `name`, in the namespace of the calling thread, and creates it if it does not exist.
-    pub(super) fn open(name: &str) -> Result<Self, TunnelError> {
+    /// With an `option` of off it neither gets nor gives batches.
+    pub(super) fn open(name: &str, option: OffloadOption) -> Result<Self, TunnelError> {
         check_name(name)?;
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let device = nix::fcntl::open("/dev/net/tun", flags, Mode::empty()).map_err(TunnelError::OpenTun)?;
         let kind = libc::IFF_TUN | libc::IFF_NO_PI;
         let offload = match attach(&device, name, kind | libc::IFF_VNET_HDR) {
-            Ok(()) => negotiate(&device),
+            Ok(()) => negotiate(&device, option),
             Err(Errno::EINVAL) => {
                 let refused = |source| TunnelError::AttachTun { name: name.to_owned(), source };
                 attach(&device, name, kind).map_err(refused)?;
@@ -82,7 +97,17 @@ impl Tun {
         };
         let control = socket(AddressFamily::Unix, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
             .map_err(|source| TunnelError::Event { operation: "open a control socket", source })?;
-        Ok(Self { device, control, name: name.to_owned(), offload })
+        Ok(Self {
+            device,
+            control,
+            name: name.to_owned(),
+            offload,
+            option,
+            joins: AtomicBool::new(matches!(offload, Offload::Tcp | Offload::TcpAndUdp)),
+            refused_in_a_row: AtomicU32::new(0),
+            refused: AtomicU64::new(0),
+            write: |device, vectors| writev(device, vectors),
+        })
     }
 
     pub(super) fn name(&self) -> &str {
@@ -172,27 +197,94 @@ impl Tun {
                     note(nix::unistd::write(&self.device, packet), 1)?;
                 }
             }
-            Offload::Header => {
+            Offload::Tcp | Offload::TcpAndUdp if self.joins.load(Ordering::Relaxed) => {
+                let udp = self.offload == Offload::TcpAndUdp;
+                coalescer.write(packets, udp, |header, parts| self.write_joined(header, parts, &mut note))?;
+            }
+            Offload::Header | Offload::Tcp | Offload::TcpAndUdp => {
                 let header = VnetHeader::PLAIN.to_bytes();
                 for packet in packets.iter() {
-                    note(writev(&self.device, &[IoSlice::new(&header), IoSlice::new(packet)]), 1)?;
+                    note((self.write)(self.as_fd(), &[IoSlice::new(&header), IoSlice::new(packet)]), 1)?;
                 }
-            }
-            Offload::Tcp | Offload::TcpAndUdp => {
-                let udp = self.offload == Offload::TcpAndUdp;
-                coalescer.write(packets, udp, |header, parts| {
-                    let header = header.to_bytes();
-                    let mut vectors = [IoSlice::new(&header); 1 + MOST_SEGMENTS];
-                    let mut count = 0;
-                    for (place, part) in vectors[1..].iter_mut().zip(parts) {
-                        *place = IoSlice::new(part);
-                        count += 1;
-                    }
-                    note(writev(&self.device, &vectors[..=count]), count as u64)
-                })?;
             }
         }
         Ok(refused)
+    }
+
+    /// Writes one packet that was joined of `parts`. If the kernel refuses it, it is cut again as the kernel would have
+    /// cut it, and its packets are written one by one.
+    fn write_joined(
+        &self,
+        header: VnetHeader,
+        parts: &mut dyn Iterator<Item = &[u8]>,
+        note: &mut impl FnMut(nix::Result<usize>, u64) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        let bytes = header.to_bytes();
+        let mut vectors = [IoSlice::new(&bytes); 1 + MOST_SEGMENTS];
+        let mut count = 0;
+        for (place, part) in vectors[1..].iter_mut().zip(parts) {
+            *place = IoSlice::new(part);
+            count += 1;
+        }
+        let result = (self.write)(self.as_fd(), &vectors[..=count]);
+        let Err(errno) = result else {
+            if count > 1 && self.refused_in_a_row.load(Ordering::Relaxed) != 0 {
+                self.refused_in_a_row.store(0, Ordering::Relaxed);
+            }
+            return Ok(());
+        };
+        // The device is gone, or its link is down: that is not about batches.
+        if count == 1 || matches!(errno, Errno::EBADFD | Errno::EIO) {
+            return note(result, count as u64);
+        }
+        let joined: Vec<u8> = vectors[1..=count].iter().flat_map(|part| part.iter().copied()).collect();
+        let mut packets = Packets::new();
+        if split(header, &joined, &mut packets).is_err() {
+            return note(result, count as u64);
+        }
+        let plain = VnetHeader::PLAIN.to_bytes();
+        let mut taken = false;
+        for packet in packets.iter() {
+            let result = (self.write)(self.as_fd(), &[IoSlice::new(&plain), IoSlice::new(packet)]);
+            taken |= result.is_ok();
+            note(result, 1)?;
+        }
+        if taken {
+            self.note_refused(errno);
+        }
+        Ok(())
+    }
+
+    /// Takes that the kernel refused a joined packet, and then took those that it was joined of.
+    fn note_refused(&self, errno: Errno) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        let in_a_row = self.refused_in_a_row.fetch_add(1, Ordering::Relaxed) + 1;
+        let off = in_a_row >= REFUSALS && self.option == OffloadOption::Auto;
+        if off && self.joins.swap(false, Ordering::Relaxed) {
+            let error = format!("the kernel refused {in_a_row} joined packets in a row: {errno}");
+            tracing::warn!(
+                event = "TunOffloadOff",
+                link = self.name,
+                error,
+                "writing packets one by one, which is slower"
+            );
+        }
+    }
+
+    /// Whether packets are joined before they are written.
+    pub(super) fn is_offload_used(&self) -> bool {
+        self.joins.load(Ordering::Relaxed)
+    }
+
+    /// How many joined packets the kernel refused.
+    pub(super) fn refused_batches(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Writes to another kernel.
+    #[cfg(test)]
+    pub(super) fn set_write(&mut self, write: WriteVectors) {
+        self.write = write;
     }
 
     fn ask(&self, what: libc::Ioctl, request: &mut InterfaceRequest) -> Result<(), Errno> {
@@ -227,11 +319,13 @@ fn attach(device: &OwnedFd, name: &str, kind: libc::c_int) -> Result<(), Errno> 
     Ok(())
 }
 
-/// Offers the device to take large packets, as many kinds as it knows.
-fn negotiate(device: &OwnedFd) -> Offload {
+/// Offers the device to take large packets, as many kinds as it knows. A device that stayed may have been offered more.
+fn negotiate(device: &OwnedFd, option: OffloadOption) -> Offload {
     let tcp = libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6;
     let udp = libc::TUN_F_USO4 | libc::TUN_F_USO6;
-    for (flags, offload) in [(tcp | udp, Offload::TcpAndUdp), (tcp, Offload::Tcp)] {
+    let offers = [(tcp | udp, Offload::TcpAndUdp), (tcp, Offload::Tcp), (0, Offload::Header)];
+    let first = if option == OffloadOption::Off { 2 } else { 0 };
+    for (flags, offload) in offers.into_iter().skip(first) {
         // SAFETY: TUNSETOFFLOAD takes its argument by value.
         if unsafe { libc::ioctl(device.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } == 0 {
             return offload;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use super::mmsg::{Message, SEND_BATCH, allow_fragments, send};
+use super::udp_offload::{SendMessages, UdpOffload};
 use crate::batch::Datagrams;
 use crate::error::TunnelError;
 
@@ -33,21 +34,21 @@ pub(super) struct Sockets {
     v4: Option<Socket>,
     v6: Option<Socket>,
     port: u16,
+    offload: Arc<UdpOffload>,
+    send: SendMessages,
 }
 
 #[derive(Debug)]
 struct Socket {
     fd: OwnedFd,
-    /// Whether the kernel still cuts messages into segments for this socket.
-    segmentation: AtomicBool,
 }
 
 impl Sockets {
     /// Binds both families to `port` in the namespace of the calling thread; for zero the kernel chooses.
-    pub(super) fn bind(port: u16, fwmark: u32) -> Result<Self, TunnelError> {
+    pub(super) fn bind(port: u16, fwmark: u32, offload: &Arc<UdpOffload>) -> Result<Self, TunnelError> {
         let mut attempt = 0;
         loop {
-            match Self::bind_once(port, fwmark) {
+            match Self::bind_once(port, fwmark, offload) {
                 Err(TunnelError::Udp { source: Errno::EADDRINUSE, .. }) if attempt < PORT_ATTEMPTS => {
                     attempt += 1;
                     if port != 0 {
@@ -60,16 +61,17 @@ impl Sockets {
         }
     }
 
-    fn bind_once(port: u16, fwmark: u32) -> Result<Self, TunnelError> {
-        let v4 = Socket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), fwmark)?;
+    fn bind_once(port: u16, fwmark: u32, offload: &Arc<UdpOffload>) -> Result<Self, TunnelError> {
+        let join = offload.is_used();
+        let v4 = Socket::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), fwmark, join)?;
         let port = v4.as_ref().map_or(Ok(port), Socket::port)?;
-        let v6 = Socket::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), fwmark)?;
+        let v6 = Socket::bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), fwmark, join)?;
         let port = v6.as_ref().map_or(Ok(port), Socket::port)?;
         if v4.is_none() && v6.is_none() {
             let operation = "find an address family";
             return Err(TunnelError::Udp { operation, port, source: Errno::EAFNOSUPPORT });
         }
-        Ok(Self { v4, v6, port })
+        Ok(Self { v4, v6, port, offload: Arc::clone(offload), send })
     }
 
     /// The port that both sockets are bound to.
@@ -94,9 +96,9 @@ impl Sockets {
     pub(super) fn send(&self, datagrams: &Datagrams) -> u64 {
         let mut refused = 0;
         let mut messages = Messages::new(datagrams);
-        while let Some(batch) = messages.next_batch(|to| self.segmentation(to)) {
+        while let Some(batch) = messages.next_batch(|to| self.offload.is_on(to)) {
             match self.socket(batch[0].to) {
-                Some(socket) => refused += socket.send(batch),
+                Some(socket) => refused += self.send_all(socket, batch),
                 None => refused += batch.iter().map(datagrams_in).sum::<u64>(),
             }
         }
@@ -107,14 +109,47 @@ impl Sockets {
         if to.is_ipv4() { self.v4.as_ref() } else { self.v6.as_ref() }
     }
 
-    fn segmentation(&self, to: SocketAddr) -> bool {
-        self.socket(to).is_some_and(|socket| socket.segmentation.load(Ordering::Relaxed))
+    /// Sends `messages` and returns how many datagrams the kernel refused.
+    fn send_all(&self, socket: &Socket, mut messages: &[Message<'_>]) -> u64 {
+        let mut refused = 0;
+        while let Some(first) = messages.first() {
+            match (self.send)(socket.fd.as_fd(), messages) {
+                Ok(sent) => {
+                    let (sent, rest) = messages.split_at(sent.clamp(1, messages.len()));
+                    self.offload.note_accepted(sent);
+                    messages = rest;
+                }
+                Err(Errno::EINTR) => {}
+                Err(errno) => {
+                    refused += self.send_singly(socket, first, errno);
+                    messages = &messages[1..];
+                }
+            }
+        }
+        refused
+    }
+
+    /// Sends the datagrams of `message` one by one after the kernel refused it with `errno`; returns how many of them it
+    /// refuses as well.
+    fn send_singly(&self, socket: &Socket, message: &Message<'_>, errno: Errno) -> u64 {
+        let count = datagrams_in(message);
+        // Where there is no room for one message there is none for many, each of which would wait for it.
+        let full = matches!(errno, Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM);
+        let Some(segment) = message.segment.filter(|_| !full) else { return count };
+        let singles = message.bytes.chunks(usize::from(segment).max(1));
+        let singles: Vec<_> = singles.map(|bytes| Message { bytes, segment: None, ..*message }).collect();
+        let refused = self.send_all(socket, &singles);
+        // If it refuses them too, the reason is not that they came together.
+        if refused < count {
+            self.offload.note_refused(message, errno);
+        }
+        refused
     }
 }
 
 impl Socket {
-    /// `None` if the host doesn't have the address family.
-    fn bind(address: SocketAddr, fwmark: u32) -> Result<Option<Self>, TunnelError> {
+    /// `None` if the host doesn't have the address family. With `join` the kernel may join datagrams that arrive.
+    fn bind(address: SocketAddr, fwmark: u32, join: bool) -> Result<Option<Self>, TunnelError> {
         let port = address.port();
         let failed = |operation| move |source| TunnelError::Udp { operation, port, source };
         let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
@@ -135,12 +170,14 @@ impl Socket {
         // Without these three everything still works, only slower.
         let _ = setsockopt(&fd, sockopt::RcvBufForce, &SOCKET_BUFFER);
         let _ = setsockopt(&fd, sockopt::SndBufForce, &SOCKET_BUFFER);
-        let _ = setsockopt(&fd, sockopt::UdpGroSegment, &true);
+        if join {
+            let _ = setsockopt(&fd, sockopt::UdpGroSegment, &true);
+        }
         match bind(fd.as_raw_fd(), &SockaddrStorage::from(address)) {
             Err(Errno::EADDRNOTAVAIL) => return Ok(None),
             result => result.map_err(failed("bind"))?,
         }
-        Ok(Some(Self { fd, segmentation: AtomicBool::new(true) }))
+        Ok(Some(Self { fd }))
     }
 
     fn port(&self) -> Result<u16, TunnelError> {
@@ -149,35 +186,6 @@ impl Socket {
         let v4 = name.as_sockaddr_in().map(nix::sys::socket::SockaddrIn::port);
         let v6 = name.as_sockaddr_in6().map(nix::sys::socket::SockaddrIn6::port);
         v4.or(v6).ok_or(Errno::EAFNOSUPPORT).map_err(failed)
-    }
-
-    /// Sends `messages` and returns how many datagrams the kernel refused.
-    fn send(&self, mut messages: &[Message<'_>]) -> u64 {
-        let mut refused = 0;
-        while let Some(first) = messages.first() {
-            match send(self.fd.as_fd(), messages) {
-                Ok(sent) => messages = &messages[sent.max(1)..],
-                Err(Errno::EINTR) => {}
-                Err(errno) => {
-                    refused += if first.segment.is_some() { self.send_singly(first, errno) } else { 1 };
-                    messages = &messages[1..];
-                }
-            }
-        }
-        refused
-    }
-
-    /// Sends the segments of `message` one by one after the kernel refused to cut it with `errno`: a device
-    /// on the way can't compute checksums (`EIO`), or segments are larger than its MTU (`EINVAL`).
-    fn send_singly(&self, message: &Message<'_>, errno: Errno) -> u64 {
-        if errno == Errno::EIO {
-            self.segmentation.store(false, Ordering::Relaxed);
-        }
-        let segment = message.segment.map_or(message.bytes.len(), usize::from).max(1);
-        let singles = message.bytes.chunks(segment);
-        let sent =
-            singles.map(|bytes| send(self.fd.as_fd(), &[Message { bytes, segment: None, ..*message }]));
-        sent.map(|result| u64::from(result.is_err())).sum()
     }
 }
 
@@ -232,13 +240,81 @@ mod tests {
     use std::net::UdpSocket;
 
     use super::*;
+    use crate::interface::OffloadOption;
+
+    fn offload() -> Arc<UdpOffload> {
+        Arc::new(UdpOffload::new("test", OffloadOption::Auto, send))
+    }
+
+    /// Sends `count` batches of 40 datagrams each through a kernel that refuses every batch with this error, and checks
+    /// that each datagram arrives, whole and in order. Returns the sockets.
+    fn send_refused(count: u8, refuse: SendMessages) -> Sockets {
+        let sockets = Sockets { send: refuse, ..Sockets::bind(0, 0, &offload()).unwrap() };
+        let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
+        receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        for batch in 0..count {
+            let mut datagrams = Datagrams::new();
+            (0..40).for_each(|n| datagrams.push(receiver.local_addr().unwrap(), &[batch, n, 7, 7]));
+            assert_eq!(sockets.send(&datagrams), 0);
+            for n in 0..40 {
+                let mut buffer = [0; 16];
+                let len = receiver.recv(&mut buffer).unwrap();
+                assert_eq!(buffer[..len], [batch, n, 7, 7]);
+            }
+        }
+        sockets
+    }
+
+    /// Refuses the first message if it is a batch, as the kernel does, and sends those before the next one.
+    fn refusing(errno: Errno, socket: BorrowedFd<'_>, messages: &[Message<'_>]) -> Result<usize, Errno> {
+        let singles = messages.iter().take_while(|message| message.segment.is_none()).count();
+        if singles == 0 { Err(errno) } else { send(socket, &messages[..singles]) }
+    }
+
+    #[test]
+    fn batches_that_the_kernel_refuses_go_out_one_by_one_until_none_are_made() {
+        let kernels: [SendMessages; 4] = [
+            |socket, messages| refusing(Errno::EIO, socket, messages),
+            |socket, messages| refusing(Errno::EINVAL, socket, messages),
+            |socket, messages| refusing(Errno::EOPNOTSUPP, socket, messages),
+            |socket, messages| refusing(Errno::EPERM, socket, messages),
+        ];
+        for (kernel, switched_off) in kernels.into_iter().zip([true, true, true, false]) {
+            let sockets = send_refused(10, kernel);
+            // Four in a row are enough; an error that is not about batches never is.
+            assert_eq!(sockets.offload.refused_batches(), if switched_off { 4 } else { 10 });
+            assert!(sockets.offload.is_used(), "IPv6 is not affected");
+        }
+    }
+
+    #[test]
+    fn a_signal_loses_no_datagram() {
+        thread_local!(static CALLS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+        send_refused(2, |socket, messages| {
+            CALLS.set(CALLS.get() + 1);
+            if CALLS.get() % 2 == 1 { Err(Errno::EINTR) } else { refusing(Errno::EIO, socket, messages) }
+        });
+    }
+
+    #[test]
+    fn a_full_buffer_is_not_tried_again_for_each_datagram() {
+        thread_local!(static CALLS: std::cell::Cell<u32> = const { std::cell::Cell::new(0) });
+        let full: SendMessages = |_, _| {
+            CALLS.set(CALLS.get() + 1);
+            Err(Errno::EAGAIN)
+        };
+        let sockets = Sockets { send: full, ..Sockets::bind(0, 0, &offload()).unwrap() };
+        let mut datagrams = Datagrams::new();
+        (0..64).for_each(|_| datagrams.push(SocketAddr::from(([127, 0, 0, 1], 9)), &[7; 100]));
+        assert_eq!((sockets.send(&datagrams), CALLS.get()), (64, 1));
+    }
 
     #[test]
     fn both_families_share_one_port() {
-        let sockets = Sockets::bind(0, 0).unwrap();
+        let sockets = Sockets::bind(0, 0, &offload()).unwrap();
         assert_ne!(sockets.port(), 0);
         assert_eq!(sockets.fds().count(), 2);
-        let again = Sockets::bind(sockets.port(), 0);
+        let again = Sockets::bind(sockets.port(), 0, &offload());
         assert!(matches!(again, Err(TunnelError::Udp { source: Errno::EADDRINUSE, .. })), "{again:?}");
     }
 
@@ -277,7 +353,7 @@ mod tests {
 
     #[test]
     fn refused_datagrams_are_counted_and_the_others_go_out() {
-        let sockets = Sockets::bind(0, 0).unwrap();
+        let sockets = Sockets::bind(0, 0, &offload()).unwrap();
         let receiver = UdpSocket::bind("127.0.0.1:0").unwrap();
         receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         let forbidden = SocketAddr::from(([255, 255, 255, 255], 9));

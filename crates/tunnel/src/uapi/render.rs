@@ -91,6 +91,7 @@ mod tests {
             received: 7,
             sent: 8,
             endpoint_drifts: 0,
+            forged: 0,
         };
         let key = PublicKey::from_bytes(&[9; 32]).unwrap();
         let state = DeviceState {

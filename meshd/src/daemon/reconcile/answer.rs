@@ -48,7 +48,7 @@ impl Reconciler {
             &self.keys,
             &self.pairs,
             &self.cluster,
-            &mut self.devices,
+            (&mut self.devices, &self.peer_channel),
             self.started.elapsed(),
         );
         let mut status = Status { control: self.peer_channel.status(), ..status };

@@ -3,7 +3,9 @@
 mod answer;
 mod api_server;
 mod contests;
+mod forged;
 mod paths;
+mod reach;
 mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +31,7 @@ use plan::turn::{Known, Turn, decide};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
+use tunnel::UserspaceOptions;
 
 use super::audit::Audit;
 use super::devices::Devices;
@@ -172,7 +175,11 @@ impl Reconciler {
             devices: Devices::adopt(
                 chosen.backend,
                 config.threaded_napi,
-                config.wireguard_dir.clone(),
+                UserspaceOptions {
+                    uapi_dir: config.wireguard_dir.clone(),
+                    udp_offload: config.udp_offload,
+                    tun_offload: config.tun_offload,
+                },
                 &config.links,
             ),
             peer_channel: PeerChannel::new(&config, keys.jitter_seed(), received),

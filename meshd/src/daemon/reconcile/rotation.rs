@@ -138,6 +138,7 @@ impl Reconciler {
                 self.pairs.receive(&peer, over, message, &mut self.keys);
                 self.peer_channel.send_preshared(self.pairs.take_messages());
             }
+            Some(PeerMessage::Forged(peer, slot, count)) => self.take_forged(&peer, slot, count),
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             Some(PeerMessage::Echo(peer, over, nonce)) => {
                 self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);

@@ -90,6 +90,10 @@ fn every_kind_of_bad_datagram_is_counted_under_its_reason() {
         assert!(answers.is_empty(), "{reason:?} is not answered");
         assert_eq!(net.nodes[1].dropped(reason), before + 1, "{reason:?}");
     }
+    let elsewhere = SocketAddr::from(([192, 0, 2, 9], 9));
+    net.nodes[1].open(elsewhere, &changed(40, 1));
+    assert_eq!(net.nodes[1].dropped(DropReason::Forged), 4);
+    assert_eq!(net.nodes[1].status(&net.nodes[0]).forged, 3, "those from the peer's endpoint");
     assert_eq!(net.nodes[1].delivered.len(), 1);
     net.nodes[1].open(from, &data);
     assert_eq!(net.nodes[1].delivered.len(), 2, "and the good one still passes");

@@ -1,0 +1,41 @@
+//! Datagrams that do not authenticate: the sender is told, and sends one by one from then on.
+
+use keyring::Slot;
+use keyring::rotation::PeerId;
+use tracing::warn;
+
+use super::Reconciler;
+use crate::chain::Chain;
+use crate::status::Status;
+
+impl Reconciler {
+    /// Tells peers that many of their datagrams do not authenticate here.
+    pub(in crate::daemon) fn report_forged(&mut self, status: &Status) {
+        let counters = status.peers.iter().flat_map(|peer| {
+            let slots = peer.slots.iter();
+            slots.filter_map(|(slot, found)| Some((peer.node.as_str(), slot, found.as_ref()?.forged)))
+        });
+        for (node, slot, count) in self.outcome.forged.update(self.started.elapsed(), counters) {
+            if let Some(uid) = self.outcome.uid(&node) {
+                self.peer_channel.send_forged(&PeerId::new(uid.as_str()), slot, count);
+            }
+        }
+    }
+
+    /// Sends to a peer one by one, because many datagrams of this node did not authenticate there. A peer that lies slows
+    /// down what is sent to itself, and nothing else.
+    pub(super) fn take_forged(&mut self, peer: &PeerId, slot: Slot, count: u64) {
+        let Some((node, key)) = self.outcome.peer_key(peer, slot) else { return };
+        match self.devices.send_singly(slot, key) {
+            Ok(true) => warn!(
+                event = "UdpOffloadOffForPeer", node, %slot, lost = count,
+                "datagrams do not authenticate at a peer; sending them to it one by one, which is slower"
+            ),
+            Ok(false) => {}
+            Err(error) => warn!(
+                event = "UdpOffloadOffForPeer", node, %slot, error = %Chain(&error),
+                "datagrams do not authenticate at a peer, and can't be sent to it one by one"
+            ),
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Reports of peers that are no longer reached, and of a node that reaches none.
+
+use tracing::{info, warn};
+
+use super::Reconciler;
+use crate::api::events::NodeEvent;
+use crate::daemon::unreached::Change;
+use crate::status::Status;
+
+impl Reconciler {
+    /// Logs which peers are no longer reached and which are again, and creates an Event when none is.
+    pub(in crate::daemon) fn report_unreached(&mut self, status: &Status) {
+        let peers = status.peers.iter().map(|peer| (peer.node.as_str(), peer.state));
+        for change in self.outcome.unreached.update(self.started.elapsed(), peers) {
+            match change {
+                Change::Lost(node) => {
+                    warn!(event = "PeerUnreachable", node, "a peer does not answer");
+                }
+                Change::Found(node) => info!(event = "PeerReachable", node, "a peer answers again"),
+                Change::NobodyReached => {
+                    let message = format!(
+                        "none of {} peers answers; check this node's network, and that both UDP ports ({} and {}) are \
+                         open",
+                        status.peers.len(),
+                        self.config.ports.a,
+                        self.config.ports.b
+                    );
+                    warn!(event = "NoPeerReachable", error = message, "no peer answers");
+                    self.publish_reach(true, "NoPeerReachable", message);
+                }
+                Change::SomebodyReached => {
+                    let message = format!("peers: {}", status.reach());
+                    info!(event = "PeersReachable", "peers answer again");
+                    self.publish_reach(false, "PeersReachable", message);
+                }
+            }
+        }
+    }
+
+    fn publish_reach(&self, warning: bool, reason: &'static str, message: String) {
+        let Some(own) = self.cluster.own_record() else { return };
+        // The queue is full while the API server is away: an Event is not worth waiting for.
+        let _ = self.node_events.try_send(NodeEvent { uid: own.uid.clone(), warning, reason, message });
+    }
+}
