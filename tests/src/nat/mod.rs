@@ -20,6 +20,7 @@ mod router;
 mod rules;
 
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use ipnetwork::Ipv4Network;
 
@@ -31,7 +32,7 @@ pub use router::Router;
 pub enum Nat {
     /// A cloud's: each node has a public address of its own, which is on none of its links. Ports stay. From outside,
     /// packets to these UDP ports pass, or to all ports if there are none here.
-    OneToOne(Vec<u16>),
+    OneToOne(Vec<RangeInclusive<u16>>),
     /// Endpoint-independent mapping and filtering.
     FullCone,
     /// Endpoint-independent mapping, address-dependent filtering.

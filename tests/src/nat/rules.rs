@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 use std::net::Ipv4Addr;
+use std::ops::RangeInclusive;
 
 use super::Nat;
 
@@ -73,7 +74,7 @@ fn parts(nat: &Nat, external: Ipv4Addr, mappings: &[Mapping]) -> Parts {
     }
 }
 
-fn one_to_one(external: Ipv4Addr, mappings: &[Mapping], open: &[u16]) -> Parts {
+fn one_to_one(external: Ipv4Addr, mappings: &[Mapping], open: &[RangeInclusive<u16>]) -> Parts {
     let mut parts = Parts::default();
     for Mapping { internal, external, .. } in mappings {
         // From inside as well: a cloud's nodes reach each other by their public addresses.
@@ -85,7 +86,8 @@ fn one_to_one(external: Ipv4Addr, mappings: &[Mapping], open: &[u16]) -> Parts {
     parts.forward = match open {
         [] => "ct status dnat accept\n".into(),
         open => {
-            let open: Vec<_> = open.iter().map(ToString::to_string).collect();
+            let open: Vec<_> =
+                open.iter().map(|ports| format!("{}-{}", ports.start(), ports.end())).collect();
             format!("ct status dnat udp dport {{ {} }} accept\n", open.join(", "))
         }
     };

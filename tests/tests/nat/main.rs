@@ -53,7 +53,7 @@ fn one_to_one_maps_each_node_to_an_address_of_its_own_and_filters_nothing() {
 
 #[test]
 fn a_security_group_lets_only_its_ports_in() {
-    let lab = lab(vec![site("cloud", Nat::OneToOne(vec![51840]), &[1])]);
+    let lab = lab(vec![site("cloud", Nat::OneToOne(vec![51840..=51840]), &[1])]);
     let (node, observers) = (lab.node("n1").unwrap(), Observers::new(&lab));
     let (open, closed) = (socket(node, 51840), socket(node, 51841));
     let external = node.external_addresses()[0];

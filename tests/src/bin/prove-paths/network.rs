@@ -1,0 +1,136 @@
+//! Seven nodes on five networks, and the mesh that runs there.
+
+use std::time::{Duration, Instant};
+
+use lab::mesh::Mesh;
+use lab::nat::{Nat, Site};
+use lab::{ApiKind, Lab};
+use serde_json::{Value, json};
+
+use crate::Failure;
+
+/// Label of a node that may relay; kubelets can't give it to themselves.
+const RELAY: &str = "meshd.node-restriction.kubernetes.io/relay";
+
+/// Annotation by which an operator prescribes an endpoint.
+const ENDPOINT: &str = "config.meshd.dev/endpoint";
+
+/// How the program was asked to run, by variables of the environment.
+pub(crate) struct Settings {
+    /// `QUICK=1`: shorter measurements.
+    pub(crate) quick: bool,
+    /// `BACKEND`: as the daemon's option.
+    pub(crate) backend: String,
+    /// `PQ`: as the daemon's option.
+    pub(crate) pq: String,
+    /// `CARRIER=1`: the second home is behind a carrier's NAT as well.
+    pub(crate) carrier: bool,
+    /// `HELP=1`: an operator annotates the clouds' nodes with their public addresses and tells the others that they are
+    /// behind NAT. Shows that the lab lets through what it should.
+    pub(crate) help: bool,
+}
+
+impl Settings {
+    pub(crate) fn from_environment() -> Self {
+        let read = |name: &str| std::env::var(name).unwrap_or_default();
+        let or = |value: String, default: &str| if value.is_empty() { default.to_owned() } else { value };
+        Self {
+            quick: read("QUICK") == "1",
+            backend: or(read("BACKEND"), "userspace"),
+            pq: or(read("PQ"), "prefer"),
+            carrier: read("CARRIER") == "1",
+            help: read("HELP") == "1",
+        }
+    }
+}
+
+/// The main lab: `home1` has two nodes, `home2` one. Both homes have the same private range.
+pub(crate) fn seven_nodes(carrier: bool) -> Result<Vec<Site>, Failure> {
+    let mut sites = vec![
+        cloud("cloudA", "172.31.0.0/20", &[1, 2])?,
+        cloud("cloudB", "10.128.0.0/20", &[3])?,
+        Site::new("home1", Nat::Home, "192.168.1.0/24".parse()?, &[4, 5]),
+    ];
+    let home2 = Site::new("home2", Nat::Home, "192.168.1.0/24".parse()?, &[6]);
+    if carrier {
+        sites.push(Site::new("carrier", Nat::Home, "100.64.0.0/16".parse()?, &[]));
+        sites.push(home2.behind("carrier"));
+    } else {
+        sites.push(home2);
+    }
+    sites.push(Site::new("office", Nat::Symmetric, "10.20.0.0/24".parse()?, &[7]));
+    Ok(sites)
+}
+
+/// A smaller lab, in which nodes join: n1 and n2 in clouds, n3 in a home, n4 behind a symmetric NAT.
+pub(crate) fn four_nodes() -> Result<Vec<Site>, Failure> {
+    Ok(vec![
+        cloud("cloudA", "172.31.0.0/20", &[1])?,
+        cloud("cloudB", "10.128.0.0/20", &[2])?,
+        Site::new("home", Nat::Home, "192.168.1.0/24".parse()?, &[3]),
+        Site::new("office", Nat::Symmetric, "10.20.0.0/24".parse()?, &[4]),
+    ])
+}
+
+/// 1:1 NAT with a security group that has the ports of both slots and of relays.
+fn cloud(name: &str, lan: &str, nodes: &[u8]) -> Result<Site, Failure> {
+    Ok(Site::new(name, Nat::OneToOne(vec![51840..=51841, 24000..=28095]), lan.parse()?, nodes))
+}
+
+/// A mesh without running daemons on such a network, in which one node may relay.
+pub(crate) fn mesh(sites: Vec<Site>) -> Result<Mesh, Failure> {
+    let mesh = Mesh::idle(Lab::builder().sites(sites).api(ApiKind::Fake).build()?);
+    set_relay(&mesh, "n1", true)?;
+    Ok(mesh)
+}
+
+/// Starts the daemon of a node.
+pub(crate) fn start(mesh: &mut Mesh, node: &str, settings: &Settings) -> Result<(), Failure> {
+    let mut flags = vec!["--backend", &settings.backend, "--pq", &settings.pq];
+    if settings.help {
+        match mesh.node(node)?.external_addresses().first() {
+            Some(address) => {
+                let annotations = json!({ENDPOINT: address});
+                mesh.api().patch_node(node, &json!({"metadata": {"annotations": annotations}}))?;
+            }
+            None => flags.extend(["--nat", "true"]),
+        }
+    }
+    Ok(mesh.start_with(node, &flags)?)
+}
+
+/// Permits a node to relay, or forbids it again.
+pub(crate) fn set_relay(mesh: &Mesh, node: &str, may: bool) -> Result<(), Failure> {
+    let value = if may { json!("true") } else { Value::Null };
+    mesh.api().patch_node(node, &json!({"metadata": {"labels": {RELAY: value}}}))?;
+    Ok(())
+}
+
+/// What a node's daemon says about its path to another node, if it says anything.
+pub(crate) fn path(status: &Value, to: &str) -> Option<String> {
+    let peers = status["peers"].as_array()?;
+    let path = &peers.iter().find(|peer| peer["node"] == to)?["path"];
+    match (path.as_str(), path["kind"].as_str(), path["via"].as_str()) {
+        (Some(text), _, _) => Some(text.to_owned()),
+        (None, Some(kind), Some(via)) => Some(format!("{kind} via {via}")),
+        (None, Some(kind), None) => Some(kind.to_owned()),
+        (None, None, _) => None,
+    }
+}
+
+/// The node that relays, of a path that is relayed.
+pub(crate) fn relay_of(path: &str) -> Option<&str> {
+    path.strip_prefix("relayed via ")
+}
+
+/// Polls until a condition holds; says when it did.
+pub(crate) fn wait(within: Duration, mut holds: impl FnMut() -> bool) -> Option<Duration> {
+    let since = Instant::now();
+    while since.elapsed() < within {
+        if holds() {
+            return Some(since.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    None
+}
