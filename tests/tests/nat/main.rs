@@ -4,16 +4,17 @@
 mod behaviour;
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use behaviour::{
     Behaviour,
     Dependence::{AddressAndPortDependent, AddressDependent, EndpointIndependent},
     Observers, receive, socket, until,
 };
+use lab::mesh::Mesh;
 use lab::nat::{Nat, Site};
 use lab::require::{self, Need};
-use lab::{ApiKind, IpVersion, Lab};
+use lab::{ApiKind, Flow, IpVersion, Lab, Protocol};
 
 fn lab(sites: Vec<Site>) -> Lab {
     require::all(&[Need::Namespaces, Need::Nftables]);
@@ -261,4 +262,35 @@ fn sites_with_the_same_lan_are_separate_and_reach_the_public_hosts() {
     let _no_such_host = sockets[0].send_to(b"private", (neighbour, 51840));
     sockets[1].set_read_timeout(Some(Duration::from_millis(50))).unwrap();
     assert!(sockets[1].recv_from(&mut [0; 64]).is_err());
+}
+
+#[test]
+fn nodes_behind_nat_use_the_public_api_server_and_form_a_mesh() {
+    require::all(&[Need::Namespaces, Need::Nftables, Need::Tun]);
+    let sites = vec![site("home", Nat::Home, &[1, 2])];
+    let lab = Lab::builder().sites(sites).api(ApiKind::Fake).build().unwrap();
+    let capture = lab.capture().unwrap();
+    let mesh = Mesh::form(lab).unwrap();
+    let (a, b) = (mesh.node("n1").unwrap().pod("a").unwrap(), mesh.node("n2").unwrap().pod("b").unwrap());
+    let seen = Flow::new(&a.end(), &b.end(), IpVersion::V4, Protocol::Udp).must_pass();
+    assert_eq!(seen, a.address(IpVersion::V4).unwrap());
+    // Also between routers: what the API server is asked is seen there, translated.
+    let router = mesh.backbone().router("home").unwrap();
+    assert!(capture.report_of(router).other > 0);
+    capture.report().assert_sealed();
+}
+
+#[test]
+fn a_capture_sees_pods_addresses_between_routers() {
+    let lab = lab(vec![site("home", Nat::Home, &[1])]);
+    let capture = lab.capture().unwrap();
+    let router = lab.backbone().router("home").unwrap();
+    let pod: IpAddr = "10.244.1.10".parse().unwrap();
+    // To the router that a node sends this to by default, which has a default route as well.
+    socket(lab.node("n1").unwrap(), 51840).send_to(b"plain", (pod, 51840)).unwrap();
+    let since = Instant::now();
+    while capture.report_of(router).leaked == 0 && since.elapsed() < Duration::from_secs(5) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(capture.report_of(router).leaked > 0, "{}", capture.report());
 }

@@ -1,4 +1,4 @@
-//! Echoes between the pods of all nodes: each pod asks each other one ten times a second, so that for every ordered pair
+//! Echoes between the pods of all nodes: each pod asks each other one some times a second, so that for every ordered pair
 //! and moment it is known whether packets pass.
 
 use std::net::{SocketAddr, UdpSocket};
@@ -12,8 +12,6 @@ use lab::{IpVersion, Pod};
 
 use crate::Failure;
 
-/// Time between two echoes of a pair.
-const PERIOD: Duration = Duration::from_millis(100);
 /// An echo that was not answered for so long is lost.
 const LOST_AFTER: Duration = Duration::from_secs(1);
 /// A pair is up again once all echoes of this time were answered.
@@ -43,6 +41,7 @@ pub(crate) struct Probes {
 
 struct Shared {
     begin: Instant,
+    period: Duration,
     stop: AtomicBool,
     paused: AtomicBool,
     state: Mutex<State>,
@@ -57,10 +56,10 @@ struct State {
 }
 
 impl Probes {
-    pub(crate) fn new(begin: Instant) -> Self {
+    pub(crate) fn new(begin: Instant, period: Duration) -> Self {
         let state = Mutex::default();
         let (stop, paused) = (AtomicBool::new(false), AtomicBool::new(false));
-        Self { shared: Arc::new(Shared { begin, stop, paused, state }), threads: Vec::new() }
+        Self { shared: Arc::new(Shared { begin, period, stop, paused, state }), threads: Vec::new() }
     }
 
     /// A pod takes part from now on.
@@ -144,7 +143,7 @@ impl Track {
 
     fn is_steady(&self, now: Duration) -> bool {
         let due = self.0.iter().filter(|echo| now.saturating_sub(echo.sent) > LOST_AFTER);
-        due.clone().count() >= 10 && due.clone().all(|echo| !echo.is_lost(now))
+        due.clone().count() >= 3 && due.clone().all(|echo| !echo.is_lost(now))
     }
 }
 
@@ -190,7 +189,7 @@ fn ask(outbox: &UdpSocket, own: usize, shared: &Shared) {
             // A node without a route refuses it: one of the ways to be down.
             let _refused = outbox.send_to(&message(ASK, own, *other, number), end);
         }
-        thread::sleep(PERIOD.saturating_sub(began.elapsed()));
+        thread::sleep(shared.period.saturating_sub(began.elapsed()));
     }
 }
 

@@ -54,7 +54,7 @@ impl<'a> Run<'a> {
     /// Starts all daemons of a mesh at once.
     pub(crate) fn start(mut mesh: Mesh, settings: &'a Settings) -> Result<Self, Failure> {
         let capture = mesh.capture()?;
-        let probes = Probes::new(Instant::now());
+        let probes = Probes::new(Instant::now(), settings.period());
         for node in mesh.node_names() {
             network::start(&mut mesh, &node, settings)?;
         }
@@ -97,7 +97,7 @@ impl<'a> Run<'a> {
 
     /// Polls until a condition holds, and looks at all paths meanwhile; says whether it did.
     pub(crate) fn wait(&mut self, within: Duration, mut holds: impl FnMut(&Self) -> bool) -> bool {
-        let since = Instant::now();
+        let (since, within) = (Instant::now(), self.settings.patience(within));
         loop {
             self.look();
             if holds(self) {
@@ -112,7 +112,8 @@ impl<'a> Run<'a> {
 
     /// Waits, and looks at all paths meanwhile.
     pub(crate) fn pass(&mut self, time: Duration) {
-        self.wait(time, |_| false);
+        let since = Instant::now();
+        self.wait(time, |_| since.elapsed() > time);
     }
 
     pub(crate) fn are_up(&self, pairs: &[Pair]) -> bool {
@@ -166,7 +167,7 @@ impl<'a> Run<'a> {
         if before > 0 {
             let _infallible = write!(measured, " ({before} pairs were down before)");
         }
-        let met = down == 0 && before == 0 && longest <= goal;
+        let met = down == 0 && before == 0 && self.settings.in_time(longest, goal);
         let outages: BTreeMap<_, _> =
             outages.into_iter().map(|(pair, outage)| (pair, outage.map(|time| time.as_secs_f64()))).collect();
         self.row(what, format!("{} s", goal.as_secs()), measured, met, json!(outages));

@@ -23,13 +23,13 @@ pub(crate) fn come_up(run: &mut Run<'_>) -> Result<(), Failure> {
     run.mark("start of all daemons");
     let pairs = run.pairs();
     let first = |run: &Run<'_>, pair: &Pair| run.probes.first(&pair.0, &pair.1);
-    let since = Instant::now();
-    while since.elapsed() < Duration::from_secs(40) && !pairs.iter().all(|pair| first(run, pair).is_some()) {
+    let (since, limit) = (Instant::now(), run.settings.patience(Duration::from_secs(40)));
+    while since.elapsed() < limit && !pairs.iter().all(|pair| first(run, pair).is_some()) {
         run.add_pods()?;
         run.pass(Duration::from_millis(100));
     }
     let times: Vec<_> = pairs.iter().filter_map(|pair| Some((pair.clone(), first(run, pair)?))).collect();
-    let within = times.iter().filter(|(_, time)| *time <= goal).count();
+    let within = times.iter().filter(|(_, time)| run.settings.in_time(*time, goal)).count();
     let last = times.iter().map(|(_, time)| *time).max().unwrap_or_default();
     let details: serde_json::Map<_, _> =
         times.iter().map(|((from, to), time)| (format!("{from}-{to}"), json!(time.as_secs_f64()))).collect();
@@ -72,7 +72,7 @@ pub(crate) fn become_direct(run: &mut Run<'_>) {
         "relayed becomes punched",
         "15 s",
         measured,
-        longest.is_some_and(|time| time <= goal),
+        longest.is_some_and(|time| run.settings.in_time(time, goal)),
         json!(times.iter().map(|time| time.map(|time| time.as_secs_f64())).collect::<Vec<_>>()),
     );
     let direct = run.paths.last.iter().filter(|((from, to), path)| {
