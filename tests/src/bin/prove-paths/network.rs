@@ -131,16 +131,22 @@ pub(crate) fn set_relay(mesh: &Mesh, node: &str, may: bool) -> Result<(), Failur
     Ok(())
 }
 
-/// What a node's daemon says about its path to another node, if it says anything.
+/// What a node's daemon says about its path to another node, of the peer or of the slot that it sends on, if it says
+/// anything: the kind of the path, and the relay as in `relayed via n1`.
 pub(crate) fn path(status: &Value, to: &str) -> Option<String> {
-    let peers = status["peers"].as_array()?;
-    let path = &peers.iter().find(|peer| peer["node"] == to)?["path"];
+    let peer = status["peers"].as_array()?.iter().find(|peer| peer["node"] == to)?;
+    let of_slot = peer["active"].as_str().map(|slot| &peer["slots"][slot]["path"]);
+    let path = [Some(&peer["path"]), of_slot].into_iter().flatten().find(|path| !path.is_null())?;
     match (path.as_str(), path["kind"].as_str(), path["via"].as_str()) {
         (Some(text), _, _) => Some(text.to_owned()),
         (None, Some(kind), Some(via)) => Some(format!("{kind} via {via}")),
-        (None, Some(kind), None) => Some(kind.to_owned()),
-        (None, None, _) => None,
+        (None, kind, _) => kind.map(ToOwned::to_owned),
     }
+}
+
+/// Whether a path of this kind leads to the peer without another node in between.
+pub(crate) fn is_direct(path: &str) -> bool {
+    ["prescribed", "link", "site", "global", "external", "punched", "private"].contains(&path)
 }
 
 /// The node that relays, of a path that is relayed.

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::network::is_direct;
 use crate::probes::Track;
 use crate::run::{Pair, Run};
 
@@ -123,8 +124,8 @@ fn path_at<'a>(run: &'a Run<'_>, pair: &Pair, at: Duration) -> Option<&'a str> {
 
 fn kind_of(path: Option<&str>) -> &'static str {
     match path {
-        Some("link" | "external") => "direct",
         Some("punched") => "punched",
+        Some(path) if is_direct(path) => "direct",
         Some(path) if path.starts_with("relayed") => "relayed",
         _ => "answered",
     }

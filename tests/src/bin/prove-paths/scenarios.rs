@@ -7,7 +7,7 @@ use lab::{Connection, End, IpVersion, Signal, Stream, stream};
 use serde_json::{Value, json};
 
 use crate::Failure;
-use crate::network::{self, relay_of};
+use crate::network::{self, is_direct, relay_of};
 use crate::run::{Pair, Run, seconds};
 
 /// Pairs that have no direct path: one end is behind a symmetric NAT, the other behind one that filters by port.
@@ -45,18 +45,19 @@ pub(crate) fn come_up(run: &mut Run<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// From a pair's first packet, over the relay, until both ends say that it is punched; then which pairs are direct.
+/// From a pair's first packet, over the relay, until both ends say that its path is direct, which only punching makes it; then which pairs are direct.
 pub(crate) fn become_direct(run: &mut Run<'_>) {
     let goal = Duration::from_secs(15);
-    let is_punched =
-        |run: &Run<'_>, (from, to): &(&str, &str)| run.path(from, to) == Some(["punched", "punched"]);
+    let is_punched = |run: &Run<'_>, (from, to): &(&str, &str)| {
+        run.path(from, to).is_some_and(|path| path.into_iter().all(is_direct))
+    };
     let reported = !run.paths.last.is_empty();
     if reported {
         run.wait(Duration::from_secs(40), |run| PUNCHED.iter().all(|pair| is_punched(run, pair)));
     }
     let punched_at = |run: &Run<'_>, (from, to): &(&str, &str)| {
         let of_pair = |pair: &Pair| (pair.0 == *from && pair.1 == *to) || (pair.0 == *to && pair.1 == *from);
-        let changes = run.paths.changes.iter().filter(|(_, pair, path)| of_pair(pair) && path == "punched");
+        let changes = run.paths.changes.iter().filter(|(_, pair, path)| of_pair(pair) && is_direct(path));
         let at = changes.map(|(at, _, _)| *at).max()?;
         is_punched(run, &(*from, *to))
             .then(|| at.saturating_sub(run.probes.first(from, to).unwrap_or_default()))
@@ -75,9 +76,8 @@ pub(crate) fn become_direct(run: &mut Run<'_>) {
         longest.is_some_and(|time| run.settings.in_time(time, goal)),
         json!(times.iter().map(|time| time.map(|time| time.as_secs_f64())).collect::<Vec<_>>()),
     );
-    let direct = run.paths.last.iter().filter(|((from, to), path)| {
-        matches!(path.as_str(), "link" | "external" | "punched") && run.probes.is_up(from, to)
-    });
+    let direct =
+        run.paths.last.iter().filter(|((from, to), path)| is_direct(path) && run.probes.is_up(from, to));
     let direct = direct.count();
     let said: Value =
         run.paths.last.iter().map(|((from, to), path)| (format!("{from}-{to}"), json!(path))).collect();
