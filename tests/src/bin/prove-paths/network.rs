@@ -165,3 +165,25 @@ pub(crate) fn wait(within: Duration, mut holds: impl FnMut() -> bool) -> Option<
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_from_the_peer_or_from_its_active_slot() {
+        let said = |peer: Value| path(&json!({"peers": [peer]}), "n2");
+        assert_eq!(said(json!({"node": "n2", "path": "relayed via n1"})).as_deref(), Some("relayed via n1"));
+        let slots =
+            json!({"a": {"path": {"kind": "punched"}}, "b": {"path": {"kind": "relayed", "via": "n1"}}});
+        assert_eq!(said(json!({"node": "n2", "active": "a", "slots": slots})).as_deref(), Some("punched"));
+        assert_eq!(
+            said(json!({"node": "n2", "active": "b", "slots": slots})).as_deref(),
+            Some("relayed via n1")
+        );
+        assert_eq!(said(json!({"node": "n2", "active": "a", "slots": {"a": {}}})), None);
+        assert_eq!(said(json!({"node": "n3", "path": "link"})), None);
+        assert_eq!(relay_of("relayed via n1"), Some("n1"));
+        assert!(is_direct("punched") && !is_direct("relayed via n1") && !is_direct("searching"));
+    }
+}

@@ -128,17 +128,21 @@ impl Probes {
         if !self.is_up(from, to) {
             return None;
         }
-        let track = self.track(from, to, event)?;
-        let last = track.0.iter().rposition(|echo| echo.is_lost(self.now()));
-        let Some(last) = last else { return Some(Duration::ZERO) };
-        let next = track.0.get(last + 1).and_then(|echo| echo.answered);
-        next.map(|answered| answered.saturating_sub(event))
+        self.track(from, to, event)?.outage(event, self.now())
     }
 }
 
 impl Track {
     pub(crate) fn echoes(&self) -> &[Echo] {
         &self.0
+    }
+
+    /// From an event until the answer from which on nothing was lost.
+    fn outage(&self, event: Duration, now: Duration) -> Option<Duration> {
+        let Some(last) = self.0.iter().rposition(|echo| echo.is_lost(now)) else {
+            return Some(Duration::ZERO);
+        };
+        self.0.get(last + 1)?.answered.map(|answered| answered.saturating_sub(event))
     }
 
     fn is_steady(&self, now: Duration) -> bool {
@@ -227,4 +231,54 @@ fn parse(bytes: &[u8]) -> Option<(u8, usize, usize, usize)> {
         usize::try_from(u32::from_be_bytes(bytes)).ok()
     };
     Some((*kind, part(0)?, part(1)?, part(2)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Echoes every 100 ms from 1 s on, of which some are answered 10 ms later.
+    fn track(answered: &str) -> Track {
+        let echo = |(number, mark)| {
+            let sent = Duration::from_millis(1000 + 100 * number);
+            Echo { sent, answered: (mark == '+').then(|| sent + Duration::from_millis(10)) }
+        };
+        Track((0_u64..).zip(answered.chars()).map(echo).collect())
+    }
+
+    #[test]
+    fn an_outage_lasts_until_the_first_of_the_answers_that_nothing_follows() {
+        let (event, now) = (Duration::from_millis(950), Duration::from_secs(10));
+        let outage = |answered| track(answered).outage(event, now).map(|outage| outage.as_millis());
+        assert_eq!(outage("++++++"), Some(0));
+        assert_eq!(outage("++-+++"), Some(360));
+        assert_eq!(outage("--+-++"), Some(460));
+        assert_eq!(outage("++++--"), None);
+    }
+
+    #[test]
+    fn what_may_still_be_answered_is_not_lost_and_a_late_answer_is() {
+        let sent = Duration::from_secs(1);
+        let is_lost = |answered: Option<u64>, now| {
+            Echo { sent, answered: answered.map(Duration::from_millis) }.is_lost(Duration::from_millis(now))
+        };
+        assert!(!is_lost(None, 2000));
+        assert!(is_lost(None, 2001));
+        assert!(!is_lost(Some(2000), 9000));
+        assert!(is_lost(Some(2001), 9000));
+    }
+
+    #[test]
+    fn a_pair_is_up_once_enough_echoes_were_answered_and_none_is_lost() {
+        let now = Duration::from_millis(2400);
+        assert!(track("++++++++------").is_steady(now));
+        assert!(!track("+-++++++------").is_steady(now));
+        assert!(!track("++").is_steady(now));
+    }
+
+    #[test]
+    fn messages_are_read_as_they_were_written() {
+        assert_eq!(parse(&message(ANSWER, 3, 6, 70_000)), Some((ANSWER, 3, 6, 70_000)));
+        assert_eq!(parse(&message(ASK, 3, 6, 1)[..20]), None);
+    }
 }
