@@ -84,6 +84,11 @@ prove-rotation: ## rotate keys 26 times under traffic and count every packet; wr
 	cargo build --locked --workspace --bins
 	$(TARGET)/debug/prove-rotation
 
+.PHONY: prove-paths
+prove-paths: ## seven nodes behind four kinds of NAT find each other, and keep to it; writes target/paths (QUICK=1, CARRIER=1, PQ=require, BACKEND=kernel or mixed)
+	scripts/setup.sh demo
+	scripts/prove-paths.sh
+
 .PHONY: fuzz
 fuzz: ## run each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
 	scripts/fuzz.sh

@@ -104,6 +104,11 @@ pub fn mac(number: u8) -> [u8; 6] {
     [2, 0, 0, 0, 0, number]
 }
 
+/// The usual text of a link-layer address.
+pub(crate) fn mac_text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
 fn v4(octets: [u8; 4], prefix: u8) -> IpNetwork {
     // The prefix lengths in this file are all valid, and `new_checked` needs no panic to say so.
     Ipv4Network::new_checked(octets.into(), prefix).map_or_else(|| IpAddr::from(octets).into(), IpNetwork::V4)

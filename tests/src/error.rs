@@ -102,6 +102,9 @@ pub enum Error {
     /// A lab has no such node.
     #[error("the lab has no node {0}")]
     NoNode(String),
+    /// A lab has no such site, or is on one switch.
+    #[error("the lab has no site {0}")]
+    NoSite(String),
     /// Something did not happen in time.
     #[error("{what} did not happen within {within:?}")]
     Timeout {

@@ -1,8 +1,9 @@
 //! A host on the underlay: a node of the cluster, the one outside, or the one of the API server.
 
 use std::ffi::OsStr;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ipnetwork::IpNetwork;
 
@@ -17,8 +18,17 @@ use crate::space::{NetNs, Space};
 pub struct Host {
     number: u8,
     space: Space,
-    addresses: Vec<IpNetwork>,
+    addresses: Mutex<Addresses>,
     logs: PathBuf,
+}
+
+/// The addresses of a host, which may change.
+#[derive(Debug)]
+struct Addresses {
+    /// On its own link.
+    own: Vec<IpNetwork>,
+    /// On none of its links; a router translates them.
+    external: Vec<IpAddr>,
 }
 
 /// Something that sends or receives traffic: a network namespace and the addresses that others reach it by.
@@ -30,6 +40,7 @@ pub struct End {
 
 impl Host {
     pub(crate) fn new(number: u8, space: Space, addresses: Vec<IpNetwork>, logs: &Path) -> Self {
+        let addresses = Mutex::new(Addresses { own: addresses, external: Vec::new() });
         Self { number, space, addresses, logs: logs.into() }
     }
 
@@ -45,7 +56,12 @@ impl Host {
 
     /// Its addresses on the underlay, IPv4 first.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.addresses.iter().map(IpNetwork::ip).collect()
+        self.lock().own.iter().map(IpNetwork::ip).collect()
+    }
+
+    /// Addresses that packets to it may be sent to, but that are on none of its links, as behind a cloud's 1:1 NAT.
+    pub fn external_addresses(&self) -> Vec<IpAddr> {
+        self.lock().external.clone()
     }
 
     /// Its address of one IP version on the underlay. Fails if the lab does not have that version.
@@ -124,6 +140,28 @@ impl Host {
 
     pub(crate) fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Its first IPv4 address on the underlay.
+    pub(crate) fn own_v4(&self) -> Option<Ipv4Addr> {
+        self.addresses().into_iter().find_map(|address| match address {
+            IpAddr::V4(address) => Some(address),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    /// Records what its addresses are from now on.
+    pub(crate) fn set_addresses(&self, addresses: Vec<IpNetwork>) {
+        self.lock().own = addresses;
+    }
+
+    /// Records what its addresses behind NAT are from now on.
+    pub(crate) fn set_external(&self, addresses: Vec<IpAddr>) {
+        self.lock().external = addresses;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Addresses> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn command_in<'a>(&'a self, net: &NetNs, program: &OsStr) -> Command<'a> {

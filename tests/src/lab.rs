@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use serde_json::json;
 
 use crate::address::{self, Family, IpVersion, OUTSIDE};
 use crate::bin_path;
@@ -15,9 +16,10 @@ use crate::capture::{Capture, Rules};
 use crate::error::Error;
 use crate::host::{End, Host};
 use crate::kube::{ApiKind, ApiServer};
+use crate::nat::{Backbone, Site};
 use crate::node::{KUBECONFIG, Node};
 use crate::plain;
-use crate::underlay::Switch;
+use crate::underlay::{Switch, Underlay};
 
 /// A cluster's machines in namespaces. Everything ends when it is dropped; nothing of it is visible outside.
 #[derive(Debug)]
@@ -26,7 +28,7 @@ pub struct Lab {
     api: Option<ApiServer>,
     nodes: Vec<Node>,
     outside: Host,
-    switch: Switch,
+    underlay: Underlay,
     family: Family,
     dir: PathBuf,
     keep: bool,
@@ -41,6 +43,7 @@ pub struct Builder {
     register: bool,
     fence: bool,
     mtu: Vec<(String, u32)>,
+    sites: Vec<Site>,
     dir: Option<PathBuf>,
     keep: bool,
 }
@@ -55,6 +58,7 @@ impl Lab {
             register: true,
             fence: true,
             mtu: Vec::new(),
+            sites: Vec::new(),
             dir: None,
             keep: std::env::var_os("LAB_KEEP").is_some_and(|value| value == "1"),
         }
@@ -94,6 +98,18 @@ impl Lab {
         }
     }
 
+    /// The sites that the nodes are in, and what connects them.
+    ///
+    /// # Panics
+    ///
+    /// If the lab was built without [`sites`](Builder::sites).
+    pub fn backbone(&self) -> &Backbone {
+        match &self.underlay {
+            Underlay::Backbone(backbone) => backbone,
+            Underlay::Switch(_) => panic!("this lab was built on one switch"),
+        }
+    }
+
     /// The IP versions of the lab.
     pub fn family(&self) -> Family {
         self.family
@@ -109,10 +125,17 @@ impl Lab {
         &self.dir
     }
 
-    /// Starts capturing on the underlay interface of every node that exists now.
+    /// Starts capturing on the underlay interface of every node that exists now, and between all routers.
     pub fn capture(&self) -> Result<Capture, Error> {
         let hosts: Vec<&Host> = self.nodes.iter().map(|node| &**node).collect();
-        Capture::start(&hosts, "eth0", &Rules::new(self.cluster_ranges()))
+        let rules = Rules::new(self.cluster_ranges());
+        let mut capture = Capture::start(&hosts, "eth0", &rules)?;
+        if let Underlay::Backbone(backbone) = &self.underlay {
+            for router in backbone.routers() {
+                capture.add(router, "wan", &rules)?;
+            }
+        }
+        Ok(capture)
     }
 
     /// Adds a node and, if `register`, its Node object.
@@ -130,12 +153,19 @@ impl Lab {
     pub fn remove_node(&mut self, name: &str) -> Result<(), Error> {
         let gone = self.nodes.iter().position(|node| node.name() == name);
         let node = self.nodes.remove(gone.ok_or_else(|| Error::NoNode(name.to_owned()))?);
-        self.switch.unplug(&node)
+        self.underlay.unplug(&node)
     }
 
     /// Creates the Node object of a node, as a control plane does.
     pub fn register(&self, node: &Node) -> Result<(), Error> {
         self.api().create_node(node.object())?;
+        Ok(())
+    }
+
+    /// Updates the addresses in a node's Node object, as kubelets and a cloud's controller do after a change.
+    pub fn report_addresses(&self, node: &Node) -> Result<(), Error> {
+        let patch = json!({"status": {"addresses": node.listed_addresses()}});
+        self.api().patch_node_status(node.name(), &patch)?;
         Ok(())
     }
 
@@ -146,7 +176,7 @@ impl Lab {
 
     /// Cuts a host off the underlay, or connects it again.
     pub fn set_cable(&self, host: &Host, up: bool) -> Result<(), Error> {
-        self.switch.set_cable(host, up)
+        self.underlay.set_cable(host, up)
     }
 
     /// Routes the podCIDRs of all nodes over the underlay unencrypted, on every node and on the outside host: the
@@ -188,7 +218,7 @@ impl Lab {
     }
 
     fn make_node(&self, number: u8, mtu: u32) -> Result<Node, Error> {
-        let host = self.switch.plug(&format!("n{number}"), number, mtu, &self.dir)?;
+        let host = self.underlay.plug(&format!("n{number}"), number, mtu, &self.dir)?;
         let ranges = self.family.versions().iter().map(|&version| address::pod_range(number, version));
         let node = Node::new(host, ranges.collect());
         if let Some(api) = &self.api {
@@ -241,6 +271,16 @@ impl Builder {
         self
     }
 
+    /// Puts the nodes into these sites instead of one network. The lab has as many nodes as the highest number in them, and
+    /// only IPv4 on its underlay and for its pods.
+    #[must_use]
+    pub fn sites(mut self, sites: Vec<Site>) -> Self {
+        self.nodes = sites.iter().flat_map(Site::nodes).copied().max().unwrap_or_default();
+        self.family = Family::V4;
+        self.sites = sites;
+        self
+    }
+
     /// The directory of logs, instead of one below `target/lab`.
     #[must_use]
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
@@ -263,16 +303,32 @@ impl Builder {
             path: dir.clone(),
             source,
         })?;
-        let switch = Switch::create(self.family)?;
-        let outside = switch.plug("outside", OUTSIDE, 1500, &dir)?;
+        let underlay = if self.sites.is_empty() {
+            Underlay::Switch(Switch::create(self.family)?)
+        } else {
+            Underlay::Backbone(Backbone::create(&self.sites, &dir)?)
+        };
+        let outside = underlay.plug("outside", OUTSIDE, 1500, &dir)?;
         equip_outside(&outside, self.family)?;
-        let mut lab =
-            Lab { api: None, nodes: Vec::new(), outside, switch, family: self.family, dir, keep: self.keep };
+        if let (Underlay::Backbone(backbone), IpAddr::V4(internet)) =
+            (&underlay, address::internet(IpVersion::V4))
+        {
+            backbone.route_to(&outside, internet)?;
+        }
+        let mut lab = Lab {
+            api: None,
+            nodes: Vec::new(),
+            outside,
+            underlay,
+            family: self.family,
+            dir,
+            keep: self.keep,
+        };
         let names: Vec<String> = (1..=self.nodes).map(|number| format!("n{number}")).collect();
         lab.api = match self.api {
             ApiKind::None => None,
             kind => {
-                let host = lab.switch.plug("api", address::API, 1500, &lab.dir)?;
+                let host = lab.underlay.plug("api", address::API, 1500, &lab.dir)?;
                 Some(ApiServer::start(kind, host, self.nodes, self.fence)?)
             }
         };

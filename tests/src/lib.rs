@@ -9,6 +9,8 @@
 //!   └────┘   └────┘   └────┘   └──────┘
 //! ```
 //!
+//! With [`Builder::sites`] the nodes are in networks of their own behind NAT routers instead; see [`nat`].
+//!
 //! Every host has network, mount, host-name and process namespaces of its own, so that daemons run there with their
 //! default paths and ports, several labs run at once, and nothing is left when a lab is dropped, or when the process
 //! that created it is killed.
@@ -48,6 +50,8 @@ pub mod kube;
 mod lab;
 pub mod mesh;
 mod mounts;
+pub mod nat;
+
 pub mod needle;
 pub mod netlink;
 mod node;

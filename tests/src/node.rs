@@ -69,15 +69,24 @@ impl Node {
     /// The Node object as a cluster's control plane would create it.
     pub fn object(&self) -> Value {
         let ranges: Vec<_> = self.pod_ranges.iter().map(ToString::to_string).collect();
-        let addresses = self.addresses().into_iter().map(|ip| json!({"type": "InternalIP", "address": ip}));
-        let hostname = std::iter::once(json!({"type": "Hostname", "address": self.name()}));
         json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": self.name(), "labels": {"kubernetes.io/hostname": self.name()}},
             "spec": {"podCIDR": ranges.first(), "podCIDRs": ranges},
-            "status": {"addresses": addresses.chain(hostname).collect::<Vec<_>>()},
+            "status": {"addresses": self.listed_addresses()},
         })
+    }
+
+    /// The addresses in its Node object's status, as a kubelet and a cloud's controller write them.
+    pub fn listed_addresses(&self) -> Vec<Value> {
+        let of_kind = |kind, addresses: Vec<IpAddr>| {
+            addresses.into_iter().map(move |address| json!({"type": kind, "address": address}))
+        };
+        let internal = of_kind("InternalIP", self.addresses());
+        let external = of_kind("ExternalIP", self.external_addresses());
+        let hostname = std::iter::once(json!({"type": "Hostname", "address": self.name()}));
+        internal.chain(external).chain(hostname).collect()
     }
 
     /// A program to be run on the node, with `KUBECONFIG` and `NODE_NAME` in its environment.

@@ -1,4 +1,5 @@
-//! The wire between the hosts: one switch that all of them are plugged into, and the addresses and routes of each.
+//! The wire between the hosts: one switch that all of them are plugged into, with the addresses and routes of each, or
+//! sites behind routers (see [`nat`](crate::nat)).
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -6,11 +7,62 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::address::{self, Family, IpVersion, OUTSIDE};
+use crate::address::{self, API, Family, IpVersion, OUTSIDE, mac_text};
 use crate::error::Error;
 use crate::host::Host;
 use crate::mounts::OUTER_PROC;
+use crate::nat::Backbone;
 use crate::space::Space;
+
+/// What the hosts of a lab are plugged into.
+#[derive(Debug)]
+pub(crate) enum Underlay {
+    /// All into one switch.
+    Switch(Switch),
+    /// Nodes into the networks of their sites, the others into the backbone.
+    Backbone(Backbone),
+}
+
+impl Underlay {
+    /// Creates a host and connects it.
+    pub(crate) fn plug(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
+        match self {
+            Self::Switch(switch) => switch.plug(name, number, mtu, logs),
+            Self::Backbone(backbone) if [OUTSIDE, API].contains(&number) => {
+                backbone.plug_public(name, number, logs)
+            }
+            Self::Backbone(backbone) => backbone.plug_node(name, number, mtu, logs),
+        }
+    }
+
+    /// Takes a host's cable out; the other end goes too.
+    pub(crate) fn unplug(&self, host: &Host) -> Result<(), Error> {
+        let (space, port) = self.port(host);
+        space.ip_batch(&format!("link del {port}\n"))
+    }
+
+    /// Stops or restores all traffic of one host, as a broken cable does.
+    pub(crate) fn set_cable(&self, host: &Host, up: bool) -> Result<(), Error> {
+        let (space, port) = self.port(host);
+        space.ip_batch(&format!("link set {port} {}\n", if up { "up" } else { "down" }))?;
+        match self {
+            Self::Switch(_) if up => wait_forwarding(space, &port, host),
+            Self::Backbone(_) if up => wait_up(space, &port),
+            _ => Ok(()),
+        }
+    }
+
+    /// The namespaces in which a host's link ends, and the name that the link has there.
+    fn port(&self, host: &Host) -> (&Space, String) {
+        match self {
+            Self::Switch(switch) => (&switch.space, format!("port{}", host.number())),
+            Self::Backbone(backbone) => {
+                let (router, port) = backbone.port(host);
+                (router.space(), port)
+            }
+        }
+    }
+}
 
 /// The switch: a bridge in a namespace of its own.
 #[derive(Debug)]
@@ -51,48 +103,38 @@ impl Switch {
             host.pid()
         ))?;
         host.ip(&eth0_lines(number, versions))?;
-        self.wait_carrier(&host)?;
+        wait_forwarding(&self.space, &format!("port{number}"), &host)?;
         Ok(host)
     }
+}
 
-    /// Waits until frames pass in both directions: the kernel notices a carrier some time after the link is up, and
-    /// until then it silently drops what is sent.
-    fn wait_carrier(&self, host: &Host) -> Result<(), Error> {
-        let (since, within) = (Instant::now(), Duration::from_secs(10));
-        let port = format!("port{}", host.number());
-        let shown = |space: &Space, link: &str| -> Result<String, Error> {
-            let mut show = Command::new("ip");
-            show.args(["-d", "-o", "link", "show", link]);
-            let failed =
-                |source| Error::Run { program: "ip link show".into(), host: space.name().to_owned(), source };
-            let output = space.run(|| show.output())?.map_err(failed)?;
-            Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-        };
-        while since.elapsed() < within {
-            let port = shown(&self.space, &port)?;
-            let forwards = port.contains(" state UP ") && port.contains("bridge_slave state forwarding");
-            if forwards && shown(host.space(), "eth0")?.contains(" state UP ") {
-                return Ok(());
-            }
-            thread::sleep(Duration::from_millis(2));
+/// Waits until frames pass in both directions between a host and a bridge: the kernel notices a carrier some time after the
+/// link is up, and until then it silently drops what is sent.
+pub(crate) fn wait_forwarding(bridge: &Space, port: &str, host: &Host) -> Result<(), Error> {
+    wait_shown(bridge, port, &[" state UP ", "bridge_slave state forwarding"])?;
+    wait_up(host.space(), "eth0")
+}
+
+/// Waits until a link has a carrier.
+pub(crate) fn wait_up(space: &Space, link: &str) -> Result<(), Error> {
+    wait_shown(space, link, &[" state UP "])
+}
+
+fn wait_shown(space: &Space, link: &str, wanted: &[&str]) -> Result<(), Error> {
+    let (since, within) = (Instant::now(), Duration::from_secs(10));
+    while since.elapsed() < within {
+        let mut show = Command::new("ip");
+        show.args(["-d", "-o", "link", "show", link]);
+        let failed =
+            |source| Error::Run { program: "ip link show".into(), host: space.name().to_owned(), source };
+        let output = space.run(|| show.output())?.map_err(failed)?;
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        if wanted.iter().all(|text| shown.contains(text)) {
+            return Ok(());
         }
-        Err(Error::Timeout { what: format!("the carrier of {}", host.name()), within })
+        thread::sleep(Duration::from_millis(2));
     }
-
-    /// Takes a host's cable out; the other end goes too.
-    pub(crate) fn unplug(&self, host: &Host) -> Result<(), Error> {
-        self.space.ip_batch(&format!("link del port{}\n", host.number()))
-    }
-
-    /// Stops or restores all traffic of one host, as a broken cable does.
-    pub(crate) fn set_cable(&self, host: &Host, up: bool) -> Result<(), Error> {
-        self.space.ip_batch(&format!(
-            "link set port{} {}\n",
-            host.number(),
-            if up { "up" } else { "down" }
-        ))?;
-        if up { self.wait_carrier(host) } else { Ok(()) }
-    }
+    Err(Error::Timeout { what: format!("the carrier of {link} of {}", space.name()), within })
 }
 
 fn eth0_lines(number: u8, versions: &[IpVersion]) -> String {
@@ -106,8 +148,4 @@ fn eth0_lines(number: u8, versions: &[IpVersion]) -> String {
         }
     }
     lines
-}
-
-fn mac_text(mac: [u8; 6]) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
 }
