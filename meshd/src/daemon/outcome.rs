@@ -109,6 +109,7 @@ impl Outcome {
                     Some(PeerSlotStatus {
                         key: member.state.slots.get(slot).key,
                         endpoint: setup.path(member, slot).endpoint,
+                        path: None,
                         handshake_age: None,
                         last_handshake: None,
                         received: 0,
@@ -324,6 +325,7 @@ impl Outcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             taken_at: now.unix,
             backend: self.chosen.as_ref().map(|chosen| chosen.backend.to_string()).unwrap_or_default(),
+            nat: plan::annotation::Mapping::default(),
             backend_reason: self.chosen.as_ref().map(|chosen| chosen.reason.clone()).unwrap_or_default(),
             ready: waiting_for.is_empty(),
             waiting_for,

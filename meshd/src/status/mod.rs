@@ -32,6 +32,9 @@ pub struct Status {
     pub backend: String,
     /// Why it was selected.
     pub backend_reason: String,
+    /// How the NAT in front of this node maps addresses, as far as peers have told it.
+    #[serde(default)]
+    pub nat: plan::annotation::Mapping,
     /// Whether pods can be attached. Whether they reach those on other nodes is in `peers`.
     pub ready: bool,
     /// What is missing until then, one item each.
@@ -197,6 +200,9 @@ pub struct PeerSlotStatus {
     pub key: PublicKey,
     /// Its endpoint.
     pub endpoint: Option<SocketAddr>,
+    /// What kind of endpoint the peer answers at; none while it is searched for.
+    #[serde(default)]
+    pub path: Option<plan::paths::Kind>,
     /// Seconds since the last completed handshake.
     pub handshake_age: Option<u64>,
     /// Unix time, in seconds, of the last completed handshake, by this node's clock at that moment.

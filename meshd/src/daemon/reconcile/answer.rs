@@ -1,5 +1,6 @@
 //! Answers to requests from the control socket.
 
+use keyring::Slot;
 use keyring::rotation::{Cause, Input};
 
 use super::Reconciler;
@@ -51,11 +52,15 @@ impl Reconciler {
             (&mut self.devices, &self.peer_channel),
             self.started.elapsed(),
         );
-        let mut status = Status { control: self.peer_channel.status(), ..status };
+        let mut status = Status { control: self.peer_channel.status(), nat: self.mapping(), ..status };
         for peer in &mut status.peers {
-            let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.peer_channel.path(uid)) else {
-                continue;
-            };
+            let Some(uid) = self.outcome.uid(&peer.node) else { continue };
+            for slot in Slot::ALL {
+                if let Some(found) = peer.slots.get_mut(slot) {
+                    found.path = self.paths.up(uid, slot);
+                }
+            }
+            let way = self.peer_channel.path(uid);
             peer.round_trip_microseconds =
                 way.round_trip.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
             peer.full_size_passes = way.full_size;

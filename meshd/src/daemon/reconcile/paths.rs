@@ -182,7 +182,7 @@ impl Reconciler {
     }
 
     /// What NAT there is in front of this node.
-    fn mapping(&self) -> plan::annotation::Mapping {
+    pub(super) fn mapping(&self) -> plan::annotation::Mapping {
         self.observations.mapping(&self.direct_addresses())
     }
 
