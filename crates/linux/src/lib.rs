@@ -6,6 +6,7 @@
 //! A [`Handle`] belongs to the network namespace of the thread that opens it.
 
 mod error;
+mod facts;
 pub mod guard;
 mod handle;
 mod link;
