@@ -43,7 +43,7 @@ pub struct Setup {
     pub links: PerSlot<LinkName>,
     /// Routing table for peers' node addresses.
     pub table: u32,
-    /// Priority of the rules that look it up.
+    /// Priority of the rules that look it up; those for what goes to pods have the next one.
     pub rule_priority: u32,
     /// Whether this node is behind NAT.
     pub nat: bool,
@@ -272,7 +272,22 @@ fn peer_routes(
 
 /// Only pods use the mesh's table: the node's own traffic to other nodes, including the tunnel's datagrams and the API
 /// server's, stays on the underlay.
+///
+/// What goes to a pod looks up the main table before other programs' rules, such as those of VPNs and of cloud agents that
+/// look up a table of theirs for everything from the node's address. It always ends there, with the unreachable route.
 fn rules(world: &World, setup: &Setup) -> BTreeSet<Rule> {
     let own = world.own.iter().flat_map(|own| own.pod_cidrs.iter());
-    own.map(|pod_cidr| Rule { priority: setup.rule_priority, from: *pod_cidr, table: setup.table }).collect()
+    let from_pods = own.map(|pod_cidr| Rule {
+        priority: setup.rule_priority,
+        from: *pod_cidr,
+        to: prefix::any(pod_cidr.is_ipv4()),
+        table: setup.table,
+    });
+    let to_pods = setup.cluster_cidrs.iter().map(|cluster| Rule {
+        priority: setup.rule_priority + 1,
+        from: prefix::any(cluster.is_ipv4()),
+        to: *cluster,
+        table: MAIN_TABLE,
+    });
+    from_pods.chain(to_pods).collect()
 }

@@ -27,7 +27,7 @@ pub struct Network {
     pub devices: BTreeMap<Slot, Device>,
     /// Routes with [`ROUTE_PROTOCOL`], except those towards pods of this node, which the CNI plugin owns.
     pub routes: BTreeSet<Route>,
-    /// Policy rules that look up the mesh's own table.
+    /// Policy rules with [`ROUTE_PROTOCOL`].
     pub rules: BTreeSet<Rule>,
 }
 
@@ -81,13 +81,15 @@ pub enum Via {
     Unreachable,
 }
 
-/// A policy rule: packets from a prefix look up a table first.
+/// A policy rule: packets between two prefixes look up a table first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rule {
     /// Position among all rules; lower ones are matched first; the main table is at 32766.
     pub priority: u32,
-    /// Source prefix that the rule is for.
+    /// Source prefix that the rule is for; one of length 0 is any source.
     pub from: IpNetwork,
+    /// Destination prefix that the rule is for, of the same family; one of length 0 is any destination.
+    pub to: IpNetwork,
     /// Table that is looked up.
     pub table: u32,
 }

@@ -66,7 +66,13 @@ impl fmt::Display for Route {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: from {} lookup {}", self.priority, self.from, self.table)
+        write!(f, "{}:", self.priority)?;
+        for (word, prefix) in [("from", self.from), ("to", self.to)] {
+            if prefix.prefix() > 0 {
+                write!(f, " {word} {prefix}")?;
+            }
+        }
+        write!(f, " lookup {}", self.table)
     }
 }
 
