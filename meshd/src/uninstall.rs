@@ -156,6 +156,8 @@ impl Work {
                 outcome.map(|()| true).map_err(|error| Chain(&error).to_string()),
             );
         }
+        let accepts = guard::iptables::remove().map_err(|error| Chain(&error).to_string());
+        self.note("accept rules in iptables' chains FORWARD and INPUT", accepts);
         for route in host.routes().await.unwrap_or_default() {
             let outcome = host.remove_route(&route).await;
             self.note(

@@ -8,7 +8,7 @@ use keyring::{PerSlot, PresharedId, PublicKey, Slot};
 pub use wireguard::{MIN_MTU, OVERHEAD};
 
 use crate::admission::{Member, Own, World};
-use crate::network::{Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
+use crate::network::{Accepts, Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
 use crate::prefix;
 
@@ -130,6 +130,7 @@ pub fn pod_mtu(underlay: &Underlay) -> u32 {
 pub fn desired(world: &World, setup: &Setup, underlay: &Underlay) -> Network {
     Network {
         guard: Some(guard(world, setup)),
+        accepts: Some(accepts(setup)),
         sysctls: sysctls(setup),
         devices: Slot::ALL.into_iter().map(|slot| (slot, device(world, setup, underlay, slot))).collect(),
         routes: routes(world, setup, underlay),
@@ -148,6 +149,11 @@ fn guard(world: &World, setup: &Setup) -> Guard {
     // What a node sends to itself never leaves it.
     guard.closed.retain(|address| world.own.iter().all(|own| !own.addresses.contains(address)));
     guard
+}
+
+fn accepts(setup: &Setup) -> Accepts {
+    let mesh_links = setup.links.iter().map(|(_, link)| link.clone()).collect();
+    Accepts { cluster: setup.cluster_cidrs.clone(), mesh_links }
 }
 
 /// Forwarding, because pods' packets pass through the node. Loose source checking on the mesh, because each

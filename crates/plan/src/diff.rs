@@ -17,6 +17,11 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
     if let Some(guard) = desired.guard.as_ref().filter(|guard| observed.guard.as_ref() != Some(*guard)) {
         ops.push(Op::SetGuard(guard.clone()));
     }
+    if let Some(accepts) =
+        desired.accepts.as_ref().filter(|accepts| observed.accepts.as_ref() != Some(*accepts))
+    {
+        ops.push(Op::SetAccepts(accepts.clone()));
+    }
     let recreated = recreated(desired, observed);
     remove_devices(&mut ops, desired, observed);
     for (slot, wanted) in &desired.devices {

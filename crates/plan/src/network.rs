@@ -20,6 +20,9 @@ pub const ROUTE_PROTOCOL: u8 = 84;
 pub struct Network {
     /// The guard's rules, if its table is in place exactly as they say.
     pub guard: Option<Guard>,
+    /// What the firewall chains of iptables must accept, if each of them that drops packets does.
+    #[serde(default)]
+    pub accepts: Option<Accepts>,
     /// Kernel settings by name below `/proc/sys`, for example `net/ipv4/ip_forward`. Observed values cover
     /// at least the names that are desired.
     pub sysctls: BTreeMap<String, String>,
@@ -92,6 +95,16 @@ pub struct Rule {
     pub to: IpNetwork,
     /// Table that is looked up.
     pub table: u32,
+}
+
+/// What pods and the mesh need of the chains FORWARD and INPUT of iptables, where these drop what they don't know. Nothing
+/// passes by this that the guard drops.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepts {
+    /// The cluster's pod ranges.
+    pub cluster: BTreeSet<IpNetwork>,
+    /// Interfaces that carry pod addresses between nodes.
+    pub mesh_links: BTreeSet<LinkName>,
 }
 
 /// What the nft table enforces: nothing with a pod address passes outside WireGuard, in either direction, and nothing

@@ -16,6 +16,12 @@ impl fmt::Display for Op {
                 list(&guard.no_masquerade),
                 list(&guard.closed)
             ),
+            Self::SetAccepts(accepts) => write!(
+                f,
+                "* accept   pods and {} in iptables' FORWARD and INPUT; cluster {}",
+                list(&accepts.mesh_links),
+                list(&accepts.cluster)
+            ),
             Self::SetSysctl { name, value } => write!(f, "* sysctl   {name} = {value}"),
             Self::CreateDevice { slot, link, mtu } => write!(f, "+ device   {slot}: {link}, MTU {mtu}"),
             Self::RemoveDevice { slot, link } => write!(f, "- device   {slot}: {link}"),

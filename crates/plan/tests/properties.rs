@@ -161,7 +161,10 @@ fn disturbed(mut network: Network, how: &[u8]) -> Network {
             0 => network.guard = None,
             1 => drop(network.devices.remove(&if pick % 2 == 0 { Slot::A } else { Slot::B })),
             2 => network.routes = network.routes.iter().skip(pick % 3).cloned().collect(),
-            3 => network.rules.clear(),
+            3 => {
+                network.rules.clear();
+                network.accepts = None;
+            }
             4 => drop(network.sysctls.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned())),
             5 => drop(network.routes.insert(Route {
                 table: 254,

@@ -39,11 +39,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 error,
                 CommandError::Config(_) | CommandError::Daemon(crate::daemon::DaemonError::OwnNetwork(_))
             );
-            let code = if is_usage {
-                ExitCode::from(EX_USAGE)
-            } else {
-                ExitCode::FAILURE
-            };
+            let code = if is_usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE };
             let _ = writeln!(std::io::stderr(), "meshd: {}", Chain(&error));
             code
         }

@@ -127,7 +127,8 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
 
 /// Fails if a pod range covers the node's own network: the guard would cut the node off from everything, and stay.
 async fn refuse_own_network(config: &Config, host: &Handle) -> Result<(), DaemonError> {
-    let addresses = host.own_network().await.map_err(|source| DaemonError::Host { source: Box::new(source) })?;
+    let addresses =
+        host.own_network().await.map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let links = [&config.links.a, &config.links.b];
     match plan::host::covered(&config.cluster_cidrs, &addresses, &links, linux::POD_LINK_PREFIX) {
         Some(covered) => Err(DaemonError::OwnNetwork(covered)),

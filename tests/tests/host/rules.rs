@@ -27,7 +27,8 @@ fn pods_are_reached_although_other_programs_rules_come_before_the_main_table() {
     assert!(passes(&n1.end(), &other), "a node and a pod on another one");
     assert!(passes(&one, &n2.end()), "a pod and another node: through the tunnel");
     let tunnelled = n1.command("ip").args(["route", "get", "198.18.0.2", "from", "10.244.1.2", "iif"]);
-    let links = n1.command("sh").args(["-c", "ip -o link | grep -o 'mveth[0-9a-f]*' | head -1"]).run().unwrap();
+    let links =
+        n1.command("sh").args(["-c", "ip -o link | grep -o 'mveth[0-9a-f]*' | head -1"]).run().unwrap();
     let route = tunnelled.arg(links.trim()).run().unwrap();
     assert!(route.contains("dev mesh-"), "{route}");
 }

@@ -7,6 +7,7 @@
 mod compare;
 mod expression;
 mod found_rules;
+pub mod iptables;
 mod members;
 mod rules;
 mod wire;

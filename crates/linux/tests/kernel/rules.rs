@@ -7,18 +7,18 @@ use plan::network::Rule;
 use crate::namespace::{Namespace, ip};
 
 fn rules() -> [Rule; 2] {
-    [("10.244.1.0/24", "0.0.0.0/0"), ("fd00:10:244:1::/64", "::/0")]
-        .map(|(from, to)| Rule { priority: 1000, from: ip(from), to: ip(to), table: 5184 })
+    [("10.244.1.0/24", "0.0.0.0/0"), ("fd00:10:244:1::/64", "::/0")].map(|(from, to)| Rule {
+        priority: 1000,
+        from: ip(from),
+        to: ip(to),
+        table: 5184,
+    })
 }
 
 /// Rules for a destination, from anywhere and from some source.
 fn to_pods() -> [Rule; 3] {
-    [("0.0.0.0/0", "10.244.0.0/16"), ("::/0", "fd00:10:244::/48"), ("192.0.2.0/24", "10.245.0.0/16")].map(|(from, to)| Rule {
-        priority: 1001,
-        from: ip(from),
-        to: ip(to),
-        table: 254,
-    })
+    [("0.0.0.0/0", "10.244.0.0/16"), ("::/0", "fd00:10:244::/48"), ("192.0.2.0/24", "10.245.0.0/16")]
+        .map(|(from, to)| Rule { priority: 1001, from: ip(from), to: ip(to), table: 254 })
 }
 
 #[test]
