@@ -40,6 +40,13 @@ impl fmt::Display for Removed {
             writeln!(f, "No meshd state was found on this node.")?;
         }
         self.lines.iter().try_for_each(|line| writeln!(f, "- {line}"))?;
+        if !self.lines.is_empty() {
+            writeln!(
+                f,
+                "The kernel's settings stay (forwarding, and accept_ra of links with routes from router advertisements): \
+                 others may rely on them."
+            )?;
+        }
         if let Some(trail) = &self.kept_trail {
             writeln!(
                 f,

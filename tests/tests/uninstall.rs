@@ -73,7 +73,12 @@ fn nothing_is_left() {
 
     let (removed, output, errors) = uninstall(&mesh, &[]);
     assert!(removed, "{errors}");
-    for part in [&format!("Kept the audit trail in {TRAIL}"), "--purge-audit"] {
+    for part in [
+        &format!("Kept the audit trail in {TRAIL}"),
+        "--purge-audit",
+        "accept rules",
+        "settings stay (forwarding",
+    ] {
         assert!(output.contains(part), "{part} in\n{output}");
     }
     let trail = format!("{TRAIL}/audit.jsonl\n");

@@ -21,6 +21,7 @@ pub mod sysctl;
 pub mod veth;
 
 pub use error::{HostError, Subject};
+pub use facts::FactSources;
 pub use handle::Handle;
 pub use link::LinkState;
 pub use monitor::Notice;

@@ -50,13 +50,18 @@ impl Handle {
     }
 
     async fn rule_messages(&self) -> Result<Vec<(Rule, RuleMessage)>, HostError> {
+        Ok(self.all_rules().await?.into_iter().filter_map(|rule| Some((read(&rule)?, rule))).collect())
+    }
+
+    /// All rules, of whichever program.
+    pub(crate) async fn all_rules(&self) -> Result<Vec<RuleMessage>, HostError> {
         let mut rules = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RuleMessage::default();
             request.header.family = family;
             let found = self.dump("list", &Subject::Rules, &RouteNetlinkMessage::GetRule(request)).await?;
             rules.extend(found.into_iter().filter_map(|message| match message {
-                RouteNetlinkMessage::NewRule(rule) => Some((read(&rule)?, rule)),
+                RouteNetlinkMessage::NewRule(rule) => Some(rule),
                 _ => None,
             }));
         }

@@ -45,6 +45,8 @@ pub struct Setup {
     pub table: u32,
     /// Priority of the rules that look it up; those for what goes to pods have the next one.
     pub rule_priority: u32,
+    /// Links with an IPv6 default route from router advertisements that the kernel takes.
+    pub router_links: BTreeSet<LinkName>,
     /// Whether this node is behind NAT.
     pub nat: bool,
     /// Slot to send to, for peers whose own preference is not to be followed.
@@ -156,7 +158,9 @@ fn accepts(setup: &Setup) -> Accepts {
     Accepts { cluster: setup.cluster_cidrs.clone(), mesh_links }
 }
 
-/// Forwarding, because pods' packets pass through the node. Loose source checking on the mesh, because each
+/// Forwarding, because pods' packets pass through the node. A node that forwards takes no default route from router
+/// advertisements any more, and forgets those that it has, unless it is told to (`accept_ra` in
+/// `Documentation/networking/ip-sysctl.rst`). IPv6 on the mesh links, which may be off for new links. Loose source checking on the mesh, because each
 /// direction of a pair changes slots by itself: a packet may come in by one link while the route back leads
 /// out of the other.
 fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
@@ -170,6 +174,12 @@ fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
     }
     if setup.cluster_cidrs.iter().any(IpNetwork::is_ipv6) {
         set("net/ipv6/conf/all/forwarding".to_owned(), "1");
+        for link in &setup.router_links {
+            set(format!("net/ipv6/conf/{link}/accept_ra"), "2");
+        }
+        for (_, link) in setup.links.iter() {
+            set(format!("net/ipv6/conf/{link}/disable_ipv6"), "0");
+        }
     }
     sysctls
 }

@@ -123,6 +123,7 @@ impl Node {
             links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
             table: 5184,
             rule_priority: 5184,
+            router_links: BTreeSet::new(),
             nat: false,
             steer: BTreeMap::new(),
             preshared: BTreeMap::new(),

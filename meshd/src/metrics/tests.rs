@@ -4,7 +4,7 @@ use keyring::{PerSlot, PublicKey};
 
 use super::*;
 use crate::status::rotation::KeyStatus;
-use crate::status::{RejectedStatus, SlotStatus};
+use crate::status::{FindingStatus, RejectedStatus, SlotStatus};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {
@@ -44,6 +44,11 @@ fn full() -> Status {
             reason: String::new(),
             stays: false,
         }],
+        findings: vec![FindingStatus {
+            code: "competing-route".into(),
+            sentence: String::new(),
+            fix: String::new(),
+        }],
         tunnel_dropped: [("replay".to_owned(), 3)].into(),
         ..Status::default()
     };
@@ -65,6 +70,7 @@ fn samples_have_labels_and_base_units() {
         "meshd_build_info{version=\"1.2.3\"} 1\n",
         "meshd_backend_info{slot=\"a\",backend=\"kernel\"} 1\n",
         "meshd_rejected_nodes{node=\"n9\",reason=\"key-zero\"} 1\n",
+        "meshd_host_findings{code=\"competing-route\"} 1\n",
         "# TYPE meshd_guard_dropped_packets counter\n",
         "meshd_guard_dropped_packets_total{reason=\"unencrypted_in\"} 0\n",
         "# UNIT meshd_peer_round_trip_seconds seconds\n",

@@ -2,14 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod findings;
 mod firewalls;
 mod own_network;
 mod rules;
+mod settings;
 
 use std::time::Duration;
 
 use lab::mesh::Mesh;
-use lab::{ApiKind, End, Family, Flow, Lab, Node, Protocol};
+use lab::{ApiKind, End, Family, Flow, IpVersion, Lab, Node, Protocol};
 
 /// Two nodes, dual stack, with a pod each.
 fn pair() -> Mesh {
@@ -28,8 +30,10 @@ fn shell(node: &Node, script: &str) {
 
 /// Whether UDP passes from one end to the other and back, in both families.
 fn passes(from: &End, to: &End) -> bool {
-    Family::Dual.versions().iter().all(|version| {
-        let flow = Flow::new(from, to, *version, Protocol::Udp).timeout(Duration::from_secs(1));
-        flow.probe().unwrap().answered
-    })
+    Family::Dual.versions().iter().all(|version| passes_in(*version, from, to))
+}
+
+fn passes_in(version: IpVersion, from: &End, to: &End) -> bool {
+    let flow = Flow::new(from, to, version, Protocol::Udp).timeout(Duration::from_secs(1));
+    flow.probe().unwrap().answered
 }

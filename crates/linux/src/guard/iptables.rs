@@ -13,8 +13,9 @@ use netlink_packet_netfilter::nftables::{
 };
 use plan::network::Accepts;
 
+use super::chain_end::{DROPS, End, chain_rules, end};
 use super::expression::{self, Direction, Expression, Side};
-use super::found_rules::{self, FoundExpression, FoundRule, attributes, text};
+use super::found_rules::FoundRule;
 use super::wire::{self, Change, Family};
 use super::{comment_data, compare};
 use crate::POD_LINK_PREFIX;
@@ -24,23 +25,6 @@ use crate::error::{HostError, Subject};
 const TABLE: &str = "filter";
 /// The comment by which the rules are found again.
 const COMMENT: &str = "meshd accept";
-/// Chains that are followed from one that a packet passes in any case. A chain can't jump to itself, so this is no limit in
-/// practice (`NFT_JUMP_STACK_SIZE` in `include/net/netfilter/nf_tables.h`).
-const MAX_DEPTH: u32 = 16;
-/// `NF_DROP`, `NF_ACCEPT`, `NFT_JUMP`, `NFT_GOTO` and `NFT_RETURN` as verdicts (`include/uapi/linux/netfilter.h`,
-/// `include/uapi/linux/netfilter/nf_tables.h`).
-const DROP: i32 = 0;
-const ACCEPT: i32 = 1;
-const JUMP: i32 = -3;
-const GOTO: i32 = -4;
-const RETURN: i32 = -5;
-/// Attributes of expressions (`include/uapi/linux/netfilter/nf_tables.h`, `nf_tables_compat.h`).
-const NFTA_IMMEDIATE_DATA: u16 = 2;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
-const NFTA_VERDICT_CHAIN: u16 = 2;
-const NFTA_XT_NAME: u16 = 1;
-const NFTA_XT_INFO: u16 = 3;
 
 /// One of the chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -221,18 +205,17 @@ fn from(prefix: IpNetwork) -> Vec<Expression> {
 /// Reads a chain. `None` if it is not there, or not one that sees packets.
 fn read(place: Place) -> Result<Option<Found>, HostError> {
     let Some(policy) = policy(place)? else { return Ok(None) };
-    let drops_by_policy = policy == DROP.unsigned_abs();
+    let drops_by_policy = policy == DROPS;
     let (mut ours, mut barrier, mut accepted) = (Vec::new(), None, false);
-    for (position, rule) in chain_rules(place.family, place.hook.chain())?.into_iter().enumerate() {
+    for (position, rule) in chain_rules(place.family, TABLE, place.hook.chain())?.into_iter().enumerate() {
         if rule.comment.as_deref() == Some(COMMENT) {
             ours.push((position, rule));
         } else if barrier.is_none() && !accepted {
-            match end(place.family, &rule, 0)? {
+            match end(place.family, TABLE, &rule, 0)? {
                 Some(End::Drop) => barrier = Some((position, rule.handle)),
-                Some(End::Accept) => accepted = true,
                 // A base chain returns to its policy.
                 Some(End::Return) if drops_by_policy => barrier = Some((position, rule.handle)),
-                Some(End::Return) => accepted = true,
+                Some(End::Accept | End::Return) => accepted = true,
                 None => {}
             }
         }
@@ -251,93 +234,4 @@ fn policy(place: Place) -> Result<Option<u32>, HostError> {
         ChainAttribute::Policy(policy) => Some(policy),
         _ => None,
     }))
-}
-
-fn chain_rules(family: Family, chain: &str) -> Result<Vec<FoundRule>, HostError> {
-    let attributes = vec![RuleAttribute::Table(TABLE.to_owned()), RuleAttribute::Chain(chain.to_owned())];
-    let request = NfTablesMessage::GetRule(RuleMessage { attributes });
-    let read = |message: netlink::Message<'_>| {
-        let rule = found_rules::rule(message.body, TABLE)?.filter(|rule| rule.chain == chain);
-        Ok(rule.map(with_comment))
-    };
-    Ok(wire::dump_in("read", Subject::Filters, family, request, read)?.unwrap_or_default())
-}
-
-/// A comment that iptables wrote is an expression; taken out, the rule is as the daemon writes it.
-fn with_comment(mut rule: FoundRule) -> FoundRule {
-    if let Some(position) = rule.expressions.iter().position(is_comment) {
-        let expression = rule.expressions.remove(position);
-        let info = expression.attributes.get(&NFTA_XT_INFO).map(Vec::as_slice).unwrap_or_default();
-        let comment = info.split(|byte| *byte == 0).next().unwrap_or_default();
-        rule.comment = Some(String::from_utf8_lossy(comment).into_owned());
-    }
-    rule
-}
-
-fn is_comment(expression: &FoundExpression) -> bool {
-    expression.name == "match"
-        && expression.attributes.get(&NFTA_XT_NAME).is_some_and(|name| text(name) == "comment")
-}
-
-/// How a rule ends the way of every packet that comes to it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    Accept,
-    Drop,
-    Return,
-}
-
-/// `None` if it may let a packet go on.
-fn end(family: Family, rule: &FoundRule, depth: u32) -> Result<Option<End>, HostError> {
-    for expression in &rule.expressions {
-        match expression.name.as_str() {
-            "counter" | "log" => {}
-            "reject" => return Ok(Some(End::Drop)),
-            "target" => {
-                let name = expression.attributes.get(&NFTA_XT_NAME).map(|name| text(name));
-                match name.as_deref() {
-                    Some("REJECT") => return Ok(Some(End::Drop)),
-                    Some("LOG" | "NFLOG") => {}
-                    _ => return Ok(None),
-                }
-            }
-            "immediate" => return verdict(family, expression, depth),
-            // A condition, or something unknown.
-            _ => return Ok(None),
-        }
-    }
-    Ok(None)
-}
-
-fn verdict(family: Family, expression: &FoundExpression, depth: u32) -> Result<Option<End>, HostError> {
-    let Some((code, chain)) = expression.attributes.get(&NFTA_IMMEDIATE_DATA).and_then(|data| target(data))
-    else {
-        return Ok(None);
-    };
-    Ok(match code {
-        DROP => Some(End::Drop),
-        ACCEPT => Some(End::Accept),
-        RETURN => Some(End::Return),
-        JUMP | GOTO if depth < MAX_DEPTH => {
-            for rule in chain_rules(family, &chain)? {
-                match end(family, &rule, depth + 1)? {
-                    Some(End::Return) => break,
-                    Some(end) => return Ok(Some(end)),
-                    None => {}
-                }
-            }
-            // Back from another chain, the packet goes on; from one that it was sent to for good, it does not.
-            (code == GOTO).then_some(End::Return)
-        }
-        _ => None,
-    })
-}
-
-/// The code of a verdict, and the chain that it names.
-fn target(data: &[u8]) -> Option<(i32, String)> {
-    let data = attributes(data).ok()?;
-    let verdict = attributes(data.get(&NFTA_DATA_VERDICT)?).ok()?;
-    let code = verdict.get(&NFTA_VERDICT_CODE)?.as_slice().try_into().ok()?;
-    let chain = verdict.get(&NFTA_VERDICT_CHAIN).map(|name| text(name)).unwrap_or_default();
-    Some((i32::from_be_bytes(code), chain))
 }
