@@ -40,6 +40,13 @@ impl fmt::Display for Removed {
             writeln!(f, "No meshd state was found on this node.")?;
         }
         self.lines.iter().try_for_each(|line| writeln!(f, "- {line}"))?;
+        if !self.lines.is_empty() {
+            writeln!(
+                f,
+                "The kernel's settings stay (forwarding, and accept_ra of links with routes from router advertisements): \
+                 others may rely on them."
+            )?;
+        }
         if let Some(trail) = &self.kept_trail {
             writeln!(
                 f,
@@ -156,6 +163,8 @@ impl Work {
                 outcome.map(|()| true).map_err(|error| Chain(&error).to_string()),
             );
         }
+        let accepts = guard::iptables::remove().map_err(|error| Chain(&error).to_string());
+        self.note("accept rules in iptables' chains FORWARD and INPUT", accepts);
         for route in host.routes().await.unwrap_or_default() {
             let outcome = host.remove_route(&route).await;
             self.note(

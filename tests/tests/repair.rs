@@ -20,7 +20,7 @@ fn fingerprint(node: &Node) -> String {
     let script = "
         for family in -4 -6; do
             ip $family route show table all proto 84 | sort
-            ip $family rule show | grep 5184
+            ip $family rule show | grep 518[45]
         done
         for link in mesh-a mesh-b; do ip -br link show $link; ip -br addr show $link | grep -o '10.244[^ ]*\\|fd00[^ ]*'; done
         nft list table inet meshd | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
@@ -64,6 +64,8 @@ fn whatever_is_removed_by_hand_is_restored_within_two_seconds() {
         "ip route del unreachable 10.244.0.0/16 metric 50000",
         "ip rule del from 10.244.1.0/24 table 5184",
         "ip -6 rule del from fd00:10:244:1::/64 table 5184",
+        "ip rule del to 10.244.0.0/16 table main",
+        "ip -6 rule del to fd00:10:244::/48 table main",
         "ip addr flush dev mesh-a",
         "ip link set mesh-a mtu 1300",
         "ip link set mesh-b down",

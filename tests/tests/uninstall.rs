@@ -51,6 +51,9 @@ fn nothing_is_left() {
         let node = mesh.node("n1").unwrap();
         (network(node), files(node))
     };
+    // Chains that drop get rules, which go again.
+    let drop = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP";
+    mesh.node("n1").unwrap().command("sh").args(["-c", drop]).run().unwrap();
     let (before, annotated_before) = (node(&mesh), annotations(&mesh));
     for name in mesh.node_names() {
         mesh.start(&name).unwrap();
@@ -59,6 +62,7 @@ fn nothing_is_left() {
     mesh.node("n1").unwrap().pod("a").unwrap();
     let installed = node(&mesh);
     assert_ne!(installed.0, before.0);
+    assert_eq!(installed.0.matches("meshd accept").count(), 2 * (2 + 2 * 2), "{}", installed.0);
     for path in
         ["/run/meshd/meshd.sock", "/etc/cni/net.d/10-meshd.conflist", "/var/lib/meshd/peers.json", TRAIL]
     {
@@ -69,7 +73,12 @@ fn nothing_is_left() {
 
     let (removed, output, errors) = uninstall(&mesh, &[]);
     assert!(removed, "{errors}");
-    for part in [&format!("Kept the audit trail in {TRAIL}"), "--purge-audit"] {
+    for part in [
+        &format!("Kept the audit trail in {TRAIL}"),
+        "--purge-audit",
+        "accept rules",
+        "settings stay (forwarding",
+    ] {
         assert!(output.contains(part), "{part} in\n{output}");
     }
     let trail = format!("{TRAIL}/audit.jsonl\n");

@@ -6,6 +6,7 @@
 //! A [`Handle`] belongs to the network namespace of the thread that opens it.
 
 mod error;
+mod facts;
 pub mod guard;
 mod handle;
 mod link;
@@ -20,6 +21,7 @@ pub mod sysctl;
 pub mod veth;
 
 pub use error::{HostError, Subject};
+pub use facts::FactSources;
 pub use handle::Handle;
 pub use link::LinkState;
 pub use monitor::Notice;

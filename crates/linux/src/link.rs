@@ -163,7 +163,10 @@ impl Handle {
         Ok(holder.map(|message| message.header.index))
     }
 
-    async fn address_messages(&self, index: Option<u32>) -> Result<Vec<AddressMessage>, HostError> {
+    pub(crate) async fn address_messages(
+        &self,
+        index: Option<u32>,
+    ) -> Result<Vec<AddressMessage>, HostError> {
         let request = RouteNetlinkMessage::GetAddress(AddressMessage::default());
         let found = self.dump("list addresses", &Subject::Links, &request).await?;
         let addresses = found.into_iter().filter_map(|message| match message {

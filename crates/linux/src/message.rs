@@ -174,7 +174,8 @@ pub(crate) fn route_mtu_of(message: &RouteMessage) -> Option<u32> {
     })
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
+/// The address in an attribute of a route.
+pub(crate) fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(v4) => Some((*v4).into()),
         RouteAddress::Inet6(v6) => Some((*v6).into()),

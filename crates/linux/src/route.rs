@@ -106,7 +106,7 @@ impl Handle {
         Ok(mtu.unwrap_or(plan::desired::MIN_MTU))
     }
 
-    async fn route_messages(&self) -> Result<Vec<RouteMessage>, HostError> {
+    pub(crate) async fn route_messages(&self) -> Result<Vec<RouteMessage>, HostError> {
         let mut messages = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();

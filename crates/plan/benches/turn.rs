@@ -150,6 +150,7 @@ fn setup(admission: &Admission) -> Setup {
         links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
         table: 5184,
         rule_priority: 5184,
+        router_links: BTreeSet::new(),
         nat: false,
         paths: BTreeMap::new(),
         steer,

@@ -50,6 +50,7 @@ impl Network {
     pub fn apply(&mut self, op: &Op) -> Result<(), Refusal> {
         match op {
             Op::SetGuard(guard) => self.guard = Some(guard.clone()),
+            Op::SetAccepts(accepts) => self.accepts = Some(accepts.clone()),
             Op::SetSysctl { name, value } => drop(self.sysctls.insert(name.clone(), value.clone())),
             Op::CreateDevice { slot, link, mtu } => self.create(*slot, link, *mtu)?,
             Op::RemoveDevice { slot, link } => {

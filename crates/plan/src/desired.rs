@@ -8,7 +8,7 @@ use keyring::{PerSlot, PresharedId, PublicKey, Slot};
 pub use wireguard::{MIN_MTU, OVERHEAD};
 
 use crate::admission::{Member, Own, World};
-use crate::network::{Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
+use crate::network::{Accepts, Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
 use crate::prefix;
 
@@ -43,8 +43,10 @@ pub struct Setup {
     pub links: PerSlot<LinkName>,
     /// Routing table for peers' node addresses.
     pub table: u32,
-    /// Priority of the rules that look it up.
+    /// Priority of the rules that look it up; those for what goes to pods have the next one.
     pub rule_priority: u32,
+    /// Links with an IPv6 default route from router advertisements that the kernel takes.
+    pub router_links: BTreeSet<LinkName>,
     /// Whether this node is behind NAT.
     pub nat: bool,
     /// The path to each peer by slot, where one is known.
@@ -149,6 +151,7 @@ pub fn pod_mtu(underlay: &Underlay) -> u32 {
 pub fn desired(world: &World, setup: &Setup, underlay: &Underlay) -> Network {
     Network {
         guard: Some(guard(world, setup)),
+        accepts: Some(accepts(setup)),
         sysctls: sysctls(setup),
         devices: Slot::ALL.into_iter().map(|slot| (slot, device(world, setup, underlay, slot))).collect(),
         routes: routes(world, setup, underlay),
@@ -169,7 +172,14 @@ fn guard(world: &World, setup: &Setup) -> Guard {
     guard
 }
 
-/// Forwarding, because pods' packets pass through the node. Loose source checking on the mesh, because each
+fn accepts(setup: &Setup) -> Accepts {
+    let mesh_links = setup.links.iter().map(|(_, link)| link.clone()).collect();
+    Accepts { cluster: setup.cluster_cidrs.clone(), mesh_links }
+}
+
+/// Forwarding, because pods' packets pass through the node. A node that forwards takes no default route from router
+/// advertisements any more, and forgets those that it has, unless it is told to (`accept_ra` in
+/// `Documentation/networking/ip-sysctl.rst`). IPv6 on the mesh links, which may be off for new links. Loose source checking on the mesh, because each
 /// direction of a pair changes slots by itself: a packet may come in by one link while the route back leads
 /// out of the other.
 fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
@@ -183,6 +193,12 @@ fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
     }
     if setup.cluster_cidrs.iter().any(IpNetwork::is_ipv6) {
         set("net/ipv6/conf/all/forwarding".to_owned(), "1");
+        for link in &setup.router_links {
+            set(format!("net/ipv6/conf/{link}/accept_ra"), "2");
+        }
+        for (_, link) in setup.links.iter() {
+            set(format!("net/ipv6/conf/{link}/disable_ipv6"), "0");
+        }
     }
     sysctls
 }
@@ -291,7 +307,22 @@ fn peer_routes(
 
 /// Only pods use the mesh's table: the node's own traffic to other nodes, including the tunnel's datagrams and the API
 /// server's, stays on the underlay.
+///
+/// What goes to a pod looks up the main table before other programs' rules, such as those of VPNs and of cloud agents that
+/// look up a table of theirs for everything from the node's address. It always ends there, with the unreachable route.
 fn rules(world: &World, setup: &Setup) -> BTreeSet<Rule> {
     let own = world.own.iter().flat_map(|own| own.pod_cidrs.iter());
-    own.map(|pod_cidr| Rule { priority: setup.rule_priority, from: *pod_cidr, table: setup.table }).collect()
+    let from_pods = own.map(|pod_cidr| Rule {
+        priority: setup.rule_priority,
+        from: *pod_cidr,
+        to: prefix::any(pod_cidr.is_ipv4()),
+        table: setup.table,
+    });
+    let to_pods = setup.cluster_cidrs.iter().map(|cluster| Rule {
+        priority: setup.rule_priority + 1,
+        from: prefix::any(cluster.is_ipv4()),
+        to: *cluster,
+        table: MAIN_TABLE,
+    });
+    from_pods.chain(to_pods).collect()
 }

@@ -17,18 +17,26 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
     if let Some(guard) = desired.guard.as_ref().filter(|guard| observed.guard.as_ref() != Some(*guard)) {
         ops.push(Op::SetGuard(guard.clone()));
     }
+    if let Some(accepts) =
+        desired.accepts.as_ref().filter(|accepts| observed.accepts.as_ref() != Some(*accepts))
+    {
+        ops.push(Op::SetAccepts(accepts.clone()));
+    }
     let recreated = recreated(desired, observed);
     remove_devices(&mut ops, desired, observed);
+    let settings = settings(desired, observed, &recreated);
     for (slot, wanted) in &desired.devices {
         let found = observed.devices.get(slot).filter(|found| found.link == wanted.link);
-        device(&mut ops, *slot, wanted, found);
+        let of_link = format!("net/ipv6/conf/{}/{BEFORE_ADDRESSES}", wanted.link);
+        let early = settings.iter().filter(|(name, _)| **name == of_link);
+        let early: Vec<Op> = early.map(|setting| set_sysctl(*setting)).collect();
+        device(&mut ops, *slot, wanted, found, &early);
     }
     // After the devices: a setting of a link exists only with the link.
-    for (name, value) in &desired.sysctls {
-        if observed.sysctls.get(name) != Some(value) || is_of_link(name, &recreated) {
-            ops.push(Op::SetSysctl { name: name.clone(), value: value.clone() });
-        }
-    }
+    let late = settings.iter().filter(|(name, _)| !name.ends_with(BEFORE_ADDRESSES));
+    let (first, last): (Vec<&Setting<'_>>, Vec<&Setting<'_>>) =
+        late.partition(|(name, _)| name.ends_with(BEFORE_FORWARDING));
+    ops.extend(first.into_iter().chain(last).map(|setting| set_sysctl(*setting)));
     routes(&mut ops, desired, observed, &recreated);
     for rule in desired.rules.difference(&observed.rules) {
         ops.push(Op::AddRule(rule.clone()));
@@ -44,6 +52,30 @@ pub fn diff(desired: &Network, observed: &Network) -> Vec<Op> {
         }
     }
     ops
+}
+
+/// The setting without which a link takes no address.
+const BEFORE_ADDRESSES: &str = "disable_ipv6";
+/// The setting without which the kernel drops default routes when forwarding is switched on.
+const BEFORE_FORWARDING: &str = "accept_ra";
+
+/// A name below `/proc/sys`, and a value.
+type Setting<'a> = (&'a String, &'a String);
+
+/// The settings to write.
+fn settings<'a>(
+    desired: &'a Network,
+    observed: &Network,
+    recreated: &BTreeSet<LinkName>,
+) -> Vec<Setting<'a>> {
+    let differs = |(name, value): &Setting<'_>| {
+        observed.sysctls.get(*name) != Some(*value) || is_of_link(name, recreated)
+    };
+    desired.sysctls.iter().filter(differs).collect()
+}
+
+fn set_sysctl((name, value): Setting<'_>) -> Op {
+    Op::SetSysctl { name: name.clone(), value: value.clone() }
 }
 
 /// Links that this plan creates: what was observed on the old ones is gone with them.
@@ -67,7 +99,8 @@ fn remove_devices(ops: &mut Vec<Op>, desired: &Network, observed: &Network) {
     }
 }
 
-fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>) {
+/// `early` has to be done once the link exists, and before it gets addresses.
+fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>, early: &[Op]) {
     let link = || wanted.link.clone();
     let Some(found) = found else {
         ops.push(Op::CreateDevice { slot, link: link(), mtu: wanted.mtu });
@@ -80,7 +113,7 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
             peers: BTreeMap::new(),
             link: link(),
         };
-        return device(ops, slot, wanted, Some(&empty));
+        return device(ops, slot, wanted, Some(&empty), early);
     };
     // A device that gets another key keeps no peer: their sessions, made with the former key, go with them.
     let rekeyed;
@@ -99,6 +132,7 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
     if found.mtu != wanted.mtu {
         ops.push(Op::SetMtu { link: link(), mtu: wanted.mtu });
     }
+    ops.extend(early.iter().cloned());
     for address in wanted.addresses.difference(&found.addresses) {
         ops.push(Op::AddAddress { link: link(), address: *address });
     }

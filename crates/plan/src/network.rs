@@ -20,6 +20,9 @@ pub const ROUTE_PROTOCOL: u8 = 84;
 pub struct Network {
     /// The guard's rules, if its table is in place exactly as they say.
     pub guard: Option<Guard>,
+    /// What the firewall chains of iptables must accept, if each of them that drops packets does.
+    #[serde(default)]
+    pub accepts: Option<Accepts>,
     /// Kernel settings by name below `/proc/sys`, for example `net/ipv4/ip_forward`. Observed values cover
     /// at least the names that are desired.
     pub sysctls: BTreeMap<String, String>,
@@ -27,7 +30,7 @@ pub struct Network {
     pub devices: BTreeMap<Slot, Device>,
     /// Routes with [`ROUTE_PROTOCOL`], except those towards pods of this node, which the CNI plugin owns.
     pub routes: BTreeSet<Route>,
-    /// Policy rules that look up the mesh's own table.
+    /// Policy rules with [`ROUTE_PROTOCOL`].
     pub rules: BTreeSet<Rule>,
 }
 
@@ -90,15 +93,27 @@ pub enum Via {
     Unreachable,
 }
 
-/// A policy rule: packets from a prefix look up a table first.
+/// A policy rule: packets between two prefixes look up a table first.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Rule {
     /// Position among all rules; lower ones are matched first; the main table is at 32766.
     pub priority: u32,
-    /// Source prefix that the rule is for.
+    /// Source prefix that the rule is for; one of length 0 is any source.
     pub from: IpNetwork,
+    /// Destination prefix that the rule is for, of the same family; one of length 0 is any destination.
+    pub to: IpNetwork,
     /// Table that is looked up.
     pub table: u32,
+}
+
+/// What pods and the mesh need of the chains FORWARD and INPUT of iptables, where these drop what they don't know. Nothing
+/// passes by this that the guard drops.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accepts {
+    /// The cluster's pod ranges.
+    pub cluster: BTreeSet<IpNetwork>,
+    /// Interfaces that carry pod addresses between nodes.
+    pub mesh_links: BTreeSet<LinkName>,
 }
 
 /// What the nft table enforces: nothing with a pod address passes outside WireGuard, in either direction, and nothing

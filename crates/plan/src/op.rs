@@ -5,7 +5,7 @@ use keyring::{PublicKey, Slot};
 use serde::Serialize;
 use wireguard::PeerChange;
 
-use crate::network::{Guard, LinkName, Peer, Route, Rule};
+use crate::network::{Accepts, Guard, LinkName, Peer, Route, Rule};
 
 /// One step. Performing it twice does no harm.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -13,6 +13,8 @@ use crate::network::{Guard, LinkName, Peer, Route, Rule};
 pub enum Op {
     /// Puts the whole guard table in place in one transaction, whatever was there.
     SetGuard(Guard),
+    /// Puts the rules that accept pods' packets into those chains of iptables that would drop them.
+    SetAccepts(Accepts),
     /// Writes a kernel setting.
     SetSysctl {
         /// Name below `/proc/sys`.

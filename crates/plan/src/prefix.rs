@@ -1,8 +1,8 @@
 //! Arithmetic on prefixes and single addresses.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 /// Whether `outer` holds all of `inner`.
 pub fn contains(outer: IpNetwork, inner: IpNetwork) -> bool {
@@ -18,6 +18,20 @@ pub fn overlap(one: IpNetwork, other: IpNetwork) -> bool {
 pub fn host(address: IpAddr) -> IpNetwork {
     IpNetwork::from(address)
 }
+
+/// The prefix that holds every address of a family.
+pub const fn any(ipv4: bool) -> IpNetwork {
+    if ipv4 { ANY_IPV4 } else { ANY_IPV6 }
+}
+
+const ANY_IPV4: IpNetwork = match Ipv4Network::new_checked(Ipv4Addr::UNSPECIFIED, 0) {
+    Some(any) => IpNetwork::V4(any),
+    None => panic!("prefix length beyond 32"),
+};
+const ANY_IPV6: IpNetwork = match Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED, 0) {
+    Some(any) => IpNetwork::V6(any),
+    None => panic!("prefix length beyond 128"),
+};
 
 /// Parses a prefix whose host bits are zero, with its length written out.
 pub fn parse_canonical(text: &str) -> Option<IpNetwork> {

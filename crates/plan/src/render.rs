@@ -16,6 +16,12 @@ impl fmt::Display for Op {
                 list(&guard.no_masquerade),
                 list(&guard.closed)
             ),
+            Self::SetAccepts(accepts) => write!(
+                f,
+                "* accept   pods and {} in iptables' FORWARD and INPUT; cluster {}",
+                list(&accepts.mesh_links),
+                list(&accepts.cluster)
+            ),
             Self::SetSysctl { name, value } => write!(f, "* sysctl   {name} = {value}"),
             Self::CreateDevice { slot, link, mtu } => write!(f, "+ device   {slot}: {link}, MTU {mtu}"),
             Self::RemoveDevice { slot, link } => write!(f, "- device   {slot}: {link}"),
@@ -66,7 +72,13 @@ impl fmt::Display for Route {
 
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: from {} lookup {}", self.priority, self.from, self.table)
+        write!(f, "{}:", self.priority)?;
+        for (word, prefix) in [("from", self.from), ("to", self.to)] {
+            if prefix.prefix() > 0 {
+                write!(f, " {word} {prefix}")?;
+            }
+        }
+        write!(f, " lookup {}", self.table)
     }
 }
 

@@ -109,6 +109,39 @@ fn policy() -> AdmissionPolicy {
     }
 }
 
+/// A link that forgets its default route when forwarding comes first, and links that take no address with IPv6 switched off.
+#[test]
+fn settings_come_before_what_depends_on_them() {
+    let admission = admitted(&world(&[]), &Ledger::default());
+    let setup = Setup { router_links: ["zeth0".parse().unwrap()].into(), ..setup() };
+    let mut target = wanted_with(&admission, &setup);
+    for device in target.devices.values_mut() {
+        device.addresses.insert("fd00:10:244:1::1/128".parse().unwrap());
+    }
+    let mut off = target.clone();
+    for device in off.devices.values_mut() {
+        device.addresses.clear();
+    }
+    for value in off.sysctls.values_mut() {
+        *value = "1".to_owned();
+    }
+    off.sysctls.insert("net/ipv6/conf/all/forwarding".to_owned(), "0".to_owned());
+    for observed in [Network::default(), off] {
+        let steps: Vec<String> = diff(&target, &observed).iter().map(ToString::to_string).collect();
+        let at = |text: &str| {
+            steps
+                .iter()
+                .position(|step| step.contains(text))
+                .unwrap_or_else(|| panic!("{text} in {steps:#?}"))
+        };
+        assert!(at("zeth0/accept_ra = 2") < at("all/forwarding = 1"), "{steps:#?}");
+        for link in ["mesh-a", "mesh-b"] {
+            assert!(at(&format!("{link}/disable_ipv6 = 0")) < at(&format!("address  {link}")), "{steps:#?}");
+        }
+        assert_eq!(steps.iter().filter(|step| step.contains("disable_ipv6")).count(), 2, "{steps:#?}");
+    }
+}
+
 fn setup() -> Setup {
     Setup {
         cluster_cidrs: policy().cluster_cidrs.into_iter().collect(),
@@ -119,6 +152,7 @@ fn setup() -> Setup {
         links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
         table: 5184,
         rule_priority: 5184,
+        router_links: BTreeSet::new(),
         nat: false,
         paths: BTreeMap::new(),
         steer: BTreeMap::new(),
@@ -164,7 +198,10 @@ fn disturbed(mut network: Network, how: &[u8]) -> Network {
             0 => network.guard = None,
             1 => drop(network.devices.remove(&if pick % 2 == 0 { Slot::A } else { Slot::B })),
             2 => network.routes = network.routes.iter().skip(pick % 3).cloned().collect(),
-            3 => network.rules.clear(),
+            3 => {
+                network.rules.clear();
+                network.accepts = None;
+            }
             4 => drop(network.sysctls.insert("net/ipv4/ip_forward".to_owned(), "0".to_owned())),
             5 => drop(network.routes.insert(Route {
                 table: 254,

@@ -125,6 +125,7 @@ impl Node {
             links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
             table: 5184,
             rule_priority: 5184,
+            router_links: BTreeSet::new(),
             nat: false,
             paths: BTreeMap::new(),
             steer: BTreeMap::new(),

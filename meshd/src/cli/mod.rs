@@ -18,7 +18,7 @@ use self::arguments::Subcommand;
 use crate::chain::Chain;
 use crate::config::ConfigError;
 
-/// Exit code for a wrong flag, variable or configuration file (`EX_USAGE` of `sysexits.h`).
+/// Exit code for a wrong flag, variable or configuration file, or one that does not fit the node (`EX_USAGE` of `sysexits.h`).
 const EX_USAGE: u8 = 64;
 
 /// Runs the command line `arguments`, program name first.
@@ -35,11 +35,11 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match dispatch(&matches) {
         Ok(code) => code,
         Err(error) => {
-            let code = if matches!(error, CommandError::Config(_)) {
-                ExitCode::from(EX_USAGE)
-            } else {
-                ExitCode::FAILURE
-            };
+            let is_usage = matches!(
+                error,
+                CommandError::Config(_) | CommandError::Daemon(crate::daemon::DaemonError::OwnNetwork(_))
+            );
+            let code = if is_usage { ExitCode::from(EX_USAGE) } else { ExitCode::FAILURE };
             let _ = writeln!(std::io::stderr(), "meshd: {}", Chain(&error));
             code
         }

@@ -82,7 +82,7 @@ pub struct Config {
     pub mtu: Option<u32>,
     /// Number of the routing table for peers' node addresses.
     pub table: u32,
-    /// Priority of the policy rules that look that table up.
+    /// Priority of the policy rules that look that table up; those for packets to pods have the next one.
     pub rule_priority: u32,
     /// UDP port of the control channel inside the tunnel.
     pub control_port: u16,

@@ -162,7 +162,7 @@ table! {
     );
     RULE_PRIORITY: Valued<u32> = Valued::new(
         "rule-priority", "NUMBER", "5184", value::priority,
-        "Priority of the policy rules that look up that table for pods.",
+        "Priority of the policy rules that look up that table for pods. The next number is the priority of the rules by which packets for pods look up the main table; they must come before the rules of other programs.",
     );
     CONTROL_PORT: Valued<u16> = Valued::new(
         "control-port", "PORT", "51842", value::port,

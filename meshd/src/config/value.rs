@@ -71,9 +71,9 @@ pub(super) fn table(text: &str) -> Result<u32, Expected> {
 
 pub(super) fn priority(text: &str) -> Result<u32, Expected> {
     match text.parse() {
-        // The main table is looked up at 32766; a later rule would never match.
-        Ok(priority) if (1..32_766).contains(&priority) => Ok(priority),
-        _ => Err("a priority from 1 to 32765"),
+        // The main table is looked up at 32766; a later rule would never match. The next number is used as well.
+        Ok(priority) if (1..32_765).contains(&priority) => Ok(priority),
+        _ => Err("a priority from 1 to 32764"),
     }
 }
 

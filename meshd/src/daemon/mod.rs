@@ -11,6 +11,7 @@ mod cni_files;
 mod devices;
 mod evidence;
 mod forged;
+mod host;
 mod keys;
 mod observe;
 mod outcome;
@@ -59,6 +60,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     let mut stop = Stop::new()?;
     let host = Handle::open().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
+    refuse_own_network(&config, &host).await?;
     // The guard comes before the first key, route and file: from here on no pod's packet leaves unencrypted.
     reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let chosen = device::select(config.backend, &host).await?;
@@ -124,6 +126,17 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
     info!(event = "Stopped", "stopped; guard, links and routes remain in place");
     ended
+}
+
+/// Fails if a pod range covers the node's own network: the guard would cut the node off from everything, and stay.
+async fn refuse_own_network(config: &Config, host: &Handle) -> Result<(), DaemonError> {
+    let addresses =
+        host.own_network().await.map_err(|source| DaemonError::Host { source: Box::new(source) })?;
+    let links = [&config.links.a, &config.links.b];
+    match plan::host::covered(&config.cluster_cidrs, &addresses, &links, linux::POD_LINK_PREFIX) {
+        Some(covered) => Err(DaemonError::OwnNetwork(covered)),
+        None => Ok(()),
+    }
 }
 
 /// The two signals that end the daemon.
@@ -231,6 +244,9 @@ pub enum DaemonError {
         /// The cause.
         source: Box<linux::HostError>,
     },
+    /// A pod range covers the node's own network. Nothing was changed on the node.
+    #[error(transparent)]
+    OwnNetwork(plan::host::Covered),
     /// The guard could not be put in place, so nothing else was started.
     #[error("put the guard in place; nothing else is started without it")]
     Guard {

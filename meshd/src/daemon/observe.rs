@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyring::Slot;
+use linux::guard::iptables;
 use linux::{Handle, HostError, guard, sysctl};
 use plan::network::{Device, LinkName, Network};
 use plan::turn::Observed;
@@ -21,8 +22,8 @@ pub(super) enum ObserveError {
     Device(#[from] DeviceError),
 }
 
-/// Observes the node. Of the kernel's settings only those that are desired are read; the guard counts only if it is exactly
-/// as desired. `changed` says whether the kernel has reported a change since the last turn.
+/// Observes the node. Of the kernel's settings only those that are desired are read; the guard and what
+/// iptables accepts count only if they are exactly as desired. `changed` says whether the kernel has reported a change since the last turn.
 pub(super) async fn observe(
     host: &Handle,
     devices: &mut Devices,
@@ -31,6 +32,10 @@ pub(super) async fn observe(
 ) -> Result<Observed, ObserveError> {
     let guard = match &desired.guard {
         Some(wanted) => guard::is_in_place(wanted)?.then(|| wanted.clone()),
+        None => None,
+    };
+    let accepts = match &desired.accepts {
+        Some(wanted) => iptables::stand(wanted)?.then(|| wanted.clone()),
         None => None,
     };
     let mut sysctls = BTreeMap::new();
@@ -47,7 +52,7 @@ pub(super) async fn observe(
     }
     let outdated: BTreeSet<Slot> = Slot::ALL.into_iter().filter(|slot| devices.is_outdated(*slot)).collect();
     let (routes, rules) = (host.routes().await?, host.rules().await?);
-    let network = Network { guard, sysctls, devices: found, routes, rules };
+    let network = Network { guard, accepts, sysctls, devices: found, routes, rules };
     Ok(Observed { network, outdated, changed })
 }
 

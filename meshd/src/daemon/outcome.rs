@@ -9,6 +9,7 @@ use linux::guard;
 use plan::admission::{Admission, Rejected};
 use plan::cluster::Cluster;
 use plan::desired::{peer_mtu, pod_mtu};
+use plan::host::Finding;
 use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 use plan::turn::Turn;
@@ -29,8 +30,8 @@ use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::reach::Reach;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, ControlStatus, Counters, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus,
-    SlotStatus, Status,
+    ApiStatus, ControlStatus, Counters, FindingStatus, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus,
+    RejectedStatus, SlotStatus, Status,
 };
 
 /// The parts of the status that a turn leaves behind.
@@ -42,6 +43,8 @@ pub(super) struct Outcome {
     pub(super) shown_state: Option<String>,
     pub(super) fence: Fence,
     pub(super) failures: Vec<String>,
+    /// What keeps the mesh from working on this host.
+    pub(super) findings: Vec<Finding>,
     pub(super) counters: Counters,
     pub(super) missing_protections: Vec<String>,
     damaged_files: Vec<String>,
@@ -204,7 +207,14 @@ impl Outcome {
         if !self.failures.is_empty() {
             waiting.push("steps failed".to_owned());
         }
+        let preventing = self.findings.iter().filter(|found| found.code.prevents_ready());
+        waiting.extend(preventing.map(|found| found.sentence.clone()));
         waiting
+    }
+
+    /// The backend of new devices.
+    pub(super) fn backend(&self) -> Option<wireguard::Backend> {
+        self.chosen.as_ref().map(|chosen| chosen.backend)
     }
 
     /// The state of the rotation, with peers by the names of their nodes.
@@ -360,6 +370,7 @@ impl Outcome {
             rejected: self.admission.rejected.iter().map(rejected_status).collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
+            findings: self.findings.iter().map(finding_status).collect(),
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
@@ -371,6 +382,14 @@ impl Outcome {
 /// The name of a peer's node; its UID if it is no longer a peer.
 pub(super) fn name_or_uid(admission: &Admission, id: &PeerId) -> String {
     admission.world.name_of(id.as_str()).map_or_else(|| id.to_string(), ToString::to_string)
+}
+
+fn finding_status(found: &Finding) -> FindingStatus {
+    FindingStatus {
+        code: found.code.as_str().to_owned(),
+        sentence: found.sentence.clone(),
+        fix: found.fix.clone(),
+    }
 }
 
 fn rejected_status(rejected: &Rejected) -> RejectedStatus {

@@ -42,6 +42,7 @@ pub(super) async fn perform(
 ) -> Result<(), StepError> {
     match op {
         Op::SetGuard(wanted) => guard::set(wanted)?,
+        Op::SetAccepts(wanted) => guard::iptables::set(wanted)?,
         Op::SetSysctl { name, value } => sysctls.write(name, value)?,
         Op::CreateDevice { slot, link, mtu } => {
             // A link of the other backend, left by an earlier daemon or replaced together with its slot's key; or a TUN

@@ -139,6 +139,7 @@ fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Re
 }
 
 fn node(status: &Status) -> Vec<Metric<'_>> {
+    let findings: BTreeSet<&str> = status.findings.iter().map(|found| found.code.as_str()).collect();
     let backends = status.slots.iter().filter_map(|(slot, device)| {
         let backend = device.as_ref()?.backend.as_str();
         Some(sample(vec![("slot", slot.as_str()), ("backend", backend)], 1))
@@ -199,6 +200,11 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "memory_protections_missing",
             "Protections of the daemon's memory that could not be set up; the log names them.",
             status.missing_protections.len() as u64,
+        ),
+        Metric::gauges(
+            "host_findings",
+            "Findings about the host, by their code; always 1.",
+            findings.into_iter().map(|code| sample(vec![("code", code)], 1)).collect(),
         ),
         Metric::gauge(
             "damaged_files",

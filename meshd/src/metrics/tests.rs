@@ -5,7 +5,7 @@ use keyring::{PerSlot, PublicKey};
 use super::*;
 use crate::status::reach::Reach;
 use crate::status::rotation::KeyStatus;
-use crate::status::{OffloadUse, RejectedStatus, SlotStatus};
+use crate::status::{FindingStatus, OffloadUse, RejectedStatus, SlotStatus};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {
@@ -21,6 +21,7 @@ fn full() -> Status {
     let slot = PeerSlotStatus {
         key,
         endpoint: None,
+        path: None,
         handshake_age: Some(30),
         last_handshake: Some(1_799_999_971),
         received: 5,
@@ -54,6 +55,11 @@ fn full() -> Status {
             reason: String::new(),
             stays: false,
         }],
+        findings: vec![FindingStatus {
+            code: "competing-route".into(),
+            sentence: String::new(),
+            fix: String::new(),
+        }],
         tunnel_dropped: [("replay".to_owned(), 3)].into(),
         ..Status::default()
     };
@@ -80,6 +86,7 @@ fn samples_have_labels_and_base_units() {
         "meshd_offload_refused_batches_total{slot=\"a\"} 4\n",
         "meshd_peers{state=\"up\"} 0\n",
         "meshd_peers{state=\"idle\"} 1\n",
+        "meshd_host_findings{code=\"competing-route\"} 1\n",
         "# TYPE meshd_guard_dropped_packets counter\n",
         "meshd_guard_dropped_packets_total{reason=\"unencrypted_in\"} 0\n",
         "# UNIT meshd_peer_round_trip_seconds seconds\n",

@@ -63,6 +63,9 @@ pub struct Status {
     pub kept: Vec<String>,
     /// Steps that failed in the last reconciliation and will be retried.
     pub failures: Vec<String>,
+    /// What keeps the mesh from working on this host.
+    #[serde(default)]
+    pub findings: Vec<FindingStatus>,
     /// Protections of the daemon's memory that could not be set up.
     pub missing_protections: Vec<String>,
     /// Files that were found damaged when the daemon started; they are kept.
@@ -233,6 +236,17 @@ pub struct RejectedStatus {
     pub reason: String,
     /// Whether the node stays in the mesh, with its last valid state or without the rejected part.
     pub stays: bool,
+}
+
+/// Something about the host that keeps the mesh from working. docs/host-checks.md lists the codes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FindingStatus {
+    /// Stable code.
+    pub code: String,
+    /// What was found and what it does.
+    pub sentence: String,
+    /// The command that fixes it.
+    pub fix: String,
 }
 
 /// Monotonic counters.

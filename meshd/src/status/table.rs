@@ -187,6 +187,9 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
         let effect = if rejected.stays { "rejected in part" } else { "rejected" };
         writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;
     }
+    for found in &status.findings {
+        writeln!(text, "\nhost      {} [{}]\n          fix: {}", found.sentence, found.code, found.fix)?;
+    }
     for protection in &status.missing_protections {
         writeln!(text, "\n{protection}")?;
     }

@@ -141,25 +141,32 @@ fn load_meta(key: MetaKey) -> Expression {
     Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(Register::Reg1)]).into()
 }
 
-/// Checks the family, then loads the address from its place in the header (RFC 791 section 3.1, RFC 8200
-/// section 3).
+/// Checks the family, then loads the address.
 fn load_address(side: Side, ipv4: bool) -> Vec<Expression> {
-    let (family, offset, len) = match (side, ipv4) {
-        (Side::Source, true) => (NFPROTO_IPV4, 12, 4),
-        (Side::Destination, true) => (NFPROTO_IPV4, 16, 4),
-        (Side::Source, false) => (NFPROTO_IPV6, 8, 16),
-        (Side::Destination, false) => (NFPROTO_IPV6, 24, 16),
+    let (family, len) = if ipv4 { (NFPROTO_IPV4, 4) } else { (NFPROTO_IPV6, 16) };
+    vec![load_meta(MetaKey::Nfproto), equals(vec![family]), load_address_bytes(side, ipv4, len)]
+}
+
+/// Loads the first bytes of an address of a packet whose family is known, from its place in the header (RFC 791 section
+/// 3.1, RFC 8200 section 3).
+pub(super) fn load_address_bytes(side: Side, ipv4: bool, len: usize) -> Expression {
+    let offset = match (side, ipv4) {
+        (Side::Source, true) => 12,
+        (Side::Destination, true) => 16,
+        (Side::Source, false) => 8,
+        (Side::Destination, false) => 24,
     };
-    let load = Expressions::Payload(vec![
+    Expressions::Payload(vec![
         Payload::DestinationRegister(Register::Reg1),
         Payload::Base(NETWORK_HEADER),
         Payload::Offset(offset),
-        Payload::Len(len),
-    ]);
-    vec![load_meta(MetaKey::Nfproto), equals(vec![family]), load.into()]
+        Payload::Len(u32::try_from(len).unwrap_or_default()),
+    ])
+    .into()
 }
 
-fn equals(value: Vec<u8>) -> Expression {
+/// The register has this value.
+pub(super) fn equals(value: Vec<u8>) -> Expression {
     Expressions::Cmp(vec![
         Cmp::SourceRegister(Register::Reg1),
         Cmp::Op(Operator::Equal),
@@ -168,7 +175,8 @@ fn equals(value: Vec<u8>) -> Expression {
     .into()
 }
 
-fn masked(mask: Vec<u8>) -> Expression {
+/// The register, masked.
+pub(super) fn masked(mask: Vec<u8>) -> Expression {
     let len = mask.len();
     Expressions::Bitwise(vec![
         Bitwise::SourceRegister(Register::Reg1),

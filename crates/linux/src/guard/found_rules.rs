@@ -16,6 +16,7 @@ const HEADER: usize = 4;
 /// Attributes down to those of an expression (`include/uapi/linux/netfilter/nf_tables.h`).
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
 const NFTA_RULE_USERDATA: u16 = 7;
 const NFTA_LIST_ELEM: u16 = 1;
@@ -31,6 +32,8 @@ pub(super) const COUNTER: &str = "counter";
 #[derive(Debug, Default)]
 pub(super) struct FoundRule {
     pub(super) chain: String,
+    /// By which it is removed, and others are put before it.
+    pub(super) handle: u64,
     pub(super) comment: Option<String>,
     pub(super) expressions: Vec<FoundExpression>,
 }
@@ -55,18 +58,19 @@ impl FoundRule {
 pub(super) fn found_rules() -> Result<Vec<FoundRule>, HostError> {
     let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
     let request = NfTablesMessage::GetRule(RuleMessage { attributes });
-    let rules = wire::dump_with("list the guard's rules", request, |message| Ok(rule(message.body)?))?;
+    let rules = wire::dump_with("list the guard's rules", request, |message| Ok(rule(message.body, TABLE)?))?;
     Ok(rules.unwrap_or_default())
 }
 
-/// The rule in one message; `None` if it is of another table.
-fn rule(body: &[u8]) -> Result<Option<FoundRule>, DecodeError> {
+/// The rule in one message; `None` if it is not of this table.
+pub(super) fn rule(body: &[u8], table: &str) -> Result<Option<FoundRule>, DecodeError> {
     let (mut found, mut ours) = (FoundRule::default(), false);
     for attribute in NlasIterator::new(body.get(HEADER..).unwrap_or_default()) {
         let attribute = attribute?;
         match attribute.kind() & NLA_TYPE_MASK {
-            NFTA_RULE_TABLE => ours = text(attribute.value()) == TABLE,
+            NFTA_RULE_TABLE => ours = text(attribute.value()) == table,
             NFTA_RULE_CHAIN => found.chain = text(attribute.value()),
+            NFTA_RULE_HANDLE => found.handle = number(attribute.value()),
             NFTA_RULE_USERDATA => found.comment = comment_of(attribute.value()),
             NFTA_RULE_EXPRESSIONS => found.expressions = expressions(attribute.value())?,
             _ => {}
@@ -127,7 +131,12 @@ fn without_nested_flags(mut bytes: &mut [u8]) {
     }
 }
 
-fn text(bytes: &[u8]) -> String {
+fn number(bytes: &[u8]) -> u64 {
+    bytes.try_into().map(u64::from_be_bytes).unwrap_or_default()
+}
+
+/// A text with its NUL, as the kernel writes names.
+pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 

@@ -4,10 +4,13 @@
 //! Whether it still is in place is read from the kernel: the chains, all rules in their order with comment and
 //! expressions, and the members of the sets must be those that `rules` computes.
 
+mod chain_end;
 mod compare;
 mod expression;
 mod found_rules;
+pub mod iptables;
 mod members;
+mod others;
 mod rules;
 mod wire;
 
@@ -24,6 +27,7 @@ use plan::network::{Guard, LinkName};
 
 use crate::error::HostError;
 use found_rules::{FoundRule, found_rules};
+pub(crate) use others::dropping_chains;
 use rules::{Chain, NamedSet, Purpose, Rule};
 use wire::Change;
 

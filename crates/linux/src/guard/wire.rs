@@ -23,30 +23,46 @@ impl Protocol for Netfilter {
     type Request = NetfilterMessage;
 }
 
+/// The family of a table.
+pub(super) type Family = NetfilterProtoFamily;
+
 /// A change within a transaction.
 pub(super) enum Change {
-    /// Creates something.
+    /// Creates something, a rule as the last one of its chain.
     Add(NfTablesMessage),
+    /// Creates a rule before the one at the position that it names.
+    Insert(NfTablesMessage),
     /// Removes something.
     Remove(NfTablesMessage),
 }
 
 impl Change {
-    fn into_step(self) -> Step<NetfilterMessage> {
+    fn into_step(self, family: Family) -> Step<NetfilterMessage> {
         let (message, flags) = match self {
             Self::Add(message) => (message, NLM_F_CREATE | NLM_F_APPEND),
+            Self::Insert(message) => (message, NLM_F_CREATE),
             Self::Remove(message) => (message, 0),
         };
-        Step { request: nftables(message), flags }
+        Step { request: nftables(family, message), flags }
     }
 }
 
 /// Performs all changes or none of them.
 pub(super) fn transact(operation: &'static str, changes: Vec<Change>) -> Result<(), HostError> {
-    let steps: Vec<_> = changes.into_iter().map(Change::into_step).collect();
+    let changes = changes.into_iter().map(|change| (Family::Inet, change)).collect();
+    transact_in(operation, Subject::Guard, changes)
+}
+
+/// The same in tables of any family.
+pub(super) fn transact_in(
+    operation: &'static str,
+    subject: Subject,
+    changes: Vec<(Family, Change)>,
+) -> Result<(), HostError> {
+    let steps: Vec<_> = changes.into_iter().map(|(family, change)| change.into_step(family)).collect();
     let (begin, end) = (control(ControlMessage::BatchBegin), control(ControlMessage::BatchEnd));
     let done = Socket::<Netfilter>::open().and_then(|mut socket| socket.transaction(&begin, &steps, &end));
-    done.map_err(|source| HostError::netlink(operation, Subject::Guard, source))
+    done.map_err(|source| HostError::netlink(operation, subject, source))
 }
 
 /// Reads one thing. `None` if it does not exist.
@@ -54,7 +70,17 @@ pub(super) fn get(
     operation: &'static str,
     request: NfTablesMessage,
 ) -> Result<Option<NfTablesMessage>, HostError> {
-    let request = nftables(request);
+    get_in(operation, Subject::Guard, Family::Inet, request)
+}
+
+/// The same in a table of any family.
+pub(super) fn get_in(
+    operation: &'static str,
+    subject: Subject,
+    family: Family,
+    request: NfTablesMessage,
+) -> Result<Option<NfTablesMessage>, HostError> {
+    let request = nftables(family, request);
     let mut found = None;
     let take = |message: Message<'_>| {
         found = decode(&message)?;
@@ -63,7 +89,7 @@ pub(super) fn get(
     match Socket::<Netfilter>::open().and_then(|mut socket| socket.get(&request, take)) {
         Ok(()) => Ok(found),
         Err(error) if error.errno() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
-        Err(source) => Err(HostError::netlink(operation, Subject::Guard, source)),
+        Err(source) => Err(HostError::netlink(operation, subject, source)),
     }
 }
 
@@ -75,7 +101,7 @@ pub(super) fn dump(
     dump_with(operation, request, |message| decode(&message))
 }
 
-fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError> {
+pub(super) fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError> {
     let mut header = NetlinkHeader::default();
     header.message_type = message.kind;
     Ok(match NetfilterMessage::deserialize(&header, message.body)?.inner {
@@ -91,7 +117,18 @@ pub(super) fn dump_with<T>(
     request: NfTablesMessage,
     read: impl Fn(Message<'_>) -> Result<Option<T>, NetlinkError>,
 ) -> Result<Option<Vec<T>>, HostError> {
-    let request = nftables(request);
+    dump_in(operation, Subject::Guard, Family::Inet, request, read)
+}
+
+/// The same in tables of any family.
+pub(super) fn dump_in<T>(
+    operation: &'static str,
+    subject: Subject,
+    family: Family,
+    request: NfTablesMessage,
+    read: impl Fn(Message<'_>) -> Result<Option<T>, NetlinkError>,
+) -> Result<Option<Vec<T>>, HostError> {
+    let request = nftables(family, request);
     let take = |found: &mut Vec<T>, message: Message<'_>| {
         found.extend(read(message)?);
         Ok::<_, NetlinkError>(())
@@ -99,12 +136,12 @@ pub(super) fn dump_with<T>(
     match Socket::<Netfilter>::open().and_then(|mut socket| socket.dump(&request, Vec::new, take)) {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.errno() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
-        Err(source) => Err(HostError::netlink(operation, Subject::Guard, source)),
+        Err(source) => Err(HostError::netlink(operation, subject, source)),
     }
 }
 
-fn nftables(message: NfTablesMessage) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Inet, 0, 0), message)
+fn nftables(family: Family, message: NfTablesMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message)
 }
 
 fn control(message: ControlMessage) -> NetfilterMessage {

@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod addresses;
 #[cfg(test)]
+mod facts;
+#[cfg(test)]
 mod guard_closed;
 #[cfg(test)]
 mod guard_leaks;

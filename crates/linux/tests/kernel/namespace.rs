@@ -61,7 +61,7 @@ impl Namespace {
         self.program("nft", arguments)
     }
 
-    fn program(&self, program: &str, arguments: &str) -> String {
+    pub(crate) fn program(&self, program: &str, arguments: &str) -> String {
         let run = || Command::new(program).args(arguments.split(' ')).output().unwrap();
         let output = self.run(run);
         let complaint = String::from_utf8_lossy(&output.stderr);

@@ -7,14 +7,25 @@ use plan::network::Rule;
 use crate::namespace::{Namespace, ip};
 
 fn rules() -> [Rule; 2] {
-    ["10.244.1.0/24", "fd00:10:244:1::/64"].map(|from| Rule { priority: 1000, from: ip(from), table: 5184 })
+    [("10.244.1.0/24", "0.0.0.0/0"), ("fd00:10:244:1::/64", "::/0")].map(|(from, to)| Rule {
+        priority: 1000,
+        from: ip(from),
+        to: ip(to),
+        table: 5184,
+    })
+}
+
+/// Rules for a destination, from anywhere and from some source.
+fn to_pods() -> [Rule; 3] {
+    [("0.0.0.0/0", "10.244.0.0/16"), ("::/0", "fd00:10:244::/48"), ("192.0.2.0/24", "10.245.0.0/16")]
+        .map(|(from, to)| Rule { priority: 1001, from: ip(from), to: ip(to), table: 254 })
 }
 
 #[test]
 fn a_rule_is_added_twice_and_removed_twice_alike() {
     let namespace = Namespace::new();
     namespace.host(async |host| {
-        for rule in rules() {
+        for rule in rules().into_iter().chain(to_pods()) {
             for _ in 0..2 {
                 host.add_rule(&rule).await.unwrap();
                 assert_eq!(host.rules().await.unwrap(), BTreeSet::from([rule.clone()]));
@@ -31,10 +42,15 @@ fn a_rule_is_added_twice_and_removed_twice_alike() {
 fn the_kernel_has_the_rule_as_it_is_meant() {
     let namespace = Namespace::new();
     namespace.host(async |host| {
-        for rule in rules() {
-            host.add_rule(&rule).await.unwrap();
+        for rule in rules().iter().chain(&to_pods()) {
+            host.add_rule(rule).await.unwrap();
         }
     });
+    let shown = namespace.ip("-4 rule show");
+    for wanted in ["from all to 10.244.0.0/16", "from 192.0.2.0/24 to 10.245.0.0/16"] {
+        let wanted = format!("1001:\t{wanted} lookup main proto 84");
+        assert!(shown.contains(&wanted), "{wanted} in {shown}");
+    }
     for (family, rule) in ["-4", "-6"].into_iter().zip(rules()) {
         let shown = namespace.ip(&format!("{family} rule show"));
         let wanted = format!("1000:\tfrom {} lookup 5184 proto 84", rule.from);

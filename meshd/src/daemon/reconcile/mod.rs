@@ -4,6 +4,7 @@ mod answer;
 mod api_server;
 mod contests;
 mod forged;
+mod host;
 mod paths;
 mod reach;
 mod rotation;
@@ -35,6 +36,7 @@ use tunnel::UserspaceOptions;
 
 use super::audit::Audit;
 use super::devices::Devices;
+use super::host::HostChecks;
 use super::keys::Keys;
 use super::observe::ObserveError;
 use super::outcome::Outcome;
@@ -58,6 +60,7 @@ const OBSERVE: Attempt = Attempt::Task("observe");
 const PLAN: Attempt = Attempt::Task("plan");
 const CACHE: Attempt = Attempt::Task("cache");
 const CNI: Attempt = Attempt::Task("cni");
+const HOST: Attempt = Attempt::Task("host");
 const CHANNEL: Attempt = Attempt::Task("control-channel");
 
 /// MTU where the kernel names none: Ethernet's.
@@ -90,6 +93,7 @@ pub(super) struct Reconciler {
     carrying: BTreeMap<NodeUid, Slot>,
     /// Whether a turn is wanted because a step of a path is due.
     step_wanted: bool,
+    host_checks: HostChecks,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
     /// The guard of the last turn, kept in place while nothing else can be observed.
@@ -199,6 +203,7 @@ impl Reconciler {
             link_addresses: None,
             carrying: BTreeMap::new(),
             step_wanted: false,
+            host_checks: HostChecks::default(),
             kernel_changed: false,
             guard: None,
             held_changes: Some(Vec::new()),
@@ -274,6 +279,7 @@ impl Reconciler {
         self.cluster.release(now);
         self.cluster.settle(now, self.outcome.api_error.is_none());
         self.outcome.counters.reconciles += 1;
+        self.read_host(now).await;
         let mut turn = match self.prepare().await {
             Ok(turn) => turn,
             Err(error) => {
@@ -297,6 +303,7 @@ impl Reconciler {
         self.backoff = std::mem::take(&mut turn.backoff);
         self.backoff.succeeded(&OBSERVE);
         self.refuse(now, &turn.violations);
+        self.host_checks.note_steps(now, &turn.due);
         self.perform(now, &turn.due).await;
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
         let remembered = self.remember(now, &turn.admission);
@@ -312,6 +319,7 @@ impl Reconciler {
         self.record_audit(&turn.admission);
         self.settle_backend(now);
         self.report_stripped(now, &turn.admission, &turn.setup);
+        self.judge_host(now, &turn.admission);
         self.outcome.conclude(turn, &self.devices);
         self.write_cni_files(now);
         self.retry_in(now)
@@ -406,6 +414,7 @@ impl Reconciler {
             links: self.config.links.clone(),
             table: self.config.table,
             rule_priority: self.config.rule_priority,
+            router_links: self.host_checks.router_links(),
             nat: self.is_behind_nat(),
             paths: self.paths.paths(),
             steer,

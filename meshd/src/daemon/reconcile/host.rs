@@ -1,0 +1,49 @@
+//! The checks of the host, as part of a turn.
+
+use std::time::Duration;
+
+use plan::admission::Admission;
+use tracing::{info, warn};
+
+use super::{HOST, Reconciler};
+use crate::api::events::NodeEvent;
+use crate::chain::Chain;
+
+impl Reconciler {
+    /// Reads the host if that is due.
+    pub(super) async fn read_host(&mut self, now: Duration) {
+        if !self.host_checks.are_due(now, self.kernel_changed) {
+            return;
+        }
+        match self.host_checks.read(now, &self.config, &self.host).await {
+            Ok(()) => drop(self.side_tasks.succeeded(&HOST)),
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, HOST, cause.clone()) {
+                    warn!(event = "HostNotChecked", error = cause, "the host could not be checked");
+                }
+            }
+        }
+    }
+
+    /// Judges what was read, and says what has changed.
+    pub(super) fn judge_host(&mut self, now: Duration, admission: &Admission) {
+        let backend = self.outcome.backend();
+        let changes = self.host_checks.judge(now, &self.config, backend, admission);
+        for found in &changes.appeared {
+            warn!(event = "HostFinding", code = found.code.as_str(), fix = found.fix, "{}", found.sentence);
+        }
+        for gone in &changes.gone {
+            info!(event = "HostFindingGone", code = gone.code.as_str(), "no longer so: {}", gone.sentence);
+        }
+        if changes != super::super::host::Changes::default() {
+            self.outcome.findings = self.host_checks.findings().iter().cloned().collect();
+        }
+        let Some(own) = self.cluster.own_record() else { return };
+        let Some(message) = self.host_checks.take_announcement(now) else { return };
+        let warning = !self.host_checks.findings().is_empty();
+        let reason = if warning { "HostFindings" } else { "HostFindingsCleared" };
+        // The queue is full while the API server is away: an Event is not worth waiting for.
+        let _ = self.node_events.try_send(NodeEvent { uid: own.uid.clone(), warning, reason, message });
+    }
+}

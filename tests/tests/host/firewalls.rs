@@ -1,0 +1,111 @@
+//! Firewalls of iptables' nft variant that drop what they don't know.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::Node;
+
+use crate::{pair, passes, shell};
+
+/// What is restored by hand or by a reload comes back within this time.
+const REPAIRED_WITHIN: Duration = Duration::from_secs(3);
+
+fn saved(node: &Node) -> String {
+    ["iptables-save", "ip6tables-save"]
+        .map(|program| node.command(program).args(["-t", "filter"]).run().unwrap())
+        .concat()
+}
+
+fn ours(node: &Node) -> usize {
+    saved(node).matches("--comment \"meshd accept\" -j ACCEPT").count()
+}
+
+#[track_caller]
+fn wait_ours(node: &Node, wanted: usize, after: &str) {
+    let since = Instant::now();
+    while ours(node) != wanted {
+        assert!(since.elapsed() < REPAIRED_WITHIN, "{after}: {wanted} rules in\n{}", saved(node));
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// FORWARD: two for pods' links, two for each mesh link; INPUT: one for each mesh link; in both families.
+const FORWARD: usize = 2 * (2 + 2 * 2);
+const INPUT: usize = 2 * 2;
+
+#[test]
+fn pods_reach_each_other_through_chains_that_drop() {
+    let mesh = pair();
+    let [n1, n2] = ["n1", "n2"].map(|name| mesh.node(name).unwrap());
+    let [one, other] = [n1, n2].map(|node| node.pod("a").unwrap().end());
+    for node in [n1, n2] {
+        assert_eq!(ours(node), 0, "no chain is made, and none that accepts is touched");
+        // Docker, ufw; the ports of the tunnels alone are open.
+        shell(
+            node,
+            "for iptables in iptables ip6tables; do
+                 $iptables -A INPUT -i lo -j ACCEPT
+                 $iptables -A INPUT -i eth0 -j ACCEPT
+                 $iptables -N USER; $iptables -A FORWARD -j USER; $iptables -A USER -j RETURN
+                 $iptables -P FORWARD DROP; $iptables -P INPUT DROP
+             done",
+        );
+        wait_ours(node, FORWARD + INPUT, "policies that drop");
+    }
+    assert!(passes(&one, &other) && passes(&other, &one), "pods on two nodes");
+    assert!(passes(&one, &mesh.internet()), "a pod and the internet");
+    assert!(passes(&one, &n2.end()), "a pod and a node");
+
+    // What drops particular packets comes first, and still does.
+    shell(n1, "iptables -I FORWARD -p udp -s 10.244.1.0/24 -j DROP");
+    assert!(!passes(&one, &other));
+    shell(n1, "iptables -D FORWARD -p udp -s 10.244.1.0/24 -j DROP");
+
+    // A rule that drops everything, as some images have it, is no obstacle, be it in a chain of its own.
+    for (end, count) in [
+        ("-A FORWARD -j REJECT", FORWARD + INPUT),
+        ("-A FORWARD -j DROP", FORWARD + INPUT),
+        (
+            "-N LAST; ip6tables -N LAST; iptables -A LAST -j DROP; ip6tables -A LAST -j DROP; iptables -A FORWARD -j LAST",
+            FORWARD + INPUT,
+        ),
+    ] {
+        shell(
+            n1,
+            &format!(
+                "iptables -P FORWARD ACCEPT; ip6tables -P FORWARD ACCEPT; iptables -F FORWARD; ip6tables -F FORWARD; iptables {end}; ip6tables {}",
+                end.rsplit("iptables ").next().unwrap()
+            ),
+        );
+        wait_ours(n1, count, end);
+        assert!(passes(&one, &other), "{end}");
+    }
+
+    let before = mesh.status("n1").unwrap()["counters"]["steps"].as_u64().unwrap();
+    // Both programs still read the chains, and write back what they read: nothing is left to repair.
+    let text = saved(n1);
+    shell(
+        n1,
+        "iptables-save >/run/saved4; ip6tables-save >/run/saved6
+         iptables-restore </run/saved4; ip6tables-restore </run/saved6",
+    );
+    assert_eq!(plain(&saved(n1)), plain(&text));
+    thread::sleep(Duration::from_millis(1500));
+    let steps = mesh.status("n1").unwrap()["counters"]["steps"].as_u64().unwrap();
+    assert_eq!(steps, before, "{}", saved(n1));
+    // A reload of the firewall's own rules, and rules that were removed, changed or moved by hand.
+    for change in [
+        "iptables -F FORWARD; ip6tables -F INPUT",
+        "iptables -D FORWARD -i mveth+ -m comment --comment 'meshd accept' -j ACCEPT",
+        "iptables -D INPUT -i mesh-b -m comment --comment 'meshd accept' -j ACCEPT",
+    ] {
+        shell(n1, &format!("iptables -P FORWARD DROP; {change}"));
+        wait_ours(n1, FORWARD + INPUT, change);
+        assert!(passes(&one, &other), "{change}");
+    }
+}
+
+/// Without dates and counters.
+fn plain(saved: &str) -> String {
+    saved.lines().filter(|line| line.starts_with("-A")).flat_map(|line| [line, "\n"]).collect()
+}

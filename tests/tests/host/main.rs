@@ -1,0 +1,39 @@
+//! Nodes as they are in the field: each case is a kind of host on which an earlier version said "ready" and nothing worked.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+mod findings;
+mod firewalls;
+mod own_network;
+mod rules;
+mod settings;
+
+use std::time::Duration;
+
+use lab::mesh::Mesh;
+use lab::{ApiKind, End, Family, Flow, IpVersion, Lab, Node, Protocol};
+
+/// Two nodes, dual stack, with a pod each.
+fn pair() -> Mesh {
+    let lab = Lab::builder().nodes(2).family(Family::Dual).api(ApiKind::Fake).build().unwrap();
+    let mesh = Mesh::form(lab).unwrap();
+    for name in ["n1", "n2"] {
+        mesh.node(name).unwrap().pod("a").unwrap();
+    }
+    mesh.wait_settled();
+    mesh
+}
+
+fn shell(node: &Node, script: &str) {
+    node.command("sh").args(["-ec", script]).run().unwrap();
+}
+
+/// Whether UDP passes from one end to the other and back, in both families.
+fn passes(from: &End, to: &End) -> bool {
+    Family::Dual.versions().iter().all(|version| passes_in(*version, from, to))
+}
+
+fn passes_in(version: IpVersion, from: &End, to: &End) -> bool {
+    let flow = Flow::new(from, to, version, Protocol::Udp).timeout(Duration::from_secs(1));
+    flow.probe().unwrap().answered
+}
