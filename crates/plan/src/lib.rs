@@ -22,6 +22,7 @@ pub mod evidence;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod leases;
 pub mod network;
 pub mod node;
 pub mod op;
