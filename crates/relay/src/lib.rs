@@ -5,11 +5,13 @@
 //! none of the keys and reads only the header's clear fields. The crate knows nodes by an opaque name, and leases,
 //! addresses and datagrams; not the mesh, the API server, or who may be a relay.
 //!
-//! [`Relay`] is the table: pure, with time as an argument.
+//! [`Relay`] is the table: pure, with time as an argument. [`Forwarder`] is the shell: sockets and a thread.
 
 mod bucket;
+mod forwarder;
 mod header;
 mod leg;
 mod table;
 
+pub use forwarder::{Counters, Forwarder, ForwarderError};
 pub use table::{Dropped, Forward, Grant, LIFE, Limits, MAX_LEASES, REFRESH, Refusal, Relay, SavedLease};

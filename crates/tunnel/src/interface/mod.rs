@@ -15,7 +15,9 @@ use keyring::{PrivateKey, PublicKey};
 
 pub use self::config::{Health, InterfaceConfig, uapi_dir};
 pub(crate) use self::core::Core;
+pub use self::mmsg::{Inbox, Message, SEND_BATCH};
 use self::threads::Threads;
+pub use self::udp::Sockets;
 use crate::counters::Counters;
 use crate::error::{Failure, TunnelError};
 use crate::uapi;
