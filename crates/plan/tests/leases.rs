@@ -325,14 +325,39 @@ fn only_relays_are_heard() {
     leases.receive(SECOND, &relay(0), &end(1), Slot::A, offer);
     leases.receive(SECOND, &relay(0), &relay(0), Slot::A, offer);
     assert_eq!(leases.poll(SECOND), []);
-    let leased = Answer::Leased { port: 24_000, both: true, distance: None };
+    let granted = Answer::Leased { port: 24_000, both: true, distance: None };
     leases.set_wanted(BTreeSet::from([(end(0), Slot::A)]));
-    leases.receive(SECOND, &relay(0), &end(0), Slot::A, leased);
+    leases.receive(SECOND, &relay(0), &end(0), Slot::A, granted);
     assert_eq!(leases.address(&end(0), Slot::A), None, "nobody asked");
     let peers = BTreeMap::from([(relay(0), RelayView::default())]);
     leases.set_relays(peers);
     leases.poll(SECOND);
     assert_eq!(leases.trouble(&end(0), Slot::A), Some(Trouble::Unreachable));
+}
+
+/// A relay may say anything.
+#[test]
+fn numbers_without_sense_are_survived() {
+    let (near, far, peer) = (relay(0), relay(1), end(1));
+    let mut leases = Leases::new(end(0));
+    let view = RelayView { round_trip: Some(SECOND), reachable: true };
+    leases.set_relays([(near.clone(), view), (far.clone(), view)].into());
+    leases.set_wanted([(peer.clone(), Slot::A)].into());
+    leases.poll(SECOND);
+    for relay in [&near, &far] {
+        leases.receive(SECOND, relay, &peer, Slot::A, Answer::Distance(Some(Duration::MAX)));
+    }
+    let asked = leases.poll(SECOND * 2);
+    let used = &asked[0].relay;
+    let granted = |port| Answer::Leased { port, both: true, distance: Some(Duration::MAX) };
+    leases.receive(SECOND * 2, used, &peer, Slot::A, granted(0));
+    assert_eq!(leases.address(&peer, Slot::A), None, "port 0 is none");
+    leases.receive(SECOND * 2, used, &peer, Slot::A, granted(9));
+    assert!(leases.address(&peer, Slot::A).is_some());
+    for second in 3..1000 {
+        leases.poll(SECOND * second);
+        leases.receive(SECOND * second, used, &peer, Slot::A, granted(9));
+    }
 }
 
 /// What happens to the relays and the underlay.

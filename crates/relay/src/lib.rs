@@ -9,6 +9,9 @@
 
 mod bucket;
 mod forwarder;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod header;
 mod leg;
 mod table;

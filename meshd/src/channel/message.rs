@@ -3,6 +3,8 @@
 
 use keyring::Slot;
 use keyring::audit::Head;
+use keyring::rotation::PeerId;
+use plan::leases::{Answer, Question};
 use serde::{Deserialize, Serialize};
 
 /// The version without authentication: the first byte of its datagrams.
@@ -46,6 +48,24 @@ pub(crate) enum Message {
     Head(Head),
     /// A message of the preshared key exchange, in its own encoding.
     Pair(Vec<u8>),
+    /// "Let me reach this peer over you."
+    ToRelay {
+        /// The other end.
+        peer: PeerId,
+        /// The slot of the tunnel with it.
+        slot: Slot,
+        /// What is asked.
+        question: Question,
+    },
+    /// The answer of a relay, or its word that the other end has asked.
+    FromRelay {
+        /// The other end.
+        peer: PeerId,
+        /// The slot of the tunnel with it.
+        slot: Slot,
+        /// What it says.
+        answer: Answer,
+    },
 }
 
 impl Message {
@@ -96,7 +116,11 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 6] {
+    fn messages() -> [Message; 11] {
+        let peer = PeerId::new("d5e0ae7b-7d5e-4f0c-9b1a-0f1e2d3c4b5a");
+        let to = |question| Message::ToRelay { peer: peer.clone(), slot: Slot::A, question };
+        let from = |answer| Message::FromRelay { peer: peer.clone(), slot: Slot::B, answer };
+        let distance = Some(std::time::Duration::MAX);
         [
             Message::Probe { nonce: 7, len: 0 },
             Message::Echo { nonce: u64::MAX },
@@ -104,6 +128,11 @@ mod tests {
             Message::Answer { nonce: 1, seen: 1 << 53, tx: Slot::B },
             Message::Head(Head { seq: 77, hash: [0xa5; 32] }),
             Message::Pair(vec![1; keyring::pq::MAX_MESSAGE_LEN]),
+            to(Question::Lease { wanted: true }),
+            to(Question::Distance),
+            from(Answer::Leased { port: u16::MAX, both: true, distance }),
+            from(Answer::Refused(plan::leases::Refusal::NotAMember)),
+            from(Answer::Offered { wanted: false }),
         ]
     }
 

@@ -44,6 +44,10 @@ fn full() -> Status {
             reason: String::new(),
             stays: false,
         }],
+        relay: Some(crate::status::RelayStatus {
+            dropped: [("unproven".to_owned(), 3)].into(),
+            ..crate::status::RelayStatus::default()
+        }),
         tunnel_dropped: [("replay".to_owned(), 3)].into(),
         ..Status::default()
     };

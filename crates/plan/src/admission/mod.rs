@@ -102,6 +102,8 @@ pub struct Own {
     pub addresses: Vec<IpAddr>,
     /// Whether it is behind NAT.
     pub nat: bool,
+    /// Whether it may serve as a relay.
+    pub relay: bool,
     /// Which of its keys an operator asks to replace.
     pub renewal: Option<Renewal>,
 }
@@ -121,6 +123,8 @@ pub struct Member {
     pub endpoint: Option<Endpoint>,
     /// Whether it is behind NAT.
     pub nat: bool,
+    /// Whether it may serve as a relay.
+    pub relay: bool,
     /// Seconds between keepalives that an operator prescribes; zero turns them off.
     pub keepalive: Option<u16>,
 }
@@ -331,6 +335,7 @@ impl Admitter<'_> {
             state,
             endpoint: self.endpoint(record, &endpoints),
             nat: endpoints.nat,
+            relay: record.relay,
             keepalive: self.keepalive(record),
         };
         self.out.world.peers.insert(record.name.clone(), member);
@@ -345,7 +350,8 @@ impl Admitter<'_> {
         let former = || candidate.entry.and_then(SharedEntry::endpoints).cloned().unwrap_or_default();
         let nat = endpoints.unwrap_or_else(|()| former()).nat;
         let (uid, renewal) = (record.uid.clone(), self.renewal(record));
-        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), nat, renewal });
+        let relay = record.relay;
+        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), nat, relay, renewal });
         self.accepted.insert(record.name.clone(), None);
     }
 

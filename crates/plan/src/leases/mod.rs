@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use keyring::Slot;
+use serde::{Deserialize, Serialize};
 
 use crate::node::NodeUid;
 use sought::Sought;
@@ -37,6 +38,8 @@ const ALONE: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(10)];
 const DISTANCES: Duration = Duration::from_millis(500);
 /// How often the leading end looks for a nearer relay.
 const RECONSIDER: Duration = Duration::from_mins(5);
+/// A relay that says it is further away than this from a peer does not reach it.
+const FARTHEST: Duration = Duration::from_secs(10);
 /// A nearer relay must save this much, and a third.
 const NEARER: Duration = Duration::from_millis(10);
 /// How long a relay that failed rests; doubled with each further failure, up to the second.
@@ -46,7 +49,7 @@ const REST: [Duration; 2] = [Duration::from_secs(30), Duration::from_mins(15)];
 const DOUBTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(20)];
 
 /// What a node asks of a relay about a peer and slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Question {
     /// How far is the peer from you?
     Distance,
@@ -73,7 +76,7 @@ pub struct Request {
 }
 
 /// What a relay says about a peer and slot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Answer {
     /// The round trip from the relay to the peer; none if it does not reach it.
     Distance(Option<Duration>),
@@ -96,7 +99,7 @@ pub enum Answer {
 }
 
 /// Why a relay refuses a lease.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Refusal {
     /// The node is no relay.
     Off,

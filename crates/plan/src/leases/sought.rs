@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    ALONE, ASK_PERIOD, Answer, DISTANCES, DOUBTS, KEPT, LeasedPort, NEARER, Question, RECONSIDER, REFRESH,
-    REST, SILENT, Trouble,
+    ALONE, ASK_PERIOD, Answer, DISTANCES, DOUBTS, FARTHEST, KEPT, LeasedPort, NEARER, Question, RECONSIDER,
+    REFRESH, REST, SILENT, Trouble,
 };
 use crate::node::NodeUid;
 
@@ -134,10 +134,13 @@ impl Sought {
     }
 
     pub(super) fn receive(&mut self, now: Duration, relay: &NodeUid, answer: Answer) {
+        let bounded = |distance: Option<Duration>| distance.filter(|distance| *distance <= FARTHEST);
         match answer {
-            Answer::Distance(distance) => drop(self.distances.insert(relay.clone(), distance)),
+            Answer::Distance(distance) => drop(self.distances.insert(relay.clone(), bounded(distance))),
+            // No datagram can be sent there.
+            Answer::Leased { port: 0, .. } => {}
             Answer::Leased { port, both, distance } => {
-                self.distances.insert(relay.clone(), distance);
+                self.distances.insert(relay.clone(), bounded(distance));
                 self.leased(now, relay, port, both);
             }
             Answer::Refused(refusal) => {

@@ -51,7 +51,9 @@ impl Reconciler {
             &mut self.devices,
             self.started.elapsed(),
         );
-        let mut status = Status { control: self.peer_channel.status(), ..status };
+        let relay = self.relay.status();
+        let leases = self.leases.status(self.outcome.admission());
+        let mut status = Status { control: self.peer_channel.status(), relay, leases, ..status };
         for peer in &mut status.peers {
             let Some(way) = self.outcome.uid(&peer.node).map(|uid| self.peer_channel.path(uid)) else {
                 continue;

@@ -133,6 +133,12 @@ impl Reconciler {
                 self.pairs.receive(&peer, over, message, &mut self.keys);
                 self.peer_channel.send_preshared(self.pairs.take_messages());
             }
+            Some(PeerMessage::ToRelay(from, peer, slot, question)) => {
+                self.answer_as_relay(&from, &peer, slot, question);
+            }
+            Some(PeerMessage::FromRelay(from, peer, slot, answer)) => {
+                self.take_from_relay(&from, &peer, slot, answer);
+            }
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             None => {}
         }
@@ -247,11 +253,13 @@ impl Reconciler {
         self.peer_channel.send_asks(self.keys.take_asks());
         self.pairs.tick(&mut self.keys);
         self.peer_channel.send_preshared(self.pairs.take_messages());
+        self.ask_relays();
     }
 
     /// When the next of that is due.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
-        self.keys.due().into_iter().chain(self.pairs.due()).min()
+        let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
+        self.keys.due().into_iter().chain(self.pairs.due()).chain(leases).min()
     }
 
     /// Whether a turn is wanted now; the request is cleared.
