@@ -15,9 +15,10 @@ tunnel  | keyring wireguard           | kube* rtnetlink netlink-packet-route hyp
 netlink |                             | tokio kube* rtnetlink netlink-packet-route netlink-packet-netfilter hyper* boringtun defguard* aws-lc*
 linux   | keyring plan wireguard netlink | kube* boringtun hyper* defguard* aws-lc*
 kernel-wireguard | keyring wireguard netlink | kube* rtnetlink boringtun hyper* aws-lc*
+relay   | keyring wireguard tunnel  | tokio kube* *netlink* hyper* defguard* aws-lc*
 cni     | keyring plan wireguard netlink linux | kube* boringtun hyper* defguard* aws-lc*
-meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel |
-lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel meshd |
+meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay |
+lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay meshd |
 "
 # AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
 # started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.

@@ -127,12 +127,14 @@ impl Work {
     fn files(&mut self, config: &Config) {
         let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
         let cache = config.state_dir.join(cache::FILE);
+        let relay = config.state_dir.join(crate::daemon::RELAY_FILE);
         let files = [
             config.cni_conf_dir.join(crate::daemon::CONFLIST),
             config.cni_bin_dir.join(crate::daemon::PLUGIN),
             config.run_dir.join(crate::daemon::NODE_FILE),
             config.run_dir.join("meshd.sock"),
             cache.clone(),
+            relay.clone(),
             config.run_dir.join(control::BIRTHPLACE).join("sock"),
             config.key_dir.join("keys.json"),
             config.key_dir.join("keys.json.new"),
@@ -145,7 +147,7 @@ impl Work {
                 self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
             }
         }
-        for path in file::damaged(&cache) {
+        for path in file::damaged(&cache).chain(file::damaged(&relay)) {
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
         // Directories that are shared with others stay; those of meshd are removed once they are empty.

@@ -23,6 +23,7 @@ pub mod evidence;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod host;
+pub mod leases;
 pub mod network;
 pub mod node;
 pub mod op;

@@ -5,6 +5,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+/// Label of Nodes that may serve as relays. The prefix is one that kubelets can't set (admission plugin `NodeRestriction`).
+pub const RELAY_LABEL: &str = "meshd.node-restriction.kubernetes.io/relay";
+
 /// One Node as the API server has it. All texts are raw and untrusted.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRecord {
@@ -26,6 +29,9 @@ pub struct NodeRecord {
     pub location: Option<String>,
     /// Whether the Node has the control-plane role label, which a kubelet can't give itself.
     pub control_plane: bool,
+    /// Whether the Node has the label [`RELAY_LABEL`] with the value `true`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relay: bool,
     /// The annotation `meshd.dev/state`.
     pub state: Option<String>,
     /// The annotation `meshd.dev/endpoints`.

@@ -32,6 +32,11 @@ mod message;
 mod offload;
 mod uapi;
 
+/// UDP with many datagrams per system call, for others that forward WireGuard's.
+pub mod udp {
+    pub use crate::interface::{Inbox, Message, SEND_BATCH, Sockets, UdpOffload};
+}
+
 pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
 pub use device::{Userspace, UserspaceOptions};

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher;
 use kube::{Api, Client, ResourceExt as _};
 use plan::annotation::names;
-use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::node::{NodeName, NodeRecord, NodeUid, RELAY_LABEL};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -214,6 +214,7 @@ fn trim(node: &Node) -> NodeRecord {
         control_plane: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
             .iter()
             .any(|role| node.labels().contains_key(*role)),
+        relay: node.labels().get(RELAY_LABEL).is_some_and(|value| value == "true"),
         state: annotation(names::STATE),
         endpoints: annotation(names::ENDPOINTS),
         config_endpoint: annotation(names::CONFIG_ENDPOINT),

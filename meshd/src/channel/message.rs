@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 
 use keyring::Slot;
 use keyring::audit::Head;
+use keyring::rotation::PeerId;
+use plan::leases::{Answer, Question};
 use serde::{Deserialize, Serialize};
 
 /// The version without authentication: the first byte of its datagrams.
@@ -59,6 +61,24 @@ pub(crate) enum Message {
         /// How many within the last seconds.
         count: u64,
     },
+    /// "Let me reach this peer over you."
+    ToRelay {
+        /// The other end.
+        peer: PeerId,
+        /// The slot of the tunnel with it.
+        slot: Slot,
+        /// What is asked.
+        question: Question,
+    },
+    /// The answer of a relay, or its word that the other end has asked.
+    FromRelay {
+        /// The other end.
+        peer: PeerId,
+        /// The slot of the tunnel with it.
+        slot: Slot,
+        /// What it says.
+        answer: Answer,
+    },
 }
 
 impl Message {
@@ -109,7 +129,11 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 9] {
+    fn messages() -> [Message; 14] {
+        let peer = PeerId::new("d5e0ae7b-7d5e-4f0c-9b1a-0f1e2d3c4b5a");
+        let to = |question| Message::ToRelay { peer: peer.clone(), slot: Slot::A, question };
+        let from = |answer| Message::FromRelay { peer: peer.clone(), slot: Slot::B, answer };
+        let distance = Some(std::time::Duration::MAX);
         [
             Message::Probe { nonce: 7, len: 0 },
             Message::Echo { nonce: u64::MAX },
@@ -120,6 +144,11 @@ mod tests {
             Message::Invite(Slot::B),
             Message::Seen("[2001:db8::1]:51840".parse().unwrap()),
             Message::Forged { slot: Slot::B, count: 77 },
+            to(Question::Lease { wanted: true }),
+            to(Question::Distance),
+            from(Answer::Leased { port: u16::MAX, both: true, distance }),
+            from(Answer::Refused(plan::leases::Refusal::NotAMember)),
+            from(Answer::Offered { wanted: false }),
         ]
     }
 

@@ -6,6 +6,7 @@ mod value;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,6 +87,10 @@ pub struct Config {
     pub rule_priority: u32,
     /// UDP port of the control channel inside the tunnel.
     pub control_port: u16,
+    /// UDP ports that this node leases as a relay.
+    pub relay_ports: RangeInclusive<u16>,
+    /// Bytes a second that it forwards as a relay; a pair of nodes gets half of it at most.
+    pub relay_rate: u64,
     /// How often the path to each peer is probed; zero never.
     pub probe_interval: Duration,
     /// When and how this node's keys are replaced.

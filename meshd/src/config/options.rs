@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -167,6 +168,14 @@ table! {
     CONTROL_PORT: Valued<u16> = Valued::new(
         "control-port", "PORT", "51842", value::port,
         "UDP port of the control channel between nodes, inside the tunnel.",
+    );
+    RELAY_PORTS: Valued<RangeInclusive<u16>> = Valued::new(
+        "relay-ports", "FIRST-LAST", "24000-28095", value::ports,
+        "UDP ports that this node leases to other nodes if its Node has the label meshd.node-restriction.kubernetes.io/relay=true: two for each pair of nodes and slot. Other nodes must be able to reach them.",
+    );
+    RELAY_RATE: Valued<u64> = Valued::new(
+        "relay-rate", "MBIT/S", "10000", value::rate,
+        "What this node forwards as a relay at most, in Mbit/s; a pair of nodes gets half of it at most on each slot.",
     );
     PROBE_INTERVAL: Valued<Duration> = Valued::new(
         "probe-interval", "TIME", "30s", value::time,

@@ -145,6 +145,8 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         table: values.get(&options::TABLE)?,
         rule_priority: values.get(&options::RULE_PRIORITY)?,
         control_port: values.get(&options::CONTROL_PORT)?,
+        relay_ports: values.get(&options::RELAY_PORTS)?,
+        relay_rate: values.get(&options::RELAY_RATE)?,
         probe_interval: values.get(&options::PROBE_INTERVAL)?,
         pq: pq(&values, &rotation)?,
         rotation,
@@ -205,6 +207,9 @@ fn refuse_conflicts(config: &Config) -> Result<(), ConfigError> {
     }
     if [config.ports.a, config.ports.b].contains(&config.control_port) {
         return conflict("control-port", "port-a and port-b", "a port that no slot uses");
+    }
+    if [config.ports.a, config.ports.b].iter().any(|port| config.relay_ports.contains(port)) {
+        return conflict("relay-ports", "port-a and port-b", "ports that no slot uses");
     }
     if config.links.a == config.links.b {
         return conflict("interface-a", "interface-b", "two different names");

@@ -67,6 +67,10 @@ fn every_error_names_the_option_and_what_was_expected() {
         ("log-format", "xml", "text or json"),
         ("endpoint", "example.org", "IP addresses"),
         ("port-b", "51840", "two different ports"),
+        ("relay-ports", "24000", "24000-28095"),
+        ("relay-ports", "24001-24000", "24000-28095"),
+        ("relay-ports", "51841-51900", "ports that no slot uses"),
+        ("relay-rate", "0", "Mbit/s"),
         ("service-cidr", "10.244.128.0/24", "don't overlap"),
     ] {
         let error = from_sources(&sources(&[(name, value)])).unwrap_err();

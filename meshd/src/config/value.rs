@@ -1,6 +1,7 @@
 //! Parsers for the values of options; each error names what was expected.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -51,6 +52,21 @@ pub(super) fn port(text: &str) -> Result<u16, Expected> {
     match text.parse() {
         Ok(port) if port > 0 => Ok(port),
         _ => Err("a UDP port from 1 to 65535"),
+    }
+}
+
+pub(super) fn ports(text: &str) -> Result<RangeInclusive<u16>, Expected> {
+    const EXPECTED: Expected = "a range of at least two UDP ports, such as 24000-28095";
+    let (first, last) = text.split_once('-').ok_or(EXPECTED)?;
+    let (first, last) = (port(first).map_err(|_| EXPECTED)?, port(last).map_err(|_| EXPECTED)?);
+    if first < last { Ok(first..=last) } else { Err(EXPECTED) }
+}
+
+/// Megabits as bytes.
+pub(super) fn rate(text: &str) -> Result<u64, Expected> {
+    match text.parse::<u32>() {
+        Ok(megabits) if megabits > 0 => Ok(u64::from(megabits) * 125_000),
+        _ => Err("a number of Mbit/s from 1 to 4294967295"),
     }
 }
 

@@ -20,6 +20,9 @@ mod perform;
 mod pq;
 mod probes;
 mod reconcile;
+mod relay;
+mod relay_file;
+mod relay_leases;
 mod stripped;
 mod trail_writer;
 mod unreached;
@@ -46,6 +49,7 @@ use crate::status::Status;
 pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
 pub(crate) use keys::KeysError;
 use reconcile::{Answer, Outputs, Reconciler};
+pub(crate) use relay_file::FILE as RELAY_FILE;
 
 /// How long changes are gathered before the loop acts on them.
 const DEBOUNCE: Duration = Duration::from_millis(50);

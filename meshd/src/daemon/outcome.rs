@@ -127,6 +127,11 @@ impl Outcome {
         self.admission = admission;
     }
 
+    /// Who is in the mesh since the last turn.
+    pub(super) const fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// The UID of a peer by its node's name.
     pub(super) fn uid(&self, node: &str) -> Option<&NodeUid> {
         self.admission.world.peers.get(&NodeName::new(node)).map(|member| &member.uid)
@@ -374,6 +379,8 @@ impl Outcome {
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
+            relay: None,
+            leases: Vec::new(),
             counters,
         }
     }

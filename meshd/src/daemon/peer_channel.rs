@@ -10,6 +10,7 @@ use keyring::{PerSlot, Slot};
 use linux::{Handle, HostError};
 use plan::admission::{Admission, Member};
 use plan::desired::{Setup, Underlay, peer_mtu};
+use plan::leases::{Answer, Question};
 use plan::network::{LinkName, Network};
 use plan::node::NodeUid;
 use plan::prefix;
@@ -52,6 +53,10 @@ pub(super) enum PeerMessage {
     Seen(PeerId, Slot, SocketAddr),
     /// So many datagrams on a slot did not authenticate at a peer.
     Forged(PeerId, Slot, u64),
+    /// A node asks this relay about a peer and slot.
+    ToRelay(PeerId, PeerId, Slot, Question),
+    /// A relay says something about a peer and slot.
+    FromRelay(PeerId, PeerId, Slot, Answer),
 }
 
 /// The control channel and the mesh addresses of the peers on it.
@@ -224,6 +229,15 @@ impl PeerChannel {
         }
     }
 
+    /// Sends messages to relays, or a relay's.
+    pub(super) fn send_relayed(&self, messages: Vec<(PeerId, Message)>) {
+        for (peer, message) in messages {
+            if let (Some(address), Some(view)) = (self.addresses.get(&peer), self.views.get(&peer)) {
+                self.channel.send(view.tx, *address, &message);
+            }
+        }
+    }
+
     /// The slot that packets to a peer take since the last successful reconciliation.
     pub(super) fn tx(&self, peer: &PeerId) -> Option<Slot> {
         self.views.get(peer).map(|view| view.tx)
@@ -266,6 +280,12 @@ impl PeerChannel {
             Message::Invite(slot) => Some(PeerMessage::Invitation(peer.clone(), *slot)),
             Message::Seen(endpoint) => Some(PeerMessage::Seen(peer.clone(), received.over, *endpoint)),
             Message::Forged { slot, count } => Some(PeerMessage::Forged(peer.clone(), *slot, *count)),
+            Message::ToRelay { peer: about, slot, question } => {
+                Some(PeerMessage::ToRelay(peer.clone(), about.clone(), *slot, *question))
+            }
+            Message::FromRelay { peer: about, slot, answer } => {
+                Some(PeerMessage::FromRelay(peer.clone(), about.clone(), *slot, *answer))
+            }
             Message::Head(end) => Some(PeerMessage::AuditHead(peer.clone(), *end)),
             Message::Pair(bytes) => match pq::Message::decode(bytes) {
                 Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),

@@ -108,6 +108,7 @@ impl Collector for View {
             loop_counters(&status),
             peers(&status),
             offload(&status),
+            relay(&status),
             vec![http(&self.closed)],
         ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
@@ -240,6 +241,41 @@ fn offload(status: &Status) -> Vec<Metric<'_>> {
             "offload_refused_batches",
             "Batches that the kernel refused, and whose packets the engine then sent one by one.",
             refused.collect(),
+        ),
+    ]
+}
+
+/// Only of a node that is a relay.
+fn relay(status: &Status) -> Vec<Metric<'_>> {
+    let Some(relay) = &status.relay else { return Vec::new() };
+    let leases = [("both", relay.leases as u64), ("one", relay.waiting as u64)];
+    let dropped = relay.dropped.iter().map(|(why, count)| sample(vec![("reason", why.as_str())], *count));
+    vec![
+        Metric::gauges(
+            "relay_leases",
+            "Leases of this node as a relay, one for each pair of nodes and slot: those that both ends have asked for, and those that one has.",
+            leases.map(|(ends, count)| sample(vec![("ends", ends)], count)).into(),
+        ),
+        Metric::counter(
+            "relay_forwarded_datagrams",
+            "Datagrams that this node has forwarded as a relay.",
+            relay.datagrams,
+        ),
+        Metric::counter(
+            "relay_forwarded",
+            "Bytes that this node has forwarded as a relay, without UDP and IP headers.",
+            relay.bytes,
+        )
+        .unit(Unit::Bytes),
+        Metric::counters(
+            "relay_dropped_datagrams",
+            "Datagrams that arrived at leased ports and were not forwarded.",
+            dropped.collect(),
+        ),
+        Metric::gauge(
+            "relay_closed_ports",
+            "Leased ports that could not be opened; the log names them.",
+            relay.closed_ports.len() as u64,
         ),
     ]
 }

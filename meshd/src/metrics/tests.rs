@@ -60,6 +60,10 @@ fn full() -> Status {
             sentence: String::new(),
             fix: String::new(),
         }],
+        relay: Some(crate::status::RelayStatus {
+            dropped: [("unproven".to_owned(), 3)].into(),
+            ..crate::status::RelayStatus::default()
+        }),
         tunnel_dropped: [("replay".to_owned(), 3)].into(),
         ..Status::default()
     };

@@ -74,6 +74,12 @@ pub struct Status {
     /// Packets and datagrams that the userspace engines dropped, by reason.
     #[serde(default)]
     pub tunnel_dropped: BTreeMap<String, u64>,
+    /// This node as a relay; none while it is not one.
+    #[serde(default)]
+    pub relay: Option<RelayStatus>,
+    /// Leases of this node at relays.
+    #[serde(default)]
+    pub leases: Vec<LeaseStatus>,
     /// Counters since the daemon started.
     pub counters: Counters,
 }
@@ -83,6 +89,38 @@ impl Status {
     pub fn reach(&self) -> ReachCounts {
         self.peers.iter().map(|peer| peer.state).collect()
     }
+}
+
+/// What a node forwards for others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RelayStatus {
+    /// Leases that both ends have asked for: one for each pair of nodes and slot.
+    pub leases: usize,
+    /// Those that wait for the other end.
+    pub waiting: usize,
+    /// Datagrams that were forwarded.
+    pub datagrams: u64,
+    /// Their bytes, without UDP and IP headers.
+    pub bytes: u64,
+    /// Datagrams that were dropped, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Leased ports that could not be opened, with the cause.
+    pub closed_ports: BTreeMap<u16, String>,
+}
+
+/// A lease that this node uses or looks for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// The node at the other end.
+    pub node: String,
+    /// The slot of the tunnel.
+    pub slot: Slot,
+    /// The node that relays; none while there is no lease.
+    pub relay: Option<String>,
+    /// The UDP port there that leads to the other end.
+    pub port: Option<u16>,
+    /// Why there is no lease.
+    pub trouble: Option<String>,
 }
 
 /// One of this node's devices.

@@ -151,6 +151,7 @@ fn bytes(count: u64) -> String {
 }
 
 fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
+    relays(text, status)?;
     if !status.pending.is_empty() {
         writeln!(text, "\nno keys published yet: {}", status.pending.join(", "))?;
     }
@@ -198,6 +199,33 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     for failure in &status.failures {
         writeln!(text, "\nfailed, will retry: {failure}")?;
+    }
+    Ok(())
+}
+
+/// This node as a relay, and its leases at others.
+fn relays(text: &mut String, status: &Status) -> std::fmt::Result {
+    if let Some(relay) = &status.relay {
+        let (leases, waiting) = (relay.leases, relay.waiting);
+        let dropped: u64 = relay.dropped.values().sum();
+        writeln!(
+            text,
+            "\nrelay for other nodes: {leases} leases, {waiting} wait for the other end; forwarded {} in {} datagrams, \
+             dropped {dropped}",
+            bytes(relay.bytes),
+            relay.datagrams,
+        )?;
+        for (port, error) in &relay.closed_ports {
+            writeln!(text, "\nrelay: port {port} can't be opened: {error}")?;
+        }
+    }
+    for lease in &status.leases {
+        let (node, slot) = (&lease.node, lease.slot);
+        if let (Some(relay), Some(port)) = (&lease.relay, lease.port) {
+            writeln!(text, "\n{node}, slot {slot}: port {port} of relay {relay}")?;
+        } else if let Some(trouble) = &lease.trouble {
+            writeln!(text, "\n{node}, slot {slot}: {trouble}")?;
+        }
     }
     Ok(())
 }

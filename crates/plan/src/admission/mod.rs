@@ -105,6 +105,8 @@ pub struct Own {
     pub addresses: Vec<IpAddr>,
     /// Where it is, as far as the cluster says.
     pub location: Option<String>,
+    /// Whether it may serve as a relay.
+    pub relay: bool,
     /// Which of its keys an operator asks to replace.
     pub renewal: Option<Renewal>,
 }
@@ -130,6 +132,8 @@ pub struct Member {
     pub location: Option<String>,
     /// Whether it is behind NAT.
     pub nat: bool,
+    /// Whether it may serve as a relay.
+    pub relay: bool,
     /// Seconds between keepalives that an operator prescribes; zero turns them off.
     pub keepalive: Option<u16>,
 }
@@ -340,6 +344,7 @@ impl Admitter<'_> {
             reach,
             location: record.location.clone(),
             nat,
+            relay: record.relay,
             keepalive: self.keepalive(record),
         };
         self.out.world.peers.insert(record.name.clone(), member);
@@ -350,8 +355,8 @@ impl Admitter<'_> {
         let record = candidate.record;
         self.claims.hold_prefixes(&record.uid, &pod_cidrs);
         let (uid, renewal) = (record.uid.clone(), self.renewal(record));
-        let location = record.location.clone();
-        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), location, renewal });
+        let (location, relay) = (record.location.clone(), record.relay);
+        self.out.world.own = Some(Own { uid, pod_cidrs, addresses: Vec::new(), location, relay, renewal });
         self.accepted.insert(record.name.clone(), None);
     }
 

@@ -127,7 +127,7 @@ fn uid(index: usize) -> NodeUid {
 
 fn own(index: usize) -> Own {
     let (pod_cidrs, addresses) = (Vec::new(), Vec::new());
-    Own { uid: uid(index), pod_cidrs, addresses, location: None, renewal: None }
+    Own { uid: uid(index), pod_cidrs, addresses, location: None, relay: false, renewal: None }
 }
 
 fn port(slot: Slot) -> u16 {
@@ -208,6 +208,7 @@ impl Node {
             reach: self.known.clone(),
             location: None,
             nat: self.known.nat,
+            relay: false,
             keepalive: None,
         }
     }

@@ -21,12 +21,13 @@ const BUFFER: usize = 65_536;
 const CONTROL: usize = 32;
 
 /// Control data must be aligned as `struct cmsghdr`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);
 
 /// Receive buffers.
-pub(super) struct Inbox {
+#[derive(Debug)]
+pub struct Inbox {
     buffers: Vec<u8>,
     names: [libc::sockaddr_storage; BATCH],
     controls: [Control; BATCH],
@@ -34,14 +35,22 @@ pub(super) struct Inbox {
 }
 
 /// What one received message holds: datagrams of `segment` bytes each, the last maybe shorter.
+#[derive(Debug)]
 struct Run {
     source: SocketAddr,
     len: usize,
     segment: usize,
 }
 
+impl Default for Inbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Inbox {
-    pub(super) fn new() -> Self {
+    /// Empty buffers.
+    pub fn new() -> Self {
         Self {
             buffers: vec![0; BATCH * BUFFER],
             // SAFETY: `sockaddr_storage` is plain data, and all zeros is the unspecified family.
@@ -53,7 +62,7 @@ impl Inbox {
 
     /// Takes what has arrived at `socket`, without waiting. Returns how many messages were cut to fit, and
     /// therefore dropped. `EAGAIN` if nothing has arrived.
-    pub(super) fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<u64, Errno> {
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> Result<u64, Errno> {
         self.received.clear();
         // SAFETY: both are plain data made of integers and pointers, for which zero is a value.
         let (mut headers, mut vectors): ([libc::mmsghdr; BATCH], [libc::iovec; BATCH]) =
@@ -94,6 +103,16 @@ impl Inbox {
         Ok(cut)
     }
 
+    /// What the last call received: runs of datagrams of one source, of equal length except for the last of a run, and that
+    /// length in bytes.
+    pub fn runs(&self) -> impl Iterator<Item = (SocketAddr, &[u8], usize)> {
+        let runs = self.received.iter().enumerate().filter(|(_, run)| run.len > 0);
+        runs.map(|(index, run)| {
+            let start = index * BUFFER;
+            (run.source, &self.buffers[start..start + run.len], run.segment)
+        })
+    }
+
     /// The memory that the last call received into, and where its datagrams are in there.
     pub(super) fn datagrams(&mut self) -> (&mut [u8], impl Iterator<Item = (Span, SocketAddr)>) {
         let places = self.received.iter().enumerate().flat_map(|(index, run)| {
@@ -109,14 +128,17 @@ impl Inbox {
 
 /// A message to be sent: `bytes` is one datagram, or several of `segment` bytes each, the last maybe shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Message<'a> {
-    pub(super) to: SocketAddr,
-    pub(super) bytes: &'a [u8],
-    pub(super) segment: Option<u16>,
+pub struct Message<'a> {
+    /// Where it goes.
+    pub to: SocketAddr,
+    /// Its bytes.
+    pub bytes: &'a [u8],
+    /// Length of each datagram, if there are several.
+    pub segment: Option<u16>,
 }
 
-/// The most messages that [`send`] takes.
-pub(super) const SEND_BATCH: usize = BATCH;
+/// The most messages that one system call takes.
+pub const SEND_BATCH: usize = BATCH;
 
 /// Sends the first messages of `messages`, at most [`SEND_BATCH`]. Returns how many the kernel took: at least
 /// one, or the error is that of the first message.

@@ -16,7 +16,10 @@ use keyring::{PrivateKey, PublicKey};
 
 pub use self::config::{Health, InterfaceConfig, OffloadOption, uapi_dir};
 pub(crate) use self::core::Core;
+pub use self::mmsg::{Inbox, Message, SEND_BATCH};
 use self::threads::Threads;
+pub use self::udp::Sockets;
+pub use self::udp_offload::UdpOffload;
 use crate::counters::Counters;
 use crate::error::{Failure, TunnelError};
 use crate::uapi;

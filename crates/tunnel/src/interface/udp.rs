@@ -30,7 +30,7 @@ const SEND_TIMEOUT_SECONDS: i64 = 1;
 
 /// Both sockets. An address family that the host does not have is left out.
 #[derive(Debug)]
-pub(super) struct Sockets {
+pub struct Sockets {
     v4: Option<Socket>,
     v6: Option<Socket>,
     port: u16,
@@ -45,7 +45,7 @@ struct Socket {
 
 impl Sockets {
     /// Binds both families to `port` in the namespace of the calling thread; for zero the kernel chooses.
-    pub(super) fn bind(port: u16, fwmark: u32, offload: &Arc<UdpOffload>) -> Result<Self, TunnelError> {
+    pub fn bind(port: u16, fwmark: u32, offload: &Arc<UdpOffload>) -> Result<Self, TunnelError> {
         let mut attempt = 0;
         loop {
             match Self::bind_once(port, fwmark, offload) {
@@ -75,12 +75,12 @@ impl Sockets {
     }
 
     /// The port that both sockets are bound to.
-    pub(super) const fn port(&self) -> u16 {
+    pub const fn port(&self) -> u16 {
         self.port
     }
 
     /// The sockets, for receiving and waiting.
-    pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.v4, &self.v6].into_iter().flatten().map(|socket| socket.fd.as_fd())
     }
 
@@ -101,6 +101,20 @@ impl Sockets {
                 Some(socket) => refused += self.send_all(socket, batch),
                 None => refused += batch.iter().map(datagrams_in).sum::<u64>(),
             }
+        }
+        refused
+    }
+
+    /// Sends `messages`. Returns how many datagrams the kernel refused. Where it can't cut a message into its datagrams,
+    /// they are sent one by one.
+    pub fn transmit(&self, messages: &[Message<'_>]) -> u64 {
+        let same = |one: &Message<'_>, other: &Message<'_>| one.to.is_ipv4() == other.to.is_ipv4();
+        let mut refused = 0;
+        for batch in messages.chunk_by(same) {
+            refused += match self.socket(batch[0].to) {
+                Some(socket) => self.send_all(socket, batch),
+                None => batch.iter().map(datagrams_in).sum(),
+            };
         }
         refused
     }

@@ -33,9 +33,9 @@ const MOST_DAMAGED: usize = 4_096;
 /// How long the test over loopback waits. Loopback delivers within the sending call.
 const LOOPBACK_WAIT: Duration = Duration::from_millis(100);
 
-/// What one interface knows about it.
+/// What one interface knows about segmentation by the kernel.
 #[derive(Debug)]
-pub(super) struct UdpOffload {
+pub struct UdpOffload {
     option: OffloadOption,
     /// Name of the device, for the log.
     link: String,
@@ -53,6 +53,11 @@ struct Family {
 }
 
 impl UdpOffload {
+    /// Segmentation as far as the kernel supports it; `link` names who uses it in the log.
+    pub fn automatic(link: &str) -> Self {
+        Self::new(link, OffloadOption::Auto, super::mmsg::send)
+    }
+
     /// Tests it in the namespace of the calling thread, if that is left to us.
     pub(super) fn new(link: &str, option: OffloadOption, send: SendMessages) -> Self {
         let (v4, v6) = (Family::default(), Family::default());

@@ -52,7 +52,10 @@ impl Reconciler {
             (&mut self.devices, &self.peer_channel),
             self.started.elapsed(),
         );
-        let mut status = Status { control: self.peer_channel.status(), nat: self.mapping(), ..status };
+        let relay = self.relay.status();
+        let leases = self.leases.status(self.outcome.admission());
+        let (control, nat) = (self.peer_channel.status(), self.mapping());
+        let mut status = Status { control, nat, relay, leases, ..status };
         for peer in &mut status.peers {
             let Some(uid) = self.outcome.uid(&peer.node) else { continue };
             for slot in Slot::ALL {

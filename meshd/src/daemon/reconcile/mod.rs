@@ -7,6 +7,7 @@ mod forged;
 mod host;
 mod paths;
 mod reach;
+mod relays;
 mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,8 @@ use super::observe::ObserveError;
 use super::outcome::Outcome;
 use super::peer_channel::{PeerChannel, peer_views};
 use super::pq::{self, Pairs};
+use super::relay::RelayServer;
+use super::relay_leases::RelayLeases;
 use super::{observe, perform};
 use crate::api::events::NodeEvent;
 use crate::api::nodes::Change;
@@ -74,6 +77,10 @@ pub(super) struct Reconciler {
     host: Handle,
     devices: Devices,
     peer_channel: PeerChannel,
+    /// This node as a relay.
+    pub(super) relay: RelayServer,
+    /// Its leases at other relays.
+    pub(super) leases: RelayLeases,
     audit: Audit,
     node_events: mpsc::Sender<NodeEvent>,
     cluster: Cluster,
@@ -188,6 +195,8 @@ impl Reconciler {
             ),
             peer_channel: PeerChannel::new(&config, keys.jitter_seed(), received),
             pairs: Pairs::new(config.pq),
+            relay: RelayServer::new(&config),
+            leases: RelayLeases::default(),
             audit,
             node_events,
             cluster: Cluster::remembered(own, ledger, uid),
@@ -316,6 +325,7 @@ impl Reconciler {
         self.test_addresses(now, &turn);
         self.publish();
         self.update_channel(now, &turn.desired).await;
+        self.update_relays(&turn.admission);
         self.record_audit(&turn.admission);
         self.settle_backend(now);
         self.report_stripped(now, &turn.admission, &turn.setup);

@@ -36,6 +36,16 @@ struct Devices<'a> {
     /// Slots whose device begins a handshake only every 5 s.
     limited: PerSlot<bool>,
     carrying: &'a BTreeMap<NodeUid, Slot>,
+    relays: Relays,
+}
+
+/// The relays as this node reaches them.
+#[derive(Debug, Default)]
+struct Relays {
+    /// Their leased ports that lead to peers.
+    leased: BTreeMap<(NodeUid, Slot), SocketAddr>,
+    /// Their addresses, with the ports of their own tunnels.
+    addresses: BTreeMap<IpAddr, PerSlot<u16>>,
 }
 
 impl Outlook for Devices<'_> {
@@ -47,12 +57,13 @@ impl Outlook for Devices<'_> {
         Some(View { endpoint, handshake, received, sent, drifts })
     }
 
-    fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
-        None
+    fn relayed(&self, uid: &NodeUid, slot: Slot) -> Option<SocketAddr> {
+        self.relays.leased.get(&(uid.clone(), slot)).copied()
     }
 
-    fn is_relay(&self, _: SocketAddr) -> bool {
-        false
+    fn is_relay(&self, endpoint: SocketAddr) -> bool {
+        let own_ports = self.relays.addresses.get(&endpoint.ip());
+        own_ports.is_some_and(|ports| ports.iter().all(|(_, port)| *port != endpoint.port()))
     }
 
     fn carrying(&self, uid: &NodeUid) -> Option<Slot> {
@@ -89,7 +100,8 @@ impl Reconciler {
             mapping: self.mapping(),
         };
         let limited = PerSlot::from_fn(|slot| self.devices.backend(slot) == Some(Backend::Kernel));
-        let devices = Devices { states, limited, carrying: &self.carrying };
+        let relays = self.known_relays(admission);
+        let devices = Devices { states, limited, carrying: &self.carrying, relays };
         let steps = self.paths.step(now, world, own, &devices);
         for step in steps {
             let Some((name, member)) = world.peers.iter().find(|(_, member)| member.uid == step.uid) else {
@@ -102,10 +114,15 @@ impl Reconciler {
                     event = "PathFound", node = %name, peer_uid = %uid, %slot, path = kind.as_str(),
                     "the peer answers"
                 ),
-                Some(Event::Lost(kind)) => warn!(
-                    event = "PathLost", node = %name, peer_uid = %uid, %slot, path = kind.as_str(),
-                    "the peer no longer answers; trying its other endpoints"
-                ),
+                Some(Event::Lost(kind)) => {
+                    if !kind.is_direct() {
+                        self.leases.doubt(now, uid, slot);
+                    }
+                    warn!(
+                        event = "PathLost", node = %name, peer_uid = %uid, %slot, path = kind.as_str(),
+                        "the peer no longer answers; trying its other endpoints"
+                    );
+                }
                 Some(Event::Unreachable) => warn!(
                     event = "NoPathFound", node = %name, peer_uid = %uid, %slot,
                     "the peer answers at none of its endpoints; trying again"
@@ -135,6 +152,37 @@ impl Reconciler {
             }
         }
         self.tell_peers(now, admission, states);
+    }
+
+    /// The relays among the members, at the addresses at which this node reaches them.
+    fn known_relays(&self, admission: &Admission) -> Relays {
+        let mut relays = Relays::default();
+        let members = &admission.world.peers;
+        let of_relay: BTreeMap<&NodeUid, &Member> =
+            members.values().filter(|member| member.relay).map(|member| (&member.uid, member)).collect();
+        if of_relay.is_empty() {
+            return relays;
+        }
+        let paths = self.paths.paths();
+        let address = |relay: &NodeUid| {
+            let of_slot = |slot| paths.get(&(relay.clone(), slot)).and_then(|path| path.endpoint);
+            let reached = Slot::ALL.into_iter().filter(|slot| self.paths.up(relay, *slot).is_some());
+            reached.filter_map(of_slot).map(|endpoint| endpoint.ip()).next()
+        };
+        for (uid, relay) in &of_relay {
+            if let Some(address) = address(uid) {
+                relays.addresses.insert(address, relay.state.slots.map(|slot| slot.port));
+            }
+        }
+        for member in members.values() {
+            for slot in Slot::ALL {
+                let leased = self.leases.address(&member.uid, slot);
+                let endpoint =
+                    leased.and_then(|leased| Some(SocketAddr::new(address(&leased.relay)?, leased.port)));
+                relays.leased.extend(endpoint.map(|endpoint| ((member.uid.clone(), slot), endpoint)));
+            }
+        }
+        relays
     }
 
     /// Tells peers where their datagrams come from, if nobody forwards them.

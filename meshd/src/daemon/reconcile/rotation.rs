@@ -139,6 +139,12 @@ impl Reconciler {
                 self.peer_channel.send_preshared(self.pairs.take_messages());
             }
             Some(PeerMessage::Forged(peer, slot, count)) => self.take_forged(&peer, slot, count),
+            Some(PeerMessage::ToRelay(from, peer, slot, question)) => {
+                self.answer_as_relay(&from, &peer, slot, question);
+            }
+            Some(PeerMessage::FromRelay(from, peer, slot, answer)) => {
+                self.take_from_relay(&from, &peer, slot, answer);
+            }
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             Some(PeerMessage::Echo(peer, over, nonce)) => {
                 self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
@@ -262,12 +268,14 @@ impl Reconciler {
         self.pairs.tick(&mut self.keys);
         self.peer_channel.send_preshared(self.pairs.take_messages());
         self.step_wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
+        self.ask_relays();
     }
 
     /// When the next of that is due.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
-        let paths = self.paths_due();
-        self.keys.due().into_iter().chain(self.pairs.due()).chain(paths).min()
+        let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
+        let further = leases.into_iter().chain(self.paths_due());
+        self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
     }
 
     /// Whether a turn is wanted now; the request is cleared.
