@@ -13,6 +13,8 @@ use plan::network::{LinkName, Route, Rule};
 pub enum Subject {
     /// The guard's table.
     Guard,
+    /// The table of host ports.
+    HostPorts,
     /// A link.
     Link(LinkName),
     /// All links.
@@ -39,6 +41,7 @@ impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Guard => f.write_str("table inet meshd"),
+            Self::HostPorts => f.write_str("table inet meshd-ports"),
             Self::Link(link) => write!(f, "link {link}"),
             Self::Links => f.write_str("links"),
             Self::Address(link, address) => write!(f, "address {address} on {link}"),

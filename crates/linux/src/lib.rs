@@ -8,11 +8,13 @@
 mod error;
 pub mod guard;
 mod handle;
+pub mod host_ports;
 mod link;
 mod message;
 mod monitor;
 pub mod napi;
 pub mod netns;
+mod nft;
 mod route;
 mod rule;
 mod socket;

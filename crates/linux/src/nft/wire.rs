@@ -10,7 +10,8 @@ use netlink_packet_netfilter::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use rustix::io::Errno;
 
-use crate::error::{HostError, Subject};
+use super::Table;
+use crate::error::HostError;
 
 /// `NFNL_SUBSYS_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
 const SUBSYSTEM: u16 = 10;
@@ -24,7 +25,7 @@ impl Protocol for Netfilter {
 }
 
 /// A change within a transaction.
-pub(super) enum Change {
+pub(crate) enum Change {
     /// Creates something.
     Add(NfTablesMessage),
     /// Removes something.
@@ -42,16 +43,21 @@ impl Change {
 }
 
 /// Performs all changes or none of them.
-pub(super) fn transact(operation: &'static str, changes: Vec<Change>) -> Result<(), HostError> {
+pub(crate) fn transact(
+    operation: &'static str,
+    table: &Table,
+    changes: Vec<Change>,
+) -> Result<(), HostError> {
     let steps: Vec<_> = changes.into_iter().map(Change::into_step).collect();
     let (begin, end) = (control(ControlMessage::BatchBegin), control(ControlMessage::BatchEnd));
     let done = Socket::<Netfilter>::open().and_then(|mut socket| socket.transaction(&begin, &steps, &end));
-    done.map_err(|source| HostError::netlink(operation, Subject::Guard, source))
+    done.map_err(|source| HostError::netlink(operation, table.subject.clone(), source))
 }
 
 /// Reads one thing. `None` if it does not exist.
-pub(super) fn get(
+pub(crate) fn get(
     operation: &'static str,
+    table: &Table,
     request: NfTablesMessage,
 ) -> Result<Option<NfTablesMessage>, HostError> {
     let request = nftables(request);
@@ -63,16 +69,17 @@ pub(super) fn get(
     match Socket::<Netfilter>::open().and_then(|mut socket| socket.get(&request, take)) {
         Ok(()) => Ok(found),
         Err(error) if error.errno() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
-        Err(source) => Err(HostError::netlink(operation, Subject::Guard, source)),
+        Err(source) => Err(HostError::netlink(operation, table.subject.clone(), source)),
     }
 }
 
 /// Dumps everything of one kind. `Ok(None)` if the table does not exist.
-pub(super) fn dump(
+pub(crate) fn dump(
     operation: &'static str,
+    table: &Table,
     request: NfTablesMessage,
 ) -> Result<Option<Vec<NfTablesMessage>>, HostError> {
-    dump_with(operation, request, |message| decode(&message))
+    dump_with(operation, table, request, |message| decode(&message))
 }
 
 fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError> {
@@ -86,8 +93,9 @@ fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError
 
 /// The same with a reader of the caller's. If any table on the node changes during every attempt, what was read may mix
 /// two states; the caller finds that it differs, and reads or sets it again.
-pub(super) fn dump_with<T>(
+pub(crate) fn dump_with<T>(
     operation: &'static str,
+    table: &Table,
     request: NfTablesMessage,
     read: impl Fn(Message<'_>) -> Result<Option<T>, NetlinkError>,
 ) -> Result<Option<Vec<T>>, HostError> {
@@ -99,7 +107,7 @@ pub(super) fn dump_with<T>(
     match Socket::<Netfilter>::open().and_then(|mut socket| socket.dump(&request, Vec::new, take)) {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.errno() == Some(Errno::NOENT.raw_os_error()) => Ok(None),
-        Err(source) => Err(HostError::netlink(operation, Subject::Guard, source)),
+        Err(source) => Err(HostError::netlink(operation, table.subject.clone(), source)),
     }
 }
 

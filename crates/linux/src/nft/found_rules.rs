@@ -1,4 +1,4 @@
-//! The guard's rules, as the kernel has them.
+//! The rules of a table of ours, as the kernel has them.
 //!
 //! They are read here, byte by byte, because the general decoder formats a text for each attribute that could be wrong: two
 //! milliseconds for the guard's rules, and the CNI plugin reads them for each pod.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use netlink_packet_core::{DecodeError, NLA_F_NESTED, NLA_TYPE_MASK, NlasIterator};
 use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage};
 
-use super::{TABLE, wire};
+use super::{Table, wire};
 use crate::error::HostError;
 
 /// Length of `nfgenmsg`, which precedes the attributes.
@@ -25,47 +25,48 @@ const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 
 /// The expression that counts packets.
-pub(super) const COUNTER: &str = "counter";
+pub(crate) const COUNTER: &str = "counter";
 
 /// One rule.
 #[derive(Debug, Default)]
-pub(super) struct FoundRule {
-    pub(super) chain: String,
-    pub(super) comment: Option<String>,
-    pub(super) expressions: Vec<FoundExpression>,
+pub(crate) struct FoundRule {
+    pub(crate) chain: String,
+    pub(crate) comment: Option<String>,
+    pub(crate) expressions: Vec<FoundExpression>,
 }
 
 /// One expression of a rule: its name, and its attributes by their number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FoundExpression {
-    pub(super) name: String,
-    pub(super) attributes: BTreeMap<u16, Vec<u8>>,
+pub(crate) struct FoundExpression {
+    pub(crate) name: String,
+    pub(crate) attributes: BTreeMap<u16, Vec<u8>>,
 }
 
 impl FoundRule {
     /// Packets that its counters have counted.
-    pub(super) fn counted(&self) -> u64 {
+    pub(crate) fn counted(&self) -> u64 {
         let counters = self.expressions.iter().filter(|expression| expression.name == COUNTER);
         let packets = counters.filter_map(|counter| counter.attributes.get(&NFTA_COUNTER_PACKETS));
         packets.filter_map(|bytes| Some(u64::from_be_bytes(bytes.as_slice().try_into().ok()?))).sum()
     }
 }
 
-/// The rules of our table, in their order.
-pub(super) fn found_rules() -> Result<Vec<FoundRule>, HostError> {
-    let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
+/// The rules of a table, in their order.
+pub(crate) fn found_rules(table: &Table) -> Result<Vec<FoundRule>, HostError> {
+    let attributes = vec![RuleAttribute::Table(table.name.to_owned())];
     let request = NfTablesMessage::GetRule(RuleMessage { attributes });
-    let rules = wire::dump_with("list the guard's rules", request, |message| Ok(rule(message.body)?))?;
+    let rules =
+        wire::dump_with("list the rules of", table, request, |message| Ok(rule(table, message.body)?))?;
     Ok(rules.unwrap_or_default())
 }
 
 /// The rule in one message; `None` if it is of another table.
-fn rule(body: &[u8]) -> Result<Option<FoundRule>, DecodeError> {
+fn rule(table: &Table, body: &[u8]) -> Result<Option<FoundRule>, DecodeError> {
     let (mut found, mut ours) = (FoundRule::default(), false);
     for attribute in NlasIterator::new(body.get(HEADER..).unwrap_or_default()) {
         let attribute = attribute?;
         match attribute.kind() & NLA_TYPE_MASK {
-            NFTA_RULE_TABLE => ours = text(attribute.value()) == TABLE,
+            NFTA_RULE_TABLE => ours = text(attribute.value()) == table.name,
             NFTA_RULE_CHAIN => found.chain = text(attribute.value()),
             NFTA_RULE_USERDATA => found.comment = comment_of(attribute.value()),
             NFTA_RULE_EXPRESSIONS => found.expressions = expressions(attribute.value())?,
@@ -96,7 +97,7 @@ fn expressions(list: &[u8]) -> Result<Vec<FoundExpression>, DecodeError> {
 }
 
 /// Attributes by their number, with the bytes of their values in the form in which they are compared.
-pub(super) fn attributes(data: &[u8]) -> Result<BTreeMap<u16, Vec<u8>>, DecodeError> {
+pub(crate) fn attributes(data: &[u8]) -> Result<BTreeMap<u16, Vec<u8>>, DecodeError> {
     let mut found = BTreeMap::new();
     for attribute in NlasIterator::new(data) {
         let attribute = attribute?;
