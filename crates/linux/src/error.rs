@@ -33,6 +33,8 @@ pub enum Subject {
     Rules,
     /// A veth pair.
     Veth(String),
+    /// Connections that the kernel tracks.
+    Connections,
     /// Changes in the kernel.
     Changes,
 }
@@ -51,6 +53,7 @@ impl fmt::Display for Subject {
             Self::Rule(rule) => write!(f, "rule {rule}"),
             Self::Rules => f.write_str("rules"),
             Self::Veth(name) => write!(f, "veth {name}"),
+            Self::Connections => f.write_str("tracked connections"),
             Self::Changes => f.write_str("changes of links, addresses, routes, rules and nft tables"),
         }
     }

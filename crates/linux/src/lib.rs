@@ -1,4 +1,5 @@
-//! The Linux side of a mesh node: links, addresses, routes, rules, the guard, settings, namespaces.
+//! The Linux side of a mesh node: links, addresses, routes, rules, the guard, host ports, settings,
+//! namespaces.
 //!
 //! Each call is one exchange with the kernel and keeps no state. What the node's network should be is decided in
 //! `plan`, whose types are used as they are.

@@ -8,6 +8,7 @@
 //! The pod sees the client's address; connection tracking gives the answers the node's. The CNI plugin sets the table as
 //! a whole, from what it has stored of all pods; without any host port there is no table.
 
+pub mod conntrack;
 mod rules;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,7 @@ use crate::error::HostError;
 const SUBSYSTEM: u16 = 10;
 
 #[derive(Debug)]
-enum Netfilter {}
+pub(crate) enum Netfilter {}
 
 impl Protocol for Netfilter {
     const NUMBER: isize = NETLINK_NETFILTER;
