@@ -59,9 +59,13 @@ fn nothing_is_left() {
     mesh.node("n1").unwrap().pod("a").unwrap();
     let installed = node(&mesh);
     assert_ne!(installed.0, before.0);
-    for path in
-        ["/run/meshd/meshd.sock", "/etc/cni/net.d/10-meshd.conflist", "/var/lib/meshd/peers.json", TRAIL]
-    {
+    for path in [
+        "/run/meshd/meshd.sock",
+        "/etc/cni/net.d/10-meshd.conflist",
+        "/opt/cni/bin/loopback",
+        "/var/lib/meshd/peers.json",
+        TRAIL,
+    ] {
         assert!(installed.1.contains(path), "{path} in\n{}", installed.1);
     }
 

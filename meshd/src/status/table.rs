@@ -180,6 +180,13 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
         let effect = if rejected.stays { "rejected in part" } else { "rejected" };
         writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;
     }
+    if !status.cni_limited_by.is_empty() {
+        writeln!(
+            text,
+            "\nCNI 1.1.0 is not offered, so the runtime calls neither GC nor STATUS: {} supports 1.0.0 at most: update it",
+            status.cni_limited_by.join(", ")
+        )?;
+    }
     for protection in &status.missing_protections {
         writeln!(text, "\n{protection}")?;
     }
