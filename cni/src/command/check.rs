@@ -13,7 +13,7 @@ use crate::attachment::Attachment;
 use crate::conf::{Conf, Previous};
 use crate::error::CniError;
 use crate::node_file::NodeFile;
-use crate::ports::requests;
+use crate::ports::{mappings, requests};
 use crate::result::mac_text;
 use crate::store::{Store, Stored};
 
@@ -62,8 +62,10 @@ fn check_ports(conf: &Conf, files: &[Stored]) -> Result<(), CniError> {
     let wrong = |what, expected: &str| Err(CniError::Mismatch { what, expected: expected.to_owned() });
     for stored in files {
         // Another plugin has the ports of a pod that an earlier version attached.
-        let Some(asked) = stored.contents().and_then(|contents| contents.ports) else { continue };
-        if requests(conf.port_mappings.as_ref())? != asked {
+        if stored.contents().is_none_or(|contents| contents.ports.is_none()) {
+            continue;
+        }
+        if mappings(&requests(conf.port_mappings.as_ref())?, &stored.addresses)? != stored.mappings() {
             return wrong("the host ports", "those of ADD in runtimeConfig.portMappings");
         }
         if stored.has_ports {

@@ -1,9 +1,11 @@
 //! Host ports: who reaches a pod by them, whom it sees, and that they go with the pod.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 use serde_json::{Value, json};
 
 use crate::node::{NODE, Node, OUTSIDE, Outcome, Pod};
@@ -204,4 +206,29 @@ fn a_client_that_goes_on_sending_reaches_each_new_pod() {
             node.del(&pod);
         }
     }
+}
+
+/// The first packet of an SCTP association; kernels need not have SCTP itself.
+#[test]
+fn sctp_is_led_to_the_pod_as_well() {
+    let node = Node::new(&DUAL[..1]);
+    let outside = node.neighbour();
+    // A checksum of the whole packet would be needed otherwise.
+    node.sh("sysctl -qw net.netfilter.nf_conntrack_checksum=0");
+    let pod = Pod::new("a");
+    add(&node, &pod, &[port("sctp", 36412)]).addresses();
+    let raw = || socket(AddressFamily::INET, SocketType::RAW, Some(ipproto::SCTP)).unwrap();
+    let (client, server) = (outside.run(raw), pod.run(raw));
+    set_socket_timeout(&server, Timeout::Recv, Some(TIMEOUT)).unwrap();
+    // Ports, verification tag 0 and no checksum; an INIT of 20 bytes (RFC 9260, sections 3.1 and 3.3.2).
+    let ports = [40000_u16.to_be_bytes(), 36412_u16.to_be_bytes()].concat();
+    let init = [&[1, 0, 0, 20, 0, 0, 0, 1, 0, 0, 16, 0, 0, 1, 0, 1][..], &[0, 0, 0, 1]].concat();
+    let packet = [&ports[..], &[0; 8], &init].concat();
+    sendto(&client, &packet, SendFlags::empty(), &SocketAddrV4::new([192, 0, 2, 1].into(), 0)).unwrap();
+    let mut buffer = [0; 128];
+    let (_, length) = recv(&server, &mut buffer, RecvFlags::empty()).unwrap();
+    // After the IP header: the source's port, then that of the pod.
+    assert_eq!(buffer[20..24], [&ports[..2], &9000_u16.to_be_bytes()].concat());
+    assert_eq!(buffer[12..16], [192, 0, 2, 2], "the client's address");
+    assert_eq!(length, 20 + packet.len());
 }

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use lab::cni::{Attachment, NetworkConfig};
-use lab::{End, NetNs, Node};
+use lab::{NetNs, Node};
 use serde_json::{Value, json};
 
 /// The pods' port.
@@ -41,8 +41,8 @@ impl<'a> Served<'a> {
         Self { node, config, net, attachment, result }
     }
 
-    fn end(&self) -> End {
-        End::new(&self.net, lab::cni::addresses(&self.result))
+    fn addresses(&self) -> Vec<IpAddr> {
+        lab::cni::addresses(&self.result)
     }
 
     fn delete(self) {

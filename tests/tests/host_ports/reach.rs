@@ -22,8 +22,8 @@ fn everybody_reaches_the_pod_and_a_flush_of_all_tables_lasts_two_seconds_at_most
             let seen = pod.reached_from(client.net(), to, TIMEOUT);
             assert_eq!(seen, Some(client.address(version).unwrap()), "{} to {to}", client.name());
         }
-        let own = pod.reached_from(pod.end().net(), to, TIMEOUT).expect("the pod reaches itself");
-        assert!(!pod.end().addresses().contains(&own), "its own port is answered by way of the node: {own}");
+        let own = pod.reached_from(&pod.net, to, TIMEOUT).expect("the pod reaches itself");
+        assert!(!pod.addresses().contains(&own), "its own port is answered by way of the node: {own}");
     }
     let listing = || output(here, "nft", &["list", "tables"]);
     output(here, "nft", &["flush", "ruleset"]);
