@@ -226,9 +226,9 @@ impl Store {
     ) -> Result<Stored, CniError> {
         let host_link = attachment.host_link();
         let has_ports = !ports.is_empty();
-        let parts = [host_link.clone(), self.boot.clone()].into_iter();
-        let parts = parts.chain(addresses.iter().map(ToString::to_string));
-        let name: Vec<String> = parts.chain(has_ports.then(|| WITH_PORTS.to_owned())).collect();
+        let mut name = vec![host_link.clone(), self.boot.clone()];
+        name.extend(addresses.iter().map(ToString::to_string));
+        name.extend(has_ports.then(|| WITH_PORTS.to_owned()));
         let file = attachments(&self.dir).join(name.join(&SEPARATOR.to_string()));
         let Attachment { container, interface } = attachment.clone();
         let netns = netns.to_str().map(PathBuf::from);

@@ -124,15 +124,15 @@ fn tuple(nested: &[u8]) -> Result<Tuple, DecodeError> {
         for field in NlasIterator::new(part.value()) {
             let field = field?;
             let value = field.value();
-            let port = || value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)).unwrap_or_default();
+            let number = || value.first_chunk().map(|bytes| u16::from_be_bytes(*bytes)).unwrap_or_default();
             match (part.kind() & NLA_TYPE_MASK, field.kind() & NLA_TYPE_MASK) {
                 (CTA_TUPLE_IP, CTA_IP_V4_SRC | CTA_IP_V6_SRC) => tuple.from.address = value.to_vec(),
                 (CTA_TUPLE_IP, CTA_IP_V4_DST | CTA_IP_V6_DST) => tuple.to.address = value.to_vec(),
                 (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => {
                     tuple.protocol = value.first().copied().unwrap_or_default();
                 }
-                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => tuple.from.port = port(),
-                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => tuple.to.port = port(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => tuple.from.port = number(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => tuple.to.port = number(),
                 _ => {}
             }
         }

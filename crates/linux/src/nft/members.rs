@@ -22,6 +22,8 @@ const NFTA_DATA_VALUE: u16 = 1;
 
 /// Keys, each with what a map has for it; nothing in a set.
 pub(crate) type Members = BTreeMap<Vec<u8>, Vec<u8>>;
+/// One of them.
+type Member = (Vec<u8>, Vec<u8>);
 
 /// The members of a set or map. `None` if there is none of this name, or if it has a member that is more than a key and
 /// data, such as one that expires or the catch-all element.
@@ -33,7 +35,7 @@ pub(crate) fn members(table: &Table, set: &str) -> Result<Option<Members>, HostE
 }
 
 /// The members in one message; `None` in place of each that is more than a key and data.
-fn read(body: &[u8]) -> Result<Vec<Option<(Vec<u8>, Vec<u8>)>>, DecodeError> {
+fn read(body: &[u8]) -> Result<Vec<Option<Member>>, DecodeError> {
     let mut members = Vec::new();
     for list in NlasIterator::new(body.get(HEADER..).unwrap_or_default()) {
         let list = list?;
@@ -50,7 +52,7 @@ fn read(body: &[u8]) -> Result<Vec<Option<(Vec<u8>, Vec<u8>)>>, DecodeError> {
     Ok(members)
 }
 
-fn member(element: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, DecodeError> {
+fn member(element: &[u8]) -> Result<Option<Member>, DecodeError> {
     let (mut key, mut data) = (None, None);
     for attribute in NlasIterator::new(element) {
         let attribute = attribute?;
