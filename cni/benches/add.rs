@@ -117,6 +117,7 @@ fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
         reason: None,
         guard: true,
         cluster_cidrs: ["10.244.0.0/16".parse()?, "fd00:10:244::/48".parse()?].into(),
+        service_cidrs: ["10.96.0.0/16".parse()?].into(),
         mesh_links: ["mesh-a".parse()?, "mesh-b".parse()?].into(),
         pod_cidrs: vec!["10.244.1.0/24".parse()?],
         mesh_addresses: vec!["10.244.1.1".parse()?],

@@ -13,6 +13,8 @@ pub(crate) struct Call {
     pub(crate) command: Command,
     /// The network configuration. VERSION needs none of it.
     pub(crate) conf: Conf,
+    /// Directories with plugins (`CNI_PATH`).
+    pub(crate) plugin_dirs: Vec<PathBuf>,
 }
 
 /// A command's name.
@@ -100,7 +102,8 @@ impl Call {
             | CommandName::Status
             | CommandName::Gc => Conf::parse(input)?,
         };
-        Ok(Self { command, conf })
+        let plugin_dirs = variable("CNI_PATH").map(|dirs| dirs.split(':').map(PathBuf::from).collect());
+        Ok(Self { command, conf, plugin_dirs: plugin_dirs.unwrap_or_default() })
     }
 }
 

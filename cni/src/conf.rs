@@ -20,6 +20,8 @@ pub const STATE_DIR: &str = "/var/lib/cni/meshd";
 pub(crate) struct Conf {
     /// Version that input and output are in.
     pub(crate) version: SpecVersion,
+    /// The network's name.
+    pub(crate) name: String,
     /// Where the daemon writes what the plugin must know.
     pub(crate) node_file: PathBuf,
     /// Where the plugin keeps who has which address.
@@ -28,6 +30,9 @@ pub(crate) struct Conf {
     pub(crate) mtu: Option<u32>,
     /// What ADD returned, for CHECK; DEL and ADD don't read it.
     pub(crate) previous: Option<Previous>,
+    /// The host ports as the runtime gave them; only ADD and CHECK read them, so that a mistake never keeps a pod from
+    /// being deleted.
+    pub(crate) port_mappings: Option<serde_json::Value>,
     /// What GC leaves alone; none if the runtime named nothing.
     pub(crate) valid: Option<Vec<Attachment>>,
 }
@@ -70,6 +75,7 @@ struct RawConf {
     state_dir: Option<PathBuf>,
     mtu: Option<u32>,
     prev_result: Option<serde_json::Value>,
+    runtime_config: Option<serde_json::Value>,
     ipam: Option<serde_json::Value>,
     ip_masq: Option<serde_json::Value>,
     #[serde(rename = "cni.dev/valid-attachments")]
@@ -93,9 +99,9 @@ impl Conf {
             return Err(CniError::Version { found: text.chars().take(32).collect() });
         };
         let invalid = |option, expected| Err(CniError::Conf { option, expected });
-        if !raw.name.as_deref().is_some_and(is_identifier) {
+        let Some(name) = raw.name.filter(|name| is_identifier(name)) else {
             return invalid("name", "a letter or digit, then letters, digits, '_', '.' and '-'");
-        }
+        };
         let requested = |value: &Option<serde_json::Value>| match value {
             None | Some(serde_json::Value::Null | serde_json::Value::Bool(false)) => None,
             Some(serde_json::Value::Object(map)) if map.is_empty() => None,
@@ -128,12 +134,16 @@ impl Conf {
                 .map(|raw| Attachment { container: raw.container, interface: raw.ifname })
                 .collect()
         });
+        let port_mappings =
+            raw.runtime_config.and_then(|mut given| Some(given.get_mut("portMappings")?.take()));
         Ok(Self {
             version,
+            name,
             node_file: raw.node_file.unwrap_or_else(|| NODE_FILE.into()),
             state_dir: raw.state_dir.unwrap_or_else(|| STATE_DIR.into()),
             mtu: raw.mtu,
             previous,
+            port_mappings,
             valid,
         })
     }
@@ -142,10 +152,12 @@ impl Conf {
     pub(crate) fn for_version(input: &[u8]) -> Self {
         Self {
             version: version_of(input).unwrap_or(SpecVersion::V1_1_0),
+            name: String::new(),
             node_file: NODE_FILE.into(),
             state_dir: STATE_DIR.into(),
             mtu: None,
             previous: None,
+            port_mappings: None,
             valid: None,
         }
     }

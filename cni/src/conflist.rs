@@ -12,30 +12,26 @@ pub const NETWORK: &str = "meshd";
 /// Name of the plugin's binary.
 pub const PLUGIN: &str = "mesh-cni";
 
-/// A plugin that may follow ours in the list. It is named in the list if it is installed.
+/// A plugin that may follow ours in the list. It is named in the list if it is installed. Host ports are our own plugin's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChainedPlugin {
-    /// Host ports.
-    Portmap,
     /// Pods' bandwidth annotations.
     Bandwidth,
 }
 
 impl ChainedPlugin {
     /// All of them, in their order in the list.
-    pub const ALL: [Self; 2] = [Self::Portmap, Self::Bandwidth];
+    pub const ALL: [Self; 1] = [Self::Bandwidth];
 
     /// Name of its binary.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Portmap => "portmap",
             Self::Bandwidth => "bandwidth",
         }
     }
 
     fn conf(self) -> Value {
         let capability = match self {
-            Self::Portmap => "portMappings",
             Self::Bandwidth => "bandwidth",
         };
         json!({"type": self.name(), "capabilities": {capability: true}})
@@ -73,8 +69,10 @@ impl Default for Options {
 /// and STATUS; the others ignore it. All plugins of a list are called with one version, so 1.1.0 is listed only if
 /// all support it.
 pub fn render(options: &Options) -> String {
-    let mut plugins =
-        vec![json!({"type": PLUGIN, "nodeFile": options.node_file, "stateDir": options.state_dir})];
+    let mut plugins = vec![json!({
+        "type": PLUGIN, "nodeFile": options.node_file, "stateDir": options.state_dir,
+        "capabilities": {"portMappings": true},
+    })];
     plugins.extend(options.chained.iter().map(|plugin| plugin.conf()));
     let mut versions = SpecVersion::ALL.to_vec();
     if !options.chained_support_1_1_0 {
@@ -104,7 +102,8 @@ mod tests {
             plugins.iter().map(|plugin| plugin["type"].as_str().unwrap().to_owned()).collect()
         };
         let all = list(&Options { chained: ChainedPlugin::ALL.to_vec(), ..Options::default() });
-        assert_eq!(types(&all), ["mesh-cni", "portmap", "bandwidth"]);
+        assert_eq!(types(&all), ["mesh-cni", "bandwidth"]);
+        assert_eq!(all["plugins"][0]["capabilities"], json!({"portMappings": true}));
         assert_eq!(types(&list(&Options::default())), ["mesh-cni"]);
     }
 
@@ -132,7 +131,7 @@ mod tests {
     fn a_version_is_listed_only_if_all_plugins_support_it() {
         let versions = |options: &Options| list(options)["cniVersions"].clone();
         let with = |chained_support_1_1_0| Options {
-            chained: vec![ChainedPlugin::Portmap],
+            chained: vec![ChainedPlugin::Bandwidth],
             chained_support_1_1_0,
             ..Options::default()
         };

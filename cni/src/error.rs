@@ -76,6 +76,24 @@ pub enum CniError {
         /// The ranges.
         ranges: String,
     },
+    /// Another pod has the host port.
+    #[error(
+        "host port {port}/{protocol}: it leads to container {container} already: expected a port that no pod on this node has"
+    )]
+    PortTaken {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: linux::host_ports::Protocol,
+        /// The other pod's container.
+        container: String,
+    },
+    /// The plugin that an earlier version of this one was chained with failed.
+    #[error("portmap DEL, for a pod that was attached by an earlier version: {message}")]
+    Portmap {
+        /// What it said, at most 256 characters of it.
+        message: String,
+    },
     /// Another call holds the lock for too long.
     #[error("wait for the lock {}", path.display())]
     Locked {
@@ -178,6 +196,8 @@ impl CniError {
             Self::Exhausted { .. } => 102,
             Self::Several { .. } => 103,
             Self::Attached { .. } => 104,
+            Self::PortTaken { .. } => 105,
+            Self::Portmap { .. } => 106,
         }
     }
 
@@ -197,7 +217,11 @@ impl CniError {
     /// called STATUS, which has codes of its own.
     pub(crate) fn render(&self, input: &[u8], status: bool) -> String {
         let version = version_of(input).unwrap_or(SpecVersion::V1_0_0);
-        let code = if status { self.status_code() } else { self.code() };
+        self.render_in(version.as_str(), if status { self.status_code() } else { self.code() })
+    }
+
+    /// The error as the runtime reads it, in this version and with this code.
+    pub(crate) fn render_in(&self, version: &str, code: u32) -> String {
         let mut details = Vec::new();
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
@@ -205,7 +229,7 @@ impl CniError {
             cause = error.source();
         }
         let document = json!({
-            "cniVersion": version.as_str(),
+            "cniVersion": version,
             "code": code,
             "msg": self.to_string(),
             "details": details.join(": "),

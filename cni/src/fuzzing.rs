@@ -1,9 +1,13 @@
 //! Bodies of the fuzz targets, so that their corpora also run as an ordinary test.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 
 use crate::call::{Call, CommandName};
+use crate::conf::Conf;
 use crate::node_file::MTU;
+use crate::ports::{mappings, requests};
 use crate::version::SpecVersion;
 
 /// Reads `bytes` as what a runtime puts on standard input, for each command.
@@ -30,12 +34,29 @@ pub fn conf(bytes: &[u8]) {
             Ok(call) => {
                 assert!(call.conf.node_file.is_absolute() && call.conf.state_dir.is_absolute());
                 assert!(call.conf.mtu.is_none_or(|mtu| MTU.contains(&mtu)));
+                ports(&call.conf);
             }
             Err(error) => {
                 assert_ne!(command, CommandName::Version, "VERSION was refused: {error}");
                 refusal(&error.render(bytes, command == CommandName::Status));
             }
         }
+    }
+}
+
+/// Host ports that are taken lead to a port, and never from the node's loopback; no two lead from one to different ones.
+fn ports(conf: &Conf) {
+    let pod = [IpAddr::from([10, 244, 1, 2]), IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 2])];
+    let Ok(mapped) = requests(conf.port_mappings.as_ref()).and_then(|asked| mappings(&asked, &pod)) else {
+        return;
+    };
+    for mapping in &mapped {
+        assert!(mapping.host_port > 0 && mapping.pod_port > 0);
+        assert!(
+            mapping.host_address.is_none_or(|address| !address.is_loopback() && !address.is_unspecified())
+        );
+        let others = mapped.iter().filter(|other| other.pod_port != mapping.pod_port);
+        assert!(others.into_iter().all(|other| !other.conflicts_with(mapping)));
     }
 }
 

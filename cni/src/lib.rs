@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   runtime ──environment, JSON──▶ call ──▶ command ──▶ store (one file a pod, under a lock)
-//!   runtime ◀──────result, error────────────────┘  └──▶ linux::veth (links, addresses, routes)
+//!   runtime ◀──────result, error────────────────┘  ├──▶ linux::veth (links, addresses, routes)
+//!                                                  └──▶ linux::host_ports (one nft table)
 //! ```
 //!
 //! The protocol is that of the CNI specification, versions 0.4.0, 1.0.0 and 1.1.0.
@@ -16,11 +17,15 @@ mod command;
 mod conf;
 pub mod conflist;
 mod error;
+mod former_portmap;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod host_ports;
 mod ipam;
+pub mod loopback;
 pub mod node_file;
+mod ports;
 pub mod probe;
 mod result;
 mod store;

@@ -13,7 +13,7 @@ use crate::error::CniError;
 pub(crate) use wireguard::MTU_RANGE as MTU;
 
 /// The version that this code writes and reads. Any change of the file's format increments it.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// The state of this node as far as it concerns attaching pods.
 ///
@@ -28,6 +28,8 @@ pub struct NodeFile {
     pub guard: bool,
     /// The cluster's pod ranges, which the guard must cover.
     pub cluster_cidrs: BTreeSet<IpNetwork>,
+    /// The ranges of services, whose addresses host ports are never taken for.
+    pub service_cidrs: BTreeSet<IpNetwork>,
     /// The links that the guard lets pod addresses pass on.
     pub mesh_links: BTreeSet<LinkName>,
     /// The ranges that pods of this node get addresses from.
@@ -47,6 +49,7 @@ struct Wire {
     reason: Option<String>,
     guard: bool,
     cluster_cidrs: BTreeSet<IpNetwork>,
+    service_cidrs: BTreeSet<IpNetwork>,
     mesh_links: BTreeSet<LinkName>,
     pod_cidrs: Vec<IpNetwork>,
     mesh_addresses: Vec<IpAddr>,
@@ -62,6 +65,7 @@ impl NodeFile {
             reason: self.reason.clone(),
             guard: self.guard,
             cluster_cidrs: self.cluster_cidrs.clone(),
+            service_cidrs: self.service_cidrs.clone(),
             mesh_links: self.mesh_links.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             mesh_addresses: self.mesh_addresses.clone(),
@@ -73,13 +77,24 @@ impl NodeFile {
 
     /// Reads the file's text. `None` for another version, an MTU that can't be, or anything else.
     pub fn parse(text: &str) -> Option<Self> {
-        let Wire { v, ready, reason, guard, cluster_cidrs, mesh_links, pod_cidrs, mesh_addresses, mtu } =
-            serde_json::from_str(text).ok()?;
+        let Wire {
+            v,
+            ready,
+            reason,
+            guard,
+            cluster_cidrs,
+            service_cidrs,
+            mesh_links,
+            pod_cidrs,
+            mesh_addresses,
+            mtu,
+        } = serde_json::from_str(text).ok()?;
         (v == VERSION && MTU.contains(&mtu)).then_some(Self {
             ready,
             reason,
             guard,
             cluster_cidrs,
+            service_cidrs,
             mesh_links,
             pod_cidrs,
             mesh_addresses,
@@ -111,13 +126,14 @@ mod tests {
             reason: Some("no podCIDR".to_owned()),
             guard: true,
             cluster_cidrs: ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()].into(),
+            service_cidrs: ["10.96.0.0/16".parse().unwrap()].into(),
             mesh_links: ["mesh-a".parse().unwrap()].into(),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
             mesh_addresses: vec!["10.244.1.1".parse().unwrap()],
             mtu: 1420,
         };
         assert_eq!(NodeFile::parse(&node.render()), Some(node.clone()));
-        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":2", "\"v\":1")), None);
+        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":3", "\"v\":2")), None);
         let text = node.render();
         let refused = [
             String::new(),

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Node;
 use keyring::audit;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use linux::{Handle, guard};
+use linux::{Handle, guard, host_ports};
 use plan::annotation::names;
 use serde_json::json;
 
@@ -86,6 +86,8 @@ pub(crate) async fn run(config: &Config, scope: Scope) -> Result<Removed, Uninst
     let addresses = cni::forget(Path::new(cni::STATE_DIR)).map_err(UninstallError::Pods)?;
     let mut work = Work::default();
     work.note("the CNI plugin's addresses", Ok(addresses));
+    let ports = host_ports::remove().map_err(|error| Chain(&error).to_string());
+    work.note(format!("nft table inet {}", host_ports::TABLE), ports);
     if scope.annotations {
         work.note("annotations on the Node", remove_annotations(config).await);
     }
@@ -141,7 +143,11 @@ impl Work {
             socket(&config.links.a),
             socket(&config.links.b),
         ];
-        for path in files {
+        // By its contents, so before the plugin.
+        let bin_dir = &config.cni_bin_dir;
+        let loopback =
+            crate::daemon::is_loopback_ours(bin_dir).then(|| bin_dir.join(crate::daemon::LOOPBACK));
+        for path in loopback.into_iter().chain(files) {
             // A crash while the file was replaced leaves a temporary one.
             for path in [file::temporary(&path), path] {
                 self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));

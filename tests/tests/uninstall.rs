@@ -63,9 +63,13 @@ fn nothing_is_left() {
     let installed = node(&mesh);
     assert_ne!(installed.0, before.0);
     assert_eq!(installed.0.matches("meshd accept").count(), 2 * (2 + 2 * 2), "{}", installed.0);
-    for path in
-        ["/run/meshd/meshd.sock", "/etc/cni/net.d/10-meshd.conflist", "/var/lib/meshd/peers.json", TRAIL]
-    {
+    for path in [
+        "/run/meshd/meshd.sock",
+        "/etc/cni/net.d/10-meshd.conflist",
+        "/opt/cni/bin/loopback",
+        "/var/lib/meshd/peers.json",
+        TRAIL,
+    ] {
         assert!(installed.1.contains(path), "{path} in\n{}", installed.1);
     }
 

@@ -6,16 +6,19 @@ use std::path::Path;
 
 use ipnetwork::IpNetwork;
 use linux::guard;
+use linux::host_ports::{Mapping, conntrack};
 use linux::netns::NetworkNamespace;
 use linux::veth::{self, Mac, Pair};
 
+use super::gc::reclaim;
 use crate::attachment::Attachment;
 use crate::conf::Conf;
 use crate::error::CniError;
-use crate::ipam;
 use crate::node_file::NodeFile;
+use crate::ports::{PortRequest, mappings, requests};
 use crate::result::{Attached, render};
 use crate::store::{AttachLock, Store, Stored};
+use crate::{host_ports, ipam};
 
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Result<String, CniError> {
     let node = ready(conf)?;
@@ -24,11 +27,17 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     if netns.is_own()? {
         return Err(CniError::OwnNamespace { path: netns_path.to_owned() });
     }
+    let ports = requests(conf.port_mappings.as_ref())?;
     let mtu = conf.mtu.unwrap_or(node.mtu);
     let host_link = attachment.host_link();
     let (host_mac, pod_mac) = (mac(attachment, "host"), mac(attachment, "pod"));
 
-    let reservation = Reservation::new(conf, attachment, netns_path, &node)?;
+    let reserve = || Reservation::new(conf, attachment, netns_path, &node, &ports);
+    let reservation = match reserve() {
+        // Pods that died without a DEL may have what is missing.
+        Err(CniError::Exhausted { .. } | CniError::PortTaken { .. }) if reclaim(conf)? > 0 => reserve()?,
+        reserved => reserved?,
+    };
     let addresses = reservation.stored.addresses.clone();
     let pod_link = attachment.interface.as_str();
     let pair = Pair { host_link: &host_link, host_mac, pod_link, pod_mac, mtu, addresses: &addresses };
@@ -59,9 +68,10 @@ pub(super) fn ready(conf: &Conf) -> Result<NodeFile, CniError> {
     Ok(node)
 }
 
-/// Addresses and, from some point on, a link. Dropping it releases both, unless it was committed.
+/// Addresses, host ports and, from some point on, a link. Dropping it releases all, unless it was committed.
 struct Reservation<'a> {
     conf: &'a Conf,
+    node: &'a NodeFile,
     stored: Stored,
     committed: bool,
     _lock: AttachLock,
@@ -70,17 +80,39 @@ struct Reservation<'a> {
 impl<'a> Reservation<'a> {
     /// Reserves one address of each family that the node has. What a killed ADD for the same attachment may
     /// have left is removed first.
-    fn new(conf: &'a Conf, attachment: &Attachment, netns: &Path, node: &NodeFile) -> Result<Self, CniError> {
+    fn new(
+        conf: &'a Conf,
+        attachment: &Attachment,
+        netns: &Path,
+        node: &'a NodeFile,
+        ports: &[PortRequest],
+    ) -> Result<Self, CniError> {
         let lock = AttachLock::shared(&conf.state_dir)?;
         // Before the store is locked: removing a link may take a while.
         veth::detach(&attachment.host_link())?;
         let store = Store::open(&conf.state_dir)?;
+        let mut had_ports = false;
         for stored in store.find(attachment)? {
+            had_ports |= stored.has_ports;
             store.release(&stored)?;
         }
         let addresses = choose(&store, node)?;
-        let stored = store.reserve(attachment, netns, &addresses)?;
-        Ok(Self { conf, stored, committed: false, _lock: lock })
+        let mapped = mappings(ports, &addresses)?;
+        if !mapped.is_empty() {
+            refuse_taken(&store, &mapped)?;
+        }
+        let stored = store.reserve(attachment, netns, &addresses, ports)?;
+        let reservation = Self { conf, node, stored, committed: false, _lock: lock };
+        if had_ports || !mapped.is_empty() {
+            // Under the lock: the table is always as the store has it.
+            let outcome = store.mappings().and_then(|all| host_ports::set(all, &node.service_cidrs));
+            // Its own drop needs the lock.
+            drop(store);
+            outcome?;
+            // What stays would delay a client that sent before there was a pod, no more.
+            let _ = conntrack::forget_untranslated(&mapped);
+        }
+        Ok(reservation)
     }
 
     fn commit(mut self) {
@@ -97,10 +129,26 @@ impl Drop for Reservation<'_> {
         // as the link exists its addresses stay reserved.
         if veth::detach(&self.stored.host_link).is_ok()
             && let Ok(store) = Store::open(&self.conf.state_dir)
+            && store.release(&self.stored).is_ok()
+            && self.stored.has_ports
         {
-            let _ = store.release(&self.stored);
+            let _ = store.mappings().and_then(|all| host_ports::set(all, &self.node.service_cidrs));
         }
     }
+}
+
+/// Fails if another pod has one of the ports.
+fn refuse_taken(store: &Store, wanted: &BTreeSet<Mapping>) -> Result<(), CniError> {
+    for stored in store.all()? {
+        for mapping in stored.mappings() {
+            if let Some(taken) = wanted.iter().find(|wanted| wanted.conflicts_with(&mapping)) {
+                let container = stored.contents().map(|contents| contents.container).unwrap_or_default();
+                let (port, protocol) = (taken.host_port, taken.protocol);
+                return Err(CniError::PortTaken { port, protocol, container });
+            }
+        }
+    }
+    Ok(())
 }
 
 fn choose(store: &Store, node: &NodeFile) -> Result<Vec<IpAddr>, CniError> {

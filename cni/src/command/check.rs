@@ -5,21 +5,26 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
+use linux::host_ports::{self, HostPorts};
 use linux::netns::NetworkNamespace;
 use linux::veth::{self, End};
 
 use crate::attachment::Attachment;
 use crate::conf::{Conf, Previous};
 use crate::error::CniError;
+use crate::node_file::NodeFile;
+use crate::ports::{mappings, requests};
 use crate::result::mac_text;
-use crate::store::Store;
+use crate::store::{Store, Stored};
 
 pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<(), CniError> {
     let previous = conf.previous.as_ref().ok_or(CniError::NoPrevious)?;
     let addresses: BTreeSet<IpAddr> = previous.ips.iter().map(|ip| ip.address.ip()).collect();
     // The lock is held for this line only: the rest may take a while.
     let stored = Store::open_existing(&conf.state_dir)?.map(|store| store.find(attachment)).transpose()?;
-    let stored: BTreeSet<IpAddr> = stored.into_iter().flatten().flat_map(|stored| stored.addresses).collect();
+    let files = stored.unwrap_or_default();
+    check_ports(conf, &files)?;
+    let stored: BTreeSet<IpAddr> = files.into_iter().flat_map(|stored| stored.addresses).collect();
     if stored.is_empty() {
         let Attachment { container, interface } = attachment.clone();
         return Err(CniError::NotAttached { container, interface });
@@ -48,6 +53,33 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns: &Path) -> Result<
     let default_route = |ipv4| pod.routes.iter().any(|route| route.prefix() == 0 && route.is_ipv4() == ipv4);
     if stored.iter().any(|address| !default_route(address.is_ipv4())) {
         return mismatch("the pod's default routes", &stored);
+    }
+    Ok(())
+}
+
+/// The ports that the runtime asks for must be those that ADD was asked for, and the node's table must lead them here.
+fn check_ports(conf: &Conf, files: &[Stored]) -> Result<(), CniError> {
+    let wrong = |what, expected: &str| Err(CniError::Mismatch { what, expected: expected.to_owned() });
+    for stored in files {
+        // Another plugin has the ports of a pod that an earlier version attached.
+        if stored.contents().is_none_or(|contents| contents.ports.is_none()) {
+            continue;
+        }
+        if mappings(&requests(conf.port_mappings.as_ref())?, &stored.addresses)? != stored.mappings() {
+            return wrong("the host ports", "those of ADD in runtimeConfig.portMappings");
+        }
+        if stored.has_ports {
+            let node = NodeFile::read(&conf.node_file)?;
+            // Under the lock, so that no other call is between changing the store and setting the table.
+            let Some(store) = Store::open_existing(&conf.state_dir)? else { continue };
+            let ports = HostPorts { mappings: store.mappings()?, services: node.service_cidrs };
+            if !host_ports::is_in_place(&ports)? {
+                return wrong(
+                    "nft table inet meshd-ports",
+                    "the host ports of all pods in it; meshd restores them",
+                );
+            }
+        }
     }
     Ok(())
 }

@@ -14,7 +14,9 @@ use crate::error::CniError;
 pub(crate) fn run(call: &Call) -> Result<String, CniError> {
     match &call.command {
         Command::Add(attachment, netns) => add::run(&call.conf, attachment, netns),
-        Command::Del(attachment) => del::run(&call.conf, attachment).map(|()| String::new()),
+        Command::Del(attachment) => {
+            del::run(&call.conf, attachment, &call.plugin_dirs).map(|()| String::new())
+        }
         Command::Check(attachment, netns) => {
             check::run(&call.conf, attachment, netns).map(|()| String::new())
         }

@@ -1,7 +1,8 @@
 //! Reserved addresses: one file an attachment, whose name alone reserves them.
 //!
-//! A name is `LINK@BOOT@ADDRESS@ADDRESS`, so what is taken is known from a listing, and a file that can't be
-//! read still reserves. Changes are made under a lock; files are written under another name and renamed.
+//! A name is `LINK@BOOT@ADDRESS@ADDRESS`, and ends with `@ports` if host ports lead to the pod. So what is taken is known
+//! from a listing, a file that can't be read still reserves, and files are read for host ports alone, and when the
+//! addresses run out. Changes are made under a lock; files are written under another name and renamed.
 //!
 //! Nothing is forced to disk, which would take as long as all the rest of an ADD. What a killed process wrote
 //! is in the kernel's page cache and stays; what a machine loses when it stops is of no use afterwards, because
@@ -16,18 +17,23 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use linux::POD_LINK_PREFIX;
+use linux::host_ports::Mapping;
+use linux::netns::NetworkNamespace;
+use linux::{POD_LINK_PREFIX, veth};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::attachment::Attachment;
 use crate::error::CniError;
+use crate::ports::{PortRequest, mappings};
 
 /// How long a call waits for a lock: far longer than any call holds one, shorter than runtimes' timeouts.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Between a file's name parts.
 const SEPARATOR: char = '@';
+/// Last part of the name if host ports lead to the pod. Earlier versions, which know addresses alone, pass over it.
+const WITH_PORTS: &str = "ports";
 /// Prefix of the name of a file that is being written.
 const UNFINISHED: &str = ".new-";
 /// The kernel's id of this boot.
@@ -75,15 +81,39 @@ pub(crate) struct Stored {
     pub(crate) host_link: String,
     /// Its addresses.
     pub(crate) addresses: Vec<IpAddr>,
+    /// Whether host ports lead to it.
+    pub(crate) has_ports: bool,
     file: PathBuf,
 }
 
-/// What a file holds beyond its name: for people, the plugin never reads it.
-#[derive(Serialize)]
-struct Contents<'a> {
-    container: &'a str,
-    interface: &'a str,
-    netns: &'a Path,
+/// What a file holds beyond its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Contents {
+    /// The container's id.
+    pub(crate) container: String,
+    /// Name of the interface inside.
+    pub(crate) interface: String,
+    /// Path of the pod's namespace; none if it is not UTF-8.
+    pub(crate) netns: Option<PathBuf>,
+    /// The host ports that lead to the pod; none in a file of a version that left them to another plugin.
+    #[serde(default)]
+    pub(crate) ports: Option<Vec<PortRequest>>,
+}
+
+impl Stored {
+    /// Reads the file. `None` if it is empty, as a disk that was full leaves it, or gone meanwhile.
+    pub(crate) fn contents(&self) -> Option<Contents> {
+        serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()
+    }
+
+    /// The host ports that lead to the pod.
+    pub(crate) fn mappings(&self) -> BTreeSet<Mapping> {
+        if !self.has_ports {
+            return BTreeSet::new();
+        }
+        let requests = self.contents().and_then(|contents| contents.ports).unwrap_or_default();
+        mappings(&requests, &self.addresses).unwrap_or_default()
+    }
 }
 
 impl Store {
@@ -98,12 +128,55 @@ impl Store {
         if attachments(dir).is_dir() { Self::lock(dir, LOCK_TIMEOUT).map(Some) } else { Ok(None) }
     }
 
+    /// The same for one who can't wait for long.
+    pub(crate) fn open_existing_within(dir: &Path, timeout: Duration) -> Result<Option<Self>, CniError> {
+        if attachments(dir).is_dir() { Self::lock(dir, timeout).map(Some) } else { Ok(None) }
+    }
+
     fn lock(dir: &Path, timeout: Duration) -> Result<Self, CniError> {
         let lock = lock(&dir.join("lock"), LockMode::Exclusive, timeout)?;
-        let source = Path::new(BOOT_ID);
-        let boot_id = std::fs::read_to_string(source).map_err(failed("read", source))?;
-        let boot = boot_id.chars().take(BOOT_TAG).collect();
-        Ok(Self { dir: dir.to_owned(), boot, _lock: lock })
+        Ok(Self { dir: dir.to_owned(), boot: boot_tag()?, _lock: lock })
+    }
+
+    /// The host ports of every pod, read without the lock: if a change is under way, they may be those before or after it.
+    /// `None` without a directory.
+    pub(crate) fn mappings_unlocked(dir: &Path) -> Result<Option<BTreeSet<Mapping>>, CniError> {
+        let dir = attachments(dir);
+        if !dir.is_dir() {
+            return Ok(None);
+        }
+        let boot = boot_tag()?;
+        let mut found = BTreeSet::new();
+        for entry in std::fs::read_dir(&dir).map_err(failed("list", &dir))? {
+            let file = entry.map_err(failed("list", &dir))?.path();
+            if let Some((_, stored)) = stored(&file).filter(|(of_boot, _)| *of_boot == boot) {
+                found.extend(stored.mappings());
+            }
+        }
+        Ok(Some(found))
+    }
+
+    /// The host ports of every pod.
+    pub(crate) fn mappings(&self) -> Result<BTreeSet<Mapping>, CniError> {
+        Ok(self.all()?.iter().flat_map(Stored::mappings).collect())
+    }
+
+    /// Attachments whose pod is gone: their link went with the pod's namespace, or the namespace is no longer where ADD was
+    /// given it. No ADD must be under way ([`AttachLock::exclusive`]): its link may not be there yet.
+    pub(crate) fn gone(&self) -> Result<Vec<Stored>, CniError> {
+        let links: BTreeSet<String> = veth::host_links()?.into_iter().collect();
+        let mut gone = Vec::new();
+        for stored in self.all()? {
+            let netns = stored.contents().and_then(|contents| contents.netns);
+            let has_namespace = match &netns {
+                Some(path) if links.contains(&stored.host_link) => NetworkNamespace::is_at(path)?,
+                _ => true,
+            };
+            if !has_namespace || !links.contains(&stored.host_link) {
+                gone.push(stored);
+            }
+        }
+        Ok(gone)
     }
 
     /// Every attachment of this boot that is stored. What another boot or a killed call left is removed.
@@ -118,14 +191,10 @@ impl Store {
                 remove(&file)?;
                 continue;
             }
-            let mut parts = name.split(SEPARATOR);
-            let host_link = parts.next().unwrap_or_default().to_owned();
-            let boot = parts.next();
-            let addresses = parts.filter_map(|text| text.parse().ok()).collect();
-            if boot == Some(self.boot.as_str()) {
-                found.push(Stored { host_link, addresses, file });
-            } else if host_link.starts_with(POD_LINK_PREFIX) {
-                remove(&file)?;
+            match stored(&file) {
+                Some((boot, stored)) if boot == self.boot => found.push(stored),
+                Some((_, stored)) if stored.host_link.starts_with(POD_LINK_PREFIX) => remove(&file)?,
+                _ => {}
             }
         }
         Ok(found)
@@ -153,20 +222,24 @@ impl Store {
         attachment: &Attachment,
         netns: &Path,
         addresses: &[IpAddr],
+        ports: &[PortRequest],
     ) -> Result<Stored, CniError> {
         let host_link = attachment.host_link();
-        let parts = [host_link.clone(), self.boot.clone()].into_iter();
-        let name: Vec<String> = parts.chain(addresses.iter().map(ToString::to_string)).collect();
+        let has_ports = !ports.is_empty();
+        let mut name = vec![host_link.clone(), self.boot.clone()];
+        name.extend(addresses.iter().map(ToString::to_string));
+        name.extend(has_ports.then(|| WITH_PORTS.to_owned()));
         let file = attachments(&self.dir).join(name.join(&SEPARATOR.to_string()));
-        let Attachment { container, interface } = attachment;
-        let contents = Contents { container, interface, netns };
-        // Strings always serialize. For a path that is not UTF-8 the contents, which only people read, are left out.
-        self.write(&file, &serde_json::to_string(&contents).unwrap_or_else(|_| "{}".to_owned()))?;
+        let Attachment { container, interface } = attachment.clone();
+        let netns = netns.to_str().map(PathBuf::from);
+        let contents = Contents { container, interface, netns, ports: Some(ports.to_vec()) };
+        // Strings, numbers and paths that are UTF-8 always serialize.
+        self.write(&file, &serde_json::to_string(&contents).unwrap_or_default())?;
         for address in addresses {
             // Only the order of addresses depends on it, so a full disk here does no harm.
             let _ = self.set_last(*address);
         }
-        Ok(Stored { host_link, addresses: addresses.to_vec(), file })
+        Ok(Stored { host_link, addresses: addresses.to_vec(), has_ports, file })
     }
 
     /// Frees what an attachment has, under the lock. Freeing it twice is no error.
@@ -197,6 +270,23 @@ impl Store {
             CniError::Io { operation: "write", path: path.to_owned(), source }
         })
     }
+}
+
+/// The beginning of the kernel's boot id.
+fn boot_tag() -> Result<String, CniError> {
+    let source = Path::new(BOOT_ID);
+    let boot_id = std::fs::read_to_string(source).map_err(failed("read", source))?;
+    Ok(boot_id.chars().take(BOOT_TAG).collect())
+}
+
+/// What the name of a file says, with the boot that it is of. `None` for a name that no attachment has.
+fn stored(file: &Path) -> Option<(String, Stored)> {
+    let name = file.file_name()?.to_str()?;
+    let mut parts = name.split(SEPARATOR);
+    let (host_link, boot) = (parts.next()?.to_owned(), parts.next()?.to_owned());
+    let has_ports = parts.clone().next_back() == Some(WITH_PORTS);
+    let addresses = parts.filter_map(|text| text.parse().ok()).collect();
+    Some((boot, Stored { host_link, addresses, has_ports, file: file.to_owned() }))
 }
 
 fn attachments(dir: &Path) -> PathBuf {
@@ -255,8 +345,11 @@ pub(crate) fn forget(dir: &Path) -> Result<bool, CniError> {
     if attached > 0 {
         return Err(CniError::Attached { count: attached });
     }
-    std::fs::remove_dir_all(dir).map_err(failed("remove", dir))?;
-    Ok(true)
+    match std::fs::remove_dir_all(dir) {
+        // A mount point, as in the daemon's pod; it is empty then.
+        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => Ok(true),
+        removed => removed.map(|()| true).map_err(failed("remove", dir)),
+    }
 }
 
 fn remove(path: &Path) -> Result<(), CniError> {

@@ -9,7 +9,7 @@ fn addresses() -> Vec<IpAddr> {
 }
 
 fn reserve(store: &Store, container: &str) -> Stored {
-    store.reserve(&attachment(container), Path::new("/run/netns/x"), &addresses()).unwrap()
+    store.reserve(&attachment(container), Path::new("/run/netns/x"), &addresses(), &[]).unwrap()
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn the_file_names_its_container() {
     let dir = tempfile::tempdir().unwrap();
     let stored = reserve(&Store::open(dir.path()).unwrap(), "c1");
     let text = std::fs::read_to_string(&stored.file).unwrap();
-    assert_eq!(text, r#"{"container":"c1","interface":"eth0","netns":"/run/netns/x"}"#);
+    assert_eq!(text, r#"{"container":"c1","interface":"eth0","netns":"/run/netns/x","ports":[]}"#);
 }
 
 #[test]

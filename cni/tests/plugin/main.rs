@@ -11,4 +11,7 @@ mod check;
 mod crash;
 mod del;
 mod errors;
+mod gone;
+mod loopback;
 mod node;
+mod ports;

@@ -16,6 +16,11 @@ use tempfile::TempDir;
 /// MTU that the nodes' files name.
 pub(crate) const MTU: u32 = 1400;
 
+/// Addresses of a node on its network.
+pub(crate) const NODE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+/// Addresses of the host beside it.
+pub(crate) const OUTSIDE: [&str; 2] = ["192.0.2.2", "2001:db8::2"];
+
 /// A process that keeps namespaces alive; it ends with this value, and with the thread that started it.
 struct Holder(Child);
 
@@ -126,11 +131,24 @@ impl Call<'_> {
         outcome(self.start_with(input))
     }
 
+    /// Runs the plugin under another name.
+    pub(crate) fn run_as(&self, name: &str) -> Outcome {
+        let path = self.node.directory.path().join(name);
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_mesh-cni"), &path).unwrap();
+        let outcome = outcome(self.start_binary(&path, self.conf.to_string().as_bytes()));
+        std::fs::remove_file(path).unwrap();
+        outcome
+    }
+
     fn start_with(&self, input: &[u8]) -> Child {
+        self.start_binary(Path::new(env!("CARGO_BIN_EXE_mesh-cni")), input)
+    }
+
+    fn start_binary(&self, binary: &Path, input: &[u8]) -> Child {
         let mut child = self
             .node
             .holder
-            .command(env!("CARGO_BIN_EXE_mesh-cni"), true)
+            .command(binary, true)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .envs(self.env.iter().cloned())
@@ -173,6 +191,7 @@ impl Node {
             reason: None,
             guard: true,
             cluster_cidrs: ["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()].into(),
+            service_cidrs: ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()].into(),
             mesh_links: ["mesh-a".parse().unwrap(), "mesh-b".parse().unwrap()].into(),
             pod_cidrs,
             mesh_addresses,
@@ -229,6 +248,28 @@ impl Node {
     /// Path of the node's own network namespace.
     pub(crate) fn netns(&self) -> PathBuf {
         self.holder.netns()
+    }
+
+    /// A host beside the node, at [`OUTSIDE`]; the node has [`NODE`].
+    pub(crate) fn neighbour(&self) -> Pod {
+        let outside = Pod::new("outside");
+        let process = outside.holder.0.id();
+        self.sh(&format!(
+            "ip link add eth0 type veth peer name eth0 netns {process} && ip link set eth0 up
+             ip address add {}/24 dev eth0 && ip address add {}/64 dev eth0 nodad",
+            NODE[0], NODE[1]
+        ));
+        outside.sh(&format!(
+            "ip link set lo up && ip link set eth0 up
+             ip address add {}/24 dev eth0 && ip address add {}/64 dev eth0 nodad",
+            OUTSIDE[0], OUTSIDE[1]
+        ));
+        outside
+    }
+
+    /// Runs something in the node's network namespace.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        NetworkNamespace::open(&self.netns()).unwrap().run(work).unwrap()
     }
 
     /// A call for a container called `container`.
@@ -328,6 +369,11 @@ impl Pod {
     /// Runs a shell line that must succeed; returns what it printed.
     pub(crate) fn sh(&self, line: &str) -> String {
         succeed(self.holder.command("sh", false).args(["-ec", line]), line)
+    }
+
+    /// Runs something in the pod's network namespace.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        NetworkNamespace::open(&self.netns()).unwrap().run(work).unwrap()
     }
 
     /// What `ip -j` prints.

@@ -15,6 +15,8 @@ pub enum Subject {
     Guard,
     /// Other programs' filters.
     Filters,
+    /// The table of host ports.
+    HostPorts,
     /// A link.
     Link(LinkName),
     /// All links.
@@ -33,6 +35,8 @@ pub enum Subject {
     Rules,
     /// A veth pair.
     Veth(String),
+    /// Connections that the kernel tracks.
+    Connections,
     /// Changes in the kernel.
     Changes,
 }
@@ -42,6 +46,7 @@ impl fmt::Display for Subject {
         match self {
             Self::Guard => f.write_str("table inet meshd"),
             Self::Filters => f.write_str("chains of iptables and nftables"),
+            Self::HostPorts => f.write_str("table inet meshd-ports"),
             Self::Link(link) => write!(f, "link {link}"),
             Self::Links => f.write_str("links"),
             Self::Address(link, address) => write!(f, "address {address} on {link}"),
@@ -51,6 +56,7 @@ impl fmt::Display for Subject {
             Self::Rule(rule) => write!(f, "rule {rule}"),
             Self::Rules => f.write_str("rules"),
             Self::Veth(name) => write!(f, "veth {name}"),
+            Self::Connections => f.write_str("tracked connections"),
             Self::Changes => f.write_str("changes of links, addresses, routes, rules and nft tables"),
         }
     }

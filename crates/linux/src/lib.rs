@@ -1,4 +1,5 @@
-//! The Linux side of a mesh node: links, addresses, routes, rules, the guard, settings, namespaces.
+//! The Linux side of a mesh node: links, addresses, routes, rules, the guard, host ports, settings,
+//! namespaces.
 //!
 //! Each call is one exchange with the kernel and keeps no state. What the node's network should be is decided in
 //! `plan`, whose types are used as they are.
@@ -9,11 +10,13 @@ mod error;
 mod facts;
 pub mod guard;
 mod handle;
+pub mod host_ports;
 mod link;
 mod message;
 mod monitor;
 pub mod napi;
 pub mod netns;
+mod nft;
 mod route;
 mod rule;
 mod socket;

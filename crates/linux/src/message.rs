@@ -7,7 +7,7 @@ use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
@@ -26,6 +26,14 @@ pub(crate) fn link_up(index: u32) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    message
+}
+
+/// Sets a link down.
+pub(crate) fn link_down(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
     message.header.change_mask = LinkFlags::Up;
     message
 }
@@ -100,6 +108,17 @@ pub(crate) fn neighbour(index: u32, address: IpAddr, mac: [u8; 6]) -> NeighbourM
         NeighbourAttribute::Destination(destination),
         NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
     ];
+    message
+}
+
+/// An address that the link answers ARP requests for although it is not the node's.
+pub(crate) fn proxy_neighbour(index: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.flags = NeighbourFlags::Proxy;
+    message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(address))];
     message
 }
 

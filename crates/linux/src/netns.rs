@@ -30,6 +30,22 @@ impl NetworkNamespace {
         Ok(Self { file, path: path.to_owned() })
     }
 
+    /// Whether there is a namespace at a path. A file of another kind is the mount point of one that is gone.
+    pub fn is_at(path: &Path) -> Result<bool, HostError> {
+        match Self::open(path) {
+            Ok(_) => Ok(true),
+            Err(HostError::Namespace { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether this is the namespace that the calling thread is in.
     pub fn is_own(&self) -> Result<bool, HostError> {
         let own = Self::open(Path::new("/proc/thread-self/ns/net"))?;

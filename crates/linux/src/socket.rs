@@ -1,6 +1,6 @@
 //! rtnetlink without a runtime, for programs that live for milliseconds.
 
-use netlink::{Message, NetlinkError, Protocol, Socket};
+use netlink::{Message, NetlinkError, Protocol, Socket, Step};
 use netlink_packet_core::{NetlinkDeserializable as _, NetlinkHeader};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -36,6 +36,18 @@ impl RouteSocket {
     ) -> Result<(), HostError> {
         let done = self.0.request(request, flags);
         done.map_err(|source| HostError::netlink(operation, subject.clone(), source))
+    }
+
+    /// Performs requests in one exchange, and waits until the kernel has done all.
+    pub(crate) fn perform_all(
+        &mut self,
+        operation: &'static str,
+        subject: &Subject,
+        requests: impl IntoIterator<Item = RouteNetlinkMessage>,
+        flags: u16,
+    ) -> Result<(), HostError> {
+        let steps: Vec<_> = requests.into_iter().map(|request| Step { request, flags }).collect();
+        self.0.requests(&steps).map_err(|source| HostError::netlink(operation, subject.clone(), source))
     }
 
     /// Asks for everything of one kind.

@@ -3,7 +3,7 @@
 //! Both ends are created by one message, the pod's end directly in its namespace: moving a link between namespaces
 //! waits for a grace period of the kernel, which is longer than all the rest. Neighbour entries are permanent on
 //! both ends, so the first packet does not wait for ARP or neighbour discovery, and no other host can answer in
-//! the other's name.
+//! the other's name. A guest behind a bridge in the pod has no such entry: the node's end answers it for the gateway.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -29,13 +29,17 @@ use crate::socket::RouteSocket;
 use crate::{message, sysctl};
 
 /// The gateway that every pod has for IPv4. No interface has the address: the pod's neighbour entry leads to the
-/// node's end of the pair.
+/// node's end of the pair, which answers ARP requests for it as long as the node forwards and has a default route
+/// (`arp_process` in `net/ipv4/arp.c`).
 pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
-/// The same for IPv6.
+/// The same for IPv6: a link-local address, which the node's end of each pair has.
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// How long the node's end may take to get its carrier.
 const CARRIER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the pod's end may take to accept packets for its IPv6 address, and how often it is asked.
+const OWN_ROUTE_TIMEOUT: Duration = Duration::from_secs(2);
+const OWN_ROUTE_POLL: Duration = Duration::from_micros(100);
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -84,6 +88,11 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
     let index = required_index_of(pair.host_link, &subject)?;
     if pair.addresses.iter().any(IpAddr::is_ipv4) {
         sysctl::write(&format!("net/ipv4/conf/{}/rp_filter", pair.host_link), "1")?;
+        // Answers in another's name are put off by up to 0.8 s, so that their owner's come first; here there is none.
+        sysctl::write(&format!("net/ipv4/neigh/{}/proxy_delay", pair.host_link), "0")?;
+    }
+    if pair.addresses.iter().any(IpAddr::is_ipv6) {
+        enable_ipv6(pair.host_link)?;
     }
     let accept_ra = format!("net/ipv6/conf/{}/accept_ra", pair.host_link);
     if sysctl::read(&accept_ra)?.is_some() {
@@ -91,10 +100,14 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
         // node's default router.
         sysctl::write(&accept_ra, "0")?;
     }
-    for address in pair.addresses {
-        host.perform("set a neighbour of", &subject, &neighbour(index, *address, pair.pod_mac), SET)?;
-        host.perform("set a route of", &subject, &route_to_pod(index, *address), SET)?;
-    }
+    let requests = pair.addresses.iter().flat_map(|address| {
+        [
+            neighbour(index, *address, pair.pod_mac),
+            route_to_pod(index, *address),
+            answer_for_gateway(index, *address),
+        ]
+    });
+    host.perform_all("set neighbours and routes of", &subject, requests, SET)?;
     wait_for_carrier(&mut host, pair.host_link, &subject)
 }
 
@@ -127,6 +140,15 @@ pub fn detach(host_link: &str) -> Result<bool, HostError> {
         Err(error) if error.is_missing() => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Sets `lo` up or down, in the network namespace of the calling thread.
+pub fn set_loopback(up: bool) -> Result<(), HostError> {
+    let subject = Subject::Veth("lo".to_owned());
+    let index = required_index_of("lo", &subject)?;
+    let (operation, message) =
+        if up { ("set up", message::link_up(index)) } else { ("set down", message::link_down(index)) };
+    RouteSocket::open()?.perform(operation, &subject, &RouteNetlinkMessage::SetLink(message), 0)
 }
 
 /// Reads one end, in the network namespace of the calling thread. `None` if there is no such link.
@@ -186,12 +208,7 @@ const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 /// What is done in the pod's namespace.
 fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
     if pair.addresses.iter().any(IpAddr::is_ipv6) {
-        // Some runtimes turn IPv6 off in new namespaces; the pod gets an address, so it needs it. Where it is
-        // on, it is not written: a writer retries for the RTNL lock again and again.
-        let disabled = format!("net/ipv6/conf/{}/disable_ipv6", pair.pod_link);
-        if sysctl::read(&disabled)?.as_deref() != Some("0") {
-            sysctl::write(&disabled, "0")?;
-        }
+        enable_ipv6(pair.pod_link)?;
     }
     let mut pod = RouteSocket::open()?;
     let lo = required_index_of("lo", subject)?;
@@ -203,7 +220,34 @@ fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
         pod.perform("set the gateway of", subject, &neighbour(index, gateway(*address), pair.host_mac), SET)?;
         pod.perform("set the default route of", subject, &default_route(index, *address), SET)?;
     }
+    pair.addresses
+        .iter()
+        .filter(|address| address.is_ipv6())
+        .try_for_each(|address| wait_for_own_route(&mut pod, *address, subject))
+}
+
+/// Waits until packets for the pod's IPv6 address are its own: the kernel makes that route in a worker (`addrconf_dad_work`
+/// in `net/ipv6/addrconf.c`), and until then drops them. A pod can do without its first packets, so this gives up.
+fn wait_for_own_route(pod: &mut RouteSocket, address: IpAddr, subject: &Subject) -> Result<(), HostError> {
+    let give_up = Instant::now() + OWN_ROUTE_TIMEOUT;
+    let request = RouteNetlinkMessage::GetRoute(message::host_route(address, RouteProtocol::Unspec));
+    while Instant::now() < give_up {
+        let found = pod.find("read a route of", subject, &request)?;
+        if matches!(&found, Some(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local)
+        {
+            break;
+        }
+        std::thread::sleep(OWN_ROUTE_POLL);
+    }
     Ok(())
+}
+
+/// Turns IPv6 on for a link: some runtimes turn it off in new namespaces, and some administrators on the node, but the pod
+/// gets an address, so both ends need it. Where it is on, it is not written: a writer retries for the RTNL lock again and
+/// again.
+fn enable_ipv6(link: &str) -> Result<(), HostError> {
+    let disabled = format!("net/ipv6/conf/{link}/disable_ipv6");
+    if sysctl::read(&disabled)?.as_deref() == Some("0") { Ok(()) } else { sysctl::write(&disabled, "0") }
 }
 
 /// The gateway of the same family.
@@ -261,6 +305,15 @@ fn own_address(index: u32, address: IpAddr) -> RouteNetlinkMessage {
 
 fn neighbour(index: u32, address: IpAddr, mac: Mac) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewNeighbour(message::neighbour(index, address, mac))
+}
+
+/// Lets the node's end answer for the gateway of the address's family, whoever asks. An IPv4 address on the link would be
+/// the node's, and be answered for on every other link as well; a link-local one of IPv6 is not.
+fn answer_for_gateway(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+    match address {
+        IpAddr::V4(_) => RouteNetlinkMessage::NewNeighbour(message::proxy_neighbour(index, GATEWAY_V4)),
+        IpAddr::V6(_) => own_address(index, GATEWAY_V6.into()),
+    }
 }
 
 /// The route to the pod. It has no preferred source: the kernel removes routes whose source is removed, and a

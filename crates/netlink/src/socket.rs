@@ -70,6 +70,21 @@ impl<P: Protocol> Socket<P> {
         self.run(request, NLM_F_ACK | flags, |_| Ok(()))
     }
 
+    /// Performs requests that are sent in one datagram, each whatever becomes of the others, and waits until the kernel
+    /// has done all. Fails with the first refusal.
+    pub fn requests(&mut self, steps: &[Step<P::Request>]) -> Result<(), NetlinkError> {
+        let count = u32::try_from(steps.len()).unwrap_or(u32::MAX);
+        // Numbered as the steps of a transaction are, after its beginning.
+        let first = self.exchange.next_sequence(count);
+        let length = steps.iter().map(|step| frame::encoded_len(&step.request)).sum();
+        let mut buffer = Buffer { bytes: Vec::with_capacity(length), secret: P::SECRET };
+        for (number, step) in (1..).zip(steps) {
+            let sequence = first.wrapping_add(number);
+            frame::append(&mut buffer.bytes, &step.request, step.flags | NLM_F_ACK, sequence);
+        }
+        self.exchange.run_transaction(&buffer.bytes, first, count)
+    }
+
     /// Asks for one thing; `take` gets each message of the answer.
     pub fn get<E: From<NetlinkError>>(
         &mut self,

@@ -17,6 +17,7 @@ use crate::file::{self, FileError};
 /// Name of the configuration in the runtime's directory; runtimes take the first by name.
 pub(crate) const CONFLIST: &str = "10-meshd.conflist";
 pub(crate) use cni::conflist::PLUGIN;
+pub(crate) use cni::loopback::PLUGIN as LOOPBACK;
 /// Name of the node file in the run directory.
 pub(crate) const NODE_FILE: &str = "node.json";
 
@@ -66,6 +67,12 @@ impl ChainedPlugins {
     pub(super) fn are_probed(&self, bin_dir: &Path) -> bool {
         let probed = self.probed.iter().map(|(plugin, support)| (*plugin, support.stamp));
         probed.eq(installed(bin_dir))
+    }
+
+    /// The plugins because of which 1.1.0 is not offered.
+    pub(super) fn limited_by(&self) -> Vec<String> {
+        let limiting = self.probed.iter().filter(|(_, support)| !support.supports);
+        limiting.map(|(plugin, _)| plugin.name().to_owned()).collect()
     }
 
     /// Whether the list is out of date.
@@ -169,14 +176,19 @@ pub(super) fn are_there(config: &Config) -> bool {
     plugin.is_some()
         && len(&config.cni_bin_dir.join(PLUGIN)) == plugin
         && len(&config.cni_conf_dir.join(CONFLIST)).is_some_and(|len| len > 0)
+        && config.cni_bin_dir.join(LOOPBACK).symlink_metadata().is_ok()
 }
 
-/// Installs the plugin, then the configuration that names it: in this order a runtime that sees the
-/// configuration finds the plugin.
+/// Installs the plugin, and `loopback` where there is none, then the configuration that names the plugin: in this order a
+/// runtime that sees the configuration finds both.
 pub(super) fn install(config: &Config, chained: &mut ChainedPlugins) -> Result<bool, CniFilesError> {
     let source = plugin_source().map_err(|source| CniFilesError::Find { source })?;
-    let target = config.cni_bin_dir.join(PLUGIN);
-    let copied = copy(&source, &target)?;
+    // The plugin last: what is the same as the one that is installed is known to be ours.
+    let mut copied = false;
+    if is_loopback_ours(&config.cni_bin_dir) {
+        copied |= copy(&source, &config.cni_bin_dir.join(LOOPBACK))?;
+    }
+    copied |= copy(&source, &config.cni_bin_dir.join(PLUGIN))?;
     let text = list(config.run_dir.join(NODE_FILE), chained);
     let written = file::replace(&config.cni_conf_dir.join(CONFLIST), text.as_bytes(), 0o644)?;
     chained.changed = false;
@@ -190,6 +202,23 @@ fn list(node_file: PathBuf, chained: &ChainedPlugins) -> String {
         chained_support_1_1_0: chained.probed.values().all(|support| support.supports),
         ..cni::conflist::Options::default()
     })
+}
+
+/// Whether the name `loopback` is free, or leads to a plugin of ours. One of the node's stays, and so does a link to one,
+/// even if it leads to where this process can't see.
+pub(crate) fn is_loopback_ours(bin_dir: &Path) -> bool {
+    let loopback = bin_dir.join(LOOPBACK);
+    let len = match loopback.symlink_metadata() {
+        Ok(found) if found.is_file() => found.len(),
+        Ok(_) => return false,
+        Err(error) => return error.kind() == io::ErrorKind::NotFound,
+    };
+    let ours = [Some(bin_dir.join(PLUGIN)), plugin_source().ok()].into_iter().flatten();
+    let same = |path: PathBuf| {
+        std::fs::metadata(&path).is_ok_and(|found| found.len() == len)
+            && matches!((std::fs::read(&path), std::fs::read(&loopback)), (Ok(one), Ok(other)) if one == other)
+    };
+    ours.into_iter().any(same)
 }
 
 /// The plugin is beside the daemon's own binary, in the image as in a build.
@@ -274,7 +303,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut chained = ChainedPlugins::default();
         assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0", "1.1.0"], "without chained plugins");
-        install(dir.path(), "portmap", NEW);
         for (script, versions, timeout) in [
             (NEW, &["0.4.0", "1.0.0", "1.1.0"][..], LONG),
             (OLD, &["0.4.0", "1.0.0"], LONG),
@@ -288,14 +316,16 @@ mod tests {
             assert!(started.elapsed() < LONG, "{script}");
             assert!(chained.are_probed(dir.path()) && chained.have_changed(), "{script}");
             let (plugins, offered) = rendered(&chained);
-            assert_eq!(plugins, ["mesh-cni", "portmap", "bandwidth"]);
+            assert_eq!(plugins, ["mesh-cni", "bandwidth"]);
             assert_eq!(offered, versions, "{script}");
+            let limited = versions.len() == 2;
+            assert_eq!(chained.limited_by(), if limited { vec!["bandwidth"] } else { Vec::new() });
         }
         std::fs::remove_file(dir.path().join("bandwidth")).unwrap();
         assert!(!chained.are_probed(dir.path()));
         assert_eq!(probe(&mut chained, dir.path(), LONG, 0).await, 0);
         assert!(chained.are_probed(dir.path()));
-        assert_eq!(rendered(&chained).0, ["mesh-cni", "portmap"]);
+        assert_eq!(rendered(&chained).0, ["mesh-cni"]);
         assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0", "1.1.0"]);
     }
 
@@ -304,7 +334,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let slow = dir.path().join("slow");
         std::fs::write(&slow, "").unwrap();
-        install(dir.path(), "portmap", &format!("[ -e {} ] && sleep 3600; {NEW}", slow.display()));
+        install(dir.path(), "bandwidth", &format!("[ -e {} ] && sleep 3600; {NEW}", slow.display()));
         let mut chained = ChainedPlugins::default();
         assert_eq!(probe(&mut chained, dir.path(), Duration::from_millis(500), 0).await, 1);
         assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0"]);
@@ -315,18 +345,43 @@ mod tests {
         assert_eq!(probe(&mut chained, dir.path(), LONG, 2 * PROBE_RETRY.as_secs()).await, 0);
     }
 
+    #[test]
+    fn a_loopback_of_the_node_s_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let loopback = dir.path().join(LOOPBACK);
+        assert!(is_loopback_ours(dir.path()), "there is none");
+        std::fs::write(dir.path().join(PLUGIN), "ours").unwrap();
+        std::fs::write(&loopback, "ours").unwrap();
+        assert!(is_loopback_ours(dir.path()));
+        std::fs::write(&loopback, "them").unwrap();
+        assert!(!is_loopback_ours(dir.path()));
+        std::fs::remove_file(&loopback).unwrap();
+        std::os::unix::fs::symlink("/nowhere/in/this/container", &loopback).unwrap();
+        assert!(!is_loopback_ours(dir.path()), "a link that the runtime may be able to follow");
+    }
+
+    #[tokio::test]
+    async fn portmap_is_not_chained() {
+        let dir = tempfile::tempdir().unwrap();
+        install(dir.path(), "portmap", OLD);
+        let mut chained = ChainedPlugins::default();
+        assert_eq!(probe(&mut chained, dir.path(), LONG, 0).await, 0);
+        assert_eq!(rendered(&chained).0, ["mesh-cni"]);
+        assert_eq!(rendered(&chained).1, ["0.4.0", "1.0.0", "1.1.0"]);
+    }
+
     #[tokio::test]
     async fn a_binary_is_probed_once() {
         let dir = tempfile::tempdir().unwrap();
         let calls = dir.path().join("calls");
         let count = || std::fs::read_to_string(&calls).unwrap().lines().count();
         let script = format!("echo >>{}; {NEW}", calls.display());
-        install(dir.path(), "portmap", &script);
+        install(dir.path(), "bandwidth", &script);
         let mut chained = ChainedPlugins::default();
         probe(&mut chained, dir.path(), LONG, 0).await;
         probe(&mut chained, dir.path(), LONG, 0).await;
         assert_eq!(count(), 1);
-        install(dir.path(), "portmap", &format!("{script} # another binary"));
+        install(dir.path(), "bandwidth", &format!("{script} # another binary"));
         probe(&mut chained, dir.path(), LONG, 0).await;
         assert_eq!(count(), 2);
     }

@@ -46,7 +46,7 @@ use crate::device;
 use crate::http;
 use crate::status::Status;
 
-pub(crate) use cni_files::{CONFLIST, NODE_FILE, PLUGIN};
+pub(crate) use cni_files::{CONFLIST, LOOPBACK, NODE_FILE, PLUGIN, is_loopback_ours};
 pub(crate) use keys::KeysError;
 use reconcile::{Answer, Outputs, Reconciler};
 pub(crate) use relay_file::FILE as RELAY_FILE;

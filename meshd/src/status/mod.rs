@@ -53,6 +53,9 @@ pub struct Status {
     pub api: ApiStatus,
     /// The control channel inside the tunnel.
     pub control: ControlStatus,
+    /// Chained plugins because of which CNI 1.1.0 is not offered to the runtime.
+    #[serde(default)]
+    pub cni_limited_by: Vec<String>,
     /// Other nodes in the mesh.
     pub peers: Vec<PeerStatus>,
     /// Nodes that have not published keys yet.

@@ -191,6 +191,13 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     for found in &status.findings {
         writeln!(text, "\nhost      {} [{}]\n          fix: {}", found.sentence, found.code, found.fix)?;
     }
+    if !status.cni_limited_by.is_empty() {
+        writeln!(
+            text,
+            "\nCNI 1.1.0 is not offered, so the runtime calls neither GC nor STATUS: {} supports 1.0.0 at most: update it",
+            status.cni_limited_by.join(", ")
+        )?;
+    }
     for protection in &status.missing_protections {
         writeln!(text, "\n{protection}")?;
     }

@@ -92,6 +92,7 @@ fn no_other_part_of_the_host_is_mounted() {
         "/opt/cni/bin",
         "/proc/sys/net",
         "/run/meshd",
+        "/var/lib/cni/meshd",
         "/var/lib/meshd",
         "/var/run/wireguard",
     ];

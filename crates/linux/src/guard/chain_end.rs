@@ -2,9 +2,9 @@
 
 use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage};
 
-use super::found_rules::{self, FoundExpression, FoundRule, attributes, text};
-use super::wire::{self, Family};
 use crate::error::{HostError, Subject};
+use crate::nft::found_rules::{self, FoundExpression, FoundRule, attributes, text};
+use crate::nft::wire::{self, Family};
 
 /// A chain's policy that drops (`NF_DROP` in `include/uapi/linux/netfilter.h`).
 pub(super) const DROPS: u32 = 0;

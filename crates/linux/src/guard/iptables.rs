@@ -14,12 +14,12 @@ use netlink_packet_netfilter::nftables::{
 use plan::network::Accepts;
 
 use super::chain_end::{DROPS, End, chain_rules, end};
-use super::expression::{self, Direction, Expression, Side};
-use super::found_rules::FoundRule;
-use super::wire::{self, Change, Family};
-use super::{comment_data, compare};
 use crate::POD_LINK_PREFIX;
 use crate::error::{HostError, Subject};
+use crate::nft::expression::{self, Direction, Expression, Side};
+use crate::nft::found_rules::FoundRule;
+use crate::nft::wire::{self, Change, Family};
+use crate::nft::{comment_data, compare};
 
 /// The table in which iptables keeps both chains.
 const TABLE: &str = "filter";

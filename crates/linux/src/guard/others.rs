@@ -5,9 +5,9 @@ use plan::host::{DroppingChain, FilterHook};
 
 use super::TABLE;
 use super::chain_end::{DROPS, End, chain_rules, end};
-use super::found_rules::{attributes, text};
-use super::wire::{self, Family};
 use crate::error::{HostError, Subject};
+use crate::nft::found_rules::{attributes, text};
+use crate::nft::wire::{self, Family};
 
 /// Length of `nfgenmsg`, which precedes the attributes; its first byte is the family.
 const HEADER: usize = 4;

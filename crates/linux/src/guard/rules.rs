@@ -1,20 +1,18 @@
 //! The guard's chains as a value: which packets with a pod address may pass where.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv6Network};
-use netlink_packet_core::Emitable as _;
 use netlink_packet_netfilter::nftables::InetHookNumber;
 use plan::network::{Guard, LinkName};
-use sha2::{Digest as _, Sha256};
 
-use super::expression::{
-    Direction, Expression, Side, accept, address_in, address_in_set, count, discard, link_begins, link_is,
-    masquerade, source_not_routed_back,
-};
 use crate::POD_LINK_PREFIX;
+use crate::nft::expression::{
+    Direction, Expression, Side, accept, address_in, address_in_set, count, discard, key, link_begins,
+    link_is, masquerade, source_not_routed_back,
+};
+use crate::nft::{Chain, DataType, Rule, SOURCE_NAT, Set, TYPE_IPV4, TYPE_IPV6};
 
 /// Set of IPv4 addresses of the mesh's nodes.
 const NODES_V4: &str = "nodes4";
@@ -34,33 +32,8 @@ const RAW: i32 = -300;
 /// Just before source NAT, which hides the pod's address, and after any DNAT, kube-proxy's in either mode (IPVS has no
 /// forward hook).
 const BEFORE_SOURCE_NAT: i32 = SOURCE_NAT - 1;
-/// Source NAT.
-const SOURCE_NAT: i32 = 100;
 /// Egress, after source NAT: again the addresses on the wire.
 const LAST: i32 = 300;
-
-/// A set of addresses that rules look up.
-pub(super) struct NamedSet {
-    pub(super) name: &'static str,
-    pub(super) ipv4: bool,
-    pub(super) members: BTreeSet<IpAddr>,
-}
-
-/// A base chain; its policy accepts what no rule drops.
-pub(super) struct Chain {
-    pub(super) name: &'static str,
-    pub(super) kind: &'static str,
-    pub(super) hook: InetHookNumber,
-    pub(super) priority: i32,
-    pub(super) rules: Vec<Rule>,
-}
-
-/// One rule.
-pub(super) struct Rule {
-    /// What the rule is for; rules that drop are counted under it.
-    pub(super) purpose: Purpose,
-    pub(super) expressions: Vec<Expression>,
-}
 
 /// What a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,25 +62,6 @@ impl Purpose {
             Self::Closed => "closed",
             Self::Masquerade => "masquerade",
         }
-    }
-}
-
-impl Rule {
-    fn new(purpose: Purpose, parts: impl IntoIterator<Item = Vec<Expression>>) -> Self {
-        Self { purpose, expressions: parts.into_iter().flatten().collect() }
-    }
-
-    /// A comment that only this rule has, for people who list the table and for counting. It is no proof:
-    /// someone who edits a listing and loads it again keeps it.
-    pub(super) fn comment(&self) -> String {
-        let mut bytes = vec![0; self.expressions.as_slice().buffer_len()];
-        self.expressions.as_slice().emit(&mut bytes);
-        let mut text = format!("meshd {} ", self.purpose.as_str());
-        for byte in &Sha256::digest(&bytes)[..12] {
-            // Writing into a String can't fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        text
     }
 }
 
@@ -152,13 +106,22 @@ pub(super) fn filters(guard: &Guard) -> Vec<Chain> {
 }
 
 /// The sets of a guard: the node addresses among the destinations that are not masqueraded, and the closed ones.
-pub(super) fn sets(guard: &Guard) -> [NamedSet; 4] {
+pub(super) fn sets(guard: &Guard) -> [Set; 4] {
     let hosts = guard.no_masquerade.iter().filter(|prefix| is_host(**prefix));
     let nodes: BTreeSet<IpAddr> = hosts.map(IpNetwork::network).collect();
-    let set = |name, ipv4, members: &BTreeSet<IpAddr>| NamedSet {
+    let set = |name, ipv4, members: &BTreeSet<IpAddr>| Set {
         name,
-        ipv4,
-        members: members.iter().filter(|address| address.is_ipv4() == ipv4).copied().collect(),
+        key: if ipv4 {
+            DataType { number: TYPE_IPV4, len: 4 }
+        } else {
+            DataType { number: TYPE_IPV6, len: 16 }
+        },
+        data: None,
+        members: members
+            .iter()
+            .filter(|address| address.is_ipv4() == ipv4)
+            .map(|address| (key(*address), Vec::new()))
+            .collect(),
     };
     [
         set(NODES_V4, true, &nodes),
@@ -166,6 +129,10 @@ pub(super) fn sets(guard: &Guard) -> [NamedSet; 4] {
         set(CLOSED_V4, true, &guard.closed),
         set(CLOSED_V6, false, &guard.closed),
     ]
+}
+
+fn rule(purpose: Purpose, parts: impl IntoIterator<Item = Vec<Expression>>) -> Rule {
+    Rule::new(purpose.as_str(), parts)
 }
 
 fn ingress(guard: &Guard) -> Vec<Rule> {
@@ -185,7 +152,7 @@ fn ingress(guard: &Guard) -> Vec<Rule> {
 
 fn egress(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
-    rules.push(Rule::new(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
+    rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     rules.extend(drops(guard, Purpose::Out));
     rules
 }
@@ -197,23 +164,23 @@ fn closing(guard: &Guard) -> Vec<Rule> {
         let set = if prefix.is_ipv4() { CLOSED_V4 } else { CLOSED_V6 };
         let conditions =
             [address_in(Side::Source, *prefix), address_in_set(Side::Destination, prefix.is_ipv4(), set)];
-        rules.push(Rule::new(Purpose::Closed, conditions.into_iter().chain([vec![count(), discard()]])));
+        rules.push(rule(Purpose::Closed, conditions.into_iter().chain([vec![count(), discard()]])));
     }
     rules
 }
 
 fn masquerading(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
-    rules.push(Rule::new(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
+    rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     let ranges = guard.no_masquerade.iter().filter(|prefix| !is_host(**prefix));
     for prefix in guard.cluster.iter().chain(ranges) {
-        rules.push(Rule::new(Purpose::Pass, [address_in(Side::Destination, *prefix), vec![accept()]]));
+        rules.push(rule(Purpose::Pass, [address_in(Side::Destination, *prefix), vec![accept()]]));
     }
     for (ipv4, set) in [(true, NODES_V4), (false, NODES_V6)] {
-        rules.push(Rule::new(Purpose::Pass, [address_in_set(Side::Destination, ipv4, set), vec![accept()]]));
+        rules.push(rule(Purpose::Pass, [address_in_set(Side::Destination, ipv4, set), vec![accept()]]));
     }
     for prefix in &guard.local_pods {
-        rules.push(Rule::new(Purpose::Masquerade, [address_in(Side::Source, *prefix), vec![masquerade()]]));
+        rules.push(rule(Purpose::Masquerade, [address_in(Side::Source, *prefix), vec![masquerade()]]));
     }
     rules
 }
@@ -221,21 +188,19 @@ fn masquerading(guard: &Guard) -> Vec<Rule> {
 /// The node itself and the mesh may carry pod addresses.
 fn passes(guard: &Guard, direction: Direction) -> Vec<Rule> {
     let names = guard.mesh_links.iter().map(LinkName::as_str).chain(["lo"]);
-    names.map(|name| Rule::new(Purpose::Pass, [link_is(direction, name), vec![accept()]])).collect()
+    names.map(|name| rule(Purpose::Pass, [link_is(direction, name), vec![accept()]])).collect()
 }
 
 fn from_pod(purpose: Purpose, conditions: &[Vec<Expression>], verdict: Expression) -> Rule {
     let counter = if purpose == Purpose::Spoof { vec![count()] } else { Vec::new() };
     let link = [link_begins(Direction::In, POD_LINK_PREFIX)];
-    Rule::new(purpose, link.into_iter().chain(conditions.iter().cloned()).chain([counter, vec![verdict]]))
+    rule(purpose, link.into_iter().chain(conditions.iter().cloned()).chain([counter, vec![verdict]]))
 }
 
 fn drops(guard: &Guard, purpose: Purpose) -> Vec<Rule> {
     let sides = [Side::Source, Side::Destination];
     let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
-    pairs
-        .map(|(side, prefix)| Rule::new(purpose, [address_in(side, prefix), vec![count(), discard()]]))
-        .collect()
+    pairs.map(|(side, prefix)| rule(purpose, [address_in(side, prefix), vec![count(), discard()]])).collect()
 }
 
 fn is_host(prefix: IpNetwork) -> bool {

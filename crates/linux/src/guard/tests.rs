@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+use std::net::IpAddr;
 use std::process::Command;
 
 use nix::sched::{CloneFlags, unshare};

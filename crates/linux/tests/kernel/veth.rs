@@ -153,3 +153,75 @@ fn a_pair_goes_with_the_pod_s_namespace() {
     });
     assert!(!node.run(|| veth::detach(HOST_LINK)).unwrap());
 }
+
+/// As virtual machines are attached: a bridge in the pod joins the pod's end and the guest, which takes over address and
+/// Ethernet address. What the guest asks for, and by which Ethernet address, nobody has told the node.
+#[test]
+fn a_guest_behind_a_bridge_finds_the_gateway_by_itself() {
+    let (node, pod, guest) = (node(), Namespace::new(), Namespace::new());
+    node.ip("route add default via 192.0.2.2");
+    node.ip("-6 route add default via 2001:db8::2");
+    node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
+    let before = node.ip("neigh show nud permanent");
+    for arguments in [
+        "addr flush dev eth0 scope global",
+        "link set eth0 address 02:00:00:00:00:99",
+        "link add bridge type bridge",
+        "link set bridge up",
+        "link set eth0 master bridge",
+    ] {
+        pod.ip(arguments);
+    }
+    pod.join("tap", &guest, "eth0");
+    pod.ip("link set tap master bridge");
+    for arguments in [
+        "addr add 10.244.1.5/32 dev eth0",
+        "-6 addr add fd00:10:244:1::5/128 dev eth0 nodad",
+        "route add default via 169.254.1.1 dev eth0 onlink",
+        "-6 route add default via fe80::1 dev eth0",
+    ] {
+        guest.ip(arguments);
+    }
+    for mac in ["02:00:00:00:00:77", "02:00:00:00:00:02"] {
+        guest.ip(&format!("link set eth0 address {mac}"));
+        for (address, node_address, gateway) in [
+            (addresses()[0], ip::<IpAddr>("192.0.2.1"), "169.254.1.1"),
+            (addresses()[1], ip("2001:db8::1"), "fe80::1"),
+        ] {
+            // Solicitations come from the guest's address, and the node answers that by the Ethernet address that it knows.
+            if address.is_ipv6() && mac != "02:00:00:00:00:02" {
+                continue;
+            }
+            guest.ip(&format!("neigh flush to {gateway} dev eth0"));
+            let at_guest = guest.udp(address, 9000);
+            crate::namespace::until("the gateway answers", || {
+                let _ = at_guest.send_to(b"ping", (node_address, 9000));
+                guest.ip(&format!("neigh show {gateway} dev eth0")).contains("lladdr 02:00:00:00:00:01")
+            });
+            if mac == "02:00:00:00:00:02" {
+                let at_node = node.udp(node_address, 9000);
+                at_guest.send_to(b"ping", (node_address, 9000)).unwrap();
+                let mut buffer = [0; 8];
+                let (_, from) = at_node.recv_from(&mut buffer).unwrap();
+                assert_eq!(from, (address, 9000).into());
+                at_node.send_to(b"pong!", from).unwrap();
+                assert_eq!(at_guest.recv_from(&mut buffer).unwrap(), (5, (node_address, 9000).into()));
+            }
+        }
+    }
+    assert_eq!(
+        node.ip("neigh show nud permanent"),
+        before,
+        "the node sends to the pod as before, whoever asked"
+    );
+}
+
+#[test]
+fn a_node_with_ipv6_turned_off_for_new_links_has_it_on_its_end() {
+    let (node, pod) = (node(), Namespace::new());
+    node.set("net/ipv6/conf/default/disable_ipv6", "1");
+    node.run(|| veth::attach(&pair(&addresses()), pod.namespace())).unwrap();
+    let (at_pod, at_node) = (pod.udp(addresses()[1], 9000), node.udp(ip("2001:db8::1"), 9000));
+    at_node.send_to(b"ping", at_pod.local_addr().unwrap()).unwrap();
+    assert_eq!(at_pod.recv_from(&mut [0; 8]).unwrap(), (4, at_node.local_addr().unwrap()));
+}

@@ -12,6 +12,7 @@ mod rotation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use keyring::Slot;
@@ -64,6 +65,7 @@ const PLAN: Attempt = Attempt::Task("plan");
 const CACHE: Attempt = Attempt::Task("cache");
 const CNI: Attempt = Attempt::Task("cni");
 const HOST: Attempt = Attempt::Task("host");
+const HOST_PORTS: Attempt = Attempt::Task("host-ports");
 const CHANNEL: Attempt = Attempt::Task("control-channel");
 
 /// MTU where the kernel names none: Ethernet's.
@@ -351,7 +353,30 @@ impl Reconciler {
         }
     }
 
+    /// Restores the node's table of host ports if another program has removed or changed it.
+    fn hold_host_ports(&mut self, now: Duration) {
+        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs) {
+            Ok(restored) => {
+                if restored {
+                    warn!(
+                        event = "HostPortsRestored",
+                        "nft table inet meshd-ports restored: another program changed it"
+                    );
+                }
+                self.side_tasks.succeeded(&HOST_PORTS);
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, HOST_PORTS, cause.clone()) {
+                    warn!(event = "HostPortsNotSet", error = cause, "host ports of pods may not work");
+                }
+                self.outcome.failures.push(cause);
+            }
+        }
+    }
+
     fn write_cni_files(&mut self, now: Duration) {
+        self.hold_host_ports(now);
         self.probe_chained_plugins();
         match self.outcome.write_cni_files(&self.config) {
             Ok(()) => drop(self.side_tasks.succeeded(&CNI)),

@@ -10,13 +10,14 @@ use netlink_packet_netfilter::{
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use rustix::io::Errno;
 
+use super::Table;
 use crate::error::{HostError, Subject};
 
 /// `NFNL_SUBSYS_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
 const SUBSYSTEM: u16 = 10;
 
 #[derive(Debug)]
-enum Netfilter {}
+pub(crate) enum Netfilter {}
 
 impl Protocol for Netfilter {
     const NUMBER: isize = NETLINK_NETFILTER;
@@ -24,10 +25,10 @@ impl Protocol for Netfilter {
 }
 
 /// The family of a table.
-pub(super) type Family = NetfilterProtoFamily;
+pub(crate) type Family = NetfilterProtoFamily;
 
 /// A change within a transaction.
-pub(super) enum Change {
+pub(crate) enum Change {
     /// Creates something, a rule as the last one of its chain.
     Add(NfTablesMessage),
     /// Creates a rule before the one at the position that it names.
@@ -48,13 +49,17 @@ impl Change {
 }
 
 /// Performs all changes or none of them.
-pub(super) fn transact(operation: &'static str, changes: Vec<Change>) -> Result<(), HostError> {
+pub(crate) fn transact(
+    operation: &'static str,
+    table: &Table,
+    changes: Vec<Change>,
+) -> Result<(), HostError> {
     let changes = changes.into_iter().map(|change| (Family::Inet, change)).collect();
-    transact_in(operation, Subject::Guard, changes)
+    transact_in(operation, table.subject.clone(), changes)
 }
 
 /// The same in tables of any family.
-pub(super) fn transact_in(
+pub(crate) fn transact_in(
     operation: &'static str,
     subject: Subject,
     changes: Vec<(Family, Change)>,
@@ -66,15 +71,16 @@ pub(super) fn transact_in(
 }
 
 /// Reads one thing. `None` if it does not exist.
-pub(super) fn get(
+pub(crate) fn get(
     operation: &'static str,
+    table: &Table,
     request: NfTablesMessage,
 ) -> Result<Option<NfTablesMessage>, HostError> {
-    get_in(operation, Subject::Guard, Family::Inet, request)
+    get_in(operation, table.subject.clone(), Family::Inet, request)
 }
 
 /// The same in a table of any family.
-pub(super) fn get_in(
+pub(crate) fn get_in(
     operation: &'static str,
     subject: Subject,
     family: Family,
@@ -94,14 +100,15 @@ pub(super) fn get_in(
 }
 
 /// Dumps everything of one kind. `Ok(None)` if the table does not exist.
-pub(super) fn dump(
+pub(crate) fn dump(
     operation: &'static str,
+    table: &Table,
     request: NfTablesMessage,
 ) -> Result<Option<Vec<NfTablesMessage>>, HostError> {
-    dump_with(operation, request, |message| decode(&message))
+    dump_with(operation, table, request, |message| decode(&message))
 }
 
-pub(super) fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError> {
+pub(crate) fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, NetlinkError> {
     let mut header = NetlinkHeader::default();
     header.message_type = message.kind;
     Ok(match NetfilterMessage::deserialize(&header, message.body)?.inner {
@@ -112,16 +119,17 @@ pub(super) fn decode(message: &Message<'_>) -> Result<Option<NfTablesMessage>, N
 
 /// The same with a reader of the caller's. If any table on the node changes during every attempt, what was read may mix
 /// two states; the caller finds that it differs, and reads or sets it again.
-pub(super) fn dump_with<T>(
+pub(crate) fn dump_with<T>(
     operation: &'static str,
+    table: &Table,
     request: NfTablesMessage,
     read: impl Fn(Message<'_>) -> Result<Option<T>, NetlinkError>,
 ) -> Result<Option<Vec<T>>, HostError> {
-    dump_in(operation, Subject::Guard, Family::Inet, request, read)
+    dump_in(operation, table.subject.clone(), Family::Inet, request, read)
 }
 
 /// The same in tables of any family.
-pub(super) fn dump_in<T>(
+pub(crate) fn dump_in<T>(
     operation: &'static str,
     subject: Subject,
     family: Family,

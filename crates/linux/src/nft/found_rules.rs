@@ -1,4 +1,4 @@
-//! The guard's rules, as the kernel has them.
+//! The rules of a table of ours, as the kernel has them.
 //!
 //! They are read here, byte by byte, because the general decoder formats a text for each attribute that could be wrong: two
 //! milliseconds for the guard's rules, and the CNI plugin reads them for each pod.
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use netlink_packet_core::{DecodeError, NLA_F_NESTED, NLA_TYPE_MASK, NlasIterator};
 use netlink_packet_netfilter::nftables::{NfTablesMessage, RuleAttribute, RuleMessage};
 
-use super::{TABLE, wire};
+use super::{Table, wire};
 use crate::error::HostError;
 
 /// Length of `nfgenmsg`, which precedes the attributes.
@@ -26,44 +26,45 @@ const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_COUNTER_PACKETS: u16 = 2;
 
 /// The expression that counts packets.
-pub(super) const COUNTER: &str = "counter";
+pub(crate) const COUNTER: &str = "counter";
 
 /// One rule.
 #[derive(Debug, Default)]
-pub(super) struct FoundRule {
-    pub(super) chain: String,
+pub(crate) struct FoundRule {
+    pub(crate) chain: String,
     /// By which it is removed, and others are put before it.
-    pub(super) handle: u64,
-    pub(super) comment: Option<String>,
-    pub(super) expressions: Vec<FoundExpression>,
+    pub(crate) handle: u64,
+    pub(crate) comment: Option<String>,
+    pub(crate) expressions: Vec<FoundExpression>,
 }
 
 /// One expression of a rule: its name, and its attributes by their number.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct FoundExpression {
-    pub(super) name: String,
-    pub(super) attributes: BTreeMap<u16, Vec<u8>>,
+pub(crate) struct FoundExpression {
+    pub(crate) name: String,
+    pub(crate) attributes: BTreeMap<u16, Vec<u8>>,
 }
 
 impl FoundRule {
     /// Packets that its counters have counted.
-    pub(super) fn counted(&self) -> u64 {
+    pub(crate) fn counted(&self) -> u64 {
         let counters = self.expressions.iter().filter(|expression| expression.name == COUNTER);
         let packets = counters.filter_map(|counter| counter.attributes.get(&NFTA_COUNTER_PACKETS));
         packets.filter_map(|bytes| Some(u64::from_be_bytes(bytes.as_slice().try_into().ok()?))).sum()
     }
 }
 
-/// The rules of our table, in their order.
-pub(super) fn found_rules() -> Result<Vec<FoundRule>, HostError> {
-    let attributes = vec![RuleAttribute::Table(TABLE.to_owned())];
+/// The rules of a table, in their order.
+pub(crate) fn found_rules(table: &Table) -> Result<Vec<FoundRule>, HostError> {
+    let attributes = vec![RuleAttribute::Table(table.name.to_owned())];
     let request = NfTablesMessage::GetRule(RuleMessage { attributes });
-    let rules = wire::dump_with("list the guard's rules", request, |message| Ok(rule(message.body, TABLE)?))?;
+    let read = |message: netlink::Message<'_>| Ok(rule(message.body, table.name)?);
+    let rules = wire::dump_with("list the rules of", table, request, read)?;
     Ok(rules.unwrap_or_default())
 }
 
-/// The rule in one message; `None` if it is not of this table.
-pub(super) fn rule(body: &[u8], table: &str) -> Result<Option<FoundRule>, DecodeError> {
+/// The rule in one message; `None` if it is of another table.
+pub(crate) fn rule(body: &[u8], table: &str) -> Result<Option<FoundRule>, DecodeError> {
     let (mut found, mut ours) = (FoundRule::default(), false);
     for attribute in NlasIterator::new(body.get(HEADER..).unwrap_or_default()) {
         let attribute = attribute?;
@@ -100,7 +101,7 @@ fn expressions(list: &[u8]) -> Result<Vec<FoundExpression>, DecodeError> {
 }
 
 /// Attributes by their number, with the bytes of their values in the form in which they are compared.
-pub(super) fn attributes(data: &[u8]) -> Result<BTreeMap<u16, Vec<u8>>, DecodeError> {
+pub(crate) fn attributes(data: &[u8]) -> Result<BTreeMap<u16, Vec<u8>>, DecodeError> {
     let mut found = BTreeMap::new();
     for attribute in NlasIterator::new(data) {
         let attribute = attribute?;
@@ -136,7 +137,7 @@ fn number(bytes: &[u8]) -> u64 {
 }
 
 /// A text with its NUL, as the kernel writes names.
-pub(super) fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned()
 }
 

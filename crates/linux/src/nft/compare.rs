@@ -12,9 +12,9 @@ use super::found_rules::{COUNTER, FoundExpression, attributes};
 /// Whether the kernel's list of expressions does what the wanted one does.
 ///
 /// The kernel adds attributes that were not sent, with the value for "not set": zero, in all
-/// expressions that the guard uses (`nft_bitwise_dump`, `nft_lookup_dump` and others in `net/netfilter`). An added
+/// expressions that are used here (`nft_bitwise_dump`, `nft_lookup_dump` and others in `net/netfilter`). An added
 /// attribute with any other value, such as a lookup's flag "inverted", makes it another rule.
-pub(super) fn same(wanted: &[Expression], found: &[FoundExpression]) -> bool {
+pub(crate) fn same(wanted: &[Expression], found: &[FoundExpression]) -> bool {
     wanted.len() == found.len() && wanted.iter().zip(found).all(|(wanted, found)| agree(wanted, found))
 }
 
@@ -48,7 +48,7 @@ mod tests {
     use netlink_packet_netfilter::nftables::{Expressions, Lookup, Register};
 
     use super::*;
-    use crate::guard::expression::count;
+    use crate::nft::expression::count;
 
     fn lookup(set: &str, more: &[Lookup]) -> Vec<Expression> {
         let own = [Lookup::Set(set.to_owned()), Lookup::SourceRegister(Register::Reg1)];

@@ -1,0 +1,42 @@
+//! The node's table of host ports, as the store has them: set by the plugin with each change, held by the daemon.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::Duration;
+
+use ipnetwork::IpNetwork;
+use linux::host_ports::{self, HostPorts, Mapping};
+
+use crate::error::CniError;
+use crate::store::Store;
+
+/// How long the daemon waits for the store's lock: a call holds it for milliseconds.
+const DAEMON_TIMEOUT: Duration = Duration::from_millis(100);
+
+/// Restores the table if it is not as the store has it, as after another program's `nft flush ruleset`; returns whether it
+/// was restored. A call of the plugin that is at work sets it itself. Without a state directory nothing is known, so nothing
+/// is changed.
+pub fn hold(state_dir: &Path, services: &[IpNetwork]) -> Result<bool, CniError> {
+    let Some(mappings) = Store::mappings_unlocked(state_dir)? else { return Ok(false) };
+    let ports = HostPorts { mappings, services: services.iter().copied().collect() };
+    if host_ports::is_in_place(&ports)? {
+        return Ok(false);
+    }
+    // A change may have been under way; only under the lock store and table agree.
+    let store = match Store::open_existing_within(state_dir, DAEMON_TIMEOUT) {
+        Err(CniError::Locked { .. }) | Ok(None) => return Ok(false),
+        Ok(Some(store)) => store,
+        Err(error) => return Err(error),
+    };
+    let ports = HostPorts { mappings: store.mappings()?, ..ports };
+    if host_ports::is_in_place(&ports)? {
+        return Ok(false);
+    }
+    host_ports::set(&ports)?;
+    Ok(true)
+}
+
+/// Sets the table to these mappings, under the store's lock.
+pub(crate) fn set(mappings: BTreeSet<Mapping>, services: &BTreeSet<IpNetwork>) -> Result<(), CniError> {
+    Ok(host_ports::set(&HostPorts { mappings, services: services.clone() })?)
+}
