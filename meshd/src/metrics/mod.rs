@@ -140,7 +140,6 @@ fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Re
 }
 
 fn node(status: &Status) -> Vec<Metric<'_>> {
-    let findings: BTreeSet<&str> = status.findings.iter().map(|found| found.code.as_str()).collect();
     let backends = status.slots.iter().filter_map(|(slot, device)| {
         let backend = device.as_ref()?.backend.as_str();
         Some(sample(vec![("slot", slot.as_str()), ("backend", backend)], 1))
@@ -202,11 +201,7 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "Protections of the daemon's memory that could not be set up; the log names them.",
             status.missing_protections.len() as u64,
         ),
-        Metric::gauges(
-            "host_findings",
-            "Findings about the host, by their code; always 1.",
-            findings.into_iter().map(|code| sample(vec![("code", code)], 1)).collect(),
-        ),
+        findings(status),
         Metric::gauge(
             "damaged_files",
             "Files that were found damaged when the daemon started; they are kept, and the log names them.",
@@ -222,6 +217,15 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
                 .collect(),
         ),
     ]
+}
+
+fn findings(status: &Status) -> Metric<'_> {
+    let codes: BTreeSet<&str> = status.findings.iter().map(|found| found.code.as_str()).collect();
+    Metric::gauges(
+        "host_findings",
+        "Findings about the host, by their code; always 1.",
+        codes.into_iter().map(|code| sample(vec![("code", code)], 1)).collect(),
+    )
 }
 
 fn offload(status: &Status) -> Vec<Metric<'_>> {
