@@ -31,10 +31,21 @@ impl Reconciler {
         let backend = self.outcome.backend();
         let changes = self.host_checks.judge(now, &self.config, backend, admission);
         for found in &changes.appeared {
-            warn!(event = "HostFinding", code = found.code.as_str(), fix = found.fix, "{}", found.sentence);
+            warn!(
+                event = "HostFinding",
+                code = found.code.as_str(),
+                sentence = found.sentence,
+                fix = found.fix,
+                "found on the host"
+            );
         }
         for gone in &changes.gone {
-            info!(event = "HostFindingGone", code = gone.code.as_str(), "no longer so: {}", gone.sentence);
+            info!(
+                event = "HostFindingGone",
+                code = gone.code.as_str(),
+                sentence = gone.sentence,
+                "no longer found on the host"
+            );
         }
         if changes != super::super::host::Changes::default() {
             self.outcome.findings = self.host_checks.findings().iter().cloned().collect();
