@@ -164,6 +164,12 @@ fn at_rest() -> Mesh {
         mesh.node(name).unwrap().pod("a").unwrap();
     }
     mesh.wait_proven();
+    for name in ["n1", "n2"] {
+        let told = "peers have told it where its datagrams come from";
+        mesh.wait(name, told, Duration::from_secs(20), |status| status["nat"] == "none");
+    }
+    // What they have told is published a second later.
+    thread::sleep(Duration::from_secs(3));
     settled(mesh.node("n1").unwrap());
     mesh
 }

@@ -73,6 +73,17 @@ impl Handle {
         Ok(self.address_messages(None).await?.iter().filter_map(of_link).collect())
     }
 
+    /// Interface indices of the links of some kinds.
+    pub(crate) async fn link_indices_of(&self, kinds: &[&str]) -> Result<BTreeSet<u32>, HostError> {
+        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let found = self.dump("list", &Subject::Links, &request).await?;
+        let links = found.iter().filter_map(|found| match found {
+            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, read(link).kind?)),
+            _ => None,
+        });
+        Ok(links.filter(|(_, kind)| kinds.contains(&kind.as_str())).map(|(index, _)| index).collect())
+    }
+
     /// Sets a link's MTU.
     pub async fn set_mtu(&self, link: &LinkName, mtu: u32) -> Result<(), HostError> {
         self.change_link("set the MTU of", link, |index| message::link_mtu(index, mtu)).await

@@ -71,9 +71,17 @@ impl HostChecks {
             cni_conf_dir: &config.cni_conf_dir,
             cni_bin_dir: &config.cni_bin_dir,
         };
-        self.facts = host.facts(sources).await?;
-        self.unjudged = true;
-        Ok(())
+        match host.facts(sources).await {
+            Ok(facts) => {
+                (self.facts, self.unjudged) = (facts, true);
+                Ok(())
+            }
+            Err(error) => {
+                // Tried again soon.
+                self.changed = true;
+                Err(error)
+            }
+        }
     }
 
     /// Links with a default route from router advertisements.

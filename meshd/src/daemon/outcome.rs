@@ -213,9 +213,14 @@ impl Outcome {
         if !self.failures.is_empty() {
             waiting.push("steps failed".to_owned());
         }
-        let preventing = self.findings.iter().filter(|found| found.code.prevents_ready());
-        waiting.extend(preventing.map(|found| found.sentence.clone()));
         waiting
+    }
+
+    /// Why the node is not ready: that, and what keeps the runtime from calling the plugin. Who calls it nevertheless, another
+    /// plugin that delegates to it for instance, is served.
+    fn not_ready_because(&self) -> Vec<String> {
+        let preventing = self.findings.iter().filter(|found| found.code.prevents_ready());
+        self.waiting_for().into_iter().chain(preventing.map(|found| found.sentence.clone())).collect()
     }
 
     /// The backend of new devices.
@@ -331,7 +336,7 @@ impl Outcome {
             }
             peer.state = Reach::of(since_handshake, channel.probe_record(&id));
         }
-        let waiting_for = self.waiting_for();
+        let waiting_for = self.not_ready_because();
         let mut counters = self.counters;
         counters.brakes = cluster.brakes();
         // Read once: ages are computed from the same moment that they are shown with.

@@ -43,7 +43,11 @@ pub(super) async fn perform(
     match op {
         Op::SetGuard(wanted) => guard::set(wanted)?,
         Op::SetAccepts(wanted) => guard::iptables::set(wanted)?,
-        Op::SetSysctl { name, value } => sysctls.write(name, value)?,
+        Op::SetSysctl { name, value } => match sysctls.write(name, value) {
+            // Of a link that is gone since the host was read.
+            Err(error) if error.is_missing() && name.ends_with("/accept_ra") => {}
+            written => written?,
+        },
         Op::CreateDevice { slot, link, mtu } => {
             // A link of the other backend, left by an earlier daemon or replaced together with its slot's key; or a TUN
             // device that does not belong to root.

@@ -244,9 +244,9 @@ pub struct PeerSlotStatus {
     pub key: PublicKey,
     /// Its endpoint.
     pub endpoint: Option<SocketAddr>,
-    /// What kind of endpoint the peer answers at; none while it is searched for.
+    /// What kind of endpoint the peer answers at, and the relay as in `relayed via n1`; none while it is searched for.
     #[serde(default)]
-    pub path: Option<plan::paths::Kind>,
+    pub path: Option<String>,
     /// Seconds since the last completed handshake.
     pub handshake_age: Option<u64>,
     /// Unix time, in seconds, of the last completed handshake, by this node's clock at that moment.

@@ -99,7 +99,7 @@ fn peers(peers: &[PeerStatus]) -> Table {
                 if first { cidrs.join("\n") } else { String::new() },
                 format!("{mark}{slot}"),
                 state.endpoint.map_or_else(|| "unknown".to_owned(), |endpoint| endpoint.to_string()),
-                state.path.map_or("searching", plan::paths::Kind::as_str).to_owned(),
+                state.path.clone().unwrap_or_else(|| "searching".to_owned()),
                 handshake(state),
                 bytes(state.received),
                 bytes(state.sent),

@@ -10,14 +10,17 @@ use crate::error::HostError;
 use crate::{Handle, message};
 
 impl Handle {
-    /// All addresses on the node's links but link-local ones, and the gateways of its default routes, in all tables.
+    /// All addresses on the node's links but link-local ones, and the gateways of its default routes, in all tables. Links
+    /// of tunnels are left out: a daemon whose links had other names may have left them.
     pub async fn own_network(&self) -> Result<Vec<OwnAddress>, HostError> {
         let names = self.link_names().await?;
+        let tunnels = self.link_indices_of(&["tun", "wireguard"]).await?;
         let name = |index: u32| names.get(&index).cloned().unwrap_or_default();
         let mut found = Vec::new();
         for address in self.address_messages(None).await? {
-            if let Some(network) = message::address_of(&address) {
-                found.push(OwnAddress { link: name(address.header.index), network, gateway: false });
+            let index = address.header.index;
+            if let Some(network) = message::address_of(&address).filter(|_| !tunnels.contains(&index)) {
+                found.push(OwnAddress { link: name(index), network, gateway: false });
             }
         }
         for route in self.route_messages().await? {

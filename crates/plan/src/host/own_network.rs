@@ -8,8 +8,22 @@ use crate::prefix;
 
 /// Beginnings of the names of links on which other network plugins keep pod addresses. Such an address is in the pod range
 /// because it belongs to pods, and what an earlier plugin left must not keep a node out of the mesh.
-const OTHER_PLUGINS: [&str; 10] =
-    ["cni", "cbr", "flannel", "cali", "tunl0", "vxlan.calico", "cilium", "lxc", "weave", "kube-bridge"];
+const OTHER_PLUGINS: [&str; 14] = [
+    "cni",
+    "cbr",
+    "flannel",
+    "cali",
+    "tunl0",
+    "vxlan.calico",
+    "cilium",
+    "lxc",
+    "weave",
+    "kube-bridge",
+    "antrea-gw",
+    "ovn",
+    "kube-dummy-if",
+    "kilo",
+];
 
 /// An address that makes the node part of a network.
 #[derive(Clone, Debug, PartialEq, Eq)]

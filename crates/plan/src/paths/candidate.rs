@@ -8,7 +8,7 @@ use keyring::{PerSlot, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::admission::{Endpoint, Member};
-use crate::annotation::{Endpoints, Mapping};
+use crate::annotation::Mapping;
 
 /// What kind of endpoint one is, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -96,13 +96,8 @@ fn is_host(link: &IpNetwork) -> bool {
     link.prefix() == if link.is_ipv4() { 32 } else { 128 }
 }
 
-/// The endpoints of a peer's slot, the best first. `learned` is what other peers say of it, later than what it published.
-pub fn candidates(
-    own: &Surroundings,
-    member: &Member,
-    learned: Option<&Endpoints>,
-    slot: Slot,
-) -> Vec<Candidate> {
+/// The endpoints of a peer's slot, the best first.
+pub fn candidates(own: &Surroundings, member: &Member, slot: Slot) -> Vec<Candidate> {
     let ports = member.state.slots.map(|slot| slot.port);
     if let Some(prescribed) = member.prescribed {
         let to = socket(prescribed, &ports, slot);
@@ -111,26 +106,25 @@ pub fn candidates(
     let port = *ports.get(slot);
     let same_site = own.is_at_the_same_site(member);
     let mut found: Vec<Candidate> = Vec::new();
-    for reach in learned.into_iter().chain([&member.reach]) {
-        let on_link = |address: IpAddr| match address {
-            address if own.is_on_link(address) => Kind::Link,
-            address if is_public(address) => Kind::Global,
-            _ if same_site => Kind::Site,
-            _ => Kind::Private,
-        };
-        found.extend(
-            reach
-                .addresses
-                .iter()
-                .map(|address| Candidate { kind: on_link(*address), to: SocketAddr::new(*address, port) }),
-        );
-        let external = |address: &IpAddr| Candidate { kind: Kind::External, to: (*address, port).into() };
-        found.extend(reach.external.iter().map(external));
-        // Neither end can know the other's port in advance.
-        if !(own.mapping == Mapping::Hard && reach.mapping == Mapping::Hard) {
-            let punched = |to: &SocketAddr| Candidate { kind: Kind::Punched, to: *to };
-            found.extend(reach.observed.get(slot).iter().map(punched));
-        }
+    let reach = &member.reach;
+    let on_link = |address: IpAddr| match address {
+        address if own.is_on_link(address) => Kind::Link,
+        address if is_public(address) => Kind::Global,
+        _ if same_site => Kind::Site,
+        _ => Kind::Private,
+    };
+    found.extend(
+        reach
+            .addresses
+            .iter()
+            .map(|address| Candidate { kind: on_link(*address), to: SocketAddr::new(*address, port) }),
+    );
+    let external = |address: &IpAddr| Candidate { kind: Kind::External, to: (*address, port).into() };
+    found.extend(reach.external.iter().map(external));
+    // Neither end can know the other's port in advance.
+    if !(own.mapping == Mapping::Hard && reach.mapping == Mapping::Hard) {
+        let punched = |to: &SocketAddr| Candidate { kind: Kind::Punched, to: *to };
+        found.extend(reach.observed.get(slot).iter().map(punched));
     }
     // An address of our own is no way to another node: some clouds and virtual machines give all nodes the same one.
     found.retain(|candidate| !own.has(candidate.to.ip()));
@@ -187,6 +181,7 @@ mod tests {
     use super::*;
     use crate::admission::Ledger;
     use crate::admission::tests::{admitted, node};
+    use crate::annotation::Endpoints;
     use crate::node::NodeName;
 
     fn ip(text: &str) -> IpAddr {
@@ -218,7 +213,7 @@ mod tests {
     }
 
     fn found(own: &Surroundings, member: &Member) -> Vec<(Kind, String)> {
-        let all = candidates(own, member, None, Slot::A);
+        let all = candidates(own, member, Slot::A);
         all.into_iter().map(|candidate| (candidate.kind, candidate.to.to_string())).collect()
     }
 
@@ -259,7 +254,7 @@ mod tests {
         assert_eq!(found(&home(), &peer)[0], (Kind::Punched, "203.0.113.2:4000".to_owned()));
         let hard = Surroundings { mapping: Mapping::Hard, ..home() };
         assert_eq!(found(&hard, &peer).len(), 1);
-        assert!(candidates(&home(), &peer, None, Slot::B).iter().all(|one| one.kind == Kind::Private));
+        assert!(candidates(&home(), &peer, Slot::B).iter().all(|one| one.kind == Kind::Private));
     }
 
     #[test]
@@ -267,7 +262,7 @@ mod tests {
         let mut peer = member(reach(&["10.9.9.9"], &["198.51.100.9"], &[]));
         peer.prescribed = Some(Endpoint { address: ip("198.51.100.7"), port: Some(7000) });
         assert_eq!(found(&home(), &peer), [(Kind::Prescribed, "198.51.100.7:7000".to_owned())]);
-        assert_eq!(candidates(&home(), &peer, None, Slot::B)[0].to.port(), 7001);
+        assert_eq!(candidates(&home(), &peer, Slot::B)[0].to.port(), 7001);
     }
 
     #[test]
@@ -277,19 +272,7 @@ mod tests {
             &["198.51.100.1"],
             &[],
         ));
-        let order: Vec<IpAddr> =
-            candidates(&home(), &peer, None, Slot::A).iter().map(|one| one.to.ip()).collect();
+        let order: Vec<IpAddr> = candidates(&home(), &peer, Slot::A).iter().map(|one| one.to.ip()).collect();
         assert_eq!(order, ["198.51.100.1", "2001:db8::1", "198.51.100.2", "2001:db8::2"].map(ip));
-    }
-
-    #[test]
-    fn what_other_peers_say_later_is_tried_as_well() {
-        let peer = member(reach(&[], &["198.51.100.9"], &[]));
-        let later = reach(&[], &["198.51.100.77"], &[]);
-        let order: Vec<String> = candidates(&home(), &peer, Some(&later), Slot::A)
-            .iter()
-            .map(|one| one.to.ip().to_string())
-            .collect();
-        assert_eq!(order, ["198.51.100.77", "198.51.100.9"]);
     }
 }

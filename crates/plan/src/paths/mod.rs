@@ -71,7 +71,6 @@ struct Pair {
     /// What the candidates were computed from.
     reach: Endpoints,
     basis: Basis,
-    learned: Option<Endpoints>,
     candidates: PerSlot<Vec<Candidate>>,
     slots: PerSlot<SlotPath>,
 }
@@ -146,19 +145,6 @@ impl Paths {
         }
     }
 
-    /// Another peer says how a peer is reached. What is older than what is known says nothing.
-    pub fn learn(&mut self, now: Duration, uid: &NodeUid, endpoints: Endpoints) {
-        let Some(pair) = self.pairs.get_mut(uid) else { return };
-        let known = pair.learned.as_ref().map_or(pair.reach.sequence, |learned| learned.sequence);
-        if endpoints.sequence > known.max(pair.reach.sequence) {
-            pair.learned = Some(endpoints);
-            // Computed anew at the next step.
-            pair.reach = Endpoints::default();
-            pair.slots.a.suspect(now);
-            pair.slots.b.suspect(now);
-        }
-    }
-
     /// A peer sends to our mapped address of a slot now.
     pub fn invite(&mut self, now: Duration, uid: &NodeUid, slot: Slot) {
         if let Some(pair) = self.pairs.get_mut(uid) {
@@ -174,6 +160,11 @@ impl Paths {
             ((uid.clone(), slot), Path { endpoint: endpoint.or_else(first), follow })
         };
         self.pairs.iter().flat_map(|pair| Slot::ALL.map(|slot| of_slot(pair, slot))).collect()
+    }
+
+    /// Where datagrams for a peer's slot go.
+    pub fn endpoint(&self, uid: &NodeUid, slot: Slot) -> Option<SocketAddr> {
+        self.pairs.get(uid).and_then(|pair| pair.slots.get(slot).endpoint().0)
     }
 
     /// What kind of path there is to a peer's slot; none while there is none.
@@ -226,7 +217,6 @@ impl Pair {
         let mut pair = Self {
             reach: Endpoints::default(),
             basis: Basis::of(member),
-            learned: None,
             candidates: PerSlot::default(),
             slots,
         };
@@ -237,8 +227,7 @@ impl Pair {
     fn consider(&mut self, member: &Member, own: &Surroundings) {
         self.reach = member.reach.clone();
         self.basis = Basis::of(member);
-        self.learned.take_if(|learned| learned.sequence <= member.reach.sequence);
-        self.candidates = PerSlot::from_fn(|slot| candidates(own, member, self.learned.as_ref(), slot));
+        self.candidates = PerSlot::from_fn(|slot| candidates(own, member, slot));
     }
 
     fn step(

@@ -12,6 +12,8 @@ use crate::node::NodeUid;
 
 /// Most addresses on its own links that a node publishes.
 const MAX_PUBLISHED: usize = 8;
+/// Most peers whose reports on a slot are kept: more say nothing new.
+const MAX_OBSERVERS: usize = 32;
 /// How long reports are gathered before they are published.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Changes of mapped addresses that may be published at once, and after how long another one may.
@@ -40,7 +42,10 @@ struct Report {
 impl Observations {
     /// Takes a report of a peer at `observer`: this node's datagrams on a slot come from `seen`.
     pub fn report(&mut self, uid: NodeUid, slot: Slot, seen: SocketAddr, observer: IpAddr) {
-        self.reports.get_mut(slot).insert(uid, Report { seen, observer });
+        let reports = self.reports.get_mut(slot);
+        if reports.len() < MAX_OBSERVERS || reports.contains_key(&uid) {
+            reports.insert(uid, Report { seen, observer });
+        }
     }
 
     /// Forgets everything: the node's own addresses have changed.
@@ -170,4 +175,125 @@ pub fn endpoints(
     nat: bool,
 ) -> Endpoints {
     Endpoints { addresses, external, observed, mapping, nat: nat || mapping.is_mapped(), sequence: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: [u8; 4] = [10, 0, 0, 5];
+
+    fn own() -> BTreeSet<IpAddr> {
+        [OWN.into()].into()
+    }
+
+    fn socket(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    /// What observers at `203.0.113.N` report on slot a.
+    fn reported(reports: &[(u8, &str)]) -> Observations {
+        let mut observations = Observations::default();
+        for (observer, seen) in reports {
+            let uid = NodeUid::new(format!("u{observer}"));
+            observations.report(uid, Slot::A, socket(seen), [203, 0, 113, *observer].into());
+        }
+        observations
+    }
+
+    #[test]
+    fn the_kind_of_nat_follows_from_what_several_observers_agree_on() {
+        let (one, other, third) = ("198.51.100.1:7001", "198.51.100.1:7002", "198.51.100.1:7003");
+        let local = "10.0.0.5:51840";
+        for (reports, expected) in [
+            (&[][..], Mapping::Unknown),
+            (&[(1, local)], Mapping::None),
+            (&[(1, one)], Mapping::Unknown),
+            (&[(1, one), (2, one)], Mapping::Easy),
+            (&[(1, one), (2, other)], Mapping::Hard),
+            (&[(1, one), (2, one), (3, other)], Mapping::Easy),
+            (&[(1, one), (2, other), (3, third)], Mapping::Hard),
+            (&[(1, local), (2, one), (3, one)], Mapping::Easy),
+        ] {
+            assert_eq!(reported(reports).mapping(&own()), expected, "{reports:?}");
+        }
+        let external: BTreeSet<IpAddr> = [OWN.into(), [198, 51, 100, 1].into()].into();
+        assert_eq!(
+            reported(&[(1, one), (2, one)]).mapping(&external),
+            Mapping::None,
+            "a cloud's own address"
+        );
+    }
+
+    #[test]
+    fn what_most_observers_report_is_published_first_and_nothing_of_a_hard_nat() {
+        let mut observations = reported(&[
+            (1, "198.51.100.1:9"),
+            (2, "198.51.100.1:7"),
+            (3, "198.51.100.1:7"),
+            (4, "10.9.9.9:8"),
+        ]);
+        let (now, later) = (Duration::from_secs(10), Duration::from_secs(11));
+        assert_eq!(observations.publish(now, &own()), (PerSlot::default(), Mapping::Unknown), "not at once");
+        let (published, mapping) = observations.publish(later, &own());
+        assert_eq!(
+            (published.a, mapping),
+            (vec![socket("198.51.100.1:7"), socket("198.51.100.1:9")], Mapping::Easy)
+        );
+        let mut hard = reported(&[(1, "198.51.100.1:9"), (2, "198.51.100.1:7")]);
+        hard.publish(now, &own());
+        assert_eq!(hard.publish(later, &own()), (PerSlot::default(), Mapping::Hard));
+    }
+
+    #[test]
+    fn a_nat_that_changes_all_the_time_is_published_three_times_and_then_once_a_minute() {
+        let mut observations = Observations::default();
+        let mut changes = 0;
+        let mut shown = None;
+        for second in 0..600 {
+            let seen = SocketAddr::new([198, 51, 100, 1].into(), 1_000 + u16::try_from(second / 5).unwrap());
+            for observer in [1, 2] {
+                let uid = NodeUid::new(format!("u{observer}"));
+                observations.report(uid, Slot::A, seen, [203, 0, 113, observer].into());
+            }
+            let published = observations.publish(Duration::from_secs(second), &own());
+            changes += u32::from(shown.is_some() && shown.as_ref() != Some(&published));
+            shown = Some(published);
+        }
+        assert!((10..=14).contains(&changes), "{changes}");
+    }
+
+    #[test]
+    fn reports_are_bounded_and_end_with_their_observer() {
+        let all: Vec<(u8, &str)> = (1..=100).map(|observer| (observer, "198.51.100.1:7")).collect();
+        let mut observations = reported(&all);
+        assert_eq!(observations.reports.a.len(), MAX_OBSERVERS);
+        observations.retain(|uid| uid.as_str() == "u1");
+        assert_eq!(observations.reports.a.len(), 1);
+        observations.clear();
+        assert!(observations.addresses().is_empty());
+    }
+
+    #[test]
+    fn addresses_of_the_node_come_before_others_on_links_and_internal_networks_are_left_out() {
+        let link = |address: &str, kind: Option<&str>| LinkAddress {
+            address: address.parse().unwrap(),
+            kind: kind.map(str::to_owned),
+        };
+        let on_links = [
+            link("10.0.2.15/24", None),
+            link("192.168.56.12/24", None),
+            link("172.17.0.1/16", Some("bridge")),
+            link("192.0.2.7/24", Some("bridge")),
+            link("127.0.0.1/8", None),
+        ];
+        let listed = ["192.0.2.7", "203.0.113.9"].map(|text| text.parse().unwrap());
+        let (published, left_out) = published_addresses(&listed, &on_links, |_| true);
+        let expected: Vec<IpAddr> =
+            ["192.0.2.7", "10.0.2.15", "192.168.56.12"].map(|text| text.parse().unwrap()).into();
+        assert_eq!((published, left_out), (expected, 0));
+        let many: Vec<LinkAddress> = (1..=11).map(|last| link(&format!("10.0.0.{last}/24"), None)).collect();
+        let (published, left_out) = published_addresses(&[], &many, |_| true);
+        assert_eq!((published.len(), left_out), (MAX_PUBLISHED, 3));
+    }
 }

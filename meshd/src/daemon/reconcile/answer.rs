@@ -3,6 +3,9 @@
 use keyring::Slot;
 use keyring::rotation::{Cause, Input};
 
+use plan::node::NodeUid;
+use plan::paths::Kind;
+
 use super::Reconciler;
 use crate::chain::Chain;
 use crate::control::Request;
@@ -42,6 +45,13 @@ impl Reconciler {
         }
     }
 
+    fn path_text(&self, peer: &NodeUid, slot: Slot, kind: Kind) -> String {
+        let leased = (!kind.is_direct()).then(|| self.leases.address(peer, slot)).flatten();
+        let world = &self.outcome.admission().world;
+        let relay = leased.and_then(|leased| world.name_of(leased.relay.as_str()).cloned());
+        relay.map_or_else(|| kind.as_str().to_owned(), |relay| format!("{} via {relay}", kind.as_str()))
+    }
+
     /// The status as of now.
     pub(in crate::daemon) fn status(&mut self) -> Status {
         let status = self.outcome.status(
@@ -60,7 +70,7 @@ impl Reconciler {
             let Some(uid) = self.outcome.uid(&peer.node) else { continue };
             for slot in Slot::ALL {
                 if let Some(found) = peer.slots.get_mut(slot) {
-                    found.path = self.paths.up(uid, slot);
+                    found.path = self.paths.up(uid, slot).map(|kind| self.path_text(uid, slot, kind));
                 }
             }
             let way = self.peer_channel.path(uid);

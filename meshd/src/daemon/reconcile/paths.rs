@@ -103,10 +103,14 @@ impl Reconciler {
         let relays = self.known_relays(admission);
         let devices = Devices { states, limited, carrying: &self.carrying, relays };
         let steps = self.paths.step(now, world, own, &devices);
+        // In the order of the members, as they were taken.
+        let mut members = world.peers.iter();
+        let mut current = members.next();
         for step in steps {
-            let Some((name, member)) = world.peers.iter().find(|(_, member)| member.uid == step.uid) else {
-                continue;
-            };
+            while current.is_some_and(|(_, member)| member.uid != step.uid) {
+                current = members.next();
+            }
+            let Some((name, member)) = current else { break };
             let key = member.state.slots.get(step.slot).key;
             let (uid, slot) = (&step.uid, step.slot);
             match step.event {
@@ -163,9 +167,8 @@ impl Reconciler {
         if of_relay.is_empty() {
             return relays;
         }
-        let paths = self.paths.paths();
         let address = |relay: &NodeUid| {
-            let of_slot = |slot| paths.get(&(relay.clone(), slot)).and_then(|path| path.endpoint);
+            let of_slot = |slot| self.paths.endpoint(relay, slot);
             let reached = Slot::ALL.into_iter().filter(|slot| self.paths.up(relay, *slot).is_some());
             reached.filter_map(of_slot).map(|endpoint| endpoint.ip()).next()
         };
@@ -188,7 +191,8 @@ impl Reconciler {
     /// Tells peers where their datagrams come from, if nobody forwards them.
     fn tell_peers(&mut self, now: Duration, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
         let members = &admission.world.peers;
-        self.observations.retain(|uid| members.values().any(|member| member.uid == *uid));
+        let uids: BTreeSet<&NodeUid> = members.values().map(|member| &member.uid).collect();
+        self.observations.retain(|uid| uids.contains(uid));
         let mut former = std::mem::take(&mut self.told);
         // A daemon of version 0.1 does not know the message.
         for member in members.values().filter(|member| member.is_proven()) {
@@ -219,9 +223,7 @@ impl Reconciler {
     /// A peer says where it sees this node's datagrams on a slot come from.
     pub(super) fn take_seen(&mut self, peer: &PeerId, slot: Slot, endpoint: SocketAddr) {
         let uid = NodeUid::new(peer.as_str());
-        let paths = self.paths.paths();
-        let observer = paths.get(&(uid.clone(), slot)).and_then(|path| path.endpoint);
-        if let Some(observer) = observer
+        if let Some(observer) = self.paths.endpoint(&uid, slot)
             && !plan::prefix::is_special(endpoint.ip())
             && endpoint.port() != 0
         {
