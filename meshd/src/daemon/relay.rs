@@ -238,7 +238,10 @@ fn relay_addresses(admission: &Admission) -> BTreeSet<IpAddr> {
     let own = admission.world.own.iter().flat_map(|own| own.addresses.iter().copied());
     let members = admission.world.peers.values().filter(|member| member.relay);
     let others = members.flat_map(|member| {
-        member.addresses.iter().copied().chain(member.endpoint.map(|endpoint| endpoint.address))
+        let reach = &member.reach;
+        let observed = reach.observed.a.iter().chain(&reach.observed.b).map(SocketAddr::ip);
+        let listed = member.addresses.iter().chain(&reach.addresses).chain(&reach.external).copied();
+        listed.chain(observed).chain(member.endpoint.map(|endpoint| endpoint.address))
     });
     own.chain(others).collect()
 }

@@ -57,7 +57,8 @@ impl RelayLeases {
         }
         leases.set_wanted(wanted);
         leases.set_relays(relays);
-        leases.retain(|uid| admission.world.peers.values().any(|member| member.uid == *uid));
+        let uids: BTreeSet<&NodeUid> = admission.world.peers.values().map(|member| &member.uid).collect();
+        leases.retain(|uid| uids.contains(uid));
     }
 
     /// The relay and its port that lead to a peer's slot.
@@ -114,8 +115,10 @@ impl RelayLeases {
             }
         }
         for ((uid, slot), leased) in &found {
-            let known = self.logged.get(&(uid.clone(), *slot)) == Some(leased);
-            if let (false, Some(node), Some(relay)) = (known, name(uid), name(&leased.relay)) {
+            if self.logged.get(&(uid.clone(), *slot)) == Some(leased) {
+                continue;
+            }
+            if let (Some(node), Some(relay)) = (name(uid), name(&leased.relay)) {
                 info!(event = "Leased", %node, %slot, %relay, port = leased.port, "reachable over a relay");
             }
         }

@@ -46,7 +46,7 @@ const NEARER: Duration = Duration::from_millis(10);
 const REST: [Duration; 2] = [Duration::from_secs(30), Duration::from_mins(15)];
 /// Two doubts no further apart than this mean that nothing passes, and no nearer than the first that both have the same
 /// cause.
-const DOUBTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(20)];
+const DOUBTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(90)];
 
 /// What a node asks of a relay about a peer and slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -116,12 +116,15 @@ impl Paths {
         for member in world.peers.values() {
             let mut pair = former.remove(&member.uid).unwrap_or_else(|| Pair::new(now, member, &self.own));
             let reached_otherwise = pair.reach != member.reach || pair.basis != Basis::of(member);
+            let mut others = PerSlot { a: false, b: false };
             if reached_otherwise || other_place {
+                let former = pair.candidates.clone();
                 pair.consider(member, &self.own);
+                others = PerSlot::from_fn(|slot| former.get(slot) != pair.candidates.get(slot));
             }
             for slot in Slot::ALL {
-                if reached_otherwise || other_place {
-                    pair.slots.get_mut(slot).retry(now);
+                if *others.get(slot) {
+                    pair.slots.get_mut(slot).retry(now, pair.candidates.get(slot));
                 }
                 if moved {
                     pair.slots.get_mut(slot).suspect(now);
@@ -145,11 +148,9 @@ impl Paths {
         }
     }
 
-    /// A peer sends to our mapped address of a slot now.
-    pub fn invite(&mut self, now: Duration, uid: &NodeUid, slot: Slot) {
-        if let Some(pair) = self.pairs.get_mut(uid) {
-            pair.slots.get_mut(slot).invite(now);
-        }
+    /// A peer sends to our mapped address of a slot now. Returns whether that is news.
+    pub fn invite(&mut self, now: Duration, uid: &NodeUid, slot: Slot) -> bool {
+        self.pairs.get_mut(uid).is_some_and(|pair| pair.slots.get_mut(slot).invite(now))
     }
 
     /// The path to each slot of each peer, for the plan.

@@ -14,6 +14,10 @@ use crate::node::NodeUid;
 const MAX_PUBLISHED: usize = 8;
 /// Most peers whose reports on a slot are kept: more say nothing new.
 const MAX_OBSERVERS: usize = 32;
+/// How long a report is good; peers repeat theirs every 10 min.
+const REPORT_TTL: Duration = Duration::from_mins(25);
+/// How long what the Node shows is kept after a start without any report.
+const KEEP_SHOWN: Duration = Duration::from_mins(1);
 /// How long reports are gathered before they are published.
 const SETTLE: Duration = Duration::from_secs(1);
 /// Changes of mapped addresses that may be published at once, and after how long another one may.
@@ -25,6 +29,8 @@ const REFILL: Duration = Duration::from_mins(1);
 pub struct Observations {
     reports: PerSlot<BTreeMap<NodeUid, Report>>,
     published: (PerSlot<Vec<SocketAddr>>, Mapping),
+    /// Since when nothing has been reported; what the Node shows is kept for a while then.
+    silent_since: Option<Duration>,
     /// Since when what is published is out of date.
     changed: Option<Duration>,
     spent: u32,
@@ -37,15 +43,18 @@ struct Report {
     seen: SocketAddr,
     /// The observer's own address, as this node knows it: a NAT may map each destination anew.
     observer: IpAddr,
+    at: Duration,
 }
 
 impl Observations {
     /// Takes a report of a peer at `observer`: this node's datagrams on a slot come from `seen`.
-    pub fn report(&mut self, uid: NodeUid, slot: Slot, seen: SocketAddr, observer: IpAddr) {
+    pub fn report(&mut self, now: Duration, uid: NodeUid, slot: Slot, seen: SocketAddr, observer: IpAddr) {
         let reports = self.reports.get_mut(slot);
-        if reports.len() < MAX_OBSERVERS || reports.contains_key(&uid) {
-            reports.insert(uid, Report { seen, observer });
+        if reports.len() >= MAX_OBSERVERS && !reports.contains_key(&uid) {
+            let oldest = reports.iter().min_by_key(|(_, report)| report.at).map(|(uid, _)| uid.clone());
+            oldest.map(|oldest| reports.remove(&oldest));
         }
+        reports.insert(uid, Report { seen, observer, at: now });
     }
 
     /// Forgets everything: the node's own addresses have changed.
@@ -53,15 +62,33 @@ impl Observations {
         self.reports = PerSlot::default();
     }
 
-    /// Forgets what nodes have reported that are not peers any more.
-    pub fn retain(&mut self, is_peer: impl Fn(&NodeUid) -> bool) {
-        self.reports.a.retain(|uid, _| is_peer(uid));
-        self.reports.b.retain(|uid, _| is_peer(uid));
+    /// Forgets what nodes have reported that are not peers any more, and what has not been repeated.
+    pub fn retain(&mut self, now: Duration, is_peer: impl Fn(&NodeUid) -> bool) {
+        let is_good = |uid: &NodeUid, report: &mut Report| is_peer(uid) && now < report.at + REPORT_TTL;
+        self.reports.a.retain(is_good);
+        self.reports.b.retain(is_good);
     }
 
     /// Decides what to publish; returns the mapped addresses by slot and the kind of NAT. What changes waits for a
-    /// moment, and not more than a few times in a minute is anything else published.
-    pub fn publish(&mut self, now: Duration, own: &BTreeSet<IpAddr>) -> (PerSlot<Vec<SocketAddr>>, Mapping) {
+    /// moment, and not more than a few times in a minute is anything else published. What the own Node shows is `shown`: after
+    /// a start it is kept until peers have reported, or have not for a while.
+    pub fn publish(
+        &mut self,
+        now: Duration,
+        own: &BTreeSet<IpAddr>,
+        shown: Option<&Endpoints>,
+    ) -> (PerSlot<Vec<SocketAddr>>, Mapping) {
+        if self.reports.a.is_empty() && self.reports.b.is_empty() {
+            let since = *self.silent_since.get_or_insert(now);
+            if now < since + KEEP_SHOWN {
+                if let Some(shown) = shown {
+                    self.published = (shown.observed.clone(), shown.mapping);
+                }
+                return self.published.clone();
+            }
+        } else {
+            self.silent_since = None;
+        }
         while self.spent > 0 && now >= self.refilled + REFILL {
             self.spent -= 1;
             self.refilled += REFILL;
@@ -84,10 +111,11 @@ impl Observations {
         self.published.clone()
     }
 
-    /// The addresses that this node's datagrams come from.
+    /// The addresses that this node's datagrams come from, as far as they are published: what a single peer reports changes
+    /// them no more often than that.
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        let reports = self.reports.a.values().chain(self.reports.b.values());
-        reports.map(|report| report.seen.ip()).collect()
+        let (observed, _) = &self.published;
+        observed.a.iter().chain(&observed.b).map(SocketAddr::ip).collect()
     }
 
     /// The kind of NAT. Observers at the same address can't tell an easy one from a hard one. Two that agree outweigh one
@@ -101,6 +129,16 @@ impl Observations {
             let outside: Vec<&Report> =
                 mapped.iter().filter(|report| super::is_public(report.seen.ip())).collect();
             let observers: BTreeSet<IpAddr> = outside.iter().map(|report| report.observer).collect();
+            // As many see the address itself from outside: those that report another one lie, or are behind a NAT of theirs.
+            let direct: BTreeSet<IpAddr> = unmapped
+                .iter()
+                .filter(|report| super::is_public(report.seen.ip()))
+                .map(|report| report.observer)
+                .collect();
+            if !direct.is_empty() && direct.len() >= observers.len() {
+                kind = worst(kind, Mapping::None);
+                continue;
+            }
             let agree = outside.iter().any(|one| {
                 outside.iter().any(|other| one.seen == other.seen && one.observer != other.observer)
             });
@@ -121,13 +159,22 @@ impl Observations {
         if mapping == Mapping::Hard {
             return Vec::new();
         }
-        let mut counted: BTreeMap<SocketAddr, usize> = BTreeMap::new();
-        for report in self.reports.get(slot).values().filter(|report| !own.contains(&report.seen.ip())) {
-            *counted.entry(report.seen).or_default() += 1;
+        if mapping == Mapping::None {
+            return Vec::new();
         }
-        let mut sorted: Vec<(SocketAddr, usize)> = counted.into_iter().collect();
-        sorted.sort_by_key(|(seen, count)| (!super::is_public(seen.ip()), usize::MAX - count, *seen));
-        sorted.into_iter().map(|(seen, _)| seen).take(MAX_OBSERVED).collect()
+        let mut counted: BTreeMap<SocketAddr, BTreeSet<IpAddr>> = BTreeMap::new();
+        for report in self.reports.get(slot).values().filter(|report| !own.contains(&report.seen.ip())) {
+            counted.entry(report.seen).or_default().insert(report.observer);
+        }
+        // Beside what several observers agree on, what a single one reports does not count: it may change all the time.
+        if counted.values().any(|observers| observers.len() > 1) {
+            counted.retain(|_, observers| observers.len() > 1);
+        }
+        let mut seen: Vec<SocketAddr> = counted.into_keys().collect();
+        // Not by their number, which changes with each peer.
+        seen.sort_by_key(|seen| (!super::is_public(seen.ip()), *seen));
+        seen.truncate(MAX_OBSERVED);
+        seen
     }
 }
 
@@ -196,7 +243,8 @@ mod tests {
         let mut observations = Observations::default();
         for (observer, seen) in reports {
             let uid = NodeUid::new(format!("u{observer}"));
-            observations.report(uid, Slot::A, socket(seen), [203, 0, 113, *observer].into());
+            let at = Duration::from_secs((*observer).into());
+            observations.report(at, uid, Slot::A, socket(seen), [203, 0, 113, *observer].into());
         }
         observations
     }
@@ -226,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn what_most_observers_report_is_published_first_and_nothing_of_a_hard_nat() {
+    fn what_several_observers_agree_on_is_published_alone_and_nothing_of_a_hard_nat() {
         let mut observations = reported(&[
             (1, "198.51.100.1:9"),
             (2, "198.51.100.1:7"),
@@ -234,15 +282,13 @@ mod tests {
             (4, "10.9.9.9:8"),
         ]);
         let (now, later) = (Duration::from_secs(10), Duration::from_secs(11));
-        assert_eq!(observations.publish(now, &own()), (PerSlot::default(), Mapping::Unknown), "not at once");
-        let (published, mapping) = observations.publish(later, &own());
-        assert_eq!(
-            (published.a, mapping),
-            (vec![socket("198.51.100.1:7"), socket("198.51.100.1:9")], Mapping::Easy)
-        );
+        let shown = (PerSlot::default(), Mapping::Unknown);
+        assert_eq!(observations.publish(now, &own(), None), shown, "not at once");
+        let (published, mapping) = observations.publish(later, &own(), None);
+        assert_eq!((published.a, mapping), (vec![socket("198.51.100.1:7")], Mapping::Easy));
         let mut hard = reported(&[(1, "198.51.100.1:9"), (2, "198.51.100.1:7")]);
-        hard.publish(now, &own());
-        assert_eq!(hard.publish(later, &own()), (PerSlot::default(), Mapping::Hard));
+        hard.publish(now, &own(), None);
+        assert_eq!(hard.publish(later, &own(), None), (PerSlot::default(), Mapping::Hard));
     }
 
     #[test]
@@ -254,9 +300,10 @@ mod tests {
             let seen = SocketAddr::new([198, 51, 100, 1].into(), 1_000 + u16::try_from(second / 5).unwrap());
             for observer in [1, 2] {
                 let uid = NodeUid::new(format!("u{observer}"));
-                observations.report(uid, Slot::A, seen, [203, 0, 113, observer].into());
+                let now = Duration::from_secs(second);
+                observations.report(now, uid, Slot::A, seen, [203, 0, 113, observer].into());
             }
-            let published = observations.publish(Duration::from_secs(second), &own());
+            let published = observations.publish(Duration::from_secs(second), &own(), None);
             changes += u32::from(shown.is_some() && shown.as_ref() != Some(&published));
             shown = Some(published);
         }
@@ -264,14 +311,38 @@ mod tests {
     }
 
     #[test]
+    fn after_a_start_what_the_node_shows_stays_until_peers_have_reported() {
+        let shown = Endpoints {
+            observed: PerSlot { a: vec![socket("198.51.100.1:7")], b: Vec::new() },
+            mapping: Mapping::Easy,
+            ..Endpoints::default()
+        };
+        let mut observations = Observations::default();
+        let published = observations.publish(Duration::from_secs(1), &own(), Some(&shown));
+        assert_eq!(published, (shown.observed.clone(), Mapping::Easy));
+        let mut reporting = observations.clone();
+        for observer in [1, 2] {
+            let uid = NodeUid::new(format!("u{observer}"));
+            let (at, seen) = (Duration::from_secs(2), socket("198.51.100.1:7"));
+            reporting.report(at, uid, Slot::A, seen, [203, 0, 113, observer].into());
+        }
+        assert_eq!(reporting.publish(Duration::from_secs(3), &own(), Some(&shown)), published);
+        observations.publish(Duration::from_secs(62), &own(), Some(&shown));
+        let gone = observations.publish(Duration::from_secs(64), &own(), Some(&shown));
+        assert_eq!(gone, (PerSlot::default(), Mapping::Unknown), "nobody has reported it for a minute");
+    }
+
+    #[test]
     fn reports_are_bounded_and_end_with_their_observer() {
         let all: Vec<(u8, &str)> = (1..=100).map(|observer| (observer, "198.51.100.1:7")).collect();
         let mut observations = reported(&all);
         assert_eq!(observations.reports.a.len(), MAX_OBSERVERS);
-        observations.retain(|uid| uid.as_str() == "u1");
+        assert!(!observations.reports.a.contains_key(&NodeUid::new("u1")), "the oldest makes room");
+        let now = Duration::from_secs(100);
+        observations.retain(now, |uid| uid.as_str() == "u90");
         assert_eq!(observations.reports.a.len(), 1);
-        observations.clear();
-        assert!(observations.addresses().is_empty());
+        observations.retain(now + REPORT_TTL, |_| true);
+        assert!(observations.reports.a.is_empty(), "it was not repeated");
     }
 
     #[test]

@@ -65,7 +65,9 @@ pub enum Action {
     Initiate,
     /// Ask the peer for an echo of this number over this slot.
     Probe(u64),
-    /// Ask the peer, over the other slot, to send to our mapped address now.
+    /// Say that nothing passes over the relay that is leased.
+    Doubt,
+    /// Ask the peer, over the other slot, to leave this one to a direct path, and to send to our mapped address now.
     Invite,
 }
 
@@ -110,6 +112,8 @@ pub struct SlotPath {
     trial: Option<(Duration, Duration)>,
     /// Until when an invitation to send to the peer's mapped address is good.
     invited: Option<Duration>,
+    /// Whether the device has no such peer: nothing is due then.
+    absent: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -140,6 +144,16 @@ struct Attempt {
     candidate: Candidate,
     since: Duration,
     begun: Duration,
+    /// How long it is tried.
+    lasts: Duration,
+    /// Whether it was said that the relay forwards nothing.
+    doubted: bool,
+}
+
+impl Attempt {
+    const fn new(now: Duration, candidate: Candidate, limited: bool) -> Self {
+        Self { candidate, since: now, begun: now, lasts: lasting(candidate.kind, limited), doubted: false }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -174,21 +188,26 @@ impl Up {
         let unknown = if context.at_relay { Kind::Relayed } else { Kind::Punched };
         let kind = known.map_or(unknown, |candidate| candidate.kind);
         // What comes around a relay has found a better path.
-        let follow = matches!(kind, Kind::Punched | Kind::Relayed);
+        let prescribed = context.candidates.first().is_some_and(|one| one.kind == Kind::Prescribed);
+        let follow = matches!(kind, Kind::Punched | Kind::Relayed) && !prescribed;
         let View { received, sent, drifts, .. } = *view;
         Self { kind, to, follow, received, sent, drifts, checked: None, unanswered: None }
     }
 
     /// Whether the peer is no longer said to be there.
     fn is_gone(&self, candidates: &[Candidate]) -> bool {
-        let mut same =
-            candidates.iter().filter(|one| (one.kind == Kind::Relayed) == (self.kind == Kind::Relayed));
-        match self.kind {
-            Kind::Punched => false,
-            // Until another port is leased, the present one may work.
-            Kind::Relayed => same.clone().next().is_some() && !same.any(|one| one.to == self.to),
-            _ => !same.any(|one| one.to == self.to),
-        }
+        let is_named = || candidates.iter().any(|one| one.to == self.to);
+        !matches!(self.kind, Kind::Punched | Kind::Relayed) && !is_named()
+    }
+
+    /// Whether another path has to be taken whether this one works or not: an operator prescribes one, or another port of a
+    /// relay is leased.
+    fn is_replaced(&self, candidates: &[Candidate]) -> bool {
+        let elsewhere = |kind: Kind| {
+            let mut of_kind = candidates.iter().filter(|one| one.kind == kind).peekable();
+            of_kind.peek().is_some() && !of_kind.any(|one| one.to == self.to)
+        };
+        elsewhere(Kind::Prescribed) || (self.kind == Kind::Relayed && elsewhere(Kind::Relayed))
     }
 }
 
@@ -201,6 +220,7 @@ impl SlotPath {
             echoed: None,
             trial: None,
             invited: None,
+            absent: false,
         }
     }
 
@@ -240,14 +260,21 @@ impl SlotPath {
         }
     }
 
-    /// The peer's endpoints or our own are others: what failed may work now.
-    pub const fn retry(&mut self, now: Duration) {
+    /// The candidates are others: what failed may work now, and what works may be gone. A round that goes on is not cut
+    /// short, or who changes the candidates all the time would keep it from its end.
+    pub fn retry(&mut self, now: Duration, candidates: &[Candidate]) {
         match &mut self.state {
-            State::Searching(search) if search.at.is_some() => {
+            State::Searching(search) if search.paused_until > now => {
                 (search.rounds, search.next, search.paused_until) = (0, 0, now);
             }
             State::Searching(_) => {}
-            State::Up(_) => self.trial = None,
+            State::Up(up) => {
+                self.trial = None;
+                // It may work nevertheless: one probe tells.
+                if up.is_gone(candidates) && up.unanswered.is_none() {
+                    up.unanswered = Some(Unanswered { since: now, probe: now, probes: PROBES - 1 });
+                }
+            }
         }
     }
 
@@ -258,9 +285,13 @@ impl SlotPath {
         }
     }
 
-    /// The peer sends to our mapped address now.
-    pub fn invite(&mut self, now: Duration) {
-        self.invited = Some(now + INVITATION);
+    /// The peer sends to our mapped address now. Returns whether that is news.
+    pub fn invite(&mut self, now: Duration) -> bool {
+        let news = self.invited.is_none_or(|until| now >= until);
+        if news {
+            self.invited = Some(now + INVITATION);
+        }
+        news
     }
 
     /// Whether the peer waits for us to leave the slot to a direct path.
@@ -277,6 +308,7 @@ impl SlotPath {
         context: Context<'_>,
     ) -> (Vec<Action>, Option<Event>) {
         // A peer that is removed to get another key comes back with the same path.
+        self.absent = view.is_none();
         let Some(view) = view else { return (Vec::new(), None) };
         let (actions, event) = self.go_on(now, view, context);
         if actions.iter().any(|action| matches!(action, Action::Probe(_))) {
@@ -301,7 +333,8 @@ impl SlotPath {
                 let (actions, over) =
                     if needed { (Vec::new(), true) } else { search.go_on(now, view, context) };
                 if over && let Some(up) = search.fallback {
-                    let up = Up { received: view.received, sent: view.sent, unanswered: None, ..up };
+                    let View { received, sent, drifts, .. } = *view;
+                    let up = Up { received, sent, drifts, unanswered: None, ..up };
                     self.state = State::Up(up);
                     return (vec![Action::Aim { to: up.to, follow: up.follow }], None);
                 }
@@ -313,7 +346,7 @@ impl SlotPath {
                 if let Some(endpoint) = moved {
                     *up = Up::at(endpoint, view, context);
                 }
-                let is_gone = up.is_gone(context.candidates);
+                let is_gone = up.is_replaced(context.candidates);
                 let former = *up;
                 let (actions, lost) = up.watch(now, view, self.echoed, context.nonce);
                 if is_gone || lost {
@@ -357,8 +390,9 @@ impl SlotPath {
     /// When the next step is due, if one is.
     pub fn due(&self) -> Option<Duration> {
         match &self.state {
+            _ if self.absent => None,
             State::Searching(Search { at: Some(attempt), paused_until, .. }) => {
-                let over = attempt.since + lasting(attempt.candidate.kind, false);
+                let over = attempt.since + attempt.lasts;
                 Some(over.min(attempt.begun + AGAIN).max(*paused_until))
             }
             State::Searching(search) => Some(search.paused_until),
@@ -399,8 +433,8 @@ impl Search {
             // The endpoint is the one that is tried: what was answered before was answered over another one.
             (Some(attempt), _) if attempt.candidate.to == endpoint => attempt.since,
             // The peer has moved it, with something that it authenticated.
-            (Some(_), _) => self.started,
-            (None, Some(_)) => return None,
+            (Some(_), None) => self.started,
+            (_, Some(_)) => return None,
             // A device that was there before this daemon: its endpoint with a session is what works.
             (None, None) => return handshake.map(|_| up()),
         };
@@ -408,9 +442,10 @@ impl Search {
     }
 
     /// Whether the peer is followed to wherever it sends from: not while there is a path, since the peer's packets along that
-    /// one would end the trial of another.
-    const fn follows(&self) -> bool {
-        self.fallback.is_none()
+    /// one would end the trial of another; and not away from what an operator prescribes.
+    fn follows(&self) -> bool {
+        let prescribed = self.at.is_some_and(|attempt| attempt.candidate.kind == Kind::Prescribed);
+        self.fallback.is_none() && !prescribed
     }
 
     /// Tries the peer's mapped addresses at once: it tries ours.
@@ -441,12 +476,14 @@ impl Search {
         }
         if let Some(attempt) = &mut self.at {
             // Where the peer sends from is as good as anything that it names.
-            if let Some(moved) = view.endpoint.filter(|endpoint| *endpoint != attempt.candidate.to) {
+            let follows = self.fallback.is_none() && attempt.candidate.kind != Kind::Prescribed;
+            let moved = view.endpoint.filter(|endpoint| follows && *endpoint != attempt.candidate.to);
+            if let Some(moved) = moved {
                 let candidate = Candidate { kind: Kind::Punched, to: moved };
-                *attempt = Attempt { candidate, since: now, begun: now };
+                *attempt = Attempt::new(now, candidate, context.limited);
                 return (vec![Action::Initiate, Action::Probe(context.nonce)], false);
             }
-            if now < attempt.since + lasting(attempt.candidate.kind, context.limited) {
+            if now < attempt.since + attempt.lasts {
                 if now < attempt.begun + AGAIN {
                     return (Vec::new(), false);
                 }
@@ -454,12 +491,19 @@ impl Search {
                 return (vec![Action::Initiate, Action::Probe(context.nonce)], false);
             }
         }
+        let mut actions = Vec::new();
+        if let Some(attempt) = &mut self.at
+            && attempt.candidate.kind == Kind::Relayed
+            && !std::mem::replace(&mut attempt.doubted, true)
+        {
+            actions.push(Action::Doubt);
+        }
         if let Some(candidate) = self.order(context).get(self.next).copied() {
             self.next += 1;
-            self.at = Some(Attempt { candidate, since: now, begun: now });
+            self.at = Some(Attempt::new(now, candidate, context.limited));
             let aim = Action::Aim { to: candidate.to, follow: self.follows() };
-            let mut actions = vec![aim, Action::Probe(context.nonce)];
-            if candidate.kind == Kind::Punched && !self.invited {
+            actions.extend([aim, Action::Probe(context.nonce)]);
+            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !self.invited {
                 actions.push(Action::Invite);
             }
             return (actions, false);
@@ -468,7 +512,7 @@ impl Search {
         let doubled = PAUSE.0 * 2_u32.saturating_pow(self.rounds.min(8) - 1);
         let pause = if self.rounds > LONG.0 { LONG.1 } else { doubled.min(PAUSE.1) };
         (self.next, self.paused_until) = (0, now + pause);
-        (Vec::new(), true)
+        (actions, true)
     }
 }
 

@@ -95,7 +95,7 @@ fn a_flushed_nat_table_costs_seconds() {
 #[test]
 fn a_node_that_moves_is_found_again() {
     for (nats, limit) in
-        [([Nat::None, Nat::None], 4), ([Nat::OneToOne, Nat::Home], 8), ([Nat::Home, Nat::Home], 12)]
+        [([Nat::None, Nat::None], 5), ([Nat::OneToOne, Nat::Home], 8), ([Nat::Home, Nat::Home], 12)]
     {
         let mut world = world(nats);
         world.traffic = true;

@@ -551,6 +551,7 @@ impl<C: Chance> World<C> {
                     }
                     Action::Initiate => self.initiate(index, step.slot),
                     Action::Probe(nonce) => self.packet(index, step.slot, Some((Probe::Ask, nonce))),
+                    Action::Doubt => {}
                     Action::Invite => self.packet(index, step.slot.other(), Some((Probe::Invite, 0))),
                 }
             }

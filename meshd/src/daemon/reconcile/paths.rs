@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use keyring::rotation::PeerId;
@@ -40,12 +41,14 @@ struct Devices<'a> {
 }
 
 /// The relays as this node reaches them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Relays {
     /// Their leased ports that lead to peers.
     leased: BTreeMap<(NodeUid, Slot), SocketAddr>,
-    /// Their addresses, with the ports of their own tunnels.
-    addresses: BTreeMap<IpAddr, PerSlot<u16>>,
+    /// Their addresses.
+    addresses: BTreeSet<IpAddr>,
+    /// The ports that they lease, if they are configured as this node is.
+    ports: RangeInclusive<u16>,
 }
 
 impl Outlook for Devices<'_> {
@@ -62,8 +65,7 @@ impl Outlook for Devices<'_> {
     }
 
     fn is_relay(&self, endpoint: SocketAddr) -> bool {
-        let own_ports = self.relays.addresses.get(&endpoint.ip());
-        own_ports.is_some_and(|ports| ports.iter().all(|(_, port)| *port != endpoint.port()))
+        self.relays.addresses.contains(&endpoint.ip()) && self.relays.ports.contains(&endpoint.port())
     }
 
     fn carrying(&self, uid: &NodeUid) -> Option<Slot> {
@@ -80,7 +82,13 @@ impl Reconciler {
     pub(super) async fn own_addresses(&mut self) -> Result<BTreeSet<IpAddr>, HostError> {
         if self.link_addresses.is_none() {
             let mesh_links = [&self.config.links.a, &self.config.links.b];
-            self.link_addresses = Some(self.host.link_addresses(&mesh_links).await?);
+            let found = self.host.link_addresses(&mesh_links).await?;
+            let own = addresses(&found);
+            if self.policy.own_addresses.as_ref().is_some_and(|former| *former != own) {
+                // Peers report anew where this node's datagrams come from.
+                self.observations.clear();
+            }
+            self.link_addresses = Some(found);
         }
         Ok(addresses(self.link_addresses.as_deref().unwrap_or_default()))
     }
@@ -90,9 +98,8 @@ impl Reconciler {
         let now = self.started.elapsed();
         let world = &admission.world;
         let on_links = self.link_addresses.as_deref().unwrap_or_default();
-        let cluster = self.policy.cluster_cidrs.iter().chain(&self.policy.service_cidrs);
-        let is_pod = |address: IpAddr| cluster.clone().any(|range| range.contains(address));
-        let links = on_links.iter().map(|link| link.address).filter(|link| !is_pod(link.ip())).collect();
+        let links = on_links.iter().map(|link| link.address);
+        let links = links.filter(|link| !self.is_in_the_cluster(link.ip())).collect();
         let own = Surroundings {
             links,
             location: world.own.as_ref().and_then(|own| own.location.clone()),
@@ -151,6 +158,9 @@ impl Reconciler {
                     Action::Probe(nonce) => {
                         self.peer_channel.send_probe(&PeerId::new(uid.as_str()), slot, nonce);
                     }
+                    Action::Doubt => self.leases.doubt(now, uid, slot),
+                    // A daemon of version 0.1 does not know the message.
+                    Action::Invite if !member.is_proven() => {}
                     Action::Invite => self.peer_channel.send_invitation(&PeerId::new(uid.as_str()), slot),
                 }
             }
@@ -160,10 +170,14 @@ impl Reconciler {
 
     /// The relays among the members, at the addresses at which this node reaches them.
     fn known_relays(&self, admission: &Admission) -> Relays {
-        let mut relays = Relays::default();
+        let mut relays = Relays {
+            leased: BTreeMap::new(),
+            addresses: BTreeSet::new(),
+            ports: self.config.relay_ports.clone(),
+        };
         let members = &admission.world.peers;
-        let of_relay: BTreeMap<&NodeUid, &Member> =
-            members.values().filter(|member| member.relay).map(|member| (&member.uid, member)).collect();
+        let of_relay: Vec<&NodeUid> =
+            members.values().filter(|member| member.relay).map(|member| &member.uid).collect();
         if of_relay.is_empty() {
             return relays;
         }
@@ -172,11 +186,7 @@ impl Reconciler {
             let reached = Slot::ALL.into_iter().filter(|slot| self.paths.up(relay, *slot).is_some());
             reached.filter_map(of_slot).map(|endpoint| endpoint.ip()).next()
         };
-        for (uid, relay) in &of_relay {
-            if let Some(address) = address(uid) {
-                relays.addresses.insert(address, relay.state.slots.map(|slot| slot.port));
-            }
-        }
+        relays.addresses = of_relay.iter().copied().filter_map(address).collect();
         for member in members.values() {
             for slot in Slot::ALL {
                 let leased = self.leases.address(&member.uid, slot);
@@ -192,7 +202,7 @@ impl Reconciler {
     fn tell_peers(&mut self, now: Duration, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
         let members = &admission.world.peers;
         let uids: BTreeSet<&NodeUid> = members.values().map(|member| &member.uid).collect();
-        self.observations.retain(|uid| uids.contains(uid));
+        self.observations.retain(now, |uid| uids.contains(uid));
         let mut former = std::mem::take(&mut self.told);
         // A daemon of version 0.1 does not know the message.
         for member in members.values().filter(|member| member.is_proven()) {
@@ -225,10 +235,17 @@ impl Reconciler {
         let uid = NodeUid::new(peer.as_str());
         if let Some(observer) = self.paths.endpoint(&uid, slot)
             && !plan::prefix::is_special(endpoint.ip())
+            && !self.is_in_the_cluster(endpoint.ip())
             && endpoint.port() != 0
         {
-            self.observations.report(uid, slot, endpoint, observer.ip());
+            self.observations.report(self.started.elapsed(), uid, slot, endpoint, observer.ip());
         }
+    }
+
+    /// Whether an address is in a pod or service range.
+    fn is_in_the_cluster(&self, address: IpAddr) -> bool {
+        let mut ranges = self.policy.cluster_cidrs.iter().chain(&self.policy.service_cidrs);
+        ranges.any(|range| range.contains(address))
     }
 
     /// What NAT there is in front of this node.
@@ -256,14 +273,10 @@ impl Reconciler {
     pub(super) fn endpoints(&mut self, record: &NodeRecord) -> Endpoints {
         let on_links = self.link_addresses.clone().unwrap_or_default();
         let listed: Vec<IpAddr> = record.addresses.iter().filter_map(|text| text.parse().ok()).collect();
-        let policy = &self.policy;
-        let within = |ranges: &[ipnetwork::IpNetwork], address: IpAddr| {
-            ranges.iter().any(|range| range.contains(address))
-        };
+        let node_cidrs = &self.policy.node_cidrs;
         let is_usable = |address: IpAddr| {
-            !within(&policy.cluster_cidrs, address)
-                && !within(&policy.service_cidrs, address)
-                && (policy.node_cidrs.is_empty() || within(&policy.node_cidrs, address))
+            let allowed = node_cidrs.is_empty() || node_cidrs.iter().any(|range| range.contains(address));
+            allowed && !self.is_in_the_cluster(address)
         };
         let (addresses, left_out) = published_addresses(&listed, &on_links, is_usable);
         if left_out > 0 && self.outcome.unpublished_addresses != left_out {
@@ -277,7 +290,8 @@ impl Reconciler {
         let external = self.config.endpoints.iter().copied().filter(|address| !addresses.contains(address));
         let external = external.take(plan::annotation::MAX_EXTERNAL).collect();
         let direct = self.direct_addresses();
-        let observed = self.observations.publish(self.started.elapsed(), &direct);
+        let shown = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
+        let observed = self.observations.publish(self.started.elapsed(), &direct, shown.as_ref());
         let endpoints = paths::endpoints(addresses, external, observed, self.config.nat);
         publication::numbered(record, endpoints, 0)
     }

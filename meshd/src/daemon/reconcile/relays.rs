@@ -37,9 +37,11 @@ impl Reconciler {
     pub(super) fn take_from_relay(&mut self, relay: &PeerId, peer: &PeerId, slot: Slot, answer: Answer) {
         let is_member = self.outcome.admission().world.name_of(peer.as_str()).is_some();
         if is_member {
+            let uid = NodeUid::new(peer.as_str());
+            let former = self.leases.address(&uid, slot);
             self.leases.receive(self.started.elapsed(), relay, peer, slot, answer);
             // A port that was leased can be tried.
-            self.step_wanted = true;
+            self.step_wanted |= self.leases.address(&uid, slot) != former;
             self.ask_relays();
         }
     }

@@ -151,8 +151,8 @@ impl Reconciler {
             }
             Some(PeerMessage::Seen(peer, over, endpoint)) => self.take_seen(&peer, over, endpoint),
             Some(PeerMessage::Invitation(peer, slot)) => {
-                self.paths.invite(self.started.elapsed(), &NodeUid::new(peer.as_str()), slot);
-                self.step_wanted = true;
+                self.step_wanted |=
+                    self.paths.invite(self.started.elapsed(), &NodeUid::new(peer.as_str()), slot);
             }
             None => {}
         }
@@ -274,7 +274,9 @@ impl Reconciler {
     /// When the next of that is due.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
         let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
-        let further = leases.into_iter().chain(self.paths_due());
+        // What is due already is taken by the turn that is coming.
+        let paths = self.paths_due().filter(|at| *at > Instant::now());
+        let further = leases.into_iter().chain(paths);
         self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
     }
 
