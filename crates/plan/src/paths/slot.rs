@@ -23,7 +23,7 @@ const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 /// Rounds without success after which the pauses are the longest.
 const LONG: (u32, Duration) = (40, Duration::from_mins(1));
 /// How long a peer may be sent to without an answer before it is probed.
-const SUSPECT_AFTER: Duration = Duration::from_secs(3);
+const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 /// Between two probes of a path that may be broken, and how many have to be lost until it is.
 const PROBE: Duration = Duration::from_secs(1);
 const PROBES: u32 = 2;
@@ -271,7 +271,7 @@ impl SlotPath {
             State::Up(up) => {
                 self.trial = None;
                 // It may work nevertheless: one probe tells.
-                if up.is_gone(candidates) && up.unanswered.is_none() {
+                if up.is_gone(candidates) && up.unanswered.is_none_or(|found| found.probes == 0) {
                     up.unanswered = Some(Unanswered { since: now, probe: now, probes: PROBES - 1 });
                 }
             }
