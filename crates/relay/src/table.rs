@@ -19,7 +19,8 @@ pub const REFRESH: Duration = Duration::from_mins(1);
 pub const LIFE: Duration = Duration::from_mins(10);
 /// An end that asked no longer ago than this is there: two refreshes may be lost.
 const FRESH: Duration = Duration::from_secs(150);
-/// Leases that one node may have asked for without the other end: more are refused, so that no node takes all ports.
+/// Leases that one node may have asked for first: more are refused, so that no node takes all ports. Whether the other end
+/// comes does not matter, since honest ones come to every offer.
 pub const MAX_LEASES: usize = 256;
 /// Least time between two offers of one lease to the same end.
 const OFFER_PERIOD: Duration = Duration::from_millis(300);
@@ -138,6 +139,8 @@ struct Subject {
 #[derive(Clone, Debug)]
 struct Lease {
     subject: Subject,
+    /// The end that asked first.
+    first: usize,
     ports: [u16; 2],
     legs: [Leg; 2],
     bytes: Bucket,
@@ -155,6 +158,9 @@ pub struct SavedLease {
     low: PeerId,
     high: PeerId,
     slot: Slot,
+    /// Whether the end with the higher UID asked first.
+    #[serde(default)]
+    high_first: bool,
     /// The ports of both ends.
     ports: [u16; 2],
     /// Which ends have asked.
@@ -302,6 +308,7 @@ impl Relay {
             low: lease.subject.low.clone(),
             high: lease.subject.high.clone(),
             slot: lease.subject.slot,
+            high_first: lease.first == 1,
             ports: lease.ports,
             asked: [0, 1].map(|end: usize| lease.legs[end].asked.is_some()),
             addresses: [0, 1].map(|end: usize| lease.legs[end].address()),
@@ -311,7 +318,7 @@ impl Relay {
 
     /// Restores what was saved, as far as it fits: each lease lives as long as if its ends had just asked.
     pub fn restore(&mut self, now: Duration, saved: Vec<SavedLease>) {
-        for SavedLease { low, high, slot, ports, asked, addresses } in saved {
+        for SavedLease { low, high, slot, high_first, ports, asked, addresses } in saved {
             let free = |port: &u16| self.limits.ports.contains(port) && self.lease_at(*port).is_none();
             let subject = Subject { low, high, slot };
             let fits = subject.low < subject.high
@@ -322,7 +329,7 @@ impl Relay {
             if !fits {
                 continue;
             }
-            let mut lease = self.lease(now, subject, ports);
+            let mut lease = self.lease(now, subject, high_first.into(), ports);
             for end in 0..2 {
                 lease.legs[end] = Leg::at(now, addresses[end]);
                 lease.legs[end].asked = asked[end].then_some(now);
@@ -337,12 +344,12 @@ impl Relay {
     }
 
     fn create(&mut self, now: Duration, subject: Subject, from: &PeerId) -> Result<usize, Refusal> {
-        let alone = |lease: &&Lease| {
-            let end = usize::from(lease.subject.high == *from);
-            let is_end = lease.subject.low == *from || lease.subject.high == *from;
-            is_end && lease.legs[end].asked.is_some() && lease.legs[1 - end].asked.is_none()
+        let first = usize::from(subject.high == *from);
+        let asked_first = |lease: &&Lease| {
+            let one = if lease.first == 1 { &lease.subject.high } else { &lease.subject.low };
+            one == from && lease.legs[lease.first].asked.is_some()
         };
-        if self.leases.iter().flatten().filter(alone).count() >= MAX_LEASES {
+        if self.leases.iter().flatten().filter(asked_first).count() >= MAX_LEASES {
             return Err(Refusal::TooMany);
         }
         let mut ports = self.free_ports();
@@ -359,14 +366,14 @@ impl Relay {
                 ports = self.free_ports();
             }
         }
-        let lease = self.lease(now, subject, ports.ok_or(Refusal::Full)?);
+        let lease = self.lease(now, subject, first, ports.ok_or(Refusal::Full)?);
         Ok(self.insert(lease))
     }
 
-    fn lease(&self, now: Duration, subject: Subject, ports: [u16; 2]) -> Lease {
+    fn lease(&self, now: Duration, subject: Subject, first: usize, ports: [u16; 2]) -> Lease {
         let rate = self.limits.pair_bytes_per_second;
         let bytes = Bucket::new(now, rate, burst(rate));
-        Lease { subject, ports, legs: [Leg::new(now), Leg::new(now)], bytes }
+        Lease { subject, first, ports, legs: [Leg::new(now), Leg::new(now)], bytes }
     }
 
     /// Two ports that are not leased.

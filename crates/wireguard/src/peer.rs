@@ -14,7 +14,7 @@ pub struct Peer {
     /// Where datagrams for the peer go; `None` until one has been received from it.
     pub endpoint: Option<SocketAddr>,
     /// Whether the endpoint follows the source address of authenticated datagrams. Set for peers behind NAT only;
-    /// for all others the published endpoint is kept.
+    /// for all others the endpoint is kept.
     pub roaming: bool,
     /// Prefixes that are routed to this peer and accepted from it.
     pub allowed_ips: BTreeSet<IpNetwork>,

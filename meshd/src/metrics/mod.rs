@@ -471,7 +471,7 @@ fn peers(status: &Status) -> Vec<Metric<'_>> {
         ),
         Metric::counters(
             "peer_endpoint_drifts",
-            "Authenticated packets from another address than the published endpoint.",
+            "Authenticated packets from another address than the endpoint, while the peer is not followed.",
             of_slots(&|slot| Some(slot.endpoint_drifts.into())),
         ),
     ]

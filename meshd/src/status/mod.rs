@@ -256,7 +256,7 @@ pub struct PeerSlotStatus {
     pub received: u64,
     /// Bytes sent to it.
     pub sent: u64,
-    /// Authenticated packets that came from another address than the published endpoint.
+    /// Authenticated packets that came from another address than the endpoint, while the peer is not followed.
     pub endpoint_drifts: u64,
     /// Datagrams from its endpoint that did not authenticate; zero with the kernel's WireGuard, which does not count them.
     #[serde(default)]

@@ -72,6 +72,8 @@ struct Pair {
     reach: Endpoints,
     basis: Basis,
     candidates: PerSlot<Vec<Candidate>>,
+    /// The relay's port that was there at the last step.
+    relayed: PerSlot<Option<SocketAddr>>,
     slots: PerSlot<SlotPath>,
 }
 
@@ -219,6 +221,7 @@ impl Pair {
             reach: Endpoints::default(),
             basis: Basis::of(member),
             candidates: PerSlot::default(),
+            relayed: PerSlot::default(),
             slots,
         };
         pair.consider(member, own);
@@ -242,6 +245,9 @@ impl Pair {
         let view = outlook.view(member, slot);
         let direct = self.candidates.get(slot);
         let relayed = outlook.relayed(&member.uid, slot).filter(|_| member.prescribed.is_none());
+        if std::mem::replace(self.relayed.get_mut(slot), relayed) != relayed && relayed.is_some() {
+            self.slots.get_mut(slot).relay_offered(now);
+        }
         let with_relay;
         let candidates = match relayed.map(|to| Candidate { kind: Kind::Relayed, to }) {
             None => direct.as_slice(),

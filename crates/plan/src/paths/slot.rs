@@ -278,6 +278,15 @@ impl SlotPath {
         }
     }
 
+    /// Another port of a relay leads to the peer: that is not waited for.
+    pub const fn relay_offered(&mut self, now: Duration) {
+        if let State::Searching(search) = &mut self.state
+            && search.paused_until.as_nanos() > now.as_nanos()
+        {
+            search.paused_until = now;
+        }
+    }
+
     /// The peer or this node is elsewhere: what works may not work any more.
     pub const fn suspect(&mut self, now: Duration) {
         if let State::Up(up) = &mut self.state {
