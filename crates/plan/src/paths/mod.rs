@@ -7,6 +7,7 @@
 mod candidate;
 mod observations;
 mod slot;
+mod standing;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ pub use candidate::{Candidate, Kind, Surroundings, candidates, is_public, socket
 pub use observations::{Observations, endpoints, published_addresses};
 use slot::Context;
 pub use slot::{Action, Event, SlotPath, View};
+pub use standing::Standing;
 
 /// How long after the end with the lower UID the other one tries a direct path: longer than most trials take.
 const TRIALS_APART: Duration = Duration::from_secs(10);

@@ -29,7 +29,7 @@ use plan::network::LinkAddress;
 use plan::node::{NodeName, NodeUid};
 use plan::op::Op;
 use plan::path_mtu::PathMtus;
-use plan::paths::{Observations, Paths};
+use plan::paths::{Observations, Paths, Standing};
 use plan::turn::{Known, Turn, decide};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -98,6 +98,9 @@ pub(super) struct Reconciler {
     told: BTreeMap<(NodeUid, Slot), Told>,
     /// The addresses on the node's links, unless they may have changed.
     link_addresses: Option<Vec<LinkAddress>>,
+    /// Those that stay, as of the last turn.
+    standing: Standing,
+    standing_links: Vec<LinkAddress>,
     /// The slot that carries pods' packets to each peer since the last turn.
     carrying: BTreeMap<NodeUid, Slot>,
     /// Whether a turn is wanted because a step of a path is due.
@@ -212,6 +215,8 @@ impl Reconciler {
             observations: Observations::default(),
             told: BTreeMap::new(),
             link_addresses: None,
+            standing: Standing::default(),
+            standing_links: Vec::new(),
             carrying: BTreeMap::new(),
             step_wanted: false,
             host_checks: HostChecks::default(),

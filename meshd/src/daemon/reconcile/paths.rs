@@ -90,6 +90,7 @@ impl Reconciler {
             }
             self.link_addresses = Some(found);
         }
+        self.stand(self.started.elapsed());
         Ok(addresses(self.link_addresses.as_deref().unwrap_or_default()))
     }
 
@@ -97,8 +98,7 @@ impl Reconciler {
     pub(super) fn find_paths(&mut self, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
         let now = self.started.elapsed();
         let world = &admission.world;
-        let on_links = self.link_addresses.as_deref().unwrap_or_default();
-        let links = on_links.iter().map(|link| link.address);
+        let links = self.standing_links.iter().map(|link| link.address);
         let links = links.filter(|link| !self.is_in_the_cluster(link.ip())).collect();
         let own = Surroundings {
             links,
@@ -242,6 +242,17 @@ impl Reconciler {
         }
     }
 
+    /// Takes which addresses on the links stay.
+    fn stand(&mut self, now: Duration) {
+        let record = self.cluster.own_record();
+        let listed: BTreeSet<IpAddr> = record
+            .iter()
+            .flat_map(|record| record.addresses.iter().filter_map(|text| text.parse().ok()))
+            .collect();
+        let present = self.link_addresses.as_deref().unwrap_or_default();
+        self.standing_links = self.standing.of(now, present, |link| listed.contains(&link.address.ip()));
+    }
+
     /// Whether an address is in a pod or service range.
     fn is_in_the_cluster(&self, address: IpAddr) -> bool {
         let mut ranges = self.policy.cluster_cidrs.iter().chain(&self.policy.service_cidrs);
@@ -271,14 +282,13 @@ impl Reconciler {
     /// Where peers reach us: our Node's addresses that are on a link, further ones on links, what an operator gives, and
     /// what peers observe.
     pub(super) fn endpoints(&mut self, record: &NodeRecord) -> Endpoints {
-        let on_links = self.link_addresses.clone().unwrap_or_default();
         let listed: Vec<IpAddr> = record.addresses.iter().filter_map(|text| text.parse().ok()).collect();
         let node_cidrs = &self.policy.node_cidrs;
         let is_usable = |address: IpAddr| {
             let allowed = node_cidrs.is_empty() || node_cidrs.iter().any(|range| range.contains(address));
             allowed && !self.is_in_the_cluster(address)
         };
-        let (addresses, left_out) = published_addresses(&listed, &on_links, is_usable);
+        let (addresses, left_out) = published_addresses(&listed, &self.standing_links, is_usable);
         if left_out > 0 && self.outcome.unpublished_addresses != left_out {
             warn!(
                 event = "EndpointsLeftOut",

@@ -12,6 +12,8 @@ const LEFT: f64 = 70.0;
 const PLOT: f64 = WIDTH - LEFT - 20.0;
 const TOP: f64 = 150.0;
 const STRIP: f64 = 12.0;
+/// Least distance of two labels.
+const LABEL: f64 = 24.0;
 const COLOURS: [(&str, &str); 6] = [
     ("direct", "#2ca02c"),
     ("punched", "#1f77b4"),
@@ -52,13 +54,19 @@ pub(crate) fn draw(run: &Run<'_>) -> String {
         }
         top += STRIP;
     }
+    // Labels of events that follow each other closely stand side by side, each with a line to its moment.
+    let mut beside = f64::MIN;
     for (at, what) in &run.events {
+        let label = x(*at).max(beside + LABEL);
+        beside = label;
         let _ = writeln!(
             body,
-            "<line x1=\"{0:.1}\" y1=\"{1}\" x2=\"{0:.1}\" y2=\"{top:.0}\" stroke=\"black\" stroke-width=\"0.6\"/>\n\
-             <text x=\"{0:.1}\" y=\"{1}\" transform=\"rotate(-28 {0:.1} {1})\">{what}</text>",
+            "<polyline points=\"{label:.1},{2} {0:.1},{1} {0:.1},{top:.0}\" fill=\"none\" stroke=\"black\" \
+             stroke-width=\"0.6\"/>\n\
+             <text x=\"{label:.1}\" y=\"{2}\" transform=\"rotate(-28 {label:.1} {2})\">{what}</text>",
             x(*at),
-            TOP - 6.0
+            TOP,
+            TOP - 14.0
         );
     }
     let mut second = 0;
