@@ -27,6 +27,9 @@ const SUSPECT_AFTER: Duration = Duration::from_secs(2);
 /// Between two probes of a path that may be broken, and how many have to be lost until it is.
 const PROBE: Duration = Duration::from_secs(1);
 const PROBES: u32 = 2;
+/// How long a peer may receive without sending anything, and some time for it to arrive (`KEEPALIVE_TIMEOUT` of the
+/// WireGuard paper, section 6.1, is 10 s).
+const PASSIVE: Duration = Duration::from_secs(12);
 /// How long a peer may send from elsewhere after it has answered, until it is asked again.
 const CHECK_DRIFT: Duration = Duration::from_secs(30);
 /// First and longest time between two trials of a direct path while a relay is used.
@@ -178,6 +181,10 @@ struct Unanswered {
     probe: Duration,
     /// How many probes have been sent.
     probes: u32,
+    /// Whether the peer is no longer said to be there.
+    gone: bool,
+    /// Whether it has sent from elsewhere since then: a handshake may be one that it began there.
+    drifted: bool,
 }
 
 impl Up {
@@ -272,7 +279,13 @@ impl SlotPath {
                 self.trial = None;
                 // It may work nevertheless: one probe tells.
                 if up.is_gone(candidates) && up.unanswered.is_none_or(|found| found.probes == 0) {
-                    up.unanswered = Some(Unanswered { since: now, probe: now, probes: PROBES - 1 });
+                    up.unanswered = Some(Unanswered {
+                        since: now,
+                        probe: now,
+                        probes: PROBES - 1,
+                        gone: true,
+                        drifted: false,
+                    });
                 }
             }
         }
@@ -290,7 +303,8 @@ impl SlotPath {
     /// The peer or this node is elsewhere: what works may not work any more.
     pub const fn suspect(&mut self, now: Duration) {
         if let State::Up(up) = &mut self.state {
-            up.unanswered = Some(Unanswered { since: now, probe: now, probes: 0 });
+            up.unanswered =
+                Some(Unanswered { since: now, probe: now, probes: 0, gone: false, drifted: false });
         }
     }
 
@@ -357,7 +371,7 @@ impl SlotPath {
                 }
                 let is_gone = up.is_replaced(context.candidates);
                 let former = *up;
-                let (actions, lost) = up.watch(now, view, self.echoed, context.nonce);
+                let (actions, lost) = up.watch(now, view, self.echoed, (context.nonce, context.limited));
                 if is_gone || lost {
                     let mut search = Search { former: Some(former.to), ..Search::new(now) };
                     let (actions, _) = search.go_on(now, view, context);
@@ -532,14 +546,21 @@ impl Up {
         now: Duration,
         view: &View,
         echoed: Option<Duration>,
-        nonce: u64,
+        (nonce, limited): (u64, bool),
     ) -> (Vec<Action>, bool) {
         let echoed = self.unanswered.is_some_and(|unanswered| echoed >= Some(unanswered.since));
         // A peer that was removed and added counts from zero.
         let restarted = view.received < self.received || view.sent < self.sent;
         // What comes from elsewhere says nothing about this path. The peer may have moved.
         let drifting = view.drifts > self.drifts;
-        let heard = view.received > self.received && !drifting;
+        let handshake = view.handshake.map(|age| now.saturating_sub(age));
+        if let Some(unanswered) = &mut self.unanswered {
+            unanswered.drifted |= drifting;
+        }
+        let shaken = self
+            .unanswered
+            .is_some_and(|unanswered| !unanswered.drifted && handshake >= Some(unanswered.since));
+        let heard = (view.received > self.received && !drifting) || shaken;
         (self.received, self.drifts) = (view.received, view.drifts);
         if heard || restarted || echoed {
             (self.sent, self.unanswered) = (view.sent, None);
@@ -548,20 +569,34 @@ impl Up {
         }
         let is_checked = self.checked.is_some_and(|checked| now < checked + CHECK_DRIFT);
         if drifting && !is_checked && self.unanswered.is_none() {
-            self.unanswered = Some(Unanswered { since: now, probe: now, probes: 0 });
+            self.unanswered =
+                Some(Unanswered { since: now, probe: now, probes: 0, gone: false, drifted: false });
         }
         if view.sent > self.sent && self.unanswered.is_none() {
-            self.unanswered = Some(Unanswered { since: now, probe: now + SUSPECT_AFTER, probes: 0 });
+            self.unanswered = Some(Unanswered {
+                since: now,
+                probe: now + SUSPECT_AFTER,
+                probes: 0,
+                gone: false,
+                drifted: false,
+            });
         }
         self.sent = view.sent;
         match &mut self.unanswered {
             Some(unanswered) if now >= unanswered.probe => {
-                if unanswered.probes == PROBES {
+                // A daemon that is down answers no probe, but its kernel's WireGuard goes on: it answers a handshake, which
+                // the engine can begin at any time, and what it receives, after 10 s.
+                let silent = !limited || unanswered.gone || now >= unanswered.since + PASSIVE;
+                if unanswered.probes >= PROBES && silent {
                     return (Vec::new(), true);
                 }
-                unanswered.probes += 1;
+                unanswered.probes = unanswered.probes.saturating_add(1);
                 unanswered.probe = now + PROBE;
-                (vec![Action::Probe(nonce)], false)
+                let mut actions = vec![Action::Probe(nonce)];
+                if !limited {
+                    actions.push(Action::Initiate);
+                }
+                (actions, false)
             }
             _ => (Vec::new(), false),
         }

@@ -11,15 +11,16 @@ use crate::network::LinkAddress;
 /// How long an address has to be there.
 const STANDS_AFTER: Duration = Duration::from_secs(30);
 
-/// The addresses that are there, and since when.
+/// The addresses that are there, and since when; none for those that were there at first.
 #[derive(Clone, Debug, Default)]
 pub struct Standing {
-    since: Option<BTreeMap<IpNetwork, Duration>>,
+    since: Option<BTreeMap<IpNetwork, Option<Duration>>>,
 }
 
 impl Standing {
-    /// Those of `present` that have been there for 30 s, or are `listed` by the Node, or were there when this was asked
-    /// for the first time.
+    /// Those of `present` that are `listed` by the Node, and of the others, except for single addresses without a network, those
+    /// that have been there for 30 s or since this was asked for the first time. What lasts shorter than the time
+    /// between two questions is not seen; virtual addresses are mostly single ones.
     pub fn of(
         &mut self,
         now: Duration,
@@ -28,22 +29,24 @@ impl Standing {
     ) -> Vec<LinkAddress> {
         let former = self.since.take();
         let since = |link: &LinkAddress| match &former {
-            None => now.saturating_sub(STANDS_AFTER),
-            Some(former) => former.get(&link.address).copied().unwrap_or(now),
+            None => None,
+            Some(former) => former.get(&link.address).copied().unwrap_or(Some(now)),
         };
-        let known: BTreeMap<IpNetwork, Duration> =
+        let known: BTreeMap<IpNetwork, Option<Duration>> =
             present.iter().map(|link| (link.address, since(link))).collect();
-        let stands = |link: &&LinkAddress| {
-            listed(link) || known.get(&link.address).is_some_and(|since| now >= *since + STANDS_AFTER)
+        let stays = |link: &LinkAddress| {
+            let since = known.get(&link.address).copied().flatten();
+            since.is_none_or(|since| now >= since + STANDS_AFTER)
         };
-        let standing = if former.is_none() {
-            present.to_vec()
-        } else {
-            present.iter().filter(stands).cloned().collect()
-        };
+        let stands = |link: &&LinkAddress| listed(link) || (!is_single(link.address) && stays(link));
+        let standing = present.iter().filter(stands).cloned().collect();
         self.since = Some(known);
         standing
     }
+}
+
+fn is_single(address: IpNetwork) -> bool {
+    address.prefix() == if address.is_ipv4() { 32 } else { 128 }
 }
 
 #[cfg(test)]
@@ -68,6 +71,10 @@ mod tests {
         assert_eq!(standing.of(at(30), &[link(1), link(2)], none), [link(1)]);
         assert_eq!(standing.of(at(31), &[link(1), link(2)], none), [link(1), link(2)]);
         assert_eq!(standing.of(at(32), &[link(2)], none), [link(2)], "one that goes is gone");
+        let single = LinkAddress { address: "203.0.113.1/32".parse().unwrap(), kind: None };
+        assert_eq!(standing.of(at(33), std::slice::from_ref(&single), none), []);
+        assert_eq!(standing.of(at(99), std::slice::from_ref(&single), none), []);
+        assert_eq!(standing.of(at(99), std::slice::from_ref(&single), |_| true), [single]);
     }
 
     #[test]
