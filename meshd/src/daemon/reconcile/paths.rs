@@ -82,13 +82,7 @@ impl Reconciler {
     pub(super) async fn own_addresses(&mut self) -> Result<BTreeSet<IpAddr>, HostError> {
         if self.link_addresses.is_none() {
             let mesh_links = [&self.config.links.a, &self.config.links.b];
-            let found = self.host.link_addresses(&mesh_links).await?;
-            let own = addresses(&found);
-            if self.policy.own_addresses.as_ref().is_some_and(|former| *former != own) {
-                // Peers report anew where this node's datagrams come from.
-                self.observations.clear();
-            }
-            self.link_addresses = Some(found);
+            self.link_addresses = Some(self.host.link_addresses(&mesh_links).await?);
         }
         self.stand(self.started.elapsed());
         Ok(addresses(self.link_addresses.as_deref().unwrap_or_default()))
@@ -250,7 +244,12 @@ impl Reconciler {
             .flat_map(|record| record.addresses.iter().filter_map(|text| text.parse().ok()))
             .collect();
         let present = self.link_addresses.as_deref().unwrap_or_default();
-        self.standing_links = self.standing.of(now, present, |link| listed.contains(&link.address.ip()));
+        let standing = self.standing.of(now, present, |link| listed.contains(&link.address.ip()));
+        let former = std::mem::replace(&mut self.standing_links, standing);
+        if !former.is_empty() && former != self.standing_links {
+            // Peers report anew where this node's datagrams come from.
+            self.observations.clear();
+        }
     }
 
     /// Whether an address is in a pod or service range.
