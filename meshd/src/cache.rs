@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use plan::admission::Ledger;
 use plan::node::{NodeName, NodeUid};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use crate::document;
 use crate::file::{self, FileError, FileIdentity};
 
 /// Name of the cache in the state directory.
@@ -35,14 +35,6 @@ struct MemoryRef<'a> {
     ledger: &'a Ledger,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Document {
-    v: u32,
-    checksum: String,
-    /// The memory as text, so that the checksum covers exact bytes.
-    memory: String,
-}
-
 /// The file that holds the memory.
 #[derive(Debug)]
 pub(crate) struct Cache {
@@ -67,11 +59,8 @@ impl Cache {
     /// under another name.
     pub(crate) fn load(&self) -> Result<Option<Memory>, CacheError> {
         self.read().map_err(|source| match source {
-            source @ (CacheError::Damaged { .. } | CacheError::File(FileError::TooLong { .. })) => {
-                match file::set_aside(&self.path) {
-                    Ok(kept) => CacheError::SetAside { kept, source: Box::new(source) },
-                    Err(_) => source,
-                }
+            damage @ (CacheError::Damaged { .. } | CacheError::File(FileError::TooLong { .. })) => {
+                document::set_aside(&self.path, damage, |kept, source| CacheError::SetAside { kept, source })
             }
             source => source,
         })
@@ -79,12 +68,9 @@ impl Cache {
 
     fn read(&self) -> Result<Option<Memory>, CacheError> {
         let Some(text) = file::read(&self.path, MAX_LEN)? else { return Ok(None) };
-        let damaged = || CacheError::Damaged { path: self.path.clone() };
-        let document: Document = serde_json::from_slice(&text).map_err(|_| damaged())?;
-        if document.v != VERSION || document.checksum != checksum(&document.memory) {
-            return Err(damaged());
-        }
-        serde_json::from_str(&document.memory).map(Some).map_err(|_| damaged())
+        document::read(&text, VERSION)
+            .map(Some)
+            .ok_or_else(|| CacheError::Damaged { path: self.path.clone() })
     }
 
     /// Writes the memory if it differs from what is on disk; returns whether it wrote.
@@ -106,10 +92,8 @@ impl Cache {
             return Ok(false);
         }
         self.saved = None;
-        let memory = serde_json::to_string(&MemoryRef { node, uid, ledger })
+        let text = document::render(&MemoryRef { node, uid, ledger }, VERSION, "memory")
             .map_err(|source| CacheError::Render { source })?;
-        let document = Document { v: VERSION, checksum: checksum(&memory), memory };
-        let text = serde_json::to_vec(&document).map_err(|source| CacheError::Render { source })?;
         let written = file::replace(&self.path, &text, 0o600)?;
         self.saved = FileIdentity::of(&self.path).map(|identity| {
             let memory = Memory { node: node.clone(), uid: uid.cloned(), ledger: ledger.clone() };
@@ -117,10 +101,6 @@ impl Cache {
         });
         Ok(written)
     }
-}
-
-fn checksum(text: &str) -> String {
-    format!("{:x}", Sha256::digest(text))
 }
 
 /// Why the memory could not be read or written.

@@ -13,6 +13,7 @@ pub mod config;
 mod control;
 mod daemon;
 pub mod device;
+mod document;
 mod fault;
 mod file;
 mod harden;

@@ -49,9 +49,9 @@ pub mod inventory;
 pub mod kube;
 mod lab;
 pub mod mesh;
+mod metrics;
 mod mounts;
 pub mod nat;
-
 pub mod needle;
 pub mod netlink;
 mod node;
@@ -76,6 +76,7 @@ pub use host::{End, Host};
 pub use inventory::Inventory;
 pub use kube::{ApiKind, ApiServer};
 pub use lab::{Builder, Lab};
+pub use metrics::metrics;
 pub use mounts::PRIVATE;
 pub use node::{KUBECONFIG, Node, Pod};
 pub use rustix::process::Signal;

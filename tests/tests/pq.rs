@@ -3,8 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,15 +68,6 @@ fn streams(mesh: &Mesh) -> Vec<Stream> {
         }
     }
     streams
-}
-
-/// What a node's daemon serves as metrics.
-fn metrics() -> String {
-    let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }
 
 fn assert_nothing_lost(streams: Vec<Stream>) {
@@ -219,7 +208,7 @@ fn a_pair_that_is_kept_from_its_preshared_keys_is_reported_until_it_has_them() {
     mesh.wait_formed();
     let stripped = |status: &Value| status["peers"][0]["pq"]["stripped_seconds"].as_u64();
     let metric = |mesh: &Mesh, value: u8| {
-        let text = mesh.node("n1").unwrap().run(metrics).unwrap();
+        let text = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
         let sample = format!("\nmeshd_peer_preshared_key_stripped{{peer=\"n2\"}} {value}\n");
         assert!(text.contains(&sample), "no {sample:?} in {text}");
     };

@@ -32,13 +32,21 @@ impl Handle {
 
     /// Names of all links by interface index.
     pub(crate) async fn link_names(&self) -> Result<BTreeMap<u32, String>, HostError> {
+        let links = self.link_messages().await?;
+        let named =
+            links.iter().filter_map(|link| Some((link.header.index, message::name_of(link)?.to_owned())));
+        Ok(named.collect())
+    }
+
+    /// All links.
+    pub(crate) async fn link_messages(&self) -> Result<Vec<LinkMessage>, HostError> {
         let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
         let found = self.dump("list", &Subject::Links, &request).await?;
-        let links = found.iter().filter_map(|found| match found {
-            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, message::name_of(link)?)),
+        let links = found.into_iter().filter_map(|found| match found {
+            RouteNetlinkMessage::NewLink(link) => Some(link),
             _ => None,
         });
-        Ok(links.map(|(index, name)| (index, name.to_owned())).collect())
+        Ok(links.collect())
     }
 
     /// Everything of one kind. Read again if it changed meanwhile, because then something that was there all the time

@@ -52,19 +52,12 @@ impl Handle {
 
     /// The addresses on all links but some, with the kind of the link, without link-local ones.
     pub async fn link_addresses(&self, without: &[&LinkName]) -> Result<Vec<LinkAddress>, HostError> {
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let found = self.dump("list", &Subject::Links, &request).await?;
-        let links: BTreeMap<u32, LinkState> = found
-            .iter()
-            .filter_map(|found| match found {
-                RouteNetlinkMessage::NewLink(link) => Some(link),
-                _ => None,
-            })
-            .filter(|link| {
-                message::name_of(link).is_some_and(|name| without.iter().all(|other| other.as_str() != name))
-            })
-            .map(|link| (link.header.index, read(link)))
-            .collect();
+        let is_among = |link: &&LinkMessage| {
+            message::name_of(link).is_some_and(|name| without.iter().all(|other| other.as_str() != name))
+        };
+        let links = self.link_messages().await?;
+        let links: BTreeMap<u32, LinkState> =
+            links.iter().filter(is_among).map(|link| (link.header.index, read(link))).collect();
         let of_link = |message: &AddressMessage| {
             let kind = links.get(&message.header.index)?.kind.clone();
             let address = message::address_of(message).filter(|network| !is_link_local(network.ip()))?;
@@ -75,13 +68,9 @@ impl Handle {
 
     /// Interface indices of the links of some kinds.
     pub(crate) async fn link_indices_of(&self, kinds: &[&str]) -> Result<BTreeSet<u32>, HostError> {
-        let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let found = self.dump("list", &Subject::Links, &request).await?;
-        let links = found.iter().filter_map(|found| match found {
-            RouteNetlinkMessage::NewLink(link) => Some((link.header.index, read(link).kind?)),
-            _ => None,
-        });
-        Ok(links.filter(|(_, kind)| kinds.contains(&kind.as_str())).map(|(index, _)| index).collect())
+        let of_kind =
+            |link: &&LinkMessage| read(link).kind.is_some_and(|kind| kinds.contains(&kind.as_str()));
+        Ok(self.link_messages().await?.iter().filter(of_kind).map(|link| link.header.index).collect())
     }
 
     /// Sets a link's MTU.

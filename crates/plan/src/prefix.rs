@@ -33,6 +33,11 @@ const ANY_IPV6: IpNetwork = match Ipv6Network::new_checked(Ipv6Addr::UNSPECIFIED
     None => panic!("prefix length beyond 128"),
 };
 
+/// Whether a prefix holds one address only.
+pub fn is_host(prefix: IpNetwork) -> bool {
+    prefix == host(prefix.ip())
+}
+
 /// Parses a prefix whose host bits are zero, with its length written out.
 pub fn parse_canonical(text: &str) -> Option<IpNetwork> {
     let parsed: IpNetwork = text.parse().ok()?;

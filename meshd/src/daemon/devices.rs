@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use linux::LinkState;
+use plan::admission::Member;
 use tracing::{debug, error, info, warn};
 use tunnel::UserspaceOptions;
 use wireguard::{
@@ -285,6 +286,15 @@ impl Devices {
         let running = self.running.get_mut(slot).as_mut().ok_or(SlotError::Missing { slot })?;
         change(running).map_err(|source| SlotError::Device { slot, source })
     }
+}
+
+/// A member's state in a slot's device; none if the device has no such peer.
+pub(super) fn peer_state<'a>(
+    states: &'a PerSlot<Option<DeviceState>>,
+    member: &Member,
+    slot: Slot,
+) -> Option<&'a PeerState> {
+    states.get(slot).as_ref()?.peers.get(&member.state.slots.get(slot).key)
 }
 
 /// Turns on the kernel's threads. Packets pass without them too.

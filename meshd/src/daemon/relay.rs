@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 use wireguard::{DeviceState, PeerState};
 
+use super::devices::peer_state;
 use super::relay_file::RelayFile;
 use crate::chain::Chain;
 use crate::channel::Message;
@@ -220,7 +221,7 @@ fn seen(
     let members = admission.world.peers.values();
     let slots = members.flat_map(|member| Slot::ALL.map(|slot| (member, slot)));
     let seen = slots.filter_map(|(member, slot)| {
-        let state = states.get(slot).as_ref()?.peers.get(&member.state.slots.get(slot).key)?;
+        let state = peer_state(states, member, slot)?;
         let endpoint = state.config.endpoint.filter(|_| has_session(state))?;
         Some(((PeerId::new(member.uid.as_str()), slot), endpoint))
     });

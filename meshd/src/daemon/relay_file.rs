@@ -3,9 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use relay::SavedLease;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
+use crate::document;
 use crate::file::{self, FileError};
 
 /// Name of the file in the state directory.
@@ -14,14 +13,6 @@ pub(crate) const FILE: &str = "relay.json";
 const VERSION: u32 = 1;
 /// Longest file that is read: every port leased, and 250 bytes a lease.
 const MAX_LEN: u64 = 8 << 20;
-
-#[derive(Serialize, Deserialize)]
-struct Document {
-    v: u32,
-    checksum: String,
-    /// The leases as text, so that the checksum covers exact bytes.
-    leases: String,
-}
 
 /// The file that holds the leases.
 #[derive(Debug)]
@@ -38,11 +29,9 @@ impl RelayFile {
     /// Reads the leases; none without a file. A damaged file is an error, and is kept under another name.
     pub(super) fn load(&self) -> Result<Vec<SavedLease>, RelayFileError> {
         self.read().map_err(|source| match source {
-            source @ (RelayFileError::Damaged { .. } | RelayFileError::File(FileError::TooLong { .. })) => {
-                match file::set_aside(&self.path) {
-                    Ok(kept) => RelayFileError::SetAside { kept, source: Box::new(source) },
-                    Err(_) => source,
-                }
+            damage @ (RelayFileError::Damaged { .. } | RelayFileError::File(FileError::TooLong { .. })) => {
+                let kept = |kept, source| RelayFileError::SetAside { kept, source };
+                document::set_aside(&self.path, damage, kept)
             }
             source => source,
         })
@@ -50,12 +39,7 @@ impl RelayFile {
 
     fn read(&self) -> Result<Vec<SavedLease>, RelayFileError> {
         let Some(text) = file::read(&self.path, MAX_LEN)? else { return Ok(Vec::new()) };
-        let damaged = || RelayFileError::Damaged { path: self.path.clone() };
-        let document: Document = serde_json::from_slice(&text).map_err(|_| damaged())?;
-        if document.v != VERSION || document.checksum != checksum(&document.leases) {
-            return Err(damaged());
-        }
-        serde_json::from_str(&document.leases).map_err(|_| damaged())
+        document::read(&text, VERSION).ok_or_else(|| RelayFileError::Damaged { path: self.path.clone() })
     }
 
     /// Writes the leases if they differ from what was written last; returns whether it wrote.
@@ -63,10 +47,9 @@ impl RelayFile {
         if self.saved.as_ref() == Some(&leases) {
             return Ok(false);
         }
-        let render = |source| RelayFileError::Render { source };
-        let text = serde_json::to_string(&leases).map_err(render)?;
-        let document = Document { v: VERSION, checksum: checksum(&text), leases: text };
-        let written = file::replace(&self.path, &serde_json::to_vec(&document).map_err(render)?, 0o600)?;
+        let text = document::render(&leases, VERSION, "leases")
+            .map_err(|source| RelayFileError::Render { source })?;
+        let written = file::replace(&self.path, &text, 0o600)?;
         self.saved = Some(leases);
         Ok(written)
     }
@@ -78,10 +61,6 @@ impl RelayFile {
         file::remove(&self.path).map_err(failed)?;
         Ok(())
     }
-}
-
-fn checksum(text: &str) -> String {
-    format!("{:x}", Sha256::digest(text))
 }
 
 /// Why the leases could not be read or written.

@@ -11,6 +11,7 @@ use plan::node::NodeUid;
 use tracing::info;
 use wireguard::DeviceState;
 
+use super::devices::peer_state;
 use super::relay::has_session;
 use crate::channel::Message;
 use crate::status::LeaseStatus;
@@ -39,11 +40,7 @@ impl RelayLeases {
         let mut relays = BTreeMap::new();
         let mut wanted = BTreeSet::new();
         for member in admission.world.peers.values() {
-            let is_up = |slot: Slot| {
-                let state = states.get(slot).as_ref();
-                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
-                peer.is_some_and(has_session)
-            };
+            let is_up = |slot: Slot| peer_state(states, member, slot).is_some_and(has_session);
             if member.relay {
                 let round_trip = round_trip(&member.uid);
                 let reachable = round_trip.is_some() || Slot::ALL.into_iter().any(is_up);

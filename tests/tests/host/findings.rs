@@ -1,7 +1,5 @@
 //! What is found on a host is said everywhere, and taken back once it is gone.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use lab::mesh::{FORMED_WITHIN, Mesh, is_formed};
@@ -14,14 +12,6 @@ use crate::shell;
 fn codes(status: &Value) -> Vec<&str> {
     let found = status["findings"].as_array().unwrap().iter();
     found.map(|found| found["code"].as_str().unwrap()).collect()
-}
-
-fn metrics() -> String {
-    let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    let mut text = String::new();
-    stream.read_to_string(&mut text).unwrap();
-    text
 }
 
 #[test]
@@ -73,7 +63,7 @@ fn what_is_found_is_said_until_it_is_gone() {
     ] {
         assert!(text.contains(part), "{part} in\n{text}");
     }
-    let rendered = mesh.node("n1").unwrap().run(metrics).unwrap();
+    let rendered = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
     let log = mesh.daemon("n1").log().unwrap();
     for code in all {
         assert!(

@@ -1,7 +1,5 @@
 //! How a backend is selected, and how a node changes from one to the other.
 
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use lab::mesh::Mesh;
@@ -19,15 +17,6 @@ fn kinds(mesh: &Mesh, node: &str) -> String {
     shell(mesh.node(node).unwrap(), script).split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The metrics page of the daemon in the caller's network namespace.
-fn metrics() -> String {
-    let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();
-    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
-    let mut page = String::new();
-    stream.read_to_string(&mut page).unwrap();
-    page
-}
-
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
 fn the_kernel_is_selected_where_available_and_the_reason_is_reported() {
@@ -38,7 +27,7 @@ fn the_kernel_is_selected_where_available_and_the_reason_is_reported() {
         assert_eq!((&status["backend"], &status["backend_reason"]), (&backend.into(), &reason.into()));
         assert_eq!(backends(&status), [backend; 2]);
         assert_eq!(kinds(&mesh, node), kind);
-        let page = mesh.node(node).unwrap().net().run(metrics).unwrap();
+        let page = mesh.node(node).unwrap().net().run(lab::metrics).unwrap().unwrap();
         assert!(
             page.contains(&format!("meshd_backend_info{{slot=\"a\",backend=\"{backend}\"}} 1")),
             "{page}"

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::{IpNetwork, Ipv6Network};
 use netlink_packet_netfilter::nftables::InetHookNumber;
 use plan::network::{Guard, LinkName};
+use plan::prefix;
 
 use crate::POD_LINK_PREFIX;
 use crate::nft::expression::{
@@ -107,7 +108,7 @@ pub(super) fn filters(guard: &Guard) -> Vec<Chain> {
 
 /// The sets of a guard: the node addresses among the destinations that are not masqueraded, and the closed ones.
 pub(super) fn sets(guard: &Guard) -> [Set; 4] {
-    let hosts = guard.no_masquerade.iter().filter(|prefix| is_host(**prefix));
+    let hosts = guard.no_masquerade.iter().filter(|range| prefix::is_host(**range));
     let nodes: BTreeSet<IpAddr> = hosts.map(IpNetwork::network).collect();
     let set = |name, ipv4, members: &BTreeSet<IpAddr>| Set {
         name,
@@ -172,7 +173,7 @@ fn closing(guard: &Guard) -> Vec<Rule> {
 fn masquerading(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
     rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
-    let ranges = guard.no_masquerade.iter().filter(|prefix| !is_host(**prefix));
+    let ranges = guard.no_masquerade.iter().filter(|range| !prefix::is_host(**range));
     for prefix in guard.cluster.iter().chain(ranges) {
         rules.push(rule(Purpose::Pass, [address_in(Side::Destination, *prefix), vec![accept()]]));
     }
@@ -201,10 +202,6 @@ fn drops(guard: &Guard, purpose: Purpose) -> Vec<Rule> {
     let sides = [Side::Source, Side::Destination];
     let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
     pairs.map(|(side, prefix)| rule(purpose, [address_in(side, prefix), vec![count(), discard()]])).collect()
-}
-
-fn is_host(prefix: IpNetwork) -> bool {
-    prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 }
 }
 
 /// `fe80::/10` (RFC 4291 section 2.5.6).

@@ -3,30 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::net::IpAddr;
-use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
 use plan::network::Guard;
 
 use super::*;
-
-/// Runs a test on a thread in a new network namespace, which ends with the thread.
-fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let inside = std::thread::spawn(|| {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a new network namespace: these tests need root");
-        test();
-    });
-    if let Err(panic) = inside.join() {
-        std::panic::resume_unwind(panic);
-    }
-}
-
-fn nft(arguments: &str) -> String {
-    let output = Command::new("nft").args(arguments.split(' ')).output().unwrap();
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "nft {arguments}: {}", String::from_utf8_lossy(&output.stderr));
-    text
-}
+use crate::nft::test_namespace::{in_namespace, nft};
 
 /// Saves the table as people do, changes the text and loads it again.
 fn reloaded(change: impl FnOnce(String) -> String) {

@@ -8,6 +8,8 @@ pub(crate) mod compare;
 pub(crate) mod expression;
 pub(crate) mod found_rules;
 pub(crate) mod members;
+#[cfg(test)]
+pub(crate) mod test_namespace;
 pub(crate) mod wire;
 
 use std::collections::BTreeMap;

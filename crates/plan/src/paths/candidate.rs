@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::admission::{Endpoint, Member};
 use crate::annotation::Mapping;
+use crate::prefix;
 
 /// What kind of endpoint one is, the best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -81,7 +82,8 @@ impl Surroundings {
     }
 
     fn is_on_link(&self, address: IpAddr) -> bool {
-        self.links.iter().any(|link| !is_host(link) && link.contains(address))
+        // A prefix of one address says nothing about the network that it is in.
+        self.links.iter().any(|link| !prefix::is_host(*link) && link.contains(address))
     }
 
     fn is_at_the_same_site(&self, member: &Member) -> bool {
@@ -89,11 +91,6 @@ impl Surroundings {
         let observed = Slot::ALL.into_iter().flat_map(|slot| member.reach.observed.get(slot));
         same_location || observed.map(SocketAddr::ip).any(|address| self.observed.contains(&address))
     }
-}
-
-/// A prefix of one address says nothing about the network that it is in.
-fn is_host(link: &IpNetwork) -> bool {
-    link.prefix() == if link.is_ipv4() { 32 } else { 128 }
 }
 
 /// The endpoints of a peer's slot, the best first.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 
 use crate::network::LinkAddress;
+use crate::prefix;
 
 /// How long an address has to be there.
 const STANDS_AFTER: Duration = Duration::from_secs(30);
@@ -38,15 +39,11 @@ impl Standing {
             let since = known.get(&link.address).copied().flatten();
             since.is_none_or(|since| now >= since + STANDS_AFTER)
         };
-        let stands = |link: &&LinkAddress| listed(link) || (!is_single(link.address) && stays(link));
+        let stands = |link: &&LinkAddress| listed(link) || (!prefix::is_host(link.address) && stays(link));
         let standing = present.iter().filter(stands).cloned().collect();
         self.since = Some(known);
         standing
     }
-}
-
-fn is_single(address: IpNetwork) -> bool {
-    address.prefix() == if address.is_ipv4() { 32 } else { 128 }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use tracing::{error, warn};
 
 use super::Reconciler;
+use crate::api::events::NodeEvent;
 use crate::api::fence::{self, Fence};
 use crate::api::{API_TIMEOUT, nodes, servers};
 use crate::chain::Chain;
@@ -193,6 +194,13 @@ impl Reconciler {
                 true
             }
         }
+    }
+
+    /// Has an Event created on our Node, if there is one.
+    pub(super) fn send_event(&self, warning: bool, reason: &'static str, message: String) {
+        let Some(own) = self.cluster.own_record() else { return };
+        // The queue is full while the API server is away: an Event is not worth waiting for.
+        let _ = self.node_events.try_send(NodeEvent { uid: own.uid.clone(), warning, reason, message });
     }
 
     /// Hands the publisher the annotations of our Node, if they differ.

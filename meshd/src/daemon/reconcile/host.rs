@@ -6,7 +6,6 @@ use plan::admission::Admission;
 use tracing::{info, warn};
 
 use super::{HOST, Reconciler};
-use crate::api::events::NodeEvent;
 use crate::chain::Chain;
 
 impl Reconciler {
@@ -50,11 +49,12 @@ impl Reconciler {
         if changes != super::super::host::Changes::default() {
             self.outcome.findings = self.host_checks.findings().iter().cloned().collect();
         }
-        let Some(own) = self.cluster.own_record() else { return };
+        if self.cluster.own_record().is_none() {
+            return;
+        }
         let Some(message) = self.host_checks.take_announcement(now) else { return };
         let warning = !self.host_checks.findings().is_empty();
         let reason = if warning { "HostFindings" } else { "HostFindingsCleared" };
-        // The queue is full while the API server is away: an Event is not worth waiting for.
-        let _ = self.node_events.try_send(NodeEvent { uid: own.uid.clone(), warning, reason, message });
+        self.send_event(warning, reason, message);
     }
 }

@@ -332,7 +332,6 @@ impl Reconciler {
         self.test_addresses(now, &turn);
         self.publish();
         self.update_channel(now, &turn.desired).await;
-        self.update_relays(&turn.admission);
         self.record_audit(&turn.admission);
         self.settle_backend(now);
         self.report_stripped(now, &turn.admission, &turn.setup);
@@ -427,7 +426,7 @@ impl Reconciler {
         }
     }
 
-    /// Computes a turn without changing anything on the node.
+    /// Computes a turn. It changes nothing on the node but what finding paths and relays takes.
     async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         self.policy.evidence = self.tests.evidence();

@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 use wireguard::{Backend, DeviceState, PeerChange, PeerState};
 
 use super::Reconciler;
+use crate::daemon::devices::peer_state;
 
 /// After how long peers are told again where their datagrams come from: at first because a message may be lost.
 const TELL_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_mins(10)];
@@ -53,8 +54,7 @@ struct Relays {
 
 impl Outlook for Devices<'_> {
     fn view(&self, member: &Member, slot: Slot) -> Option<View> {
-        let state = self.states.get(slot).as_ref()?;
-        let peer = state.peers.get(&member.state.slots.get(slot).key)?;
+        let peer = peer_state(self.states, member, slot)?;
         let (endpoint, handshake) = (peer.config.endpoint, peer.since_handshake);
         let PeerState { received, sent, endpoint_drifts: drifts, .. } = *peer;
         Some(View { endpoint, handshake, received, sent, drifts })
@@ -203,8 +203,7 @@ impl Reconciler {
             for slot in Slot::ALL {
                 let place = (member.uid.clone(), slot);
                 let told = former.remove(&place);
-                let state = states.get(slot).as_ref();
-                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
+                let peer = peer_state(states, member, slot);
                 let is_direct = self.paths.up(&member.uid, slot).is_some_and(paths::Kind::is_direct);
                 let Some(endpoint) = peer.and_then(|peer| peer.config.endpoint).filter(|_| is_direct) else {
                     continue;

@@ -3,7 +3,6 @@
 use tracing::{info, warn};
 
 use super::Reconciler;
-use crate::api::events::NodeEvent;
 use crate::daemon::unreached::Change;
 use crate::status::Status;
 
@@ -26,20 +25,14 @@ impl Reconciler {
                         self.config.ports.b
                     );
                     warn!(event = "NoPeerReachable", error = message, "no peer answers");
-                    self.publish_reach(true, "NoPeerReachable", message);
+                    self.send_event(true, "NoPeerReachable", message);
                 }
                 Change::SomebodyReached => {
                     let message = format!("peers: {}", status.reach());
                     info!(event = "PeersReachable", "peers answer again");
-                    self.publish_reach(false, "PeersReachable", message);
+                    self.send_event(false, "PeersReachable", message);
                 }
             }
         }
-    }
-
-    fn publish_reach(&self, warning: bool, reason: &'static str, message: String) {
-        let Some(own) = self.cluster.own_record() else { return };
-        // The queue is full while the API server is away: an Event is not worth waiting for.
-        let _ = self.node_events.try_send(NodeEvent { uid: own.uid.clone(), warning, reason, message });
     }
 }

@@ -5,23 +5,17 @@ use keyring::{PerSlot, Slot};
 use plan::admission::Admission;
 use plan::leases::{Answer, Question};
 use plan::node::NodeUid;
+use wireguard::DeviceState;
 
 use super::Reconciler;
 
 impl Reconciler {
     /// Starts or stops this node's relay, and tells its leases what has changed.
-    pub(super) fn update_relays(&mut self, admission: &Admission) {
-        let is_relay = admission.world.own.as_ref().is_some_and(|own| own.relay);
-        // With many peers it takes long to read the devices: only where there are relays.
-        let states = if is_relay || admission.world.peers.values().any(|member| member.relay) {
-            PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state))
-        } else {
-            PerSlot { a: None, b: None }
-        };
-        self.relay.update(admission, &states);
+    pub(super) fn update_relays(&mut self, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
+        self.relay.update(admission, states);
         let (channel, paths) = (&self.peer_channel, &self.paths);
         let needs_relay = |uid: &NodeUid, slot| paths.needs_relay(uid, slot);
-        self.leases.update(admission, needs_relay, &states, |uid| channel.path(uid).round_trip);
+        self.leases.update(admission, needs_relay, states, |uid| channel.path(uid).round_trip);
         self.leases.report(admission);
         self.ask_relays();
     }

@@ -19,9 +19,9 @@ use tracing::{info, warn};
 use wireguard::DeviceState;
 
 use super::{CHANNEL, Reconciler};
-use crate::api::events::NodeEvent;
 use crate::chain::Chain;
 use crate::channel::{ReceivedMessage, SocketError};
+use crate::daemon::devices::peer_state;
 use crate::daemon::outcome::name_or_uid;
 use crate::daemon::peer_channel::PeerMessage;
 use crate::daemon::pq;
@@ -52,13 +52,12 @@ impl Reconciler {
         let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
         self.show(admission, &states);
         self.find_paths(admission, &states);
+        self.update_relays(admission, &states);
         let now = self.started.elapsed();
         let members = admission.world.peers.values();
         let slot = |member: &Member| {
             let answers = PerSlot::from_fn(|slot| {
-                let state = states.get(slot).as_ref();
-                let peer = state.and_then(|state| state.peers.get(&member.state.slots.get(slot).key));
-                peer.is_some_and(|peer| peer.since_handshake.is_some())
+                peer_state(&states, member, slot).is_some_and(|peer| peer.since_handshake.is_some())
             });
             let wanted = slot_for(&own, &publication::stance(member), answers);
             // A slot that one end drains is not used, whatever its path.
@@ -172,12 +171,11 @@ impl Reconciler {
     /// Reports once which backend was selected. Devices of another backend are replaced as keys are: slot by slot, and never
     /// one that traffic is on.
     pub(super) fn settle_backend(&mut self, now: Duration) {
-        let Some(own) = self.cluster.own_record() else { return };
+        if self.cluster.own_record().is_none() {
+            return;
+        }
         if let Some(message) = self.outcome.take_choice() {
-            let node_event =
-                NodeEvent { uid: own.uid.clone(), warning: false, reason: "BackendSelected", message };
-            // The queue is full while the API server is away: an Event is not worth waiting for.
-            let _ = self.node_events.try_send(node_event);
+            self.send_event(false, "BackendSelected", message);
         }
         let outdated = Slot::ALL.into_iter().any(|slot| self.devices.is_outdated(slot));
         let rotating = self.keys.rotation().is_none_or(Rotation::busy);
@@ -207,7 +205,7 @@ impl Reconciler {
         };
         let has_session = |member: &Member| {
             let slot = setup.carrying_slot(member)?;
-            let peer = states.get(slot).as_ref()?.peers.get(&member.state.slots.get(slot).key)?;
+            let peer = peer_state(&states, member, slot)?;
             Some(peer.since_handshake? < SESSION_ENDED_AFTER)
         };
         let passing = without_key.into_iter().filter(|member| has_session(member).unwrap_or(false));
@@ -225,14 +223,14 @@ impl Reconciler {
                 ),
             }
         }
-        let Some(own) = self.cluster.own_record() else { return };
+        if self.cluster.own_record().is_none() {
+            return;
+        }
         let Some(announced) = self.outcome.stripped.take_announcement(now) else { return };
         let names: Vec<String> = announced.iter().map(name).collect();
-        let (uid, warning) = (own.uid.clone(), !names.is_empty());
+        let warning = !names.is_empty();
         let reason = if warning { "PresharedKeysStripped" } else { "PresharedKeysRestored" };
-        let message = stripped::message(&names);
-        // The queue is full while the API server is away: an Event is not worth waiting for.
-        let _ = self.node_events.try_send(NodeEvent { uid, warning, reason, message });
+        self.send_event(warning, reason, stripped::message(&names));
     }
 
     /// Writes what happened to keys to the audit trail, and its head to peers and the API server.
@@ -240,8 +238,7 @@ impl Reconciler {
         self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         self.audit.witness(admission);
         let Some(own) = self.cluster.own_record() else { return };
-        let (uid, name) = (own.uid.clone(), own.name.to_string());
-        let node = NodeRef { uid: PeerId::new(uid.as_str()), name };
+        let node = NodeRef { uid: PeerId::new(own.uid.as_str()), name: own.name.to_string() };
         self.audit.account_for_lost_keys(&node.uid, &self.keys);
         self.audit.write(&node);
         (self.outcome.counters.audit_omitted, self.outcome.counters.audit_lost) = self.audit.missing();
@@ -256,8 +253,7 @@ impl Reconciler {
             );
             let blocked = self.keys.rotation().is_some_and(|rotation| rotation.blocked().is_some());
             let reason = if blocked { "RotationBlocked" } else { "KeysRotated" };
-            // The queue is full while the API server is away: an Event is not worth waiting for.
-            let _ = self.node_events.try_send(NodeEvent { uid, warning: blocked, reason, message });
+            self.send_event(blocked, reason, message);
         }
     }
 
