@@ -62,15 +62,29 @@ impl<'a> Served<'a> {
                 std::thread::sleep(Duration::from_millis(20));
                 continue;
             };
-            // Connected to the pod or to somebody else.
-            let Ok((mut accepted, from)) = listener.accept() else { continue };
-            accepted.write_all(b"pod").unwrap();
             stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+            // Connected to the pod or to somebody else. The listener may see the connection later than the client.
+            let Some((mut accepted, from)) = accepted_within(&listener, Duration::from_millis(500)) else {
+                continue;
+            };
+            accepted.write_all(b"pod").unwrap();
             let mut answer = [0; 3];
             stream.read_exact(&mut answer).unwrap();
             return Some(from.ip().to_canonical());
         }
         None
+    }
+}
+
+/// The next connection to a listener that doesn't block.
+fn accepted_within(listener: &TcpListener, within: Duration) -> Option<(TcpStream, SocketAddr)> {
+    let since = Instant::now();
+    loop {
+        match listener.accept() {
+            Ok(connection) => return Some(connection),
+            Err(_) if since.elapsed() < within => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => return None,
+        }
     }
 }
 

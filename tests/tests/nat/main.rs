@@ -280,6 +280,35 @@ fn nodes_behind_nat_use_the_public_api_server_and_form_a_mesh() {
     capture.report().assert_sealed();
 }
 
+/// Clouds whose external addresses are on no link of their machines, and sort before those that are.
+#[test]
+fn machines_of_two_clouds_become_ready_and_reach_each_other_at_their_external_addresses() {
+    require::all(&[Need::Namespaces, Need::Nftables, Need::Tun]);
+    let cloud =
+        |name, lan: &str, node| Site::new(name, Nat::OneToOne(Vec::new()), lan.parse().unwrap(), &[node]);
+    let sites = vec![cloud("one", "203.0.113.0/26", 1), cloud("two", "203.0.113.64/26", 2)];
+    let lab = Lab::builder().sites(sites).api(ApiKind::Fake).build().unwrap();
+    let capture = lab.capture().unwrap();
+    let mesh = Mesh::form(lab).unwrap();
+    let (node, peer) = (mesh.node("n1").unwrap(), mesh.node("n2").unwrap());
+    let internal = node.address(IpVersion::V4).unwrap();
+    let external = node.external_addresses()[0];
+    assert!(external < internal && mesh.status("n1").unwrap()["ready"] == true);
+    let (a, b) = (node.pod("a").unwrap(), peer.pod("b").unwrap());
+    for (from, seen) in [(a.end(), a.address(IpVersion::V4).unwrap()), (node.end(), internal)] {
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            assert_eq!(Flow::new(&from, &b.end(), IpVersion::V4, protocol).must_pass(), seen);
+        }
+    }
+    mesh.wait("n2", "the peer answers at its external address", Duration::from_secs(30), |status| {
+        let seen = &status["peers"][0];
+        // An external address that is on no link is a way to the node, not its own.
+        seen["addresses"] == serde_json::json!([internal])
+            && seen["slots"][seen["active"].as_str().unwrap_or("a")]["path"] == "external"
+    });
+    capture.report().assert_sealed();
+}
+
 #[test]
 fn a_capture_sees_pods_addresses_between_routers() {
     let lab = lab(vec![site("home", Nat::Home, &[1])]);
