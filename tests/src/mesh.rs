@@ -26,6 +26,9 @@ pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
 /// How long nodes may take to agree on preshared keys.
 pub const PROVEN_WITHIN: Duration = Duration::from_mins(1);
 
+/// Flags of a daemon whose guard anybody can change, as on kernels before 6.9: for tests that do.
+pub const UNOWNED: [&str; 2] = ["--guard-owner", "false"];
+
 /// A lab with a daemon on each node.
 #[derive(Debug)]
 pub struct Mesh {
@@ -52,9 +55,14 @@ pub struct NamedEnd {
 impl Mesh {
     /// Starts a daemon on every node, and waits until the mesh has formed.
     pub fn form(lab: Lab) -> Result<Self, Error> {
+        Self::form_with(lab, &[])
+    }
+
+    /// The same with further flags for every daemon.
+    pub fn form_with(lab: Lab, flags: &[&str]) -> Result<Self, Error> {
         let mut mesh = Self::idle(lab);
         for name in mesh.node_names() {
-            mesh.start(&name)?;
+            mesh.start_with(&name, flags)?;
         }
         mesh.wait_formed();
         Ok(mesh)

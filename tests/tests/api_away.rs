@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::mesh::{Mesh, is_formed};
+use lab::mesh::{Mesh, UNOWNED, is_formed};
 use lab::{ApiKind, Family, Flow, IpVersion, Lab, Pod, Protocol, Signal, Stream};
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -138,7 +138,8 @@ fn healthz() -> String {
 /// repair of the guard nor the answer to a liveness probe, and removes no peer.
 #[test]
 fn lookups_that_hang_delay_neither_repairs_nor_probes() {
-    let mesh = formed(ApiKind::Fake);
+    let lab = Lab::builder().nodes(3).family(Family::V4).api(ApiKind::Fake).build().unwrap();
+    let mesh = Mesh::form_with(lab, &UNOWNED).unwrap();
     let (here, there) = pair(&mesh);
     let node = mesh.node("n1").unwrap();
     assert!(mesh.api().hang_gets());

@@ -5,7 +5,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::mesh::Mesh;
+use lab::mesh::{Mesh, UNOWNED};
 use lab::{ApiKind, Family, Inventory, IpVersion, Lab, Node, Signal, Stream};
 
 /// The time that a repair may take.
@@ -49,7 +49,8 @@ fn settled(node: &Node) -> String {
 
 #[test]
 fn whatever_is_removed_by_hand_is_restored_within_two_seconds() {
-    let mesh = Mesh::form(Lab::builder().nodes(2).family(Family::Dual).build().unwrap()).unwrap();
+    let lab = Lab::builder().nodes(2).family(Family::Dual).build().unwrap();
+    let mesh = Mesh::form_with(lab, &UNOWNED).unwrap();
     mesh.wait_proven();
     let node = mesh.node("n1").unwrap();
     let whole = settled(node);

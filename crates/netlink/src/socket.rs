@@ -37,6 +37,7 @@ pub struct Step<R> {
 /// A blocking netlink socket in the network namespace of the thread that opened it.
 pub struct Socket<P> {
     exchange: Exchange<netlink_sys::Socket>,
+    port: u32,
     protocol: PhantomData<P>,
 }
 
@@ -52,16 +53,21 @@ impl<P: Protocol> Socket<P> {
     pub fn open() -> Result<Self, NetlinkError> {
         let open = || {
             let mut socket = netlink_sys::Socket::new(P::NUMBER)?;
-            socket.bind_auto()?;
+            let port = socket.bind_auto()?.port_number();
             // Connected, it receives from the kernel alone.
             socket.connect(&SocketAddr::new(0, 0))?;
             // Errors with a text, and without the request, which may hold keys.
             socket.set_ext_ack(true)?;
             socket.set_cap_ack(true)?;
-            Ok(socket)
+            Ok((socket, port))
         };
-        let socket = open().map_err(|source| NetlinkError::Socket { operation: "open", source })?;
-        Ok(Self { exchange: Exchange::new(socket, P::SECRET), protocol: PhantomData })
+        let (socket, port) = open().map_err(|source| NetlinkError::Socket { operation: "open", source })?;
+        Ok(Self { exchange: Exchange::new(socket, P::SECRET), port, protocol: PhantomData })
+    }
+
+    /// The socket's address (port ID), by which the kernel knows the owner of what belongs to a socket.
+    pub const fn port(&self) -> u32 {
+        self.port
     }
 
     /// Performs one request and waits until the kernel has done it. `flags` are those in addition to `NLM_F_REQUEST`

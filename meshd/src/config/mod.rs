@@ -61,6 +61,8 @@ pub struct Config {
     pub accept_unproven: bool,
     /// Ranges of nodes that never run meshd.
     pub open_node_cidrs: Vec<IpNetwork>,
+    /// Whether the guard's table belongs to the daemon, where the kernel has that.
+    pub guard_owner: bool,
     /// Further API server addresses that only control-plane nodes may claim.
     pub api_servers: BTreeSet<IpAddr>,
     /// Addresses at which peers reach this node; empty means those of its Node that are on its own links.

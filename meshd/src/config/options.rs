@@ -111,6 +111,10 @@ table! {
         "open-node-cidrs", "CIDR[,CIDR]", value::cidrs,
         "CIDRs of nodes that never run meshd, such as Windows nodes and virtual kubelets. What pods send to the InternalIP of any other Node that is not in the mesh is dropped; what they send to these leaves unencrypted.",
     );
+    GUARD_OWNER: Valued<bool> = Valued::new(
+        "guard-owner", "true|false", "true", value::boolean,
+        "Whether the guard's nftables table belongs to the daemon while it runs, so that no other program changes or removes it, not even `nft flush ruleset`. Needs Linux 6.9; on older kernels, and without it, the daemon restores the table within two seconds.",
+    );
     KUBECONFIG: Optional<PathBuf> = Optional::new(
         "kubeconfig", "FILE", value::file,
         "Kubeconfig file; without it the pod's service account is used.",

@@ -31,6 +31,7 @@ mod witness;
 use std::sync::Arc;
 use std::time::Duration;
 
+use linux::guard::GuardOwner;
 use linux::{Handle, Notice};
 use plan::node::NodeName;
 use tokio::signal::unix::{SignalKind, signal};
@@ -66,7 +67,9 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     let notices = host.monitor().map_err(|source| DaemonError::Host { source: Box::new(source) })?;
     refuse_own_network(&config, &host).await?;
     // The guard comes before the first key, route and file: from here on no pod's packet leaves unencrypted.
-    reconcile::close(&config).map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
+    let mut guard_owner = GuardOwner::new(config.guard_owner);
+    reconcile::close(&config, &mut guard_owner)
+        .map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let chosen = device::select(config.backend, &host).await?;
     info!(event = "BackendSelected", backend = %chosen.backend, reason = chosen.reason, "backend selected");
     let keys = keys::Keys::open(&config)?;
@@ -111,7 +114,8 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
         node_events: node_events_in,
         answers: answers_in,
     };
-    let mut reconciler = Reconciler::new(config, (keys, audit), host, (client, server), chosen, outputs);
+    let mut reconciler =
+        Reconciler::new(config, (keys, audit), (host, guard_owner), (client, server), chosen, outputs);
     reconciler.outcome.missing_protections = missing_protections;
     let mut run = Loop {
         reconciler,

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyring::Slot;
-use linux::guard::iptables;
-use linux::{Handle, HostError, guard, sysctl};
+use linux::guard::{GuardOwner, iptables};
+use linux::{Handle, HostError, sysctl};
 use plan::network::{Device, LinkName, Network};
 use plan::turn::Observed;
 use wireguard::DeviceError;
@@ -25,13 +25,13 @@ pub(super) enum ObserveError {
 /// Observes the node. Of the kernel's settings only those that are desired are read; the guard and what
 /// iptables accepts count only if they are exactly as desired. `changed` says whether the kernel has reported a change since the last turn.
 pub(super) async fn observe(
-    host: &Handle,
+    (host, guard_owner): (&Handle, &GuardOwner),
     devices: &mut Devices,
     desired: &Network,
     changed: bool,
 ) -> Result<Observed, ObserveError> {
     let guard = match &desired.guard {
-        Some(wanted) => guard::is_in_place(wanted)?.then(|| wanted.clone()),
+        Some(wanted) => guard_owner.is_in_place(wanted)?.then(|| wanted.clone()),
         None => None,
     };
     let accepts = match &desired.accepts {

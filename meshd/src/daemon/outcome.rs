@@ -34,6 +34,16 @@ use crate::status::{
     RejectedStatus, SlotStatus, Status,
 };
 
+/// Whom the guard's table belongs to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum TableOwner {
+    /// Anybody can change it.
+    #[default]
+    Nobody,
+    /// This process alone can.
+    Daemon,
+}
+
 /// The parts of the status that a turn leaves behind.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
@@ -53,6 +63,7 @@ pub(super) struct Outcome {
     /// The same for an Event, until it is sent.
     unsent: Option<String>,
     guard_in_place: bool,
+    guard_owner: TableOwner,
     /// How many addresses of Nodes the guard closes.
     closed_addresses: usize,
     /// Addresses on this node's links that are not published because there are too many.
@@ -197,6 +208,10 @@ impl Outcome {
     }
 
     /// Takes whether the guard is in place where a turn could not observe it.
+    pub(super) const fn set_guard_owned(&mut self, owned: bool) {
+        self.guard_owner = if owned { TableOwner::Daemon } else { TableOwner::Nobody };
+    }
+
     pub(super) const fn set_guard_in_place(&mut self, in_place: bool) {
         self.guard_in_place = in_place;
     }
@@ -290,6 +305,7 @@ impl Outcome {
         let drops = guard::drops().unwrap_or_default();
         GuardStatus {
             in_place: self.guard_in_place,
+            owned: self.guard_in_place && self.guard_owner == TableOwner::Daemon,
             dropped_out: drops.outgoing,
             dropped_in: drops.incoming,
             dropped_spoofed: drops.spoofed,

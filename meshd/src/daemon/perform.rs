@@ -1,8 +1,9 @@
 //! Performs the steps of a plan one by one. A step that fails does not stop the others.
 
 use keyring::{PublicKey, Slot};
+use linux::guard::{self, GuardOwner};
 use linux::sysctl::Sysctls;
-use linux::{Handle, HostError, guard};
+use linux::{Handle, HostError};
 use plan::op::Op;
 use tracing::warn;
 
@@ -35,13 +36,13 @@ pub(super) fn to_handshake_with(ops: &[Op]) -> impl Iterator<Item = (Slot, &Publ
 /// Performs one step.
 pub(super) async fn perform(
     op: &Op,
-    host: &Handle,
+    (host, guard_owner): (&Handle, &mut GuardOwner),
     sysctls: &Sysctls,
     devices: &mut Devices,
     keys: &Keys,
 ) -> Result<(), StepError> {
     match op {
-        Op::SetGuard(wanted) => guard::set(wanted)?,
+        Op::SetGuard(wanted) => guard_owner.set(wanted)?,
         Op::SetAccepts(wanted) => guard::iptables::set(wanted)?,
         Op::SetSysctl { name, value } => match sysctls.write(name, value) {
             // Of a link that is gone since the host was read.

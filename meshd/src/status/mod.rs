@@ -162,6 +162,9 @@ pub struct GuardStatus {
     pub in_place: bool,
     /// Packets with a pod address that would have left this node unencrypted.
     pub dropped_out: u64,
+    /// Whether its table belongs to the daemon, so that no other program can change it.
+    #[serde(default)]
+    pub owned: bool,
     /// Packets with a pod address that arrived outside the mesh.
     pub dropped_in: u64,
     /// Packets from this node's pods with a spoofed source address.

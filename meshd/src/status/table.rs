@@ -43,7 +43,11 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
     writeln!(
         text,
         "guard     {}; dropped {} outgoing, {} incoming, {} spoofed, {} to closed addresses",
-        if guard.in_place { "in place" } else { "MISSING" },
+        match (guard.in_place, guard.owned) {
+            (true, true) => "in place, owned",
+            (true, false) => "in place",
+            (false, _) => "MISSING",
+        },
         guard.dropped_out,
         guard.dropped_in,
         guard.dropped_spoofed,

@@ -7,6 +7,7 @@
 mod chain_end;
 pub mod iptables;
 mod others;
+mod owner;
 mod rules;
 
 use std::collections::BTreeSet;
@@ -18,6 +19,7 @@ use crate::error::{HostError, Subject};
 use crate::nft::found_rules::{FoundRule, found_rules};
 use crate::nft::{Agreement, Chain, ChainShape, Table, agreement};
 pub(crate) use others::dropping_chains;
+pub use owner::GuardOwner;
 use rules::Purpose;
 
 /// Name of the table; its family is `inet`.

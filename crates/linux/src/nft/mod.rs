@@ -55,6 +55,14 @@ pub(crate) struct Table {
     pub(crate) subject: Subject,
 }
 
+/// What the kernel says of a table itself.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableHead {
+    pub(crate) flags: TableFlags,
+    /// Port ID of the netlink socket that alone may change it.
+    pub(crate) owner: Option<u32>,
+}
+
 /// A set, or a map.
 #[derive(Debug)]
 pub(crate) struct Set {
@@ -121,13 +129,14 @@ impl Rule {
 impl Table {
     /// Puts the table in place and replaces what was there.
     pub(crate) fn set(&self, sets: &[Set], chains: &[Chain]) -> Result<(), HostError> {
-        // Adding first makes the removal work where there was no table.
-        let create = || {
-            let name = TableAttribute::Name(self.name.to_owned());
-            let attributes = vec![name, TableAttribute::Flags(TableFlags::empty())];
-            Change::Add(NfTablesMessage::NewTable(TableMessage { attributes }))
-        };
-        let mut changes = vec![create(), self.removal(), create()];
+        wire::transact("put in place", self, self.replacement(TableFlags::empty(), sets, chains))
+    }
+
+    /// The changes that replace the table, or create it, with these flags.
+    pub(crate) fn replacement(&self, flags: TableFlags, sets: &[Set], chains: &[Chain]) -> Vec<Change> {
+        // Adding first makes the removal work where there was no table; without flags, since a table that is there has
+        // its own.
+        let mut changes = vec![self.creation(None), self.removal(), self.creation(Some(flags))];
         for (id, set) in (1..).zip(sets) {
             changes.extend(self.set_messages(id, set));
         }
@@ -135,7 +144,14 @@ impl Table {
             changes.push(Change::Add(self.chain_message(chain)));
             changes.extend(chain.rules.iter().map(|rule| Change::Add(self.rule_message(chain.name, rule))));
         }
-        wire::transact("put in place", self, changes)
+        changes
+    }
+
+    /// Creates the table, or gives one that is there these flags.
+    pub(crate) fn creation(&self, flags: Option<TableFlags>) -> Change {
+        let name = TableAttribute::Name(self.name.to_owned());
+        let attributes = [name].into_iter().chain(flags.map(TableAttribute::Flags)).collect();
+        Change::Add(NfTablesMessage::NewTable(TableMessage { attributes }))
     }
 
     /// Removes the table; returns whether there was one.
@@ -150,7 +166,7 @@ impl Table {
     /// Whether there is a table of this name whose chains see packets. One that is dormant has all its rules, and does
     /// nothing.
     pub(crate) fn is_active(&self) -> Result<bool, HostError> {
-        Ok(self.flags()?.is_some_and(|flags| flags.is_empty()))
+        Ok(self.flags()?.is_some_and(|flags| !flags.contains(TableFlags::Dormant)))
     }
 
     /// Whether the table is there with exactly these sets and chains.
@@ -177,14 +193,23 @@ impl Table {
 
     /// The table's flags; `None` if there is no such table.
     pub(crate) fn flags(&self) -> Result<Option<TableFlags>, HostError> {
+        Ok(self.head()?.map(|head| head.flags))
+    }
+
+    /// The table itself, without what is in it; `None` if there is no such table.
+    pub(crate) fn head(&self) -> Result<Option<TableHead>, HostError> {
         let attributes = vec![TableAttribute::Name(self.name.to_owned())];
         let found = wire::get("read", self, NfTablesMessage::GetTable(TableMessage { attributes }))?;
         let Some(NfTablesMessage::NewTable(TableMessage { attributes })) = found else { return Ok(None) };
-        let flags = attributes.into_iter().find_map(|attribute| match attribute {
-            TableAttribute::Flags(flags) => Some(flags),
-            _ => None,
-        });
-        Ok(Some(flags.unwrap_or(TableFlags::empty())))
+        let mut head = TableHead { flags: TableFlags::empty(), owner: None };
+        for attribute in attributes {
+            match attribute {
+                TableAttribute::Flags(flags) => head.flags = flags,
+                TableAttribute::Owner(port) => head.owner = Some(port),
+                _ => {}
+            }
+        }
+        Ok(Some(head))
     }
 
     /// One chain. A dump lists the chains of all tables; kube-proxy may have thousands.

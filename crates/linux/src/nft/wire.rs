@@ -64,10 +64,18 @@ pub(crate) fn transact_in(
     subject: Subject,
     changes: Vec<(Family, Change)>,
 ) -> Result<(), HostError> {
+    let done = Socket::open().and_then(|mut socket| transact_on(&mut socket, changes));
+    done.map_err(|source| HostError::netlink(operation, subject, source))
+}
+
+/// The same on a socket of the caller's, which may own a table.
+pub(crate) fn transact_on(
+    socket: &mut Socket<Netfilter>,
+    changes: Vec<(Family, Change)>,
+) -> Result<(), NetlinkError> {
     let steps: Vec<_> = changes.into_iter().map(|(family, change)| change.into_step(family)).collect();
     let (begin, end) = (control(ControlMessage::BatchBegin), control(ControlMessage::BatchEnd));
-    let done = Socket::<Netfilter>::open().and_then(|mut socket| socket.transaction(&begin, &steps, &end));
-    done.map_err(|source| HostError::netlink(operation, subject, source))
+    socket.transaction(&begin, &steps, &end)
 }
 
 /// Reads one thing. `None` if it does not exist.

@@ -17,8 +17,9 @@ use std::time::Duration;
 
 use keyring::Slot;
 use keyring::rotation::Input;
+use linux::guard::GuardOwner;
 use linux::sysctl::Sysctls;
-use linux::{Handle, HostError, guard};
+use linux::{Handle, HostError};
 use plan::admission::{Admission, AdmissionPolicy, Member};
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
@@ -77,6 +78,8 @@ pub(super) struct Reconciler {
     pub(super) keys: Keys,
     pairs: Pairs,
     host: Handle,
+    /// Writes the guard, and owns it.
+    guard_owner: GuardOwner,
     devices: Devices,
     peer_channel: PeerChannel,
     /// This node as a relay.
@@ -144,11 +147,11 @@ pub(super) struct Outputs {
 
 /// Sets a guard with the cluster's ranges only. What an earlier daemon left is kept if every rule of that guard stands in
 /// the kernel: it has more.
-pub(super) fn close(config: &Config) -> Result<(), HostError> {
+pub(super) fn close(config: &Config, guard_owner: &mut GuardOwner) -> Result<(), HostError> {
     let cluster = config.cluster_cidrs.iter().copied().collect();
     let services = config.service_cidrs.iter().copied().collect();
     let closed = plan::network::Guard::closed(cluster, services, &config.links);
-    if guard::stands(&closed)? { Ok(()) } else { guard::set(&closed) }
+    guard_owner.keep_or_set(&closed)
 }
 
 impl Reconciler {
@@ -156,7 +159,7 @@ impl Reconciler {
     pub(super) fn new(
         config: Config,
         (keys, audit): (Keys, Audit),
-        host: Handle,
+        (host, guard_owner): (Handle, GuardOwner),
         (client, server): (kube::Client, Option<IpAddr>),
         chosen: SelectedBackend,
         outputs: Outputs,
@@ -228,6 +231,7 @@ impl Reconciler {
             config,
             keys,
             host,
+            guard_owner,
             cache,
             policy,
             wanted,
@@ -337,16 +341,19 @@ impl Reconciler {
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
         self.outcome.conclude(turn, &self.devices);
+        self.outcome.set_guard_owned(self.guard_owner.owns().unwrap_or_default());
         self.write_cni_files(now);
         self.retry_in(now)
     }
 
     /// Puts the guard in place although the rest of the node can't be observed; returns whether it is.
-    fn hold_guard(&self) -> bool {
+    fn hold_guard(&mut self) -> bool {
         let held = match &self.guard {
-            Some(guard) => guard::is_in_place(guard)
-                .and_then(|in_place| if in_place { Ok(()) } else { guard::set(guard) }),
-            None => close(&self.config),
+            Some(guard) => match self.guard_owner.is_in_place(guard) {
+                Ok(false) => self.guard_owner.set(guard),
+                checked => checked.map(drop),
+            },
+            None => close(&self.config, &mut self.guard_owner),
         };
         match held {
             Ok(()) => true,
@@ -438,7 +445,13 @@ impl Reconciler {
         let generation = self.keys.journal().generation;
         let known = Known::new(admission, setup, underlay, generation, self.backoff.clone());
         let desired = known.desired();
-        let observed = observe::observe(&self.host, &mut self.devices, desired, self.kernel_changed).await?;
+        let observed = observe::observe(
+            (&self.host, &self.guard_owner),
+            &mut self.devices,
+            desired,
+            self.kernel_changed,
+        )
+        .await?;
         Ok(decide(known, observed, self.started.elapsed()))
     }
 
@@ -494,7 +507,14 @@ impl Reconciler {
                 continue;
             }
             fault::point("step.before");
-            let performed = perform::perform(op, &self.host, &sysctls, &mut self.devices, &self.keys).await;
+            let performed = perform::perform(
+                op,
+                (&self.host, &mut self.guard_owner),
+                &sysctls,
+                &mut self.devices,
+                &self.keys,
+            )
+            .await;
             let subject = Attempt::step(op);
             self.outcome.counters.retried_steps += u64::from(self.backoff.is_failing(&subject));
             match performed {

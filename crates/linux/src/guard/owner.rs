@@ -1,0 +1,236 @@
+//! Owns the guard's table, so that no other process changes or removes it, `nft flush ruleset` included.
+//!
+//! A table with the flags `owner` and `persist` (Linux 6.9) belongs to the netlink socket that created it. Changes over any
+//! other socket fail, or pass over it. When the socket is closed, at the latest with its process, the table stays with all
+//! rules and has no owner; the next socket that gives it the flag again is its owner (`nf_tables_updtable` and
+//! `nft_rcv_nl_event` in `net/netfilter/nf_tables_api.c`). Older kernels have the table without an owner.
+
+use netlink::{NetlinkError, Socket};
+use netlink_packet_netfilter::nftables::TableFlags;
+use plan::network::Guard;
+use rustix::io::Errno;
+
+use super::{GUARD, is_in_place, rules, stands};
+use crate::error::HostError;
+use crate::nft::wire::{self, Change, Family, Netfilter};
+
+/// The flags of a table that belongs to a socket and outlives it. The crate that names the second one misspells it.
+const OWNED: TableFlags = TableFlags::Owner.union(TableFlags::Persisent);
+
+/// Writes the guard over one socket, which owns the table where the kernel can do that. It belongs to the network namespace
+/// of the thread that first writes.
+#[derive(Debug)]
+pub struct GuardOwner {
+    wanted: bool,
+    /// Whether the kernel has refused the flags.
+    unsupported: bool,
+    /// The socket that owns the table. Closed after a failure: answers that nobody reads would fill it.
+    socket: Option<Socket<Netfilter>>,
+}
+
+impl GuardOwner {
+    /// One that owns the table if `wanted`, and only writes it otherwise.
+    pub const fn new(wanted: bool) -> Self {
+        Self { wanted, unsupported: false, socket: None }
+    }
+
+    /// Whether the kernel has no tables with an owner that outlive it. Known after the first write.
+    pub const fn is_unsupported(&self) -> bool {
+        self.unsupported
+    }
+
+    /// Whether the table belongs to this process.
+    pub fn owns(&self) -> Result<bool, HostError> {
+        let Some(port) = self.socket.as_ref().map(Socket::port) else { return Ok(false) };
+        Ok(GUARD.head()?.is_some_and(|head| head.flags.contains(OWNED) && head.owner == Some(port)))
+    }
+
+    /// Whether exactly this guard is in place, and belongs to this process where the kernel can do that.
+    pub fn is_in_place(&self, guard: &Guard) -> Result<bool, HostError> {
+        Ok((!self.owning() || self.owns()?) && is_in_place(guard)?)
+    }
+
+    /// Puts the guard in place, owned where the kernel can do that, and replaces what was there. Blocks for one exchange with
+    /// the kernel.
+    pub fn set(&mut self, guard: &Guard) -> Result<(), HostError> {
+        if guard.cluster.is_empty() {
+            return Err(HostError::EmptyGuard);
+        }
+        let (sets, chains) = (rules::sets(guard), rules::chains(guard));
+        let replacement = |flags| GUARD.replacement(flags, &sets, &chains);
+        if self.owning() {
+            match self.write(replacement(OWNED)) {
+                Err(error) if is_unknown_flag(&error) => {}
+                written => return written.map_err(failed),
+            }
+        }
+        // Without an owner there is nothing that a socket has to be kept for.
+        self.socket = None;
+        GUARD.set(&sets, &chains)?;
+        self.unsupported = self.wanted;
+        Ok(())
+    }
+
+    /// Puts this guard in place unless every rule of it stands. Then the table is kept as it is, and taken over if its owner
+    /// is gone; one that never had an owner is replaced when the guard is set the next time.
+    pub fn keep_or_set(&mut self, guard: &Guard) -> Result<(), HostError> {
+        if !stands(guard)? {
+            return self.set(guard);
+        }
+        let orphaned = GUARD.head()?.is_some_and(|head| head.flags == TableFlags::Persisent);
+        if self.owning() && orphaned {
+            self.write(vec![GUARD.creation(Some(OWNED))]).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    const fn owning(&self) -> bool {
+        self.wanted && !self.unsupported
+    }
+
+    fn write(&mut self, changes: Vec<Change>) -> Result<(), NetlinkError> {
+        let mut socket = self.socket.take().map_or_else(Socket::open, Ok)?;
+        wire::transact_on(&mut socket, changes.into_iter().map(|change| (Family::Inet, change)).collect())?;
+        self.socket = Some(socket);
+        Ok(())
+    }
+}
+
+fn failed(source: NetlinkError) -> HostError {
+    HostError::netlink("put in place", GUARD.subject.clone(), source)
+}
+
+/// Kernels before 6.9 refuse the flags as unsupported, those before 5.12 as invalid.
+fn is_unknown_flag(error: &NetlinkError) -> bool {
+    [Errno::OPNOTSUPP, Errno::INVAL].iter().any(|errno| error.errno() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+    use std::process::Command;
+
+    use super::*;
+    use crate::guard::{Drops, drops, exists, remove};
+    use crate::nft::test_namespace::{in_namespace, nft};
+
+    fn guard() -> Guard {
+        Guard {
+            cluster: ["10.244.0.0/16".parse().unwrap()].into(),
+            mesh_links: ["mesh-a".parse().unwrap()].into(),
+            closed: ["192.0.2.7".parse().unwrap()].into(),
+            ..Guard::default()
+        }
+    }
+
+    /// An owner that has set the guard; `None` where the kernel has no owned tables that persist.
+    fn owning() -> Option<GuardOwner> {
+        let mut owner = GuardOwner::new(true);
+        owner.set(&guard()).unwrap();
+        if owner.is_unsupported() {
+            // Then it is a table as before.
+            assert!(owner.is_in_place(&guard()).unwrap() && !owner.owns().unwrap());
+            return None;
+        }
+        assert!(owner.owns().unwrap());
+        Some(owner)
+    }
+
+    fn handle_of_the_table() -> String {
+        let listed = nft("-a list table inet meshd");
+        listed.lines().next().unwrap().rsplit_once("handle ").unwrap().1.to_owned()
+    }
+
+    const CHANGES: [&str; 9] = [
+        "delete table inet meshd",
+        "flush table inet meshd",
+        "flush chain inet meshd egress",
+        "flush set inet meshd closed4",
+        "add element inet meshd closed4 { 203.0.113.9 }",
+        "insert rule inet meshd egress accept",
+        "add chain inet meshd mine",
+        "rename chain inet meshd egress other",
+        "add table inet meshd { flags dormant ; }",
+    ];
+
+    #[test]
+    fn nobody_else_changes_or_removes_a_guard_that_is_owned() {
+        in_namespace(|| {
+            let Some(mut owner) = owning() else { return };
+            for change in CHANGES {
+                let done = Command::new("nft").args(change.split(' ')).output().unwrap();
+                assert!(!done.status.success(), "{change}");
+            }
+            nft("add table inet other");
+            nft("flush ruleset");
+            assert_eq!(nft("list tables").trim(), "table inet meshd", "the others are flushed");
+            assert!(
+                super::super::set(&guard()).is_err() && remove().is_err(),
+                "over another socket of this process"
+            );
+            assert!(owner.is_in_place(&guard()).unwrap());
+            // The owner itself can.
+            let mut other = guard();
+            other.closed.insert("192.0.2.8".parse().unwrap());
+            owner.set(&other).unwrap();
+            assert!(owner.is_in_place(&other).unwrap());
+            assert_eq!(drops().unwrap(), Drops::default(), "and everybody can read it");
+        });
+    }
+
+    #[test]
+    fn a_guard_whose_owner_is_gone_stays_and_is_taken_over_as_it_is() {
+        in_namespace(|| {
+            let Some(owner) = owning() else { return };
+            let handle = handle_of_the_table();
+            drop(owner);
+            assert!(is_in_place(&guard()).unwrap());
+            let mut next = GuardOwner::new(true);
+            assert!(!next.is_in_place(&guard()).unwrap(), "not its own yet");
+            next.keep_or_set(&guard()).unwrap();
+            assert!(next.owns().unwrap() && next.is_in_place(&guard()).unwrap());
+            assert_eq!(handle_of_the_table(), handle, "the same table, with its counters");
+            drop(next);
+            // The last one is refused: the flag `persist` stays, which nft 1.0.6 does not know.
+            for change in &CHANGES[..CHANGES.len() - 1] {
+                nft(change);
+                let mut next = GuardOwner::new(true);
+                assert!(!next.is_in_place(&guard()).unwrap(), "{change}");
+                next.set(&guard()).unwrap();
+                assert!(next.owns().unwrap() && next.is_in_place(&guard()).unwrap(), "{change}");
+            }
+            assert!(remove().unwrap() && !exists().unwrap(), "as meshd uninstall does");
+        });
+    }
+
+    #[test]
+    fn a_guard_that_never_had_an_owner_is_kept_until_it_is_set() {
+        in_namespace(|| {
+            if owning().is_none() {
+                return;
+            }
+            super::super::set(&guard()).unwrap();
+            let handle = handle_of_the_table();
+            let mut owner = GuardOwner::new(true);
+            owner.keep_or_set(&guard()).unwrap();
+            assert_eq!(handle_of_the_table(), handle);
+            assert!(!owner.is_in_place(&guard()).unwrap());
+            owner.set(&guard()).unwrap();
+            assert!(owner.owns().unwrap() && owner.is_in_place(&guard()).unwrap());
+        });
+    }
+
+    #[test]
+    fn an_owner_that_is_not_wanted_leaves_the_table_to_everybody() {
+        in_namespace(|| {
+            drop(owning());
+            let mut owner = GuardOwner::new(false);
+            assert!(owner.is_in_place(&guard()).unwrap(), "what an owner left counts");
+            owner.set(&guard()).unwrap();
+            assert!(owner.is_in_place(&guard()).unwrap() && !owner.owns().unwrap());
+            nft("flush ruleset");
+            assert!(!owner.is_in_place(&guard()).unwrap());
+        });
+    }
+}
