@@ -85,7 +85,7 @@ prove-rotation: ## rotate keys 26 times under traffic and count every packet; wr
 	$(TARGET)/debug/prove-rotation
 
 .PHONY: prove-paths
-prove-paths: ## seven nodes behind four kinds of NAT find each other, and keep to it; writes target/paths (QUICK=1, CARRIER=1, PQ=require, BACKEND=kernel or mixed)
+prove-paths: ## seven nodes behind four kinds of NAT find each other, and keep to it; writes target/paths (QUICK=1, ONLY=move,relay, CARRIER=1, PQ=require, BACKEND=kernel or mixed)
 	scripts/setup.sh demo
 	scripts/prove-paths.sh
 

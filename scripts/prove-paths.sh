@@ -2,7 +2,7 @@
 # Runs prove-paths: seven nodes on five networks behind NAT. With the kernel's backend, or a mixture of both, it runs in a
 # virtual machine, which is emulated: there only whether pairs come up and what is lost counts, not how long it takes.
 #
-#   BACKEND=userspace|kernel|mixed PQ=prefer|require QUICK=1 CARRIER=1 HELP=1 scripts/prove-paths.sh
+#   BACKEND=userspace|kernel|mixed PQ=prefer|require QUICK=1 CARRIER=1 HELP=1 ONLY=move,relay scripts/prove-paths.sh
 set -euo pipefail
 
 cd -P "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,8 +13,8 @@ seconds=3600
 in_virtual_machine() {
     local job code=0
     job=$(mktemp)
-    printf 'export BACKEND=%q PQ=%q QUICK=1 CARRIER=%q HELP=%q\nexec %q\n' \
-        "$BACKEND" "${PQ:-}" "${CARRIER:-}" "${HELP:-}" "$target/debug/prove-paths" >"$job"
+    printf 'export BACKEND=%q PQ=%q QUICK=1 CARRIER=%q HELP=%q ONLY=%q\nexec %q\n' \
+        "$BACKEND" "${PQ:-}" "${CARRIER:-}" "${HELP:-}" "${ONLY:-}" "$target/debug/prove-paths" >"$job"
     scripts/kernel-vm/boot.sh "$job" $seconds || code=$?
     rm -f "$job"
     return $code

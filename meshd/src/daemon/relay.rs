@@ -230,7 +230,7 @@ fn seen(
 
 /// Whether a handshake has been completed within the time that a session lasts (`REJECT_AFTER_TIME`, WireGuard paper, section
 /// 6.1).
-pub(super) fn has_session(peer: &PeerState) -> bool {
+fn has_session(peer: &PeerState) -> bool {
     peer.since_handshake.is_some_and(|since| since < Duration::from_mins(3))
 }
 

@@ -3,16 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use keyring::Slot;
 use keyring::rotation::PeerId;
-use keyring::{PerSlot, Slot};
 use plan::admission::Admission;
 use plan::leases::{Answer, LeasedPort, Leases, RelayView, Request, Trouble};
 use plan::node::NodeUid;
 use tracing::info;
-use wireguard::DeviceState;
 
-use super::devices::peer_state;
-use super::relay::has_session;
 use crate::channel::Message;
 use crate::status::LeaseStatus;
 
@@ -26,13 +23,13 @@ pub(super) struct RelayLeases {
 }
 
 impl RelayLeases {
-    /// Takes who is in the mesh, which slots of peers need a relay, and which peers answer. `round_trip` is none if the last
-    /// probe was not answered.
+    /// Takes who is in the mesh, which slots of peers need a relay, and which have a path. A session says little about a
+    /// relay: it outlives the relay by minutes. `round_trip` is none if the last probe was not answered.
     pub(super) fn update(
         &mut self,
         admission: &Admission,
         needs_relay: impl Fn(&NodeUid, Slot) -> bool,
-        states: &PerSlot<Option<DeviceState>>,
+        is_up: impl Fn(&NodeUid, Slot) -> bool,
         round_trip: impl Fn(&NodeUid) -> Option<Duration>,
     ) {
         let Some(own) = &admission.world.own else { return };
@@ -40,10 +37,9 @@ impl RelayLeases {
         let mut relays = BTreeMap::new();
         let mut wanted = BTreeSet::new();
         for member in admission.world.peers.values() {
-            let is_up = |slot: Slot| peer_state(states, member, slot).is_some_and(has_session);
             if member.relay {
                 let round_trip = round_trip(&member.uid);
-                let reachable = round_trip.is_some() || Slot::ALL.into_iter().any(is_up);
+                let reachable = Slot::ALL.into_iter().any(|slot| is_up(&member.uid, slot));
                 relays.insert(member.uid.clone(), RelayView { round_trip, reachable });
             }
             let needed = Slot::ALL.into_iter().filter(|slot| needs_relay(&member.uid, *slot));

@@ -358,7 +358,7 @@ impl Sought {
                 self.measure(now, usable, out);
                 return;
             }
-            let complete = usable.keys().all(|relay| self.distances.contains_key(relay));
+            let complete = usable.keys().filter(is_free).all(|relay| self.distances.contains_key(relay));
             if !complete && since.is_some_and(|since| since < DISTANCES) {
                 return;
             }

@@ -15,7 +15,8 @@ impl Reconciler {
         self.relay.update(admission, states);
         let (channel, paths) = (&self.peer_channel, &self.paths);
         let needs_relay = |uid: &NodeUid, slot| paths.needs_relay(uid, slot);
-        self.leases.update(admission, needs_relay, states, |uid| channel.path(uid).round_trip);
+        let is_up = |uid: &NodeUid, slot| paths.up(uid, slot).is_some();
+        self.leases.update(admission, needs_relay, is_up, |uid| channel.path(uid).round_trip);
         self.leases.report(admission);
         self.ask_relays();
     }

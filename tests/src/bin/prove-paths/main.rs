@@ -3,10 +3,12 @@
 //! of all pairs over time; ends with 1 if a goal was missed.
 //!
 //! `QUICK=1` measures for a shorter time, `BACKEND` and `PQ` are the daemon's options, `CARRIER=1` puts a carrier's NAT
-//! before the second home, `HELP=1` has an operator say what the nodes should find out themselves.
+//! before the second home, `HELP=1` has an operator say what the nodes should find out themselves, `ONLY=move,relay` runs
+//! only these scenarios after all nodes have come up.
 
 mod joins;
 mod network;
+mod performance;
 mod picture;
 mod probes;
 mod run;
@@ -21,6 +23,20 @@ use run::{Row, Run};
 use serde_json::{Value, json};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// A scenario: its name for `ONLY`, what it is about, what happens.
+type Scenario = (&'static str, &'static str, fn(&mut Run<'_>) -> Result<(), Failure>);
+
+const SCENARIOS: [Scenario; 8] = [
+    ("idle", "idle nodes", scenarios::idle),
+    ("public", "a public peer's address changes", scenarios::public_address_changes),
+    ("punched", "a punched peer's address changes", scenarios::punched_address_changes),
+    ("flush", "a NAT's table is flushed", scenarios::table_is_flushed),
+    ("move", "a voluntary move", scenarios::moves_under_traffic),
+    ("narrow", "a narrow path", scenarios::path_narrows),
+    ("both", "both ends' addresses change", scenarios::both_change_without_api),
+    ("relay", "the relay is killed", scenarios::relay_dies),
+];
 
 fn main() -> ExitCode {
     // Before anything else: a process with threads can't change its namespaces.
@@ -39,7 +55,8 @@ fn main() -> ExitCode {
 
 fn prove() -> Result<bool, Failure> {
     let settings = Settings::from_environment();
-    let joins = joins::first_packets(&settings).unwrap_or_else(|error| {
+    let joins = if settings.runs("joins") { joins::first_packets(&settings) } else { Ok(Vec::new()) };
+    let joins = joins.unwrap_or_else(|error| {
         let (what, goal) = ("first packets".to_owned(), "2, 3, 5 s".to_owned());
         vec![Row { what, goal, measured: lab::chain(&*error), met: false, details: Value::Null }]
     });
@@ -49,14 +66,11 @@ fn prove() -> Result<bool, Failure> {
     run.scenario("ordered pairs up within 15 s", scenarios::come_up);
     scenarios::become_direct(&mut run);
     run.rows.extend(joins);
-    scenarios::idle(&mut run);
-    run.scenario("a public peer's address changes", scenarios::public_address_changes);
-    run.scenario("a punched peer's address changes", scenarios::punched_address_changes);
-    run.scenario("a NAT's table is flushed", scenarios::table_is_flushed);
-    run.scenario("a voluntary move", scenarios::moves_under_traffic);
-    run.scenario("a narrow path", scenarios::path_narrows);
-    run.scenario("both ends' addresses change", scenarios::both_change_without_api);
-    run.scenario("the relay is killed", scenarios::relay_dies);
+    for (name, what, scenario) in SCENARIOS {
+        if settings.runs(name) {
+            run.scenario(what, scenario);
+        }
+    }
     sealed(&mut run);
     let report = report(&run);
     write(&report, &run)?;

@@ -29,6 +29,8 @@ pub(crate) struct Settings {
     /// `HELP=1`: an operator annotates the clouds' nodes with their public addresses and tells the others that they are
     /// behind NAT. Shows that the lab lets through what it should.
     pub(crate) help: bool,
+    /// `ONLY`: names of the scenarios to run, separated by commas; all if there are none.
+    only: Vec<String>,
 }
 
 impl Settings {
@@ -41,7 +43,13 @@ impl Settings {
             pq: or(read("PQ"), "prefer"),
             carrier: read("CARRIER") == "1",
             help: read("HELP") == "1",
+            only: read("ONLY").split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect(),
         }
+    }
+
+    /// Whether a scenario is to be run.
+    pub(crate) fn runs(&self, scenario: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == scenario)
     }
 
     /// How long something may be waited for.

@@ -1,21 +1,19 @@
 //! The scenarios, one function each: what happens, and what is measured of it.
 
-use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
-use lab::{Connection, End, IpVersion, Signal, Stream, stream};
+use lab::{Connection, IpVersion, Signal, Stream};
 use serde_json::{Value, json};
 
 use crate::Failure;
 use crate::network::{self, is_direct, relay_of};
+use crate::performance::Performance;
 use crate::run::{Pair, Run, seconds};
 
 /// Pairs that have no direct path: one end is behind a symmetric NAT, the other behind one that filters by port.
 const RELAYED: [(&str, &str); 3] = [("n4", "n7"), ("n5", "n7"), ("n6", "n7")];
 /// Pairs that start over the relay and can punch.
 const PUNCHED: [(&str, &str); 2] = [("n4", "n6"), ("n5", "n6")];
-/// Payload of an echo that measures a round trip, in bytes.
-const ECHO: usize = 64;
 
 /// From the start of all daemons until every pair is up.
 pub(crate) fn come_up(run: &mut Run<'_>) -> Result<(), Failure> {
@@ -86,7 +84,7 @@ pub(crate) fn become_direct(run: &mut Run<'_>) {
 }
 
 /// Patches of Nodes while nothing happens.
-pub(crate) fn idle(run: &mut Run<'_>) {
+pub(crate) fn idle(run: &mut Run<'_>) -> Result<(), Failure> {
     run.wait(Duration::from_mins(1), Run::is_steady);
     run.probes.pause();
     run.pass(Duration::from_secs(5));
@@ -113,6 +111,7 @@ pub(crate) fn idle(run: &mut Run<'_>) {
         count == 0,
         Value::Null,
     );
+    Ok(())
 }
 
 /// A cloud gives a node another public address.
@@ -267,82 +266,6 @@ pub(crate) fn moves_under_traffic(run: &mut Run<'_>) -> Result<(), Failure> {
         relayed.compare(run, &direct);
     }
     Ok(())
-}
-
-/// What passes between two pods.
-struct Performance {
-    round_trip: Duration,
-    bytes_per_second: f64,
-    /// CPU seconds of the relay's daemon for each GB.
-    relay_cpu: Option<f64>,
-}
-
-impl Performance {
-    fn measure(run: &Run<'_>, from: &End, to: &End) -> Result<Self, Failure> {
-        run.probes.pause();
-        let round_trip = round_trip(from, to)?;
-        let bytes: u64 = if run.settings.quick { 50_000_000 } else { 300_000_000 };
-        let relay = run.path("n4", "n6").and_then(|path| relay_of(path[0]).map(ToOwned::to_owned));
-        let cpu = |relay: &Option<String>| cpu_seconds(run.mesh.daemon(relay.as_deref()?).pid());
-        let before = cpu(&relay);
-        let took = stream::transfer(from, to, IpVersion::V4, bytes)?;
-        #[expect(clippy::cast_precision_loss, reason = "far below what a float holds")]
-        let bytes = bytes as f64;
-        let relay_cpu = cpu(&relay).zip(before).map(|(after, before)| (after - before) / bytes * 1e9);
-        run.probes.resume();
-        Ok(Self { round_trip, bytes_per_second: bytes / took.as_secs_f64(), relay_cpu })
-    }
-
-    /// Rows for a relayed path beside a direct one.
-    fn compare(&self, run: &mut Run<'_>, direct: &Self) {
-        let share = 100.0 * self.bytes_per_second / direct.bytes_per_second;
-        let megabits = |performance: &Self| (performance.bytes_per_second * 8e-6).round();
-        let details = json!({"relayed_mbit": megabits(self), "direct_mbit": megabits(direct)});
-        run.row(
-            "relay: throughput beside the direct path",
-            "60 %",
-            format!("{share:.0} %"),
-            share >= 60.0,
-            details,
-        );
-        let cpu = self.relay_cpu.map_or_else(|| "unknown relay".to_owned(), |cpu| format!("{cpu:.2} s"));
-        let met = self.relay_cpu.is_some_and(|cpu| cpu <= 1.3);
-        run.row("relay: CPU for each GB", "1.3 s", cpu, met, Value::Null);
-        let added = self.round_trip.saturating_sub(direct.round_trip);
-        let met = added <= Duration::from_micros(100);
-        run.row("relay: added round trip", "100 us", format!("{} us", added.as_micros()), met, Value::Null);
-    }
-}
-
-/// Median of the round trip of some hundred small datagrams.
-fn round_trip(from: &End, to: &End) -> Result<Duration, Failure> {
-    let target = to.net().run(|| UdpSocket::bind(("0.0.0.0", 0)))??;
-    let end = (to.address(IpVersion::V4)?, target.local_addr()?.port());
-    let source = from.net().run(|| UdpSocket::bind(("0.0.0.0", 0)))??;
-    source.set_read_timeout(Some(Duration::from_secs(1)))?;
-    target.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let mut times = Vec::new();
-    let mut buffer = [0; ECHO];
-    for _ in 0..300 {
-        let since = Instant::now();
-        source.send_to(&[0; ECHO], end)?;
-        // One thread for both ends: a second one would have to be woken up.
-        let Ok((_, back)) = target.recv_from(&mut buffer) else { continue };
-        target.send_to(&buffer, back)?;
-        if source.recv_from(&mut buffer).is_ok() {
-            times.push(since.elapsed());
-        }
-    }
-    times.sort();
-    times.get(times.len() / 2).copied().ok_or_else(|| "no echo came back".into())
-}
-
-/// User and system time of a process: fields 14 and 15 of `/proc/PID/stat`, in hundredths of a second (proc(5)).
-fn cpu_seconds(pid: u32) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at)?.parse::<f64>().ok();
-    Some((ticks(11)? + ticks(12)?) / 100.0)
 }
 
 fn both(pair: &(&str, &str)) -> impl Iterator<Item = Pair> + use<> {
