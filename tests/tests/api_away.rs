@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::mesh::{Mesh, UNOWNED, is_formed};
+use lab::mesh::{Mesh, UNOWNED, is_formed, refusals};
 use lab::{ApiKind, Family, Flow, IpVersion, Lab, Pod, Protocol, Signal, Stream};
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -163,6 +163,28 @@ fn lookups_that_hang_delay_neither_repairs_nor_probes() {
         assert_eq!(mesh.status("n1").unwrap()["peers"].as_array().unwrap().len(), 2);
     }
     Flow::new(&here.end(), &there.end(), IpVersion::V4, Protocol::Tcp).must_pass();
+}
+
+/// A NAT that forgets a connection tells neither end. The daemon notices, and hears of Nodes again.
+#[test]
+fn a_watch_over_a_connection_that_has_died_silently_is_replaced() {
+    let mesh = formed(ApiKind::Fake);
+    let node = mesh.node("n1").unwrap();
+    let server: u16 = mesh.api().url().rsplit(':').next().unwrap().parse().unwrap();
+    // Connections that begin from now on are marked; the packets of all others are lost.
+    let rules = format!(
+        "table ip dead {{\nchain to {{ type filter hook output priority 0;\n\
+         tcp dport {server} tcp flags & (syn | ack) == syn ct mark set 1\n\
+         tcp dport {server} ct mark != 1 drop\n}}\n\
+         chain from {{ type filter hook input priority 0; tcp sport {server} ct mark != 1 drop\n}}\n}}\n"
+    );
+    node.command("nft").args(["-f", "-"]).input(rules).run().unwrap();
+    let annotation =
+        serde_json::json!({"metadata": {"annotations": {"config.meshd.dev/keepalive": "often"}}});
+    mesh.api().patch_node("n2", &annotation).unwrap();
+    mesh.wait("n1", "the change of a Node is noticed", WITHIN, |status| {
+        refusals(status, "n2") == ["config-keepalive"]
+    });
 }
 
 /// A daemon that starts before its Node exists installs the guard and lets nothing through.

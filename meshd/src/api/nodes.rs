@@ -43,7 +43,7 @@ pub enum WatchError {
     AnotherStore(NodeName),
 }
 
-/// Seconds after which a watch is renewed: a dead connection is noticed by then.
+/// Seconds after which a watch is renewed. A dead connection is noticed before (see `connect.rs`).
 const WATCH_SECONDS: u32 = 60;
 /// Nodes in one page of a list: bounds the memory for its decoding (a Node is about 15 kB of JSON).
 const PAGE: u32 = 100;
