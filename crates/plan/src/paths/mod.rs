@@ -6,8 +6,10 @@
 
 mod candidate;
 mod observations;
+mod search;
 mod slot;
 mod standing;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

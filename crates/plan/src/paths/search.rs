@@ -1,0 +1,184 @@
+//! The search for a path: one endpoint after the other is tried, until the peer answers.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::candidate::{Candidate, Kind};
+use super::slot::{Action, Context, View};
+use super::watch::Up;
+
+/// How long one endpoint is tried. The kernel sends one initiation every 5 s to a peer (`REKEY_TIMEOUT` in
+/// `drivers/net/wireguard/messages.h`), however often it is asked.
+const TRY: Duration = Duration::from_secs(1);
+const TRY_SLOWLY: Duration = Duration::from_millis(5_500);
+/// How long a mapped address is tried: the other end has to try ours at the same time.
+const PUNCH: Duration = Duration::from_secs(4);
+/// How long a relay is tried.
+const TRY_RELAY: Duration = Duration::from_secs(2);
+/// Between two handshakes that are begun with the same endpoint.
+pub(super) const AGAIN: Duration = Duration::from_secs(1);
+/// First and longest pause after all endpoints have failed.
+const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
+/// Rounds without success after which the pauses are the longest.
+const LONG: (u32, Duration) = (40, Duration::from_mins(1));
+/// A session is not used for longer (`REJECT_AFTER_TIME` of the WireGuard paper, section 6.1).
+const SESSION: Duration = Duration::from_mins(3);
+
+#[derive(Clone, Debug)]
+pub(super) struct Search {
+    pub(super) started: Duration,
+    /// The candidate that is tried, since when, and when a handshake was begun last.
+    pub(super) at: Option<Attempt>,
+    /// Number of the candidate to try next.
+    pub(super) next: usize,
+    pub(super) rounds: u32,
+    pub(super) paused_until: Duration,
+    /// The path that was given up; tried last.
+    pub(super) former: Option<SocketAddr>,
+    /// The path to go back to if no better one is found.
+    pub(super) fallback: Option<Up>,
+    /// Whether the peer has asked for what is tried next, so that it need not be asked.
+    pub(super) invited: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Attempt {
+    pub(super) candidate: Candidate,
+    pub(super) since: Duration,
+    pub(super) begun: Duration,
+    /// How long it is tried.
+    pub(super) lasts: Duration,
+    /// Whether it was said that the relay forwards nothing.
+    pub(super) doubted: bool,
+}
+
+impl Attempt {
+    pub(super) const fn new(now: Duration, candidate: Candidate, limited: bool) -> Self {
+        Self { candidate, since: now, begun: now, lasts: lasting(candidate.kind, limited), doubted: false }
+    }
+}
+
+impl Search {
+    pub(super) const fn new(now: Duration) -> Self {
+        Self {
+            started: now,
+            at: None,
+            next: 0,
+            rounds: 0,
+            paused_until: Duration::ZERO,
+            former: None,
+            fallback: None,
+            invited: false,
+        }
+    }
+
+    /// The path that an authenticated answer has shown to work.
+    pub(super) fn found(
+        &self,
+        now: Duration,
+        view: &View,
+        echoed: Option<Duration>,
+        context: Context<'_>,
+    ) -> Option<Up> {
+        let endpoint = view.endpoint?;
+        let handshake = view.handshake.filter(|age| *age < SESSION).map(|age| now.saturating_sub(age));
+        // While the peer is not followed, a handshake may be one that it began along another path. What it echoes has
+        // arrived at the endpoint.
+        let answered = if self.follows() { handshake.max(echoed) } else { echoed };
+        let up = || Up::at(endpoint, view, context);
+        let since = match (self.at, self.fallback) {
+            // The endpoint is the one that is tried: what was answered before was answered over another one.
+            (Some(attempt), _) if attempt.candidate.to == endpoint => attempt.since,
+            // The peer has moved it, with something that it authenticated.
+            (Some(_), None) => self.started,
+            (_, Some(_)) => return None,
+            // A device that was there before this daemon: its endpoint with a session is what works.
+            (None, None) => return handshake.map(|_| up()),
+        };
+        (answered? >= since).then(up)
+    }
+
+    /// Whether the peer is followed to wherever it sends from: not while there is a path, since the peer's packets along that
+    /// one would end the trial of another; and not away from what an operator prescribes.
+    pub(super) fn follows(&self) -> bool {
+        let prescribed = self.at.is_some_and(|attempt| attempt.candidate.kind == Kind::Prescribed);
+        self.fallback.is_none() && !prescribed
+    }
+
+    /// Tries the peer's mapped addresses at once: it tries ours.
+    pub(super) fn punch(&mut self, now: Duration, context: Context<'_>) {
+        let is_punched = |one: &Candidate| one.kind == Kind::Punched;
+        if self.at.is_some_and(|attempt| is_punched(&attempt.candidate)) {
+            return;
+        }
+        if let Some(next) = self.order(context).iter().position(is_punched) {
+            (self.next, self.at, self.paused_until, self.invited) = (next, None, now, true);
+        }
+    }
+
+    /// The candidates in the order in which they are tried: the path that was given up comes last.
+    pub(super) fn order(&self, context: Context<'_>) -> Vec<Candidate> {
+        let direct_only = self.fallback.is_some();
+        let usable = context.candidates.iter().filter(|one| !direct_only || one.kind.is_direct());
+        let (former, mut others): (Vec<Candidate>, Vec<Candidate>) =
+            usable.copied().partition(|one| self.former == Some(one.to));
+        others.extend(former);
+        others
+    }
+
+    /// Goes on searching; the second value says that a round is over without success.
+    pub(super) fn go_on(&mut self, now: Duration, view: &View, context: Context<'_>) -> (Vec<Action>, bool) {
+        if now < self.paused_until {
+            return (Vec::new(), false);
+        }
+        if let Some(attempt) = &mut self.at {
+            // Where the peer sends from is as good as anything that it names.
+            let follows = self.fallback.is_none() && attempt.candidate.kind != Kind::Prescribed;
+            let moved = view.endpoint.filter(|endpoint| follows && *endpoint != attempt.candidate.to);
+            if let Some(moved) = moved {
+                let candidate = Candidate { kind: Kind::Punched, to: moved };
+                *attempt = Attempt::new(now, candidate, context.limited);
+                return (vec![Action::Initiate, Action::Probe(context.nonce)], false);
+            }
+            if now < attempt.since + attempt.lasts {
+                if now < attempt.begun + AGAIN {
+                    return (Vec::new(), false);
+                }
+                attempt.begun = now;
+                return (vec![Action::Initiate, Action::Probe(context.nonce)], false);
+            }
+        }
+        let mut actions = Vec::new();
+        if let Some(attempt) = &mut self.at
+            && attempt.candidate.kind == Kind::Relayed
+            && !std::mem::replace(&mut attempt.doubted, true)
+        {
+            actions.push(Action::Doubt);
+        }
+        if let Some(candidate) = self.order(context).get(self.next).copied() {
+            self.next += 1;
+            self.at = Some(Attempt::new(now, candidate, context.limited));
+            let aim = Action::Aim { to: candidate.to, follow: self.follows() };
+            actions.extend([aim, Action::Probe(context.nonce)]);
+            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !self.invited {
+                actions.push(Action::Invite);
+            }
+            return (actions, false);
+        }
+        self.rounds = self.rounds.saturating_add(1);
+        let doubled = PAUSE.0 * 2_u32.saturating_pow(self.rounds.min(8) - 1);
+        let pause = if self.rounds > LONG.0 { LONG.1 } else { doubled.min(PAUSE.1) };
+        (self.next, self.paused_until) = (0, now + pause);
+        (actions, true)
+    }
+}
+
+const fn lasting(kind: Kind, limited: bool) -> Duration {
+    match (kind, limited) {
+        (Kind::Punched, false) => PUNCH,
+        (Kind::Relayed, false) => TRY_RELAY,
+        (_, false) => TRY,
+        (Kind::Punched, true) => Duration::from_secs(12),
+        (_, true) => TRY_SLOWLY,
+    }
+}
