@@ -16,6 +16,9 @@ use super::{AdmissionPolicy, Claim, Evidence, Member, Reason, reason};
 use crate::node::{NodeRecord, NodeUid};
 use crate::prefix;
 
+/// Addresses of one Node that are closed at most while no member holds them.
+pub(super) const MAX_CLOSED: usize = 64;
+
 /// Other nodes that a reason names at most.
 const MAX_NAMED: usize = 4;
 
@@ -161,7 +164,12 @@ impl<'a> Addresses<'a> {
     }
 
     fn list_internal(&mut self, record: &NodeRecord, addresses: &BTreeSet<IpAddr>) {
-        self.internal.extend(addresses.difference(&external(record)));
+        // Those beyond what a node can have are nobody's, and claimed from nobody: another member may hold them.
+        let beyond = record.addresses.iter().take(MAX_CLOSED).skip(MAX_LISTED);
+        let beyond: Vec<IpAddr> = beyond.filter_map(|text| self.claimable(record, text).ok()).collect();
+        let external = external(record);
+        let internal = addresses.iter().copied().chain(beyond).filter(|address| !external.contains(address));
+        self.internal.extend(internal);
     }
 
     /// What a Node lists: the addresses that a node may hold, and why it can't hold the others.
@@ -172,6 +180,9 @@ impl<'a> Addresses<'a> {
                 Ok(address) => drop(addresses.insert(address)),
                 Err(reason) => refused.push(reason),
             }
+        }
+        if record.addresses.len() > MAX_LISTED {
+            refused.push(Reason::AddressesCut { listed: record.addresses.len() });
         }
         (addresses, refused)
     }

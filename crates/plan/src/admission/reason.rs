@@ -6,8 +6,10 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use keyring::Slot;
 
+use super::addresses::MAX_CLOSED;
 use super::announcement::SETTLE;
 use super::keys::GENERATION_STEP;
+use super::ledger::MAX_LISTED;
 use crate::annotation::{AnnotationError, names};
 use crate::node::NodeUid;
 use crate::renewal::RenewalError;
@@ -127,6 +129,11 @@ pub enum Reason {
         /// UIDs of the others, of a few if there are many.
         others: Vec<NodeUid>,
     },
+    /// More addresses than a node can have.
+    AddressesCut {
+        /// How many the Node lists.
+        listed: usize,
+    },
     /// An operator's endpoint that can't be used.
     ConfigEndpoint {
         /// What was found.
@@ -168,6 +175,7 @@ impl Reason {
             Self::AddressOfApiServer { .. } => "address-of-api-server",
             Self::AddressTaken { .. } => "address-taken",
             Self::AddressContested { .. } => "address-contested",
+            Self::AddressesCut { .. } => "addresses-cut",
             Self::ConfigEndpoint { .. } => "config-endpoint",
             Self::ConfigKeepalive { .. } => "config-keepalive",
             Self::ConfigRenewal { .. } => "config-renewal",
@@ -256,6 +264,11 @@ impl fmt::Display for Reason {
             Self::AddressInClusterRange { address } => {
                 write!(f, "node address {address} lies in the cluster's pod or service ranges")
             }
+            Self::AddressesCut { listed } => write!(
+                f,
+                "the Node lists {listed} addresses: it can have the first {MAX_LISTED}; what pods send to the others is \
+                 dropped, up to the {MAX_CLOSED}th"
+            ),
             Self::AddressOutside { address } => {
                 write!(
                     f,

@@ -134,6 +134,10 @@ fn every_reason_has_a_case() {
                 node.endpoints = Some(Endpoints { addresses, ..Endpoints::default() }.render());
             }),
         ),
+        (
+            "addresses-cut",
+            with(&|node| node.addresses = (3..20).map(|last| format!("192.0.2.{last}")).collect()),
+        ),
         ("config-endpoint", with(&|node| node.config_endpoint = Some("example.org:1".to_owned()))),
         ("config-endpoint", with(&|node| node.config_endpoint = Some("10.244.2.2".to_owned()))),
         ("config-endpoint", with(&|node| node.config_endpoint = Some("192.0.2.9:65535".to_owned()))),
@@ -250,4 +254,20 @@ fn a_ledger_survives_serialization() {
     assert_eq!(read, ledger);
     let records: Vec<NodeRecord> = read.records().into_values().cloned().collect();
     assert_eq!(admitted(&records, &read), admitted(&[node(1), node(2), node(3)], &ledger));
+}
+
+#[test]
+fn addresses_beyond_the_sixteenth_are_nobodys_and_closed_unless_another_node_holds_them() {
+    let address = |last: u8| IpAddr::from([198, 51, 100, last]);
+    let many = NodeRecord { addresses: (1..=70).map(|last| address(last).to_string()).collect(), ..node(2) };
+    let honest = NodeRecord { addresses: vec![address(20).to_string()], ..node(3) };
+    let admission = admitted(&[node(1), many, honest], &Ledger::default());
+    let held = |name: &str| admission.world.peers[&NodeName::new(name)].addresses.clone();
+    assert_eq!(held("n2"), (1..=16).map(address).collect::<Vec<_>>(), "the first, in the order of the list");
+    assert_eq!(held("n3"), [address(20)], "a list that is too long takes nothing from another node");
+    let closed = (17..=64).filter(|last| *last != 20).map(address).collect();
+    assert_eq!(admission.world.closed, closed);
+    assert_eq!(codes(&admission), [("n2", "addresses-cut")]);
+    let text = admission.rejected[0].reason.to_string();
+    assert!(text.contains("70") && text.contains("16") && text.contains("64"), "{text}");
 }
