@@ -8,6 +8,7 @@
 
 #![expect(clippy::print_stdout, reason = "it prints its findings")]
 
+use std::collections::BTreeSet;
 use std::error::Error;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -118,6 +119,7 @@ fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
         guard: true,
         cluster_cidrs: ["10.244.0.0/16".parse()?, "fd00:10:244::/48".parse()?].into(),
         service_cidrs: ["10.96.0.0/16".parse()?].into(),
+        own_ports: BTreeSet::new(),
         mesh_links: ["mesh-a".parse()?, "mesh-b".parse()?].into(),
         pod_cidrs: vec!["10.244.1.0/24".parse()?],
         mesh_addresses: vec!["10.244.1.1".parse()?],

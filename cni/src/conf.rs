@@ -148,6 +148,11 @@ impl Conf {
         })
     }
 
+    /// Whether the runtime names host ports.
+    pub(crate) fn names_ports(&self) -> bool {
+        matches!(&self.port_mappings, Some(serde_json::Value::Array(list)) if !list.is_empty())
+    }
+
     /// The configuration of a VERSION call, of which only the version counts, if it is a supported one.
     pub(crate) fn for_version(input: &[u8]) -> Self {
         Self {

@@ -88,6 +88,16 @@ pub enum CniError {
         /// The other pod's container.
         container: String,
     },
+    /// The node itself listens on the host port.
+    #[error(
+        "host port {port}/{protocol}: meshd listens on it on this node: expected another port, or another one in meshd's options port-a, port-b, control-port, relay-ports, listen"
+    )]
+    PortOfNode {
+        /// The port.
+        port: u16,
+        /// Its protocol.
+        protocol: linux::host_ports::Protocol,
+    },
     /// The plugin that an earlier version of this one was chained with failed.
     #[error("portmap DEL, for a pod that was attached by an earlier version: {message}")]
     Portmap {
@@ -198,6 +208,7 @@ impl CniError {
             Self::Attached { .. } => 104,
             Self::PortTaken { .. } => 105,
             Self::Portmap { .. } => 106,
+            Self::PortOfNode { .. } => 107,
         }
     }
 

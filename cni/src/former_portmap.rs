@@ -4,48 +4,72 @@
 //! is no longer in the network configuration, so the runtime does not call it when such a pod is deleted. The plugin does
 //! instead, as the CNI specification lets plugins call others (section 4).
 
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::attachment::Attachment;
+use crate::child::{self, ChildError};
 use crate::conf::Conf;
 use crate::error::CniError;
+use crate::store::Stored;
 
 /// Its binary, and its type in the configuration.
 const PORTMAP: &str = "portmap";
 
-/// Calls `portmap` to remove the rules of an attachment, if the runtime names host ports and the plugin is there.
+/// How long one call may take. `portmap` waits for the lock of iptables, but a DEL must end before the runtime gives up.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Calls `portmap` to remove the rules of an attachment, if the plugin is there. No lock may be held: it may hang.
+///
+/// It finds the rules by the network's name and the container's id and does not look at which ports they are for, but
+/// does nothing unless some are named. GC and a range that ran out know none, so one stands for all.
 pub(crate) fn unmap(conf: &Conf, attachment: &Attachment, dirs: &[PathBuf]) -> Result<(), CniError> {
-    let Some(ports @ Value::Array(list)) = &conf.port_mappings else { return Ok(()) };
     let Some(binary) = dirs.iter().map(|dir| dir.join(PORTMAP)).find(|path| path.is_file()) else {
         return Ok(());
     };
-    if list.is_empty() {
-        return Ok(());
-    }
-    // Its chains are named after the network and the container.
+    let any = json!([{"hostPort": 1, "containerPort": 1, "protocol": "tcp"}]);
     let input = json!({
         "cniVersion": conf.version.as_str(), "name": conf.name, "type": PORTMAP,
-        "runtimeConfig": {"portMappings": ports},
+        "runtimeConfig": {"portMappings": any},
     });
     let failed = |message: &str| CniError::Portmap { message: message.trim().chars().take(256).collect() };
     let path = std::env::join_paths(dirs).unwrap_or_default();
-    let mut child = Command::new(&binary)
+    let mut command = Command::new(&binary);
+    command
         .env("CNI_COMMAND", "DEL")
         .env("CNI_CONTAINERID", &attachment.container)
         .env("CNI_IFNAME", &attachment.interface)
-        .env("CNI_PATH", path)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| failed(&error.to_string()))?;
-    if let Some(mut to) = child.stdin.take() {
-        to.write_all(input.to_string().as_bytes()).map_err(|error| failed(&error.to_string()))?;
+        .env("CNI_PATH", path);
+    match child::run(&mut command, &input.to_string(), TIMEOUT) {
+        Ok((status, _)) if status.success() => Ok(()),
+        Ok((_, output)) => Err(failed(&String::from_utf8_lossy(&output))),
+        Err(ChildError::Start(error) | ChildError::Read(error)) => Err(failed(&error.to_string())),
+        Err(ChildError::Timeout) => {
+            Err(failed(&format!("no answer within {} s; it was killed", TIMEOUT.as_secs())))
+        }
     }
-    let output = child.wait_with_output().map_err(|error| failed(&error.to_string()))?;
-    if output.status.success() { Ok(()) } else { Err(failed(&String::from_utf8_lossy(&output.stdout))) }
+}
+
+/// Does so for each of these that an earlier version attached; ends at the first call that fails, which may have taken long.
+/// Returns those that are done, and the error.
+pub(crate) fn unmap_all(
+    conf: &Conf,
+    leaving: Vec<Stored>,
+    dirs: &[PathBuf],
+) -> (Vec<Stored>, Option<CniError>) {
+    let (mut done, mut failed) = (Vec::new(), None);
+    for stored in leaving {
+        match stored.former() {
+            None => done.push(stored),
+            Some(_) if failed.is_some() => {}
+            Some(attachment) => match unmap(conf, &attachment, dirs) {
+                Ok(()) => done.push(stored),
+                Err(error) => failed = Some(error),
+            },
+        }
+    }
+    (done, failed)
 }

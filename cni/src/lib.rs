@@ -13,6 +13,7 @@
 
 mod attachment;
 mod call;
+mod child;
 mod command;
 mod conf;
 pub mod conflist;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
+use linux::host_ports::OwnPorts;
 use plan::network::LinkName;
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,7 @@ use crate::error::CniError;
 pub(crate) use wireguard::MTU_RANGE as MTU;
 
 /// The version that this code writes and reads. Any change of the file's format increments it.
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 
 /// The state of this node as far as it concerns attaching pods.
 ///
@@ -30,6 +31,8 @@ pub struct NodeFile {
     pub cluster_cidrs: BTreeSet<IpNetwork>,
     /// The ranges of services, whose addresses host ports are never taken for.
     pub service_cidrs: BTreeSet<IpNetwork>,
+    /// Ports that the node itself listens on; none of them is a pod's.
+    pub own_ports: BTreeSet<OwnPorts>,
     /// The links that the guard lets pod addresses pass on.
     pub mesh_links: BTreeSet<LinkName>,
     /// The ranges that pods of this node get addresses from.
@@ -50,6 +53,8 @@ struct Wire {
     guard: bool,
     cluster_cidrs: BTreeSet<IpNetwork>,
     service_cidrs: BTreeSet<IpNetwork>,
+    /// Protocol, first and last port.
+    own_ports: Vec<(String, u16, u16)>,
     mesh_links: BTreeSet<LinkName>,
     pod_cidrs: Vec<IpNetwork>,
     mesh_addresses: Vec<IpAddr>,
@@ -66,6 +71,11 @@ impl NodeFile {
             guard: self.guard,
             cluster_cidrs: self.cluster_cidrs.clone(),
             service_cidrs: self.service_cidrs.clone(),
+            own_ports: self
+                .own_ports
+                .iter()
+                .map(|own| (own.protocol.to_string(), own.first, own.last))
+                .collect(),
             mesh_links: self.mesh_links.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             mesh_addresses: self.mesh_addresses.clone(),
@@ -84,17 +94,24 @@ impl NodeFile {
             guard,
             cluster_cidrs,
             service_cidrs,
+            own_ports,
             mesh_links,
             pod_cidrs,
             mesh_addresses,
             mtu,
         } = serde_json::from_str(text).ok()?;
+        let own_ports = own_ports.into_iter().map(|(protocol, first, last)| {
+            let protocol = protocol.parse().ok()?;
+            (first <= last).then_some(OwnPorts { protocol, first, last })
+        });
+        let own_ports = own_ports.collect::<Option<_>>()?;
         (v == VERSION && MTU.contains(&mtu)).then_some(Self {
             ready,
             reason,
             guard,
             cluster_cidrs,
             service_cidrs,
+            own_ports,
             mesh_links,
             pod_cidrs,
             mesh_addresses,
@@ -117,6 +134,8 @@ impl NodeFile {
 
 #[cfg(test)]
 mod tests {
+    use linux::host_ports::Protocol;
+
     use super::*;
 
     #[test]
@@ -127,13 +146,14 @@ mod tests {
             guard: true,
             cluster_cidrs: ["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()].into(),
             service_cidrs: ["10.96.0.0/16".parse().unwrap()].into(),
+            own_ports: [OwnPorts { protocol: Protocol::Udp, first: 51840, last: 51841 }].into(),
             mesh_links: ["mesh-a".parse().unwrap()].into(),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
             mesh_addresses: vec!["10.244.1.1".parse().unwrap()],
             mtu: 1420,
         };
         assert_eq!(NodeFile::parse(&node.render()), Some(node.clone()));
-        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":3", "\"v\":2")), None);
+        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":4", "\"v\":3")), None);
         let text = node.render();
         let refused = [
             String::new(),
@@ -141,6 +161,8 @@ mod tests {
             text.replace("\"guard\":true,", ""),
             text.replace("\"guard\"", "\"more\":1,\"guard\""),
             text.replace("/24", "/33"),
+            text.replace("\"udp\"", "\"icmp\""),
+            text.replace("51840,51841", "51841,51840"),
             text[..text.len() / 2].to_owned(),
         ];
         for text in refused {

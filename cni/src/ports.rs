@@ -26,6 +26,18 @@ pub(crate) struct PortRequest {
     pod_port: u16,
 }
 
+impl PortRequest {
+    /// The protocol.
+    pub(crate) const fn protocol(&self) -> Protocol {
+        self.protocol
+    }
+
+    /// The node's port.
+    pub(crate) const fn host_port(&self) -> u16 {
+        self.host_port
+    }
+}
+
 /// A request as runtimes write it.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,22 +1,15 @@
 //! Which versions of the specification another plugin supports: one VERSION call, with a timeout.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::process::CommandExt as _;
+use std::io;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 use serde_json::json;
 
+use crate::child::{self, ChildError};
 use crate::version::SpecVersion;
-
-/// Longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 1 << 16;
-/// How often a plugin that has closed its output is checked for its exit.
-const EXIT_POLL: Duration = Duration::from_millis(1);
 
 /// Why a plugin can't be relied on to support a version.
 #[derive(Debug, thiserror::Error)]
@@ -61,59 +54,22 @@ pub enum ProbeError {
 /// Asks a plugin for its versions and fails unless `version` is one of them. Blocks until the plugin has exited, at
 /// most for `timeout`; a plugin that takes longer is killed with everything that it started.
 pub fn require_version(plugin: &Path, version: SpecVersion, timeout: Duration) -> Result<(), ProbeError> {
-    let deadline = Instant::now() + timeout;
-    let mut child = Command::new(plugin)
+    let mut command = Command::new(plugin);
+    command
         .env_clear()
         .env("CNI_COMMAND", "VERSION")
         // VERSION needs none of these, but plugins built with an old libcni refuse it without them.
-        .envs(["CNI_NETNS", "CNI_IFNAME", "CNI_PATH"].map(|name| (name, "dummy")))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .process_group(0)
-        .spawn()
-        .map_err(|source| ProbeError::Start { source })?;
-    let answer = answer(&mut child, deadline);
-    if !matches!(answer, Ok(Some(_))) {
-        // It was not reaped yet, so the number of its process group is still its own.
-        let _ = kill_process_group(Pid::from_child(&child), Signal::KILL);
-        let _ = child.wait();
-    }
-    let (status, text) =
-        answer.map_err(|source| ProbeError::Read { source })?.ok_or(ProbeError::Timeout { timeout })?;
+        .envs(["CNI_NETNS", "CNI_IFNAME", "CNI_PATH"].map(|name| (name, "dummy")));
+    let input = json!({"cniVersion": SpecVersion::V1_0_0.as_str()}).to_string();
+    let (status, text) = child::run(&mut command, &input, timeout).map_err(|error| match error {
+        ChildError::Start(source) => ProbeError::Start { source },
+        ChildError::Read(source) => ProbeError::Read { source },
+        ChildError::Timeout => ProbeError::Timeout { timeout },
+    })?;
     if !status.success() {
         return Err(ProbeError::Failed { status });
     }
     judge(&text, version)
-}
-
-/// Exit status and output; `None` if the deadline passes before both are there.
-fn answer(child: &mut Child, deadline: Instant) -> io::Result<Option<(ExitStatus, Vec<u8>)>> {
-    if let Some(mut input) = child.stdin.take() {
-        // Plugins may answer without reading. So short a text fits into the pipe, so this does not block.
-        let _ = write!(input, "{}", json!({"cniVersion": SpecVersion::V1_0_0.as_str()}));
-    }
-    let Some(output) = child.stdout.take() else { return Ok(None) };
-    let (sender, receiver) = mpsc::channel();
-    // Reading has no timeout of its own. The thread ends with the processes that have the pipe open.
-    std::thread::Builder::new().spawn(move || {
-        let mut text = Vec::new();
-        let read = output.take(MAX_ANSWER).read_to_end(&mut text);
-        let _ = sender.send(read.map(|_| text));
-    })?;
-    let Ok(text) = receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-        return Ok(None);
-    };
-    let text = text?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some((status, text)));
-        }
-        if Instant::now() >= deadline {
-            return Ok(None);
-        }
-        std::thread::sleep(EXIT_POLL);
-    }
 }
 
 fn judge(text: &[u8], version: SpecVersion) -> Result<(), ProbeError> {
@@ -134,6 +90,7 @@ fn judge(text: &[u8], version: SpecVersion) -> Result<(), ProbeError> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
+    use std::time::Instant;
 
     use super::*;
 
@@ -150,7 +107,7 @@ mod tests {
                 // A process that another thread is starting has the script open for writing until it executes its own
                 // program.
                 Err(ProbeError::Start { source }) if source.kind() == io::ErrorKind::ExecutableFileBusy => {
-                    std::thread::sleep(EXIT_POLL);
+                    std::thread::sleep(Duration::from_millis(1));
                 }
                 outcome => return outcome,
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ipnetwork::IpNetwork;
 use linux::guard;
@@ -20,7 +20,12 @@ use crate::result::{Attached, render};
 use crate::store::{AttachLock, Store, Stored};
 use crate::{host_ports, ipam};
 
-pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Result<String, CniError> {
+pub(super) fn run(
+    conf: &Conf,
+    attachment: &Attachment,
+    netns_path: &Path,
+    plugin_dirs: &[PathBuf],
+) -> Result<String, CniError> {
     let node = ready(conf)?;
     let netns = NetworkNamespace::open(netns_path)
         .map_err(|source| CniError::NoNamespace { path: netns_path.to_owned(), source })?;
@@ -28,6 +33,7 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
         return Err(CniError::OwnNamespace { path: netns_path.to_owned() });
     }
     let ports = requests(conf.port_mappings.as_ref())?;
+    refuse_own(&ports, &node)?;
     let mtu = conf.mtu.unwrap_or(node.mtu);
     let host_link = attachment.host_link();
     let (host_mac, pod_mac) = (mac(attachment, "host"), mac(attachment, "pod"));
@@ -35,7 +41,9 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, netns_path: &Path) -> Re
     let reserve = || Reservation::new(conf, attachment, netns_path, &node, &ports);
     let reservation = match reserve() {
         // Pods that died without a DEL may have what is missing.
-        Err(CniError::Exhausted { .. } | CniError::PortTaken { .. }) if reclaim(conf)? > 0 => reserve()?,
+        Err(CniError::Exhausted { .. } | CniError::PortTaken { .. }) if reclaim(conf, plugin_dirs)? > 0 => {
+            reserve()?
+        }
         reserved => reserved?,
     };
     let addresses = reservation.stored.addresses.clone();
@@ -105,7 +113,7 @@ impl<'a> Reservation<'a> {
         let reservation = Self { conf, node, stored, committed: false, _lock: lock };
         if had_ports || !mapped.is_empty() {
             // Under the lock: the table is always as the store has it.
-            let outcome = store.mappings().and_then(|all| host_ports::set(all, &node.service_cidrs));
+            let outcome = store.mappings().and_then(|all| host_ports::set(all, node));
             // Its own drop needs the lock.
             drop(store);
             outcome?;
@@ -132,8 +140,21 @@ impl Drop for Reservation<'_> {
             && store.release(&self.stored).is_ok()
             && self.stored.has_ports
         {
-            let _ = store.mappings().and_then(|all| host_ports::set(all, &self.node.service_cidrs));
+            let _ = store.mappings().and_then(|all| host_ports::set(all, self.node));
         }
+    }
+}
+
+/// Fails if the node itself listens on one of the ports: its tunnels would end in the pod.
+fn refuse_own(ports: &[PortRequest], node: &NodeFile) -> Result<(), CniError> {
+    let is_own = |request: &&PortRequest| {
+        node.own_ports.iter().any(|own| own.contains(request.protocol(), request.host_port()))
+    };
+    match ports.iter().find(is_own) {
+        Some(request) => {
+            Err(CniError::PortOfNode { port: request.host_port(), protocol: request.protocol() })
+        }
+        None => Ok(()),
     }
 }
 

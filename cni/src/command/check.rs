@@ -5,13 +5,14 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
-use linux::host_ports::{self, HostPorts};
+use linux::host_ports;
 use linux::netns::NetworkNamespace;
 use linux::veth::{self, End};
 
 use crate::attachment::Attachment;
 use crate::conf::{Conf, Previous};
 use crate::error::CniError;
+use crate::host_ports::table;
 use crate::node_file::NodeFile;
 use crate::ports::{mappings, requests};
 use crate::result::mac_text;
@@ -72,7 +73,7 @@ fn check_ports(conf: &Conf, files: &[Stored]) -> Result<(), CniError> {
             let node = NodeFile::read(&conf.node_file)?;
             // Under the lock, so that no other call is between changing the store and setting the table.
             let Some(store) = Store::open_existing(&conf.state_dir)? else { continue };
-            let ports = HostPorts { mappings: store.mappings()?, services: node.service_cidrs };
+            let ports = table(store.mappings()?, &node);
             if !host_ports::is_in_place(&ports)? {
                 return wrong(
                     "nft table inet meshd-ports",

@@ -17,12 +17,18 @@ use crate::{former_portmap, host_ports};
 /// addresses are free, so that they never lead to another pod.
 pub(super) fn run(conf: &Conf, attachment: &Attachment, plugin_dirs: &[PathBuf]) -> Result<(), CniError> {
     veth::detach(&attachment.host_link())?;
+    let find = |store: &Store| store.find(attachment);
+    let Some(found) = Store::open_existing(&conf.state_dir)?.as_ref().map(find).transpose()? else {
+        return Ok(());
+    };
+    // The store is not locked meanwhile.
+    if found.iter().any(|stored| stored.former().is_some()) && conf.names_ports() {
+        former_portmap::unmap(conf, attachment, plugin_dirs)?;
+    }
     let Some(store) = Store::open_existing(&conf.state_dir)? else { return Ok(()) };
     for stored in store.find(attachment)? {
         if stored.has_ports {
             unmap(conf, &store, std::slice::from_ref(&stored))?;
-        } else if stored.contents().is_some_and(|contents| contents.ports.is_none()) {
-            former_portmap::unmap(conf, attachment, plugin_dirs)?;
         }
         store.release(&stored)?;
     }
@@ -36,7 +42,7 @@ pub(super) fn unmap(conf: &Conf, store: &Store, leaving: &[Stored]) -> Result<()
     let left: BTreeSet<Mapping> = leaving.iter().flat_map(Stored::mappings).collect();
     let mut mappings = store.mappings()?;
     mappings.retain(|mapping| !left.contains(mapping));
-    host_ports::set(mappings, &node.service_cidrs)?;
+    host_ports::set(mappings, &node)?;
     // What stays would delay a client of the pod that is gone, no more.
     let _ = conntrack::forget(&left);
     Ok(())

@@ -13,7 +13,7 @@ use crate::error::CniError;
 /// Performs a call; returns what is to be printed.
 pub(crate) fn run(call: &Call) -> Result<String, CniError> {
     match &call.command {
-        Command::Add(attachment, netns) => add::run(&call.conf, attachment, netns),
+        Command::Add(attachment, netns) => add::run(&call.conf, attachment, netns, &call.plugin_dirs),
         Command::Del(attachment) => {
             del::run(&call.conf, attachment, &call.plugin_dirs).map(|()| String::new())
         }
@@ -21,7 +21,7 @@ pub(crate) fn run(call: &Call) -> Result<String, CniError> {
             check::run(&call.conf, attachment, netns).map(|()| String::new())
         }
         Command::Status => status::run(&call.conf).map(|()| String::new()),
-        Command::Gc => gc::run(&call.conf).map(|()| String::new()),
+        Command::Gc => gc::run(&call.conf, &call.plugin_dirs).map(|()| String::new()),
         Command::Version => Ok(version::run(&call.conf)),
     }
 }

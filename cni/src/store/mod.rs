@@ -106,6 +106,15 @@ impl Stored {
         serde_json::from_slice(&std::fs::read(&self.file).ok()?).ok()
     }
 
+    /// The attachment, if a version made it that left host ports to another plugin.
+    pub(crate) fn former(&self) -> Option<Attachment> {
+        if self.has_ports {
+            return None;
+        }
+        let Contents { container, interface, ports: None, .. } = self.contents()? else { return None };
+        Some(Attachment { container, interface })
+    }
+
     /// The host ports that lead to the pod.
     pub(crate) fn mappings(&self) -> BTreeSet<Mapping> {
         if !self.has_ports {

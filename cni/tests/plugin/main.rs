@@ -11,6 +11,7 @@ mod check;
 mod crash;
 mod del;
 mod errors;
+mod former;
 mod gone;
 mod loopback;
 mod node;

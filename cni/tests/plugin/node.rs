@@ -1,5 +1,6 @@
 //! Namespaces in place of a node and its pods, and calls of the plugin in them.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use cni::node_file::NodeFile;
 use ipnetwork::IpNetwork;
 use linux::guard;
+use linux::host_ports::{OwnPorts, Protocol};
 use linux::netns::NetworkNamespace;
 use plan::network::Guard;
 use serde_json::{Value, json};
@@ -192,6 +194,7 @@ impl Node {
             guard: true,
             cluster_cidrs: ["10.244.0.0/16".parse().unwrap(), "fd00:244::/48".parse().unwrap()].into(),
             service_cidrs: ["10.96.0.0/16".parse().unwrap(), "fd00:96::/112".parse().unwrap()].into(),
+            own_ports: [OwnPorts { protocol: Protocol::Udp, first: 51840, last: 51842 }].into(),
             mesh_links: ["mesh-a".parse().unwrap(), "mesh-b".parse().unwrap()].into(),
             pod_cidrs,
             mesh_addresses,
@@ -229,6 +232,11 @@ impl Node {
         let mut file = self.file.clone();
         change(&mut file);
         std::fs::write(self.node_file(), file.render()).unwrap();
+    }
+
+    /// Ports that the node listens on, as its file has them.
+    pub(crate) fn own_ports(&self) -> BTreeSet<OwnPorts> {
+        self.file.own_ports.clone()
     }
 
     pub(crate) fn node_file(&self) -> PathBuf {

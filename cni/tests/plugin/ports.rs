@@ -142,7 +142,8 @@ fn the_table_is_checked_and_held() {
     assert_eq!(check(json!([port("tcp", 8081)])).code(), 101);
     assert_eq!(check(json!([])).code(), 101);
     let services: Vec<_> = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap()).into();
-    let hold = || node.run(|| cni::host_ports::hold(&node.state_dir(), &services)).unwrap();
+    let hold =
+        || node.run(|| cni::host_ports::hold(&node.state_dir(), &services, &node.own_ports())).unwrap();
     assert!(!hold(), "it is as the plugin left it");
     node.sh("nft flush ruleset");
     assert_eq!(check(json!([port("tcp", 8080)])).code(), 101);
@@ -164,6 +165,44 @@ fn a_mistake_in_the_ports_is_refused_and_never_keeps_a_pod_from_being_deleted() 
     let del = node.pod_call("DEL", &pod).conf("runtimeConfig", json!({"portMappings": "no list"}));
     del.run().silent();
     node.assert_clean(&before);
+}
+
+#[test]
+fn a_port_that_the_node_listens_on_is_refused_and_stays_its_own_whatever_was_mapped_before() {
+    let node = Node::new(&DUAL);
+    let outside = node.neighbour();
+    let pod = Pod::new("a");
+    let refused = add(&node, &pod, &[port("tcp", 8080), port("udp", 51841)]);
+    assert_eq!(refused.code(), 107);
+    let said = refused.json["msg"].as_str().unwrap();
+    assert!(said.contains("host port 51841/udp: meshd listens on it"), "{said}");
+    assert_eq!(node.reservations(), Vec::<String>::new());
+
+    // As a version that did not refuse it left the node: the port leads to the pod.
+    node.set_file(|file| file.own_ports.clear());
+    let addresses = add(&node, &pod, &[port("tcp", 51841), port("udp", 51841)]).addresses();
+    let ours = NODE.map(|address| node.run(|| UdpSocket::bind((ip(address), 51841))).unwrap());
+    let clients = ["0.0.0.0:0", "[::]:0"].map(|any| outside.run(|| UdpSocket::bind(any)).unwrap());
+    let servers = addresses.iter().map(|address| pod.run(|| UdpSocket::bind((*address, 9000))).unwrap());
+    let servers: Vec<UdpSocket> = servers.collect();
+    let arrives_at = |server: &UdpSocket, family: usize| {
+        server.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let to = SocketAddr::new(ip(NODE[family]), 51841);
+        let mut buffer = [0; 8];
+        (0..20).any(|_| clients[family].send_to(b"data", to).is_ok() && server.recv_from(&mut buffer).is_ok())
+    };
+    assert!(arrives_at(&servers[0], 0) && arrives_at(&servers[1], 1), "the test's port leads to the pod");
+    // The daemon, and the plugin with each change, set the table anew; flows that began before come back as well.
+    node.set_file(|_| ());
+    let services: Vec<_> = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap()).into();
+    assert!(node.run(|| cni::host_ports::hold(&node.state_dir(), &services, &node.own_ports())).unwrap());
+    assert!(arrives_at(&ours[0], 0) && arrives_at(&ours[1], 1), "the node has its port back");
+    let server = serve(&pod);
+    connect(|to| outside.run(|| tcp(to)), SocketAddr::new(ip(NODE[0]), 51841));
+    server.join().unwrap();
+    add(&node, &Pod::new("b"), &[port("tcp", 8080)]).addresses();
+    assert!(arrives_at(&ours[0], 0), "after another pod's ADD");
+    node.del(&pod);
 }
 
 /// An address of the range of services is the node's own where kube-proxy uses IPVS; its ports are services' all the same.

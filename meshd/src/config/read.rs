@@ -235,10 +235,10 @@ fn file_values(path: &Path, text: &str) -> Result<BTreeMap<String, String>, Conf
     let origin = Source::File(path.to_owned());
     let mut values = BTreeMap::new();
     for (option, value) in mapping {
-        if !OPTIONS.iter().any(|known| known.name == option) {
+        let Some(known) = OPTIONS.iter().find(|known| known.name == option) else {
             return Err(ConfigError::Unknown { option: shortened(&option), origin });
-        }
-        let Some(text) = scalar_or_list(&value) else {
+        };
+        let Some(text) = word(known, &value).or_else(|| scalar_or_list(&value)) else {
             let found = shortened(&value.to_string());
             return Err(ConfigError::Value {
                 option,
@@ -250,6 +250,12 @@ fn file_values(path: &Path, text: &str) -> Result<BTreeMap<String, String>, Conf
         values.insert(option, text);
     }
     Ok(values)
+}
+
+/// The word `on` or `off` of an option that has it: without quotes, YAML 1.1 reads both as booleans.
+fn word(option: &OptionSpec, value: &Value) -> Option<String> {
+    let word = if value.as_bool()? { "on" } else { "off" };
+    option.value.split('|').any(|known| known == word).then(|| word.to_owned())
 }
 
 fn scalar_or_list(value: &Value) -> Option<String> {

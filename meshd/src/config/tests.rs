@@ -35,6 +35,29 @@ fn the_file_may_hold_lists_in_both_forms() {
 }
 
 #[test]
+fn on_and_off_need_no_quotes_in_the_file() {
+    let read = |text: &str| {
+        let mut sources = sources(&[]);
+        sources.file = Some(("/etc/meshd.yaml".into(), text.to_owned()));
+        from_sources(&sources)
+    };
+    for quote in ["", "'"] {
+        let text =
+            format!("pq: {quote}off{quote}\nudp-offload: {quote}on{quote}\ntun-offload: {quote}off{quote}\n");
+        let config = read(&text).unwrap();
+        assert_eq!(config.pq.mode, keyring::pq::Mode::Off, "{text}");
+        assert_eq!(
+            (config.udp_offload, config.tun_offload),
+            (tunnel::OffloadOption::On, tunnel::OffloadOption::Off),
+            "{text}"
+        );
+    }
+    assert!(read("nat: on\n").unwrap().nat, "a boolean");
+    let error = read("pq: on\n").unwrap_err().to_string();
+    assert!(error.contains("off, prefer or require"), "{error}");
+}
+
+#[test]
 fn every_error_names_the_option_and_what_was_expected() {
     for (name, value, expected) in [
         ("cluster-cidr", "10.244.0.1/16", "host bits are zero"),

@@ -15,6 +15,7 @@ mod host;
 mod keys;
 mod observe;
 mod outcome;
+mod own_ports;
 mod peer_channel;
 mod perform;
 mod pq;

@@ -1,11 +1,13 @@
 //! The results of the last turn: the status, and the files for the CNI plugin.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
 use keyring::{PerSlot, PublicKey, Slot};
 use linux::guard;
+use linux::host_ports::OwnPorts;
 use plan::admission::{Admission, Rejected};
 use plan::cluster::Cluster;
 use plan::desired::{peer_mtu, pod_mtu};
@@ -19,6 +21,7 @@ use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::forged::ForgedReports;
 use super::keys::Keys;
+use super::own_ports::own_ports;
 use super::peer_channel::PeerChannel;
 use super::pq::Pairs;
 use super::stripped::Stripped;
@@ -189,6 +192,7 @@ impl Outcome {
             guard: self.guard_in_place,
             cluster_cidrs: config.cluster_cidrs.iter().copied().collect(),
             service_cidrs: config.service_cidrs.iter().copied().collect(),
+            own_ports: self.own_ports(config),
             mesh_links: config.links.iter().map(|(_, link)| link.clone()).collect(),
             mesh_addresses: pod_cidrs.iter().map(|pod_cidr| prefix::first_usable(*pod_cidr)).collect(),
             pod_cidrs,
@@ -205,6 +209,11 @@ impl Outcome {
             self.installed = true;
         }
         Ok(())
+    }
+
+    /// The ports on which this node listens for the mesh.
+    pub(super) fn own_ports(&self, config: &Config) -> BTreeSet<OwnPorts> {
+        own_ports(config, self.admission.world.own.as_ref().is_some_and(|own| own.relay))
     }
 
     /// Takes whether the guard is in place where a turn could not observe it.

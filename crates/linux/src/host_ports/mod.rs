@@ -1,7 +1,8 @@
 //! Host ports: the nft table `inet meshd-ports`, which leads ports of the node to ports of its pods.
 //!
 //! ```text
-//! prerouting, output   to an address of the node, protocol, port ─map─▶ pod's address, pod's port
+//! prerouting, output   to an address of the node, but not to a port of its own listeners:
+//!                      address, protocol, port ─map─▶ pod's address, pod's port
 //! postrouting          from a pod to itself: masqueraded, or its answer would not come back here
 //! ```
 //!
@@ -107,6 +108,24 @@ impl Mapping {
     }
 }
 
+/// Ports of one protocol on which the node itself listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnPorts {
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The first port.
+    pub first: u16,
+    /// The last port.
+    pub last: u16,
+}
+
+impl OwnPorts {
+    /// Whether this port is among them.
+    pub fn contains(&self, protocol: Protocol, port: u16) -> bool {
+        self.protocol == protocol && (self.first..=self.last).contains(&port)
+    }
+}
+
 /// All host ports of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HostPorts {
@@ -115,6 +134,17 @@ pub struct HostPorts {
     /// The ranges of services. Their addresses are never taken for the node's, which they are on the dummy link of
     /// kube-proxy in its mode `ipvs`.
     pub services: BTreeSet<IpNetwork>,
+    /// Ports that stay the node's own, whatever is mapped.
+    pub own: BTreeSet<OwnPorts>,
+}
+
+impl HostPorts {
+    /// Mappings that take no effect, because the node listens on the port itself.
+    pub fn overruled(&self) -> BTreeSet<Mapping> {
+        let is_own =
+            |mapping: &&Mapping| self.own.iter().any(|own| own.contains(mapping.protocol, mapping.host_port));
+        self.mappings.iter().filter(is_own).copied().collect()
+    }
 }
 
 /// Puts the table in place and replaces what was there; removes it if no port is mapped.

@@ -7,7 +7,8 @@ use netlink_packet_netfilter::nftables::InetHookNumber;
 
 use super::{HostPorts, Mapping};
 use crate::nft::expression::{
-    Side, accept, address_in, destination_nat_by_map, destination_not_local, key, masquerade, pair_in_set,
+    Side, accept, address_in, destination_nat_by_map, destination_not_local, destination_port_in, key,
+    masquerade, pair_in_set,
 };
 use crate::nft::members::Members;
 use crate::nft::{
@@ -101,11 +102,18 @@ pub(super) fn chains(ports: &HostPorts) -> Vec<Chain> {
     ]
 }
 
-/// From the node's ports to the pods'. A mapping for one address comes before one for all.
+/// From the node's ports to the pods'. What the node listens on itself comes before all, so that a pod never takes it: its
+/// tunnels and their control channel, for instance. A mapping for one address comes before one for all.
 fn leading(ports: &HostPorts) -> Vec<Rule> {
     let mut rules = vec![Rule::new("other", [destination_not_local(), vec![accept()]])];
     for prefix in LOOPBACK.iter().chain(&ports.services) {
         rules.push(Rule::new("other", [address_in(Side::Destination, *prefix), vec![accept()]]));
+    }
+    for own in &ports.own {
+        rules.push(Rule::new(
+            "own",
+            [destination_port_in(own.protocol.number(), own.first, own.last), vec![accept()]],
+        ));
     }
     for ipv4 in [true, false] {
         let names = names(ipv4);
@@ -116,6 +124,6 @@ fn leading(ports: &HostPorts) -> Vec<Rule> {
 }
 
 fn returning() -> Vec<Rule> {
-    let rule = |ipv4| Rule::new("own", [pair_in_set(ipv4, names(ipv4).pods), vec![masquerade()]]);
+    let rule = |ipv4| Rule::new("itself", [pair_in_set(ipv4, names(ipv4).pods), vec![masquerade()]]);
     [true, false].map(rule).into()
 }

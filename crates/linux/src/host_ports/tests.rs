@@ -25,6 +25,11 @@ fn ports() -> HostPorts {
         ]
         .into(),
         services: ["10.96.0.0/16".parse().unwrap(), "fd00:10:96::/112".parse().unwrap()].into(),
+        own: [
+            OwnPorts { protocol: Protocol::Udp, first: 51840, last: 51840 },
+            OwnPorts { protocol: Protocol::Udp, first: 24000, last: 28095 },
+        ]
+        .into(),
     }
 }
 
@@ -44,6 +49,8 @@ fn what_was_set_is_in_place_and_nft_lists_it() {
             "dnat ip to ip daddr . meta l4proto . th dport map @bound4",
             "fib daddr type != local accept",
             "ip daddr 10.96.0.0/16 accept",
+            "udp dport 51840 accept",
+            "udp dport 24000-28095 accept",
         ] {
             assert!(listing.contains(part), "{part} in\n{listing}");
         }

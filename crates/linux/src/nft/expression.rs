@@ -158,13 +158,6 @@ pub(crate) fn destination_nat_by_map(ipv4: bool, with_address: bool, map: &str) 
         expressions.push(load_header_address(Side::Destination, ipv4, Register::Reg1));
     }
     let load_protocol = vec![Meta::Key(MetaKey::L4Proto), Meta::DestinationRegister(protocol)];
-    // TCP, UDP and SCTP have it in one place (RFC 9293 section 3.1, RFC 768, RFC 9260 section 3.1).
-    let load_port = Expressions::Payload(vec![
-        Payload::DestinationRegister(port),
-        Payload::Base(TRANSPORT_HEADER),
-        Payload::Offset(2),
-        Payload::Len(2),
-    ]);
     let lookup = vec![
         Lookup::Set(map.to_owned()),
         Lookup::SourceRegister(Register::Reg1),
@@ -186,11 +179,36 @@ pub(crate) fn destination_nat_by_map(ipv4: bool, with_address: bool, map: &str) 
     };
     expressions.extend([
         Expressions::Meta(load_protocol).into(),
-        load_port.into(),
+        load_destination_port(port),
         Expressions::Lookup(lookup).into(),
         nat.into(),
     ]);
     expressions
+}
+
+/// The packet is of this transport protocol, and its destination port is between these two, both included.
+pub(crate) fn destination_port_in(protocol: u8, first: u16, last: u16) -> Vec<Expression> {
+    let load_protocol = load_meta(MetaKey::L4Proto);
+    let bytes = |port: u16| port.to_be_bytes().to_vec();
+    let mut expressions = vec![load_protocol, equals(vec![protocol]), load_destination_port(Register::Reg1)];
+    if first == last {
+        expressions.push(equals(bytes(first)));
+    } else {
+        expressions.push(compare(Operator::GreatherThanEqual, bytes(first)));
+        expressions.push(compare(Operator::LessThanEqual, bytes(last)));
+    }
+    expressions
+}
+
+/// Loads the destination port. TCP, UDP and SCTP have it in one place (RFC 9293 section 3.1, RFC 768, RFC 9260 section 3.1).
+fn load_destination_port(register: Register) -> Expression {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(register),
+        Payload::Base(TRANSPORT_HEADER),
+        Payload::Offset(2),
+        Payload::Len(2),
+    ])
+    .into()
 }
 
 /// Counts the packet.

@@ -366,7 +366,8 @@ impl Reconciler {
 
     /// Restores the node's table of host ports if another program has removed or changed it.
     fn hold_host_ports(&mut self, now: Duration) {
-        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs) {
+        let own = self.outcome.own_ports(&self.config);
+        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs, &own) {
             Ok(restored) => {
                 if restored {
                     warn!(
