@@ -129,6 +129,8 @@ impl PlayedNode {
         self.configure();
         self.handle(now, Input::StaticKeys(statics), out);
         self.handle(now, Input::Drained(self.daemon.drain), out);
+        self.steer(now);
+        self.handle(now, Input::Tx(Some(self.tx)), out);
         self.observe(now, out);
     }
 
@@ -423,6 +425,18 @@ mod tests {
         // Each probes the other twice within the interval.
         assert!(pair.nodes.iter().all(|node| node.seen.echoes >= 2), "{:?}", pair.nodes[0].seen);
         assert!(pair.nodes.iter().all(PlayedNode::is_proven));
+    }
+
+    #[test]
+    fn a_slot_that_the_daemon_drains_is_left() {
+        let mut pair = Pair::new();
+        pair.run(Duration::from_secs(20));
+        for drained in Slot::ALL {
+            let daemon = Daemon { drain: Some(drained), ..Daemon::clone(&pair.nodes[0].daemon) };
+            let now = pair.now();
+            pair.nodes[0].follow(Arc::new(daemon), now, &mut Vec::new());
+            assert_eq!(pair.nodes[0].tx, drained.other());
+        }
     }
 
     #[test]
