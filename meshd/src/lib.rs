@@ -7,7 +7,7 @@
 pub mod api;
 mod cache;
 mod chain;
-mod channel;
+pub mod channel;
 pub mod cli;
 pub mod config;
 mod control;

@@ -9,6 +9,7 @@
 mod hops;
 mod message;
 mod peers;
+mod played;
 mod rate_limit;
 mod session;
 mod socket;
@@ -25,6 +26,7 @@ use tracing::debug;
 
 pub(crate) use message::Message;
 pub(crate) use peers::{Correspondent, Peers};
+pub use played::{Heard, PlayedEnd, Stand};
 use socket::Socket;
 pub(crate) use socket::SocketError;
 
