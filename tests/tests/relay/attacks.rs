@@ -107,7 +107,7 @@ fn nobody_takes_the_place_of_an_end_by_forged_sources_and_recorded_messages() {
     let (a, b) = (end(&mesh, "n1"), end(&mesh, "n2"));
     wait_relayed(&mesh);
     let legs = legs(&mesh);
-    // What comes to the relay is messages, handshakes among it: those of a daemon that starts anew.
+    // What comes to the relay is recorded, handshakes among it: those of a daemon that starts anew.
     let recording = liar::record(mesh.node("n3").unwrap(), &legs, Duration::from_secs(4));
     mesh.stop("n1", Signal::TERM).unwrap();
     mesh.start_with("n1", &["--backend", "userspace"]).unwrap();
