@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod attacks;
+mod liar;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -14,9 +17,9 @@ const LABEL: &str = "meshd.node-restriction.kubernetes.io/relay";
 const LEASED_WITHIN: Duration = Duration::from_secs(30);
 const SLOTS: [(&str, u16); 2] = [("a", 51840), ("b", 51841)];
 
-/// Three nodes, of which n3 is a relay, and n1 and n2 drop what comes from each other.
-fn apart() -> Mesh {
-    let mut mesh = Mesh::idle(Lab::builder().nodes(3).family(Family::V4).build().unwrap());
+/// Some nodes, of which n3 is a relay, and n1 and n2 drop what comes from each other.
+fn apart(nodes: u8) -> Mesh {
+    let mut mesh = Mesh::idle(Lab::builder().nodes(nodes).family(Family::V4).build().unwrap());
     mesh.api().patch_node("n3", &json!({"metadata": {"labels": {LABEL: "true"}}})).unwrap();
     for (node, other) in [("n1", "n2"), ("n2", "n1")] {
         let other = underlay(&mesh, other);
@@ -67,7 +70,7 @@ fn send_over_relay(mesh: &Mesh, node: &str, peer: &str) {
 
 #[test]
 fn two_nodes_reach_each_other_over_a_third_and_nobody_else_changes_that() {
-    let mut mesh = apart();
+    let mut mesh = apart(3);
     let capture = mesh.capture().unwrap();
     send_over_relay(&mesh, "n1", "n2");
     send_over_relay(&mesh, "n2", "n1");

@@ -84,6 +84,7 @@ pub(crate) fn become_direct(run: &mut Run<'_>) {
 }
 
 /// Patches of Nodes while nothing happens.
+#[expect(clippy::unnecessary_wraps, reason = "as all scenarios")]
 pub(crate) fn idle(run: &mut Run<'_>) -> Result<(), Failure> {
     run.wait(Duration::from_mins(1), Run::is_steady);
     run.probes.pause();
