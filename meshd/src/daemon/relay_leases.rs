@@ -66,6 +66,13 @@ impl RelayLeases {
         }
     }
 
+    /// Nothing has come from the peer over the relay for a while.
+    pub(super) fn ask(&mut self, now: Duration, peer: &NodeUid, slot: Slot) {
+        if let Some(leases) = &mut self.leases {
+            leases.ask(now, peer, slot);
+        }
+    }
+
     /// Takes what a relay says about a peer.
     pub(super) fn receive(
         &mut self,

@@ -201,6 +201,13 @@ impl Leases {
         }
     }
 
+    /// Nothing has come over the lease with a peer for a while: its relay is asked at once, and left if it is silent.
+    pub fn ask(&mut self, now: Duration, peer: &NodeUid, slot: Slot) {
+        if let Some(sought) = self.sought.get_mut(&(peer.clone(), slot)) {
+            sought.ask(now);
+        }
+    }
+
     /// The questions that are due.
     pub fn poll(&mut self, now: Duration) -> Vec<Request> {
         for (peer, slot) in &self.wanted {

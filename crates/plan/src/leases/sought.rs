@@ -211,6 +211,12 @@ impl Sought {
         }
     }
 
+    pub(super) fn ask(&mut self, now: Duration) {
+        if let Some(held) = &mut self.held {
+            held.asking.get_or_insert_with(|| Asking::new(now));
+        }
+    }
+
     pub(super) fn doubt(&mut self, now: Duration) {
         let Some(held) = &mut self.held else { return };
         let passed = held.doubted.map(|doubted| now.saturating_sub(doubted));

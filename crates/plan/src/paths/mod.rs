@@ -24,8 +24,8 @@ use crate::node::NodeUid;
 
 pub use candidate::{Candidate, Kind, Surroundings, candidates, is_public, socket};
 pub use observations::{Observations, endpoints, published_addresses};
-use slot::Context;
 pub use slot::{Action, Event, SlotPath, View};
+use slot::{Context, OtherSlot};
 pub use standing::Standing;
 
 /// How long after the end with the lower UID the other one tries a direct path: longer than most trials take.
@@ -147,11 +147,9 @@ impl Paths {
         steps
     }
 
-    /// A peer has echoed a probe over a slot.
-    pub fn echo(&mut self, uid: &NodeUid, slot: Slot, nonce: u64) {
-        if let Some(pair) = self.pairs.get_mut(uid) {
-            pair.slots.get_mut(slot).echo(nonce);
-        }
+    /// A peer has echoed a probe over a slot. Returns whether it may show a path that was searched for.
+    pub fn echo(&mut self, uid: &NodeUid, slot: Slot, nonce: u64) -> bool {
+        self.pairs.get_mut(uid).is_some_and(|pair| pair.slots.get_mut(slot).echo(nonce))
     }
 
     /// A peer sends to our mapped address of a slot now. Returns whether that is news.
@@ -250,7 +248,8 @@ impl Pair {
         let direct = self.candidates.get(slot);
         let relayed = outlook.relayed(&member.uid, slot).filter(|_| member.prescribed.is_none());
         if std::mem::replace(self.relayed.get_mut(slot), relayed) != relayed && relayed.is_some() {
-            self.slots.get_mut(slot).relay_offered(now);
+            let first = slot == Slot::B && self.slots.a.up().is_none();
+            self.slots.get_mut(slot).relay_offered(now, first);
         }
         let with_relay;
         let candidates = match relayed.map(|to| Candidate { kind: Kind::Relayed, to }) {
@@ -267,7 +266,14 @@ impl Pair {
         let at_relay = view.and_then(|view| view.endpoint).is_some_and(|endpoint| outlook.is_relay(endpoint));
         let trial_after = if leads { Duration::ZERO } else { TRIALS_APART };
         let limited = outlook.is_limited(slot);
-        let context = Context { candidates, carries, limited, trial_after, at_relay, nonce };
+        let other = self.slots.get(slot.other());
+        let by_peer = other.is_tried_by_peer(now, limited);
+        let other = match by_peer {
+            true if !leads => OtherSlot::TriedFirst,
+            false if !other.is_trying() => OtherSlot::Rests,
+            _ => OtherSlot::Tried,
+        };
+        let context = Context { candidates, carries, limited, trial_after, at_relay, other, nonce };
         self.slots.get_mut(slot).step(now, view.as_ref(), context)
     }
 }

@@ -33,10 +33,13 @@ pub(super) struct Search {
     pub(super) next: usize,
     pub(super) rounds: u32,
     pub(super) paused_until: Duration,
-    /// The path that was given up; tried last.
-    pub(super) former: Option<SocketAddr>,
+    /// The path that was given up; tried last. After a relayed one, which had been taken because no direct one was found,
+    /// another relay comes first.
+    pub(super) former: Option<(SocketAddr, Kind)>,
     /// The path to go back to if no better one is found.
     pub(super) fallback: Option<Up>,
+    /// Whether the peer may only just learn of this node: then it answers to the second handshake.
+    pub(super) fresh: bool,
     /// Whether the peer has asked for what is tried next, so that it need not be asked.
     pub(super) invited: bool,
 }
@@ -68,6 +71,7 @@ impl Search {
             paused_until: Duration::ZERO,
             former: None,
             fallback: None,
+            fresh: false,
             invited: false,
         }
     }
@@ -121,9 +125,26 @@ impl Search {
         let direct_only = self.fallback.is_some();
         let usable = context.candidates.iter().filter(|one| !direct_only || one.kind.is_direct());
         let (former, mut others): (Vec<Candidate>, Vec<Candidate>) =
-            usable.copied().partition(|one| self.former == Some(one.to));
+            usable.copied().partition(|one| self.former.is_some_and(|(to, _)| to == one.to));
+        if self.prefers_relays() {
+            others.sort_by_key(|one| one.kind.is_direct());
+        }
         others.extend(former);
         others
+    }
+
+    /// Whether a relay comes before direct endpoints: those were tried in vain before the relay was taken.
+    pub(super) fn prefers_relays(&self) -> bool {
+        self.former.is_some_and(|(_, kind)| !kind.is_direct())
+    }
+
+    /// A relay's port leads to the peer: no pause is waited for; if relays come first, the round begins anew with it.
+    pub(super) fn relay_offered(&mut self, now: Duration, first: bool) {
+        self.paused_until = self.paused_until.min(now);
+        let at_relay = self.at.is_some_and(|attempt| !attempt.candidate.kind.is_direct());
+        if (first || self.prefers_relays()) && !at_relay {
+            (self.next, self.at) = (0, None);
+        }
     }
 
     /// Goes on searching; the second value says that a round is over without success.
@@ -157,7 +178,11 @@ impl Search {
         }
         if let Some(candidate) = self.order(context).get(self.next).copied() {
             self.next += 1;
-            self.at = Some(Attempt::new(now, candidate, context.limited));
+            let mut attempt = Attempt::new(now, candidate, context.limited);
+            if std::mem::take(&mut self.fresh) && attempt.lasts == TRY {
+                attempt.lasts = TRY + AGAIN;
+            }
+            self.at = Some(attempt);
             let aim = Action::Aim { to: candidate.to, follow: self.follows() };
             actions.extend([aim, Action::Probe(context.nonce)]);
             if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !self.invited {
@@ -173,7 +198,8 @@ impl Search {
     }
 }
 
-const fn lasting(kind: Kind, limited: bool) -> Duration {
+/// How long an endpoint of a kind is tried.
+pub(super) const fn lasting(kind: Kind, limited: bool) -> Duration {
     match (kind, limited) {
         (Kind::Punched, false) => PUNCH,
         (Kind::Relayed, false) => TRY_RELAY,

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::candidate::{Candidate, Kind};
-use super::search::{AGAIN, Search};
-use super::watch::{PROBES, Unanswered, Up};
+use super::search::{AGAIN, Search, lasting};
+use super::watch::{Unanswered, Up};
 
 /// First and longest time between two trials of a direct path while a relay is used.
 const TRIAL: (Duration, Duration) = (Duration::from_mins(1), Duration::from_mins(15));
@@ -44,6 +44,8 @@ pub enum Action {
     Initiate,
     /// Ask the peer for an echo of this number over this slot.
     Probe(u64),
+    /// Ask the relay whether the lease still stands: nothing has come over it for a while.
+    AskRelay,
     /// Say that nothing passes over the relay that is leased.
     Doubt,
     /// Ask the peer, over the other slot, to leave this one to a direct path, and to send to our mapped address now.
@@ -61,6 +63,17 @@ pub enum Event {
     Unreachable,
 }
 
+/// Whether a direct path is tried on a pair's other slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OtherSlot {
+    /// It is not.
+    Rests,
+    /// By either end.
+    Tried,
+    /// By the peer, which goes first: this node leaves off.
+    TriedFirst,
+}
+
 /// What else a step depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -75,6 +88,8 @@ pub struct Context<'a> {
     pub trial_after: Duration,
     /// Whether the device's present endpoint is a relay's.
     pub at_relay: bool,
+    /// Whether the other slot is tried: one slot at a time.
+    pub other: OtherSlot,
     /// Number of the probe that this step may send.
     pub nonce: u64,
 }
@@ -91,6 +106,8 @@ pub struct SlotPath {
     trial: Option<(Duration, Duration)>,
     /// Until when an invitation to send to the peer's mapped address is good.
     invited: Option<Duration>,
+    /// When the peer began last to try an endpoint on this slot while a relay is used.
+    tried_by_peer: Option<Duration>,
     /// Whether the device has no such peer: nothing is due then.
     absent: bool,
 }
@@ -105,11 +122,12 @@ impl SlotPath {
     /// Nothing is known yet.
     pub const fn new(now: Duration) -> Self {
         Self {
-            state: State::Searching(Search::new(now)),
+            state: State::Searching(Search { fresh: true, ..Search::new(now) }),
             probe: None,
             echoed: None,
             trial: None,
             invited: None,
+            tried_by_peer: None,
             absent: false,
         }
     }
@@ -144,10 +162,11 @@ impl SlotPath {
     }
 
     /// The peer has echoed a probe over this slot; one that is not the last says nothing.
-    pub fn echo(&mut self, nonce: u64) {
-        if let Some((_, sent)) = self.probe.take_if(|(last, _)| *last == nonce) {
-            self.echoed = Some(sent);
-        }
+    /// Returns whether the next step may change something.
+    pub fn echo(&mut self, nonce: u64) -> bool {
+        let Some((_, sent)) = self.probe.take_if(|(last, _)| *last == nonce) else { return false };
+        self.echoed = Some(sent);
+        matches!(self.state, State::Searching(_))
     }
 
     /// The candidates are others: what failed may work now, and what works may be gone. A round that goes on is not cut
@@ -160,26 +179,21 @@ impl SlotPath {
             State::Searching(_) => {}
             State::Up(up) => {
                 self.trial = None;
-                // It may work nevertheless: one probe tells.
-                if up.is_gone(candidates) && up.unanswered.is_none_or(|found| found.probes == 0) {
-                    up.unanswered = Some(Unanswered {
-                        since: now,
-                        probe: now,
-                        probes: PROBES - 1,
-                        gone: true,
-                        drifted: false,
-                    });
+                // Without any other endpoint there is nothing to leave it for.
+                if up.is_gone(candidates) && !candidates.is_empty() {
+                    up.is_said_to_be_gone(now);
                 }
             }
         }
     }
 
-    /// Another port of a relay leads to the peer: that is not waited for.
-    pub const fn relay_offered(&mut self, now: Duration) {
+    /// Another port of a relay leads to the peer: that is not waited for. Where relays come first, nor is the end of what is
+    /// being tried.
+    pub fn relay_offered(&mut self, now: Duration, first: bool) {
         if let State::Searching(search) = &mut self.state
-            && search.paused_until.as_nanos() > now.as_nanos()
+            && search.fallback.is_none()
         {
-            search.paused_until = now;
+            search.relay_offered(now, first);
         }
     }
 
@@ -193,11 +207,17 @@ impl SlotPath {
 
     /// The peer sends to our mapped address now. Returns whether that is news.
     pub fn invite(&mut self, now: Duration) -> bool {
+        self.tried_by_peer = Some(now);
         let news = self.invited.is_none_or(|until| now >= until);
         if news {
             self.invited = Some(now + INVITATION);
         }
         news
+    }
+
+    /// Whether the peer tries a direct path on this slot, as far as it has said. It says so for each endpoint that it tries.
+    pub fn is_tried_by_peer(&self, now: Duration, limited: bool) -> bool {
+        self.tried_by_peer.is_some_and(|since| now < since + lasting(Kind::Punched, limited) + AGAIN)
     }
 
     /// Whether the peer waits for us to leave the slot to a direct path.
@@ -234,8 +254,10 @@ impl SlotPath {
                 if self.invited.take().is_some_and(|until| now < until) {
                     search.punch(now, context);
                 }
-                // Packets take this slot because the other one has been lost: nothing is tried on it any more.
-                let needed = context.carries && search.fallback.is_some();
+                // Packets take this slot because the other one has been lost, or the peer tries that one: nothing is tried on
+                // this one any more.
+                let needed =
+                    (context.carries || context.other == OtherSlot::TriedFirst) && search.fallback.is_some();
                 let (actions, over) =
                     if needed { (Vec::new(), true) } else { search.go_on(now, view, context) };
                 if over && let Some(up) = search.fallback {
@@ -256,7 +278,8 @@ impl SlotPath {
                 let former = *up;
                 let (actions, lost) = up.watch(now, view, self.echoed, (context.nonce, context.limited));
                 if is_gone || lost {
-                    let mut search = Search { former: Some(former.to), ..Search::new(now) };
+                    let kind = former.kind;
+                    let mut search = Search { former: Some((former.to, kind)), ..Search::new(now) };
                     let (actions, _) = search.go_on(now, view, context);
                     self.state = State::Searching(search);
                     return (actions, Some(Event::Lost(former.kind)));
@@ -280,7 +303,7 @@ impl SlotPath {
         let (due, pause) = *self.trial.get_or_insert((now + context.trial_after, TRIAL.0));
         let possible = context.candidates.iter().any(|candidate| candidate.kind.is_direct());
         let invited = self.invited.is_some_and(|until| now < until);
-        if (now < due && !invited) || context.carries || !possible {
+        if (now < due && !invited) || context.carries || context.other != OtherSlot::Rests || !possible {
             return None;
         }
         let mut search = Search { fallback: Some(up), ..Search::new(now) };

@@ -65,6 +65,22 @@ impl Up {
         !matches!(self.kind, Kind::Punched | Kind::Relayed) && !is_named()
     }
 
+    /// The peer is no longer said to be there. It may be nevertheless: one probe tells, which may be on its way.
+    pub(super) fn is_said_to_be_gone(&mut self, now: Duration) {
+        match &mut self.unanswered {
+            Some(found) if found.probes > 0 => (found.gone, found.probes) = (true, found.probes.max(PROBES)),
+            _ => {
+                self.unanswered = Some(Unanswered {
+                    since: now,
+                    probe: now,
+                    probes: PROBES - 1,
+                    gone: true,
+                    drifted: false,
+                });
+            }
+        }
+    }
+
     /// Whether another path has to be taken whether this one works or not: an operator prescribes one, or another port of a
     /// relay is leased.
     pub(super) fn is_replaced(&self, candidates: &[Candidate]) -> bool {
@@ -97,7 +113,11 @@ impl Up {
         let shaken = self
             .unanswered
             .is_some_and(|unanswered| !unanswered.drifted && handshake >= Some(unanswered.since));
-        let heard = (view.received > self.received && !drifting) || shaken;
+        // What came before a path was said to be gone shows nothing. After it, a device of our own answers at once if it
+        // is there; initiations count as received bytes, too, and may come from where the peer is now.
+        let gone = self.unanswered.filter(|unanswered| unanswered.gone);
+        let counts = gone.is_none_or(|gone| limited && gone.probes >= PROBES && !gone.drifted);
+        let heard = (view.received > self.received && !drifting && counts) || shaken;
         (self.received, self.drifts) = (view.received, view.drifts);
         if heard || restarted || echoed {
             (self.sent, self.unanswered) = (view.sent, None);
@@ -127,9 +147,13 @@ impl Up {
                 if unanswered.probes >= PROBES && silent {
                     return (Vec::new(), true);
                 }
+                let first = unanswered.probes == 0;
                 unanswered.probes = unanswered.probes.saturating_add(1);
                 unanswered.probe = now + PROBE;
                 let mut actions = vec![Action::Probe(nonce)];
+                if first && self.kind == Kind::Relayed {
+                    actions.push(Action::AskRelay);
+                }
                 if !limited {
                     actions.push(Action::Initiate);
                 }
@@ -137,5 +161,80 @@ impl Up {
             }
             _ => (Vec::new(), false),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::slot::{Event, OtherSlot, SlotPath};
+    use super::*;
+
+    const FORMER: &str = "198.51.100.1:51840";
+
+    fn at(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn external(to: &str) -> Candidate {
+        Candidate { kind: Kind::External, to: to.parse().unwrap() }
+    }
+
+    fn view(now: Duration, received: u64, sent: u64) -> View {
+        let endpoint = Some(FORMER.parse().unwrap());
+        View { endpoint, handshake: Some(now), received, sent, drifts: 0 }
+    }
+
+    fn step(path: &mut SlotPath, now: Duration, view: &View, candidates: &[Candidate]) -> Option<Event> {
+        let context = Context {
+            candidates,
+            carries: true,
+            limited: false,
+            trial_after: Duration::ZERO,
+            at_relay: false,
+            other: OtherSlot::Rests,
+            nonce: u64::try_from(now.as_millis()).unwrap(),
+        };
+        path.step(now, Some(view), context).1
+    }
+
+    /// A path with packets on it; 50 ms after the last ones its endpoint is no longer named.
+    fn unnamed(others: &[Candidate]) -> SlotPath {
+        let mut path = SlotPath::new(at(0));
+        assert_eq!(
+            step(&mut path, at(100), &view(at(100), 100, 100), &[external(FORMER)]),
+            Some(Event::Found(Kind::External))
+        );
+        step(&mut path, at(1_000), &view(at(1_000), 1_000, 1_000), &[external(FORMER)]);
+        path.retry(at(2_000), others);
+        path
+    }
+
+    #[test]
+    fn a_path_that_is_no_longer_named_is_left_at_the_first_missing_answer() {
+        let others = [external("198.51.100.2:51840")];
+        let mut path = unnamed(&others);
+        // What had arrived since the step before.
+        assert_eq!(step(&mut path, at(2_000), &view(at(1_000), 1_900, 1_900), &others), None);
+        assert_eq!(path.due(), Some(at(3_000)));
+        // Initiations from elsewhere count as bytes.
+        let lost = step(&mut path, at(3_000), &view(at(2_000), 2_048, 2_100), &others);
+        assert_eq!(lost, Some(Event::Lost(Kind::External)));
+        assert_eq!(path.endpoint().0, Some(others[0].to));
+    }
+
+    #[test]
+    fn a_path_that_is_no_longer_named_is_kept_if_it_answers_or_there_is_no_other() {
+        let others = [external("198.51.100.2:51840")];
+        let mut path = unnamed(&others);
+        step(&mut path, at(2_000), &view(at(1_000), 1_900, 1_900), &others);
+        path.echo(2_000);
+        for second in 3..20 {
+            let bytes = second * 1_000;
+            assert_eq!(step(&mut path, at(bytes), &view(at(bytes), bytes, bytes), &others), None);
+        }
+        let mut alone = unnamed(&[]);
+        assert_eq!(step(&mut alone, at(2_000), &view(at(1_000), 1_900, 1_900), &[]), None);
+        assert_eq!(step(&mut alone, at(3_000), &view(at(1_000), 2_800, 2_800), &[]), None);
+        assert_eq!(alone.up(), Some(Kind::External));
     }
 }

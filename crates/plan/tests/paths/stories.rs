@@ -95,7 +95,7 @@ fn a_flushed_nat_table_costs_seconds() {
 #[test]
 fn a_node_that_moves_is_found_again() {
     for (nats, limit) in
-        [([Nat::None, Nat::None], 5), ([Nat::OneToOne, Nat::Home], 8), ([Nat::Home, Nat::Home], 12)]
+        [([Nat::None, Nat::None], 4), ([Nat::OneToOne, Nat::Home], 4), ([Nat::Home, Nat::Home], 12)]
     {
         let mut world = world(nats);
         world.traffic = true;
@@ -120,6 +120,18 @@ fn a_relay_that_dies_is_replaced_and_one_that_is_not_needed_any_more_is_left() {
     let taken = world.run_until_up(seconds(120), Kind::is_direct);
     assert!(taken.is_some(), "{:?}", world.nodes[0].events);
     assert!(world.disturbed.is_empty(), "{:?}", world.disturbed);
+}
+
+#[test]
+fn another_relay_is_taken_when_one_dies() {
+    for nats in [[Nat::Home, Nat::Symmetric], [Nat::Symmetric, Nat::Symmetric]] {
+        let mut world = world(nats);
+        world.traffic = true;
+        world.run(seconds(60));
+        world.lose_relay();
+        let taken = world.run_until_up(seconds(60), |_| true);
+        assert!(taken.is_some_and(|taken| taken <= seconds(7)), "{nats:?}: {taken:?}");
+    }
 }
 
 #[test]

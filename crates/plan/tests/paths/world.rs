@@ -20,6 +20,8 @@ const SESSION: Duration = Duration::from_mins(3);
 const REKEY: Duration = Duration::from_secs(5);
 /// How long it takes until a change of a node's endpoints is known to the other one.
 const PUBLISHED_AFTER: Duration = Duration::from_secs(2);
+/// After how long a relay that does not answer is left.
+const SILENT: Duration = Duration::from_millis(1_600);
 /// How long it takes until both ends have a relay's ports once both want them.
 const LEASED_AFTER: Duration = Duration::from_millis(700);
 const RELAY: [u8; 4] = [203, 0, 113, 7];
@@ -100,6 +102,7 @@ pub(crate) struct Node {
     /// The slot that carries packets.
     pub(crate) carrying: Slot,
     pub(crate) pq_prefers: Slot,
+    turn_wanted: bool,
 }
 
 /// The pair.
@@ -115,10 +118,19 @@ pub(crate) struct World<C> {
     wire: Vec<Datagram>,
     next_session: u64,
     wanted_since: PerSlot<Option<Duration>>,
+    /// Number of the relay that leases are at: another one is taken when that one is silent.
+    relay_number: u8,
+    /// The relay that has died.
+    dead_relay: Option<u8>,
+    /// When a node asked the relay that is dead.
+    asked: Option<Duration>,
     /// The addresses that the relay forwards to, by leg and slot.
     legs: BTreeMap<(usize, Slot), SocketAddr>,
     /// Endpoints that were set on a slot with which packets were carried, although its path was up.
     pub(crate) disturbed: Vec<String>,
+    /// For how long both slots have been tried at once, by either or both ends, and the longest such time.
+    both_tried: Duration,
+    pub(crate) longest_both_tried: Duration,
 }
 
 fn uid(index: usize) -> NodeUid {
@@ -134,9 +146,15 @@ fn port(slot: Slot) -> u16 {
     if slot == Slot::A { 51840 } else { 51841 }
 }
 
-fn leg(index: usize, slot: Slot) -> SocketAddr {
+/// The port of the relay with this number that an end sends to.
+fn leg(relay: u8, index: usize, slot: Slot) -> SocketAddr {
     let number = u16::try_from(index).unwrap() * 2 + u16::from(slot == Slot::B);
-    SocketAddr::new(IpAddr::from(RELAY), 24_000 + number)
+    SocketAddr::new(relay_address(relay), 24_000 + number)
+}
+
+fn relay_address(relay: u8) -> IpAddr {
+    let [a, b, c, d] = RELAY;
+    IpAddr::from([a, b, c, d + relay])
 }
 
 impl Node {
@@ -152,6 +170,7 @@ impl Node {
             leased: PerSlot::default(),
             carrying: Slot::A,
             pq_prefers: Slot::A,
+            turn_wanted: false,
         }
     }
 
@@ -224,6 +243,7 @@ struct Seen<'a> {
     node: &'a Node,
     index: usize,
     slow: bool,
+    relay: u8,
 }
 
 impl Outlook for Seen<'_> {
@@ -235,11 +255,11 @@ impl Outlook for Seen<'_> {
     }
 
     fn relayed(&self, _: &NodeUid, slot: Slot) -> Option<SocketAddr> {
-        self.node.leased.get(slot).then(|| leg(self.index, slot))
+        self.node.leased.get(slot).then(|| leg(self.relay, self.index, slot))
     }
 
     fn is_relay(&self, endpoint: SocketAddr) -> bool {
-        endpoint.ip() == IpAddr::from(RELAY)
+        (0..=self.relay).any(|relay| endpoint.ip() == relay_address(relay))
     }
 
     fn carrying(&self, _: &NodeUid) -> Option<Slot> {
@@ -265,8 +285,13 @@ impl<C: Chance> World<C> {
             wire: Vec::new(),
             next_session: 0,
             wanted_since: PerSlot::default(),
+            relay_number: 0,
+            dead_relay: None,
+            asked: None,
             legs: BTreeMap::new(),
             disturbed: Vec::new(),
+            both_tried: Duration::ZERO,
+            longest_both_tried: Duration::ZERO,
         }
     }
 
@@ -313,6 +338,12 @@ impl<C: Chance> World<C> {
         self.legs.clear();
     }
 
+    /// The relay dies for good; another one is there.
+    pub(crate) fn lose_relay(&mut self) {
+        self.dead_relay = Some(self.relay_number);
+        self.legs.clear();
+    }
+
     /// Whether a packet of either end would arrive at the other one on the slot that it is sent on.
     pub(crate) fn passes(&self) -> bool {
         (0..2).all(|index| {
@@ -324,11 +355,16 @@ impl<C: Chance> World<C> {
         })
     }
 
+    /// Whose port of the living relay an address is.
+    fn leg_at(&self, to: SocketAddr, slot: Slot) -> Option<usize> {
+        let lives = self.relay && self.dead_relay != Some(self.relay_number);
+        (0..2).find(|index| leg(self.relay_number, *index, slot) == to).filter(|_| lives)
+    }
+
     fn arrives(&self, from: SocketAddr, to: SocketAddr, slot: Slot) -> Option<(usize, SocketAddr)> {
-        if to.ip() == IpAddr::from(RELAY) {
-            let index = (0..2).find(|index| leg(*index, slot) == to).filter(|_| self.relay)?;
+        if let Some(index) = self.leg_at(to, slot) {
             let onward = *self.legs.get(&(1 - index, slot))?;
-            let source = leg(1 - index, slot);
+            let source = leg(self.relay_number, 1 - index, slot);
             return self.nodes[1 - index].site.enter(source, onward).map(|_| (1 - index, source));
         }
         (0..2).find_map(|index| self.nodes[index].site.enter(from, to).map(|_| (index, from)))
@@ -427,9 +463,13 @@ impl<C: Chance> World<C> {
                 authenticated(device);
                 match probe {
                     Some((Probe::Ask, nonce)) => self.packet(index, slot, Some((Probe::Echo, nonce))),
-                    Some((Probe::Echo, nonce)) => self.nodes[index].paths.echo(&uid(1 - index), slot, nonce),
+                    Some((Probe::Echo, nonce)) => {
+                        let node = &mut self.nodes[index];
+                        node.turn_wanted |= node.paths.echo(&uid(1 - index), slot, nonce);
+                    }
                     Some((Probe::Invite, _)) => {
-                        self.nodes[index].paths.invite(now, &uid(1 - index), slot.other());
+                        let node = &mut self.nodes[index];
+                        node.turn_wanted |= node.paths.invite(now, &uid(1 - index), slot.other());
                     }
                     None => {}
                 }
@@ -443,7 +483,7 @@ impl<C: Chance> World<C> {
             std::mem::take(&mut self.wire).into_iter().partition(|datagram| datagram.arrives <= tick);
         self.wire = later;
         for Datagram { from, to, slot, content, .. } in due {
-            if let Some(index) = (0..2).find(|index| leg(*index, slot) == to).filter(|_| self.relay) {
+            if let Some(index) = self.leg_at(to, slot) {
                 self.legs.insert((index, slot), from);
             }
             if let Some((index, source)) = self.arrives(from, to, slot) {
@@ -472,11 +512,21 @@ impl<C: Chance> World<C> {
                 }
             }
         }
+        if self.asked.is_some_and(|asked| self.now >= asked + SILENT) && self.dead_relay.is_some() {
+            // Both ends have left it.
+            self.relay_number += 1;
+            (self.asked, self.dead_relay, self.wanted_since) = (None, None, PerSlot::default());
+            self.nodes.iter_mut().for_each(|node| node.leased = PerSlot::default());
+        }
+        let lives = self.dead_relay.is_none();
+        self.asked = self.asked.filter(|_| !lives);
         for slot in Slot::ALL {
             let wanted = (0..2).all(|index| self.nodes[index].paths.needs_relay(&uid(1 - index), slot));
             let since = self.wanted_since.get_mut(slot);
             *since = if wanted { since.or(Some(self.now)) } else { None };
-            let granted = self.relay && since.is_some_and(|since| self.now >= since + LEASED_AFTER);
+            // A lease that is wanted is asked for.
+            self.asked = self.asked.or(Some(self.now)).filter(|_| !lives && (wanted || self.asked.is_some()));
+            let granted = self.relay && lives && since.is_some_and(|since| self.now >= since + LEASED_AFTER);
             for index in 0..2 {
                 let node = &mut self.nodes[index];
                 let kept =
@@ -494,7 +544,8 @@ impl<C: Chance> World<C> {
         for index in 0..2 {
             let turn = self.tick % 10 == (index as u64) * 3;
             let due = self.nodes[index].paths.due().is_some_and(|due| due <= self.now);
-            if turn || due {
+            let wanted = std::mem::take(&mut self.nodes[index].turn_wanted);
+            if turn || due || wanted {
                 self.turn(index);
             }
             if self.traffic && self.tick.is_multiple_of(5) {
@@ -504,6 +555,10 @@ impl<C: Chance> World<C> {
                 self.keep_alive(index, slot);
             }
         }
+        let trying = |slot| (0..2).any(|index| self.nodes[index].paths.is_trying(&uid(1 - index), slot));
+        self.both_tried =
+            if trying(Slot::A) && trying(Slot::B) { self.both_tried + TICK } else { Duration::ZERO };
+        self.longest_both_tried = self.longest_both_tried.max(self.both_tried);
     }
 
     fn keep_alive(&mut self, index: usize, slot: Slot) {
@@ -525,12 +580,15 @@ impl<C: Chance> World<C> {
         peers.peers.insert(NodeName::new(format!("n{other}")), member);
         let node = &self.nodes[index];
         let mut paths = node.paths.clone();
-        let seen = Seen { now: self.now, node, index, slow: self.slow };
+        let seen = Seen { now: self.now, node, index, slow: self.slow, relay: self.relay_number };
         let tried = PerSlot::from_fn(|slot| node.paths.is_trying(&uid(other), slot));
         let steps = paths.step(self.now, &peers, node.surroundings(), &seen);
         self.nodes[index].paths = paths;
         for step in steps {
             if let Some(event) = step.event {
+                if event == Event::Lost(Kind::Relayed) {
+                    self.asked = self.asked.or(Some(self.now));
+                }
                 self.nodes[index].events.push((self.now, step.slot, event));
             }
             for action in step.actions {
@@ -551,7 +609,7 @@ impl<C: Chance> World<C> {
                     }
                     Action::Initiate => self.initiate(index, step.slot),
                     Action::Probe(nonce) => self.packet(index, step.slot, Some((Probe::Ask, nonce))),
-                    Action::Doubt => {}
+                    Action::AskRelay | Action::Doubt => self.asked = self.asked.or(Some(self.now)),
                     Action::Invite => self.packet(index, step.slot.other(), Some((Probe::Invite, 0))),
                 }
             }

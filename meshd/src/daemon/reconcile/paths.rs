@@ -152,6 +152,7 @@ impl Reconciler {
                     Action::Probe(nonce) => {
                         self.peer_channel.send_probe(&PeerId::new(uid.as_str()), slot, nonce);
                     }
+                    Action::AskRelay => self.leases.ask(now, uid, slot),
                     Action::Doubt => self.leases.doubt(now, uid, slot),
                     // A daemon of version 0.1 does not know the message.
                     Action::Invite if !member.is_proven() => {}

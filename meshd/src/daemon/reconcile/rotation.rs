@@ -146,7 +146,7 @@ impl Reconciler {
             }
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             Some(PeerMessage::Echo(peer, over, nonce)) => {
-                self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
+                self.step_wanted |= self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
             }
             Some(PeerMessage::Seen(peer, over, endpoint)) => self.take_seen(&peer, over, endpoint),
             Some(PeerMessage::Invitation(peer, slot)) => {
