@@ -65,7 +65,7 @@ fn watchful(config: kube::Config) -> Result<kube::Client, kube::Error> {
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
         .service(http);
-    Ok(ClientBuilder::new(service, config.default_namespace.clone()).build())
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
 /// Why no client could be created.

@@ -115,6 +115,8 @@ pub struct SlotPath {
     trial: Option<(Duration, Duration)>,
     /// Until when an invitation to send to the peer's mapped address is good.
     invited: Option<Duration>,
+    /// Whether a neighbour has said that the peer looks for us.
+    met: bool,
     /// Whether the device has no such peer: nothing is due then.
     absent: bool,
 }
@@ -227,6 +229,7 @@ impl SlotPath {
             echoed: None,
             trial: None,
             invited: None,
+            met: false,
             absent: false,
         }
     }
@@ -317,6 +320,15 @@ impl SlotPath {
         news
     }
 
+    /// A neighbour says that the peer looks for us.
+    pub fn meet(&mut self, now: Duration) {
+        match &self.state {
+            State::Searching(search) => self.met = search.fallback.is_none(),
+            State::Up(up) if up.unanswered.is_none() => self.suspect(now),
+            State::Up(_) => {}
+        }
+    }
+
     /// Whether the peer waits for us to leave the slot to a direct path.
     pub fn is_invited(&self, now: Duration) -> bool {
         let relayed = matches!(&self.state, State::Up(up) if !up.kind.is_direct());
@@ -350,6 +362,9 @@ impl SlotPath {
                 }
                 if self.invited.take().is_some_and(|until| now < until) {
                     search.punch(now, context);
+                }
+                if std::mem::take(&mut self.met) {
+                    search.punch_first(now, context);
                 }
                 // Packets take this slot because the other one has been lost: nothing is tried on it any more.
                 let needed = context.carries && search.fallback.is_some();
@@ -474,10 +489,17 @@ impl Search {
     /// Tries the peer's mapped addresses at once: it tries ours.
     fn punch(&mut self, now: Duration, context: Context<'_>) {
         let is_punched = |one: &Candidate| one.kind == Kind::Punched;
-        if self.at.is_some_and(|attempt| is_punched(&attempt.candidate)) {
-            return;
+        if !self.at.is_some_and(|attempt| is_punched(&attempt.candidate)) {
+            self.punch_first(now, context);
         }
-        if let Some(next) = self.order(context).iter().position(is_punched) {
+    }
+
+    /// Tries the first of the peer's mapped addresses at once, unless it is being tried.
+    fn punch_first(&mut self, now: Duration, context: Context<'_>) {
+        let order = self.order(context);
+        let first = order.iter().enumerate().find(|(_, one)| one.kind == Kind::Punched);
+        let Some((next, candidate)) = first else { return };
+        if self.at.is_none_or(|attempt| attempt.candidate != *candidate) {
             (self.next, self.at, self.paused_until, self.invited) = (next, None, now, true);
         }
     }
