@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::mesh::{Mesh, UNOWNED, is_formed, refusals};
+use lab::nat::{Nat, Site};
 use lab::{ApiKind, Family, Flow, IpVersion, Lab, Pod, Protocol, Signal, Stream};
 
 const WITHIN: Duration = Duration::from_secs(20);
@@ -185,6 +186,36 @@ fn a_watch_over_a_connection_that_has_died_silently_is_replaced() {
     mesh.wait("n1", "the change of a Node is noticed", WITHIN, |status| {
         refusals(status, "n2") == ["config-keepalive"]
     });
+}
+
+/// Both ends of a pair get other addresses while the API server is away. A common neighbour tells each where the other one
+/// is, as told by that one, and both try at the same time: the home's router lets in nothing else.
+#[test]
+fn two_nodes_that_both_move_find_each_other_without_the_api_server() {
+    let site = |name, nat, lan: &str, node| Site::new(name, nat, lan.parse().unwrap(), &[node]);
+    let sites = vec![
+        site("anchor", Nat::OneToOne(Vec::new()), "10.1.0.0/24", 1),
+        site("cloud", Nat::OneToOne(Vec::new()), "10.2.0.0/24", 2),
+        site("home", Nat::Home, "192.168.1.0/24", 3),
+    ];
+    let mesh = Mesh::form(Lab::builder().sites(sites).api(ApiKind::Fake).build().unwrap()).unwrap();
+    mesh.wait_settled();
+    let pod = |node| mesh.node(node).unwrap().pod("a").unwrap().end();
+    let streams = [("n2", "n3"), ("n3", "n2")]
+        .map(|(from, to)| Stream::start(&pod(from), &pod(to), IpVersion::V4, 20).unwrap());
+    for stream in &streams {
+        stream.wait_arrival(Instant::now(), WITHIN).unwrap();
+    }
+    mesh.api().stop().unwrap();
+    mesh.backbone().renumber("home").unwrap();
+    mesh.backbone().renumber_public(mesh.node("n2").unwrap()).unwrap();
+    let since = Instant::now();
+    // What was under way has arrived by then.
+    thread::sleep(Duration::from_millis(200));
+    for stream in &streams {
+        let took = stream.wait_arrival(since + Duration::from_millis(200), WITHIN).unwrap();
+        assert!(took < Duration::from_secs(10), "{took:?}");
+    }
 }
 
 /// A daemon that starts before its Node exists installs the guard and lets nothing through.

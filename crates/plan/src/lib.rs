@@ -35,6 +35,7 @@ mod render;
 pub mod renewal;
 mod statement;
 pub mod turn;
+pub mod whereabouts;
 
 pub use apply::Refusal;
 pub use desired::desired;

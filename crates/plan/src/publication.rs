@@ -8,6 +8,7 @@ use keyring::rotation::{Journal, MAX_GENERATION, PeerId, Stance, Step};
 use crate::admission::{GENERATION_STEP, Member};
 use crate::annotation::{Endpoints, Phase, SlotState, State, names};
 use crate::node::{NodeName, NodeRecord, NodeUid};
+use crate::whereabouts::SEQUENCE_STEP;
 
 /// What a node wants its annotations to be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,15 +52,19 @@ pub fn published(record: &NodeRecord, announcement: &State) -> Option<State> {
 }
 
 /// `endpoints` with the number that tells them from what `record`, this node's own Node, shows: the same if they are the
-/// same, else a higher one. `least` is the lowest that it may be, one that peers know already.
-pub fn numbered(record: &NodeRecord, endpoints: Endpoints, least: u64) -> Endpoints {
+/// same, else a higher one. `last` is the list that peers were told last, while it may not be published yet. A number on the
+/// Node that is far above it was written by another, and is not exceeded: that would use up all numbers.
+pub fn numbered(record: &NodeRecord, endpoints: Endpoints, last: Option<&Endpoints>) -> Endpoints {
     let shown = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
-    let Some(shown) = shown else { return Endpoints { sequence: least.max(1), ..endpoints } };
-    let same = Endpoints { sequence: shown.sequence, ..endpoints };
-    if same == shown && shown.sequence >= least {
+    let bound = last.map_or(u64::MAX / 2, |last| last.sequence.saturating_add(SEQUENCE_STEP));
+    let shown = shown.filter(|shown| shown.sequence <= bound);
+    let latest = shown.iter().chain(last).max_by_key(|list| list.sequence);
+    let Some(latest) = latest else { return Endpoints { sequence: 1, ..endpoints } };
+    let same = Endpoints { sequence: latest.sequence, ..endpoints };
+    if same == *latest && same.sequence > 0 {
         same
     } else {
-        Endpoints { sequence: least.max(shown.sequence.saturating_add(1)), ..same }
+        Endpoints { sequence: latest.sequence.saturating_add(1), ..same }
     }
 }
 
@@ -160,17 +165,22 @@ mod tests {
     #[test]
     fn endpoints_that_change_get_a_higher_number_and_those_that_stay_keep_theirs() {
         let new = NodeRecord::default();
-        let first = numbered(&new, endpoints(), 0);
+        let first = numbered(&new, endpoints(), None);
         assert_eq!(first.sequence, 1);
         let shown = NodeRecord { endpoints: Some(first.render()), ..new };
-        assert_eq!(numbered(&shown, endpoints(), 0), first);
+        assert_eq!(numbered(&shown, endpoints(), None), first);
         let other = Endpoints { nat: true, ..endpoints() };
-        assert_eq!(numbered(&shown, other.clone(), 0).sequence, 2);
-        assert_eq!(
-            numbered(&shown, other, 7).sequence,
-            7,
-            "peers were told of more changes than the API server"
-        );
+        let told = numbered(&shown, other.clone(), Some(&first));
+        assert_eq!(told.sequence, 2);
+        // The API server is away: peers were told of more changes than it.
+        assert_eq!(numbered(&shown, other.clone(), Some(&told)), told);
+        assert_eq!(numbered(&shown, endpoints(), Some(&told)).sequence, 3);
+        // What another wrote must not use up all numbers.
+        let far = Endpoints { sequence: u64::MAX, ..other.clone() };
+        let written = NodeRecord { endpoints: Some(far.render()), ..shown };
+        assert_eq!(numbered(&written, other, Some(&told)), told);
+        assert_eq!(numbered(&written, endpoints(), Some(&told)).sequence, 3);
+        assert_eq!(numbered(&written, endpoints(), None).sequence, 1);
     }
 
     #[test]

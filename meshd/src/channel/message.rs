@@ -79,6 +79,22 @@ pub(crate) enum Message {
         /// What it says.
         answer: Answer,
     },
+    /// "This is where I am now": the list of endpoints that this node will publish, as it would be in the annotation.
+    Here(String),
+    /// "I have no path to this peer. Tell it where I am, and me where it is."
+    Locate {
+        /// The peer.
+        peer: PeerId,
+        /// The list of the one that asks.
+        list: String,
+    },
+    /// "This peer looks for you, and this is where it says that it is."
+    Meet {
+        /// The peer.
+        peer: PeerId,
+        /// Its list, as it told the neighbour; empty if it has told none.
+        list: String,
+    },
 }
 
 impl Message {
@@ -129,7 +145,7 @@ pub(crate) enum MessageError {
 mod tests {
     use super::*;
 
-    fn messages() -> [Message; 14] {
+    fn messages() -> [Message; 17] {
         let peer = PeerId::new("d5e0ae7b-7d5e-4f0c-9b1a-0f1e2d3c4b5a");
         let to = |question| Message::ToRelay { peer: peer.clone(), slot: Slot::A, question };
         let from = |answer| Message::FromRelay { peer: peer.clone(), slot: Slot::B, answer };
@@ -149,6 +165,9 @@ mod tests {
             from(Answer::Leased { port: u16::MAX, both: true, distance }),
             from(Answer::Refused(plan::leases::Refusal::NotAMember)),
             from(Answer::Offered { wanted: false }),
+            Message::Here("x".repeat(plan::annotation::MAX_LEN)),
+            Message::Locate { peer: peer.clone(), list: "x".repeat(plan::annotation::MAX_LEN) },
+            Message::Meet { peer: peer.clone(), list: String::new() },
         ]
     }
 

@@ -55,6 +55,12 @@ pub(super) enum PeerMessage {
     Forged(PeerId, Slot, u64),
     /// A node asks this relay about a peer and slot.
     ToRelay(PeerId, PeerId, Slot, Question),
+    /// Where a peer says that it is.
+    Here(PeerId, String),
+    /// A node has no path to a peer: the node, the peer, the node's list.
+    Locate(PeerId, PeerId, String),
+    /// A neighbour says that a peer looks for this node, with that peer's list.
+    Meet(PeerId, String),
     /// A relay says something about a peer and slot.
     FromRelay(PeerId, PeerId, Slot, Answer),
 }
@@ -203,6 +209,13 @@ impl PeerChannel {
         }
     }
 
+    /// Sends a message over a slot.
+    pub(super) fn send(&self, peer: &PeerId, over: Slot, message: &Message) {
+        if let Some(address) = self.addresses.get(peer) {
+            self.channel.send(over, *address, message);
+        }
+    }
+
     /// Measurements of the path to a peer.
     pub(super) fn path(&self, uid: &NodeUid) -> PathStats {
         self.probes.path(&PeerId::new(uid.as_str()))
@@ -286,6 +299,11 @@ impl PeerChannel {
             Message::FromRelay { peer: about, slot, answer } => {
                 Some(PeerMessage::FromRelay(peer.clone(), about.clone(), *slot, *answer))
             }
+            Message::Here(list) => Some(PeerMessage::Here(peer.clone(), list.clone())),
+            Message::Locate { peer: about, list } => {
+                Some(PeerMessage::Locate(peer.clone(), about.clone(), list.clone()))
+            }
+            Message::Meet { peer: about, list } => Some(PeerMessage::Meet(about.clone(), list.clone())),
             Message::Head(end) => Some(PeerMessage::AuditHead(peer.clone(), *end)),
             Message::Pair(bytes) => match pq::Message::decode(bytes) {
                 Ok(message) => Some(PeerMessage::Preshared(peer.clone(), received.over, message)),

@@ -24,6 +24,7 @@ use crate::annotation::{AnnotationError, Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
 use crate::renewal::Renewal;
+use crate::whereabouts::Heard;
 use addresses::{Addresses, Grant, Settled};
 pub(crate) use announcement::Announcement;
 pub use announcement::SETTLE;
@@ -54,6 +55,8 @@ pub struct AdmissionPolicy {
     /// What is known of the addresses that nodes claim, by node and address. An address that is missing has not been
     /// tested yet.
     pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
+    /// What was heard of nodes besides their annotations, by UID.
+    pub heard: BTreeMap<NodeUid, Heard>,
     /// Whether this node can send to IPv4 endpoints.
     pub ipv4: bool,
     /// Whether this node can send to IPv6 endpoints.
@@ -128,6 +131,8 @@ pub struct Member {
     pub prescribed: Option<Endpoint>,
     /// Ways to reach it, those that this node may try. The external addresses of its Node are among them.
     pub reach: Endpoints,
+    /// Number of the list of endpoints that it publishes.
+    pub published: u64,
     /// Where it is, as far as the cluster says: nodes at the same place reach each other at their private addresses.
     pub location: Option<String>,
     /// Whether it is behind NAT.
@@ -331,9 +336,16 @@ impl Admitter<'_> {
                 former.unwrap_or_default()
             }
         };
+        let heard = self.policy.heard.get(&record.uid);
+        let published = endpoints.sequence;
+        let later = heard.and_then(|heard| heard.told.clone()).filter(|told| told.sequence > published);
+        let endpoints = later.unwrap_or(endpoints);
         let nat = endpoints.nat;
         let prescribed = self.prescribed(record);
-        let reach = self.reach(record, endpoints);
+        let mut reach = self.reach(record, endpoints);
+        if let Some(heard) = heard {
+            self.add_hearsay(&mut reach, heard, state.slots.map(|slot| slot.port));
+        }
         let member = Member {
             uid: record.uid.clone(),
             pod_cidrs,
@@ -342,6 +354,7 @@ impl Admitter<'_> {
             endpoint: prescribed.or_else(|| reach.first()),
             prescribed,
             reach,
+            published,
             location: record.location.clone(),
             nat,
             relay: record.relay,
@@ -460,6 +473,21 @@ impl Admitter<'_> {
             reach.observed.get_mut(slot).retain(|socket| self.is_usable(socket.ip()));
         }
         reach
+    }
+
+    /// Adds what a neighbour says, before the mapped addresses that the node names itself: it is tried for a moment only, by
+    /// both ends at once. Nothing is replaced.
+    fn add_hearsay(&self, reach: &mut Endpoints, heard: &Heard, ports: PerSlot<u16>) {
+        for slot in Slot::ALL {
+            let usable = |socket: &SocketAddr| {
+                self.is_usable(socket.ip()) && !self.policy.api_servers.contains(&socket.ip())
+            };
+            let mut added: Vec<SocketAddr> =
+                heard.hearsay_of(slot, ports).into_iter().filter(usable).collect();
+            let named = reach.observed.get_mut(slot);
+            added.retain(|socket| !named.contains(socket));
+            named.splice(0..0, added);
+        }
     }
 
     fn is_usable(&self, address: IpAddr) -> bool {

@@ -271,3 +271,32 @@ fn addresses_beyond_the_sixteenth_are_nobodys_and_closed_unless_another_node_hol
     let text = admission.rejected[0].reason.to_string();
     assert!(text.contains("70") && text.contains("16") && text.contains("64"), "{text}");
 }
+
+#[test]
+fn what_a_node_and_its_neighbours_say_is_filtered_and_grants_nothing() {
+    let told = |observed: &[&str], sequence| Endpoints {
+        addresses: vec!["192.0.2.2".parse().unwrap(), "192.0.2.100".parse().unwrap()],
+        observed: PerSlot { a: observed.iter().map(|text| text.parse().unwrap()).collect(), b: Vec::new() },
+        sequence,
+        ..Endpoints::default()
+    };
+    let own_list = told(&["203.0.113.7:4000", "10.244.9.9:4000"], 3);
+    let hearsay = told(&["203.0.113.9:5000", "10.96.0.1:443"], 4);
+    let heard = Heard { told: Some(own_list), hearsay: Some(hearsay) };
+    let policy = AdmissionPolicy { heard: [(NodeUid::new("u2"), heard)].into(), ..policy() };
+    let records = [node(1), node(2)];
+    let admit = |policy: &AdmissionPolicy| {
+        admit(policy, &NodeName::new("n1"), &records, &Ledger::default()).world.peers[&NodeName::new("n2")]
+            .clone()
+    };
+    let (with, without) = (admit(&policy), admit(&tests::policy()));
+    assert_eq!(with.reach.addresses, ["192.0.2.2".parse::<IpAddr>().unwrap()], "not the API server's");
+    let sockets = ["203.0.113.9:5000", "203.0.113.7:4000"].map(|text| text.parse::<SocketAddr>().unwrap());
+    assert_eq!(with.reach.observed.a, sockets, "no pod or service address");
+    assert_eq!((with.published, with.reach.sequence), (0, 3));
+    assert_eq!((&with.addresses, &with.pod_cidrs), (&without.addresses, &without.pod_cidrs));
+    // What is published by now counts, whatever was told before.
+    let heard = Heard { told: Some(told(&[], 0)), hearsay: None };
+    let stale = AdmissionPolicy { heard: [(NodeUid::new("u2"), heard)].into(), ..policy };
+    assert_eq!(admit(&stale), without);
+}

@@ -157,6 +157,15 @@ impl Paths {
         self.pairs.get_mut(uid).is_some_and(|pair| pair.slots.get_mut(slot).invite(now))
     }
 
+    /// A neighbour says that a peer looks for us: its mapped addresses are tried at once where there is no path, and a path
+    /// that seems to work is probed.
+    pub fn meet(&mut self, now: Duration, uid: &NodeUid) {
+        if let Some(pair) = self.pairs.get_mut(uid) {
+            pair.slots.a.meet(now);
+            pair.slots.b.meet(now);
+        }
+    }
+
     /// The path to each slot of each peer, for the plan.
     pub fn paths(&self) -> BTreeMap<(NodeUid, Slot), Path> {
         let of_slot = |(uid, pair): (&NodeUid, &Pair), slot: Slot| {

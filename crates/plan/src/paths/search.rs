@@ -112,10 +112,17 @@ impl Search {
     /// Tries the peer's mapped addresses at once: it tries ours.
     pub(super) fn punch(&mut self, now: Duration, context: Context<'_>) {
         let is_punched = |one: &Candidate| one.kind == Kind::Punched;
-        if self.at.is_some_and(|attempt| is_punched(&attempt.candidate)) {
-            return;
+        if !self.at.is_some_and(|attempt| is_punched(&attempt.candidate)) {
+            self.punch_first(now, context);
         }
-        if let Some(next) = self.order(context).iter().position(is_punched) {
+    }
+
+    /// Tries the first of the peer's mapped addresses at once, unless it is being tried.
+    pub(super) fn punch_first(&mut self, now: Duration, context: Context<'_>) {
+        let order = self.order(context);
+        let first = order.iter().enumerate().find(|(_, one)| one.kind == Kind::Punched);
+        let Some((next, candidate)) = first else { return };
+        if self.at.is_none_or(|attempt| attempt.candidate != *candidate) {
             (self.next, self.at, self.paused_until, self.invited) = (next, None, now, true);
         }
     }

@@ -108,6 +108,8 @@ pub struct SlotPath {
     invited: Option<Duration>,
     /// When the peer began last to try an endpoint on this slot while a relay is used.
     tried_by_peer: Option<Duration>,
+    /// Whether a neighbour has said that the peer looks for us.
+    met: bool,
     /// Whether the device has no such peer: nothing is due then.
     absent: bool,
 }
@@ -128,6 +130,7 @@ impl SlotPath {
             trial: None,
             invited: None,
             tried_by_peer: None,
+            met: false,
             absent: false,
         }
     }
@@ -215,6 +218,15 @@ impl SlotPath {
         news
     }
 
+    /// A neighbour says that the peer looks for us.
+    pub fn meet(&mut self, now: Duration) {
+        match &self.state {
+            State::Searching(search) => self.met = search.fallback.is_none(),
+            State::Up(up) if up.unanswered.is_none() => self.suspect(now),
+            State::Up(_) => {}
+        }
+    }
+
     /// Whether the peer tries a direct path on this slot, as far as it has said. It says so for each endpoint that it tries.
     pub fn is_tried_by_peer(&self, now: Duration, limited: bool) -> bool {
         self.tried_by_peer.is_some_and(|since| now < since + lasting(Kind::Punched, limited) + AGAIN)
@@ -253,6 +265,9 @@ impl SlotPath {
                 }
                 if self.invited.take().is_some_and(|until| now < until) {
                     search.punch(now, context);
+                }
+                if std::mem::take(&mut self.met) {
+                    search.punch_first(now, context);
                 }
                 // Packets take this slot because the other one has been lost, or the peer tries that one: nothing is tried on
                 // this one any more.

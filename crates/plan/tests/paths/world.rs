@@ -225,6 +225,7 @@ impl Node {
             endpoint: None,
             prescribed: None,
             reach: self.known.clone(),
+            published: 0,
             location: None,
             nat: self.known.nat,
             relay: false,

@@ -9,6 +9,7 @@ mod paths;
 mod reach;
 mod relays;
 mod rotation;
+mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use linux::guard::GuardOwner;
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError};
 use plan::admission::{Admission, AdmissionPolicy, Member};
+use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
@@ -32,6 +34,7 @@ use plan::op::Op;
 use plan::path_mtu::PathMtus;
 use plan::paths::{Observations, Paths, Standing};
 use plan::turn::{Known, Turn, decide};
+use plan::whereabouts::Whereabouts;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -60,6 +63,7 @@ use crate::fault;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
 use paths::Told;
+use whereabouts::ToldHere;
 
 const OBSERVE: Attempt = Attempt::Task("observe");
 const PLAN: Attempt = Attempt::Task("plan");
@@ -99,6 +103,12 @@ pub(super) struct Reconciler {
     observations: Observations,
     /// What each peer was told of where its datagrams come from.
     told: BTreeMap<(NodeUid, Slot), Told>,
+    /// Where peers say that they are, and whom to ask.
+    whereabouts: Whereabouts,
+    /// This node's own list of endpoints, as of the last turn.
+    own_list: Option<Endpoints>,
+    /// Which of its own lists each peer was told.
+    told_here: BTreeMap<NodeUid, ToldHere>,
     /// The addresses on the node's links, unless they may have changed.
     link_addresses: Option<Vec<LinkAddress>>,
     /// Those that stay, as of the last turn.
@@ -187,6 +197,7 @@ impl Reconciler {
             own_addresses: None,
             accept_unproven: config.accept_unproven,
             evidence: BTreeMap::new(),
+            heard: BTreeMap::new(),
             ipv4: true,
             ipv6: true,
         };
@@ -217,6 +228,9 @@ impl Reconciler {
             paths: Paths::new(keys.jitter_seed()),
             observations: Observations::default(),
             told: BTreeMap::new(),
+            whereabouts: Whereabouts::default(),
+            own_list: None,
+            told_here: BTreeMap::new(),
             link_addresses: None,
             standing: Standing::default(),
             standing_links: Vec::new(),
@@ -439,6 +453,7 @@ impl Reconciler {
         self.policy.own_keys = self.keys.journal().keys().collect();
         self.policy.evidence = self.tests.evidence();
         self.policy.own_addresses = Some(self.own_addresses().await?);
+        self.policy.heard.clone_from(self.whereabouts.heard());
         let admission = self.cluster.admit(&self.policy);
         self.set_peers(&admission);
         let setup = self.setup(&admission);

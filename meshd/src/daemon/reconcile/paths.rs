@@ -302,7 +302,11 @@ impl Reconciler {
         let shown = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
         let observed = self.observations.publish(self.started.elapsed(), &direct, shown.as_ref());
         let endpoints = paths::endpoints(addresses, external, observed, self.config.nat);
-        publication::numbered(record, endpoints, 0)
+        let numbered = publication::numbered(record, endpoints, self.own_list.as_ref());
+        // Peers are told in the next turn.
+        self.step_wanted |= self.own_list.as_ref() != Some(&numbered);
+        self.own_list = Some(numbered.clone());
+        numbered
     }
 
     /// When the next step of a path is due.

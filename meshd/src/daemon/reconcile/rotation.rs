@@ -52,6 +52,7 @@ impl Reconciler {
         let states = PerSlot::from_fn(|slot| self.devices.state(slot).map(|(_, state)| state));
         self.show(admission, &states);
         self.find_paths(admission, &states);
+        self.tell_whereabouts(admission);
         self.update_relays(admission, &states);
         let now = self.started.elapsed();
         let members = admission.world.peers.values();
@@ -144,6 +145,9 @@ impl Reconciler {
             Some(PeerMessage::FromRelay(from, peer, slot, answer)) => {
                 self.take_from_relay(&from, &peer, slot, answer);
             }
+            Some(PeerMessage::Here(peer, list)) => self.take_here(&peer, &list),
+            Some(PeerMessage::Locate(from, peer, list)) => self.answer_locate(&from, &peer, &list),
+            Some(PeerMessage::Meet(peer, list)) => self.take_meet(&peer, &list),
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             Some(PeerMessage::Echo(peer, over, nonce)) => {
                 self.step_wanted |= self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
