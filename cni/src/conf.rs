@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::attachment::{Attachment, is_identifier};
 use crate::error::CniError;
-use crate::node_file::MTU;
+use crate::node_file::{MTU, MTU_EXPECTED};
 use crate::version::{SpecVersion, version_of};
 
 /// Where the daemon writes the node file unless the configuration says otherwise.
@@ -125,7 +125,7 @@ impl Conf {
             return invalid("stateDir", "an absolute path");
         }
         if raw.mtu.is_some_and(|mtu| !MTU.contains(&mtu)) {
-            return invalid("mtu", "1280 to 65535 bytes");
+            return invalid("mtu", MTU_EXPECTED);
         }
         // A previous result that can't be read matters to CHECK alone, which reports it.
         let previous = raw.prev_result.and_then(|value| serde_json::from_value(value).ok());

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::CniError;
 
-pub(crate) use wireguard::MTU_RANGE as MTU;
+pub(crate) use wireguard::{MTU_EXPECTED, MTU_RANGE as MTU};
 
 /// The version that this code writes and reads. Any change of the file's format increments it.
 const VERSION: u32 = 4;

@@ -16,9 +16,14 @@ fn private(byte: u8) -> PrivateKey {
 }
 
 fn node(number: u8, generation: u64, key: u8) -> NodeRecord {
+    node_of(&format!("u{number}"), number, generation, key)
+}
+
+/// A node whose Node has this UID.
+fn node_of(uid: &str, number: u8, generation: u64, key: u8) -> NodeRecord {
     let private = |slot| private(if slot == Slot::A { key } else { key + 1 });
     let slot = |slot, port| SlotState { key: private(slot).public(), generation: 1, port };
-    let uid = NodeUid::new(format!("u{number}"));
+    let uid = NodeUid::new(uid);
     let state = State {
         uid: uid.clone(),
         generation,
@@ -213,4 +218,45 @@ fn a_restart_does_not_forget_that_a_node_outside_the_mesh_has_proved_its_keys() 
     restarted.relist(Duration::from_secs(2), list(&[own, unproven]));
     let rejected = restarted.admit(&policy).rejected;
     assert_eq!(rejected.iter().map(|one| one.reason.code()).collect::<Vec<_>>(), ["proof-missing"]);
+}
+
+/// A Node that is deleted and created again, with another UID, while lists are not trusted.
+#[test]
+fn a_recreated_node_joins_once_its_daemon_has_published_whatever_the_brake_thinks_of_lists() {
+    let policy = AdmissionPolicy {
+        cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()],
+        ipv4: true,
+        ..AdmissionPolicy::default()
+    };
+    let second = Duration::from_secs;
+    for (keys, seed) in [("with its keys", 20), ("with new keys", 60)] {
+        for by_event in [true, false] {
+            let what = format!("{keys}, event: {by_event}");
+            let all = [node(1, 1, 10), node(2, 1, 20), node(3, 1, 40)];
+            let mut cluster = Cluster::remembered(NodeName::new("n1"), Ledger::default(), None);
+            cluster.relist(second(1), list(&all));
+            cluster.remember(&cluster.admit(&policy).ledger);
+            // Our own Node has another UID: another store, whose lists don't count for five minutes.
+            let own = node_of("v1", 1, 1, 10);
+            let published = node_of("v2", 2, 1, seed);
+            let pending = NodeRecord { state: None, ..published.clone() };
+            assert_eq!(cluster.relist(second(2), list(&[own.clone(), pending.clone()])), None);
+            let uids = |cluster: &mut Cluster| {
+                cluster.settle(second(3), true);
+                let admission = cluster.admit(&policy);
+                cluster.remember(&admission.ledger);
+                let uid =
+                    |name: &str| admission.world.peers.get(&NodeName::new(name)).map(|peer| peer.uid.clone());
+                (uid("n2"), uid("n3"))
+            };
+            let known = |uid: &str| Some(NodeUid::new(uid));
+            assert_eq!(uids(&mut cluster), (known("u2"), known("u3")), "{what}: nothing published, so kept");
+            if by_event {
+                assert!(cluster.apply(second(3), published));
+            } else {
+                assert_eq!(cluster.relist(second(3), list(&[own, published])), None);
+            }
+            assert_eq!(uids(&mut cluster), (known("v2"), known("u3")), "{what}: the other one is still kept");
+        }
+    }
 }

@@ -23,5 +23,5 @@ pub use backend::Backend;
 pub use change::{PeerOp, PresharedKeyChange};
 pub use device::{Device, DeviceError, DeviceState, OffloadStatus, PeerState};
 pub use link::{LinkName, LinkNameError};
-pub use mtu::{MIN_MTU, MTU_RANGE, OVERHEAD};
+pub use mtu::{MIN_MTU, MTU_EXPECTED, MTU_RANGE, OVERHEAD};
 pub use peer::{Peer, PeerChange};

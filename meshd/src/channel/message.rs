@@ -197,6 +197,43 @@ mod tests {
         assert_eq!(Message::decode(&long, 0), Err(MessageError::Length { found: long.len() }));
     }
 
+    /// What a member of the mesh may send: its MAC is right.
+    #[test]
+    fn damaged_messages_are_refused_or_are_others() {
+        let messages = messages();
+        // A linear congruential generator (Knuth, MMIX).
+        let mut state = 11_u64;
+        let mut below = |most: usize| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            usize::try_from(state >> 33).unwrap_or_default() % most
+        };
+        let mut read = 0;
+        for round in 0..140_000 {
+            let mut bytes = messages[round % messages.len()].encode(&[]);
+            for _ in 0..=below(3) {
+                let at = below(bytes.len().clamp(1, 64));
+                bytes.resize(bytes.len().max(1), 0);
+                match below(4) {
+                    0 => bytes[at] ^= 1 << below(8),
+                    1 => bytes[at] = 0xff,
+                    2 => bytes.insert(at, u8::try_from(below(256)).unwrap_or_default()),
+                    _ => drop(bytes.drain(at..bytes.len().min(at + 1 + below(8)))),
+                }
+                bytes.push(0);
+                bytes.pop_if(|_| below(8) > 0);
+            }
+            if let Ok(message) = Message::decode(&bytes, 0) {
+                read += 1;
+                assert!(bytes.len() <= MAX_LEN || matches!(message, Message::Probe { .. }), "{message:?}");
+                // A probe that states more than a datagram can have is answered, and never encoded.
+                if !matches!(message, Message::Probe { len, .. } if usize::from(len) > MAX_PROBE_LEN) {
+                    assert_eq!(Message::decode(&message.encode(&[]), 0), Ok(message));
+                }
+            }
+        }
+        assert!(read > 10_000, "only {read} were read");
+    }
+
     #[test]
     fn a_probe_has_the_stated_length_and_is_padded_with_zeros() {
         for len in [100, 1392, 9000] {

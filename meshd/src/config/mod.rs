@@ -61,6 +61,8 @@ pub struct Config {
     pub accept_unproven: bool,
     /// Ranges of nodes that never run meshd.
     pub open_node_cidrs: Vec<IpNetwork>,
+    /// Whether pods must not send to external addresses of Nodes that no member holds.
+    pub close_external_ips: bool,
     /// Whether the guard's table belongs to the daemon, where the kernel has that.
     pub guard_owner: bool,
     /// Further API server addresses that only control-plane nodes may claim.

@@ -111,6 +111,10 @@ table! {
         "open-node-cidrs", "CIDR[,CIDR]", value::cidrs,
         "CIDRs of nodes that never run meshd, such as Windows nodes and virtual kubelets. What pods send to the InternalIP of any other Node that is not in the mesh is dropped; what they send to these leaves unencrypted.",
     );
+    CLOSE_EXTERNAL_IPS: Valued<bool> = Valued::new(
+        "close-external-ips", "true|false", "false", value::boolean,
+        "Drops what pods send to the ExternalIP of a Node that has it on no link, instead of masquerading it: an address of a cloud's NAT, which leads to a node outside the mesh. Only within `node-cidr` where that is set, so that a kubelet can't close any other address; but for the API server's and those in `open-node-cidrs`.",
+    );
     GUARD_OWNER: Valued<bool> = Valued::new(
         "guard-owner", "true|false", "true", value::boolean,
         "Whether the guard's nftables table belongs to the daemon while it runs, so that no other program changes or removes it, not even `nft flush ruleset`. Needs Linux 6.9; on older kernels, and without it, the daemon restores the table within two seconds.",

@@ -131,6 +131,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         service_cidrs: values.non_empty(&options::SERVICE_CIDR)?,
         node_cidrs: values.find(&options::NODE_CIDR)?.unwrap_or_default(),
         accept_unproven: values.get(&options::ACCEPT_UNPROVEN)?,
+        close_external_ips: values.get(&options::CLOSE_EXTERNAL_IPS)?,
         guard_owner: values.get(&options::GUARD_OWNER)?,
         open_node_cidrs: values.find(&options::OPEN_NODE_CIDRS)?.unwrap_or_default(),
         api_servers: values.find(&options::API_SERVER_ADDRESS)?.unwrap_or_default(),

@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
 use plan::network::LinkName;
 use tunnel::OffloadOption;
-use wireguard::{Backend, MTU_RANGE};
+use wireguard::{Backend, MTU_EXPECTED, MTU_RANGE};
 
 use crate::device::BackendOption;
 
@@ -73,7 +73,7 @@ pub(super) fn rate(text: &str) -> Result<u64, Expected> {
 pub(super) fn mtu(text: &str) -> Result<u32, Expected> {
     match text.parse() {
         Ok(mtu) if MTU_RANGE.contains(&mtu) => Ok(mtu),
-        _ => Err("an MTU from 1280 to 65535 bytes"),
+        _ => Err(MTU_EXPECTED),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Probes of the path to each peer: round-trip time, and whether full-size packets arrive. Pure; time is an argument.
 
 use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use keyring::rotation::PeerId;
@@ -37,6 +38,7 @@ pub(super) struct Probe {
 #[derive(Debug)]
 pub(super) struct Probes {
     interval: Option<Duration>,
+    jitter_seed: u64,
     next: u64,
     peers: BTreeMap<PeerId, PeerProbes>,
 }
@@ -64,15 +66,18 @@ struct Sent {
 }
 
 impl Probes {
-    /// Probes every peer once per `interval`, none if it is zero. Nonces start at `jitter_seed`.
+    /// Probes every peer once per `interval`, none if it is zero. `jitter_seed` is an unpredictable number: nonces start at
+    /// it, and it decides when within the interval each peer is probed.
     pub(super) fn new(interval: Duration, jitter_seed: u64) -> Self {
         let interval = (!interval.is_zero()).then_some(interval);
-        Self { interval, next: jitter_seed, peers: BTreeMap::new() }
+        Self { interval, jitter_seed, next: jitter_seed, peers: BTreeMap::new() }
     }
 
-    /// The probes due at `now` for these peers.
+    /// The probes due at `now` for these peers. A new peer is probed at once, and from then on at its phase of the
+    /// interval: all peers at the same time would fill queues and have every daemon answer at once.
     pub(super) fn due<'a>(&mut self, now: Duration, peers: impl Iterator<Item = &'a PeerId>) -> Vec<Probe> {
         let Some(interval) = self.interval else { return Vec::new() };
+        let pause = PROBE_TIMEOUT.min(interval);
         let former = std::mem::take(&mut self.peers);
         let mut probes = Vec::new();
         for peer in peers {
@@ -87,11 +92,28 @@ impl Probes {
                 };
                 (watched.small, watched.full) = (send(false), send(true));
                 // Sooner after a loss, to tell a single loss from a broken path.
-                watched.due = now + if watched.lost > 0 { PROBE_TIMEOUT.min(interval) } else { interval };
+                watched.due =
+                    if watched.lost > 0 { now + pause } else { self.next_due(interval, now + pause, peer) };
             }
             self.peers.insert(peer.clone(), watched);
         }
         probes
+    }
+
+    /// The first time from `earliest` on that has the peer's phase. Probes in between, after a loss, do not move it.
+    fn next_due(&self, interval: Duration, earliest: Duration, peer: &PeerId) -> Duration {
+        let phase = self.phase(interval, peer);
+        let intervals = earliest.saturating_sub(phase).as_nanos().div_ceil(interval.as_nanos());
+        phase + interval.saturating_mul(u32::try_from(intervals).unwrap_or(u32::MAX))
+    }
+
+    /// When within the interval a peer is probed.
+    fn phase(&self, interval: Duration, peer: &PeerId) -> Duration {
+        const STEPS: u32 = 10_000;
+        let mut hasher = DefaultHasher::new();
+        (self.jitter_seed, peer).hash(&mut hasher);
+        let step = u32::try_from(hasher.finish() % u64::from(STEPS)).unwrap_or_default();
+        (interval / STEPS).saturating_mul(step)
     }
 
     /// Processes an answer. Unexpected and late ones are ignored.
@@ -158,12 +180,17 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(30);
 
+    /// A time in seconds since the phase of n2, at whose multiples of the interval it is probed.
+    fn at(probes: &Probes, second: u64) -> Duration {
+        probes.phase(INTERVAL, &PeerId::new("n2")) + Duration::from_secs(second)
+    }
+
     /// Runs `seconds` on a path that answers, after 3 ms, the probes that `passes` lets through.
     fn play(probes: &mut Probes, from: u64, seconds: u64, passes: impl Fn(&Probe) -> bool) -> usize {
         let peer = PeerId::new("n2");
         let mut sent = 0;
         for second in from..from + seconds {
-            let now = Duration::from_secs(second);
+            let now = at(probes, second);
             for probe in probes.due(now, [&peer].into_iter()) {
                 sent += 1;
                 if passes(&probe) {
@@ -181,6 +208,48 @@ mod tests {
         let stats = PathStats { round_trip: Some(Duration::from_millis(3)), full_size: Some(true) };
         assert_eq!(probes.path(&PeerId::new("n2")), stats);
         assert_eq!(probes.path(&PeerId::new("n3")), PathStats::default());
+    }
+
+    #[test]
+    fn peers_are_probed_at_once_and_then_each_at_its_own_time() {
+        let peers: Vec<PeerId> = (0..1000).map(|number| PeerId::new(format!("n{number}"))).collect();
+        let mut probes = Probes::new(INTERVAL, 7);
+        let mut sent: BTreeMap<PeerId, Vec<u64>> = BTreeMap::new();
+        let mut busiest = 0;
+        for second in 100..300 {
+            let now = Duration::from_secs(second);
+            let due = probes.due(now, peers.iter());
+            if second == 100 {
+                assert_eq!(due.len(), 2 * peers.len(), "a new peer is not kept waiting");
+            } else {
+                busiest = busiest.max(due.len());
+            }
+            for probe in due {
+                probes.receive(now, &probe.peer, probe.nonce);
+                if !probe.full {
+                    sent.entry(probe.peer).or_default().push(second);
+                }
+            }
+        }
+        assert!(busiest < 2 * 3 * peers.len() / 30, "{busiest} in one second, of 67 on average");
+        for (peer, times) in sent {
+            assert!((2..=32).contains(&(times[1] - times[0])), "{peer:?}: {times:?}");
+            assert!(times[1..].windows(2).all(|pair| pair[1] - pair[0] == 30), "{peer:?}: {times:?}");
+        }
+        let phase = |seed| Probes::new(INTERVAL, seed).phase(INTERVAL, &peers[2]);
+        assert_eq!(phase(7), phase(7));
+        assert_ne!(phase(7), phase(8), "nodes that start together do not probe a peer together");
+    }
+
+    #[test]
+    fn losses_do_not_move_a_peers_time() {
+        let mut probes = Probes::new(INTERVAL, 7);
+        let peer = PeerId::new("n2");
+        play(&mut probes, 0, 31, |_| true);
+        play(&mut probes, 31, 45, |_| false);
+        let before = at(&probes, 90) - Duration::from_millis(1);
+        assert!(probes.due(before, [&peer].into_iter()).is_empty());
+        assert_eq!(probes.due(at(&probes, 90), [&peer].into_iter()).len(), 2);
     }
 
     #[test]
@@ -207,7 +276,7 @@ mod tests {
     fn three_lost_probes_within_seconds_are_evidence_until_one_is_answered() {
         let mut probes = Probes::new(INTERVAL, 7);
         let peer = PeerId::new("n2");
-        let record = |probes: &Probes, second| probes.record(Duration::from_secs(second), &peer);
+        let record = |probes: &Probes, second| probes.record(at(probes, second), &peer);
         play(&mut probes, 0, 31, |_| true);
         let none_lost = record(&probes, 31);
         assert_eq!((none_lost.interval, none_lost.unanswered_for), (Some(INTERVAL), None));

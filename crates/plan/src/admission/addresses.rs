@@ -42,8 +42,9 @@ pub(super) struct Addresses<'a> {
     outsiders: BTreeMap<IpAddr, Vec<&'a NodeUid>>,
     /// Addresses of Nodes that are not among those considered.
     outside: &'a BTreeSet<IpAddr>,
-    /// What all Nodes list as internal addresses.
-    internal: BTreeSet<IpAddr>,
+    /// What is closed unless somebody holds it: what all Nodes list as internal addresses, and as external ones where
+    /// those are closed as well.
+    closable: BTreeSet<IpAddr>,
     grants: BTreeMap<NodeUid, Grant>,
 }
 
@@ -70,7 +71,7 @@ impl<'a> Addresses<'a> {
             claimants: BTreeMap::new(),
             outsiders: BTreeMap::new(),
             outside,
-            internal: outside.clone(),
+            closable: outside.clone(),
             grants: BTreeMap::new(),
         }
     }
@@ -81,6 +82,9 @@ impl<'a> Addresses<'a> {
         if let Some(on_links) = &self.policy.own_addresses {
             for address in addresses.extract_if(.., |address| !on_links.contains(address)) {
                 self.outsiders.entry(address).or_default().push(&record.uid);
+                if self.policy.close_external {
+                    self.closable.insert(address);
+                }
             }
         }
         self.grants
@@ -91,7 +95,7 @@ impl<'a> Addresses<'a> {
     /// Takes what a node lists that is not in the mesh.
     pub(super) fn list(&mut self, record: &'a NodeRecord) {
         let (addresses, _) = self.listed(record);
-        self.list_internal(record, &addresses);
+        self.close(record, &addresses);
         for address in addresses {
             self.outsiders.entry(address).or_default().push(&record.uid);
         }
@@ -101,7 +105,7 @@ impl<'a> Addresses<'a> {
     /// have on a link leads to it and is not its own: what pods send there is not for the mesh.
     pub(super) fn claim(&mut self, record: &'a NodeRecord, member: &'a Member, held: &[IpAddr]) {
         let (addresses, refused) = self.listed(record);
-        self.list_internal(record, &addresses);
+        self.close(record, &addresses);
         self.grants.insert(record.uid.clone(), Grant { addresses: Vec::new(), refused });
         let external = external(record);
         for address in addresses {
@@ -119,7 +123,7 @@ impl<'a> Addresses<'a> {
     /// Decides.
     pub(super) fn settle(self) -> Settled {
         let (mut grants, mut to_test) = (self.grants, Vec::new());
-        let mut closed = self.internal;
+        let mut closed = self.closable;
         // A Node that is not in the mesh must not cut pods off from the API server.
         closed.retain(|address| !self.policy.api_servers.contains(address));
         for (address, claimants) in self.claimants {
@@ -163,13 +167,14 @@ impl<'a> Addresses<'a> {
         Settled { grants, closed, to_test }
     }
 
-    fn list_internal(&mut self, record: &NodeRecord, addresses: &BTreeSet<IpAddr>) {
+    /// Closes what another node lists, unless it turns out who holds it.
+    fn close(&mut self, record: &NodeRecord, addresses: &BTreeSet<IpAddr>) {
         // Those beyond what a node can have are nobody's, and claimed from nobody: another member may hold them.
         let beyond = record.addresses.iter().take(MAX_CLOSED).skip(MAX_LISTED);
         let beyond: Vec<IpAddr> = beyond.filter_map(|text| self.claimable(record, text).ok()).collect();
-        let external = external(record);
-        let internal = addresses.iter().copied().chain(beyond).filter(|address| !external.contains(address));
-        self.internal.extend(internal);
+        let open = if self.policy.close_external { BTreeSet::new() } else { external(record) };
+        let closable = addresses.iter().copied().chain(beyond).filter(|address| !open.contains(address));
+        self.closable.extend(closable);
     }
 
     /// What a Node lists: the addresses that a node may hold, and why it can't hold the others.

@@ -43,6 +43,8 @@ pub struct AdmissionPolicy {
     pub service_cidrs: Vec<IpNetwork>,
     /// Ranges that node addresses must lie in; empty means anywhere that is not refused otherwise.
     pub node_cidrs: Vec<IpNetwork>,
+    /// Whether pods must not send to external addresses of Nodes that no member holds.
+    pub close_external: bool,
     /// Addresses of the API server.
     pub api_servers: BTreeSet<IpAddr>,
     /// Addresses on this node's own links; none while they are not known. What its Node lists besides, such as the external

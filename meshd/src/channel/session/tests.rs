@@ -28,6 +28,40 @@ fn private(number: u64) -> PrivateKey {
     PrivateKey::from_bytes(&bytes).unwrap()
 }
 
+/// Whatever arrives, with a valid MAC or without: nothing panics, replies are few, and only what this session was sent is
+/// opened, once.
+#[test]
+fn no_datagram_upsets_a_session() {
+    let mut dice = Dice(9);
+    let (ours, theirs) = (private(1), private(2));
+    let keys = ChannelKeys::derive(&ours, &theirs.public(), Slot::A).unwrap();
+    let of_peer = ChannelKeys::derive(&theirs, &ours.public(), Slot::A).unwrap();
+    let mut session = Session::new(&mut || Some(dice.next())).unwrap();
+    let mut opened = BTreeSet::new();
+    for round in 0..40_000_u64 {
+        let now = Duration::from_millis(round);
+        let mut datagram: Vec<u8> = (0..dice.below(80)).map(|_| dice.next().to_be_bytes()[0]).collect();
+        if datagram.len() >= 2 && dice.below(4) > 0 {
+            (datagram[0], datagram[1]) = (VERSION, dice.next().to_be_bytes()[0] % 4);
+        }
+        if datagram.len() >= 10 && dice.below(2) > 0 {
+            datagram[2..10].copy_from_slice(&session.receiver.to_be_bytes());
+        }
+        let valid = dice.below(4) > 0;
+        if valid {
+            datagram = sealed(&of_peer, datagram);
+        }
+        let receiver = session.receiver;
+        let Opened { body, reply } = session.open(now, &keys, &datagram, &mut || Some(dice.next()));
+        assert!(reply.len() <= 2, "{} replies to {datagram:?}", reply.len());
+        if let Ok(Some(_)) = body {
+            assert!(valid && datagram[2..10] == receiver.to_be_bytes(), "{datagram:?}");
+            assert!(opened.insert(datagram), "opened twice");
+        }
+    }
+    assert!(opened.len() > 1000, "only {} of them were messages", opened.len());
+}
+
 struct End {
     session: Session,
     keys: ChannelKeys,

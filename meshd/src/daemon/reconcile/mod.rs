@@ -192,6 +192,7 @@ impl Reconciler {
             cluster_cidrs: config.cluster_cidrs.clone(),
             service_cidrs: config.service_cidrs.clone(),
             node_cidrs: config.node_cidrs.clone(),
+            close_external: config.close_external_ips,
             api_servers: config.api_servers.iter().copied().chain(server).collect(),
             own_keys: keys.public().iter().map(|(_, key)| *key).collect(),
             own_addresses: None,

@@ -213,3 +213,42 @@ fn an_external_address_of_another_node_has_to_be_proven_by_who_lists_it_as_its_o
     assert_eq!(tested, [("u3", ip(201)), ("u3", ip(202))]);
     assert_eq!(admission.world.closed, [ip(201), ip(202)].into());
 }
+
+#[test]
+fn external_addresses_that_nobody_holds_are_closed_where_that_is_wanted() {
+    let policy =
+        |close_external| AdmissionPolicy { close_external, own_addresses: Some([ip(1)].into()), ..policy() };
+    let pending = |external: u8| NodeRecord { state: None, ..vm(4, &[4], external) };
+    for (what, others, closed) in [
+        ("on no link", vec![vm(2, &[2], 202)], vec![201, 202]),
+        ("on a link of its node", vec![vm(2, &[2, 202], 202)], vec![201]),
+        ("held by another node", vec![vm(2, &[2], 203), listing(3, &[3, 203])], vec![201, 203]),
+        ("of a Node that is not in the mesh", vec![pending(204)], vec![201, 204]),
+        ("where the API server is", vec![pending(100)], vec![201]),
+        (
+            "in the cluster",
+            vec![NodeRecord { addresses: vec!["10.244.9.9".to_owned()], ..pending(9) }],
+            vec![201],
+        ),
+    ] {
+        let records = [&[vm(1, &[1], 201)], others.as_slice()].concat();
+        let admit = |close| admit(&policy(close), &NodeName::new("n1"), &records, &Ledger::default());
+        let mut expected: BTreeSet<IpAddr> = closed.into_iter().map(ip).collect();
+        let mut found = admit(true).world.closed;
+        // The internal address of the Node that is not in the mesh.
+        found.remove(&ip(4));
+        assert_eq!(found, expected, "{what}");
+        // Contested ones are closed anyway.
+        expected.retain(|address| what == "held by another node" && *address == ip(203));
+        let mut found = admit(false).world.closed;
+        found.remove(&ip(4));
+        assert_eq!(found, expected, "{what}, off");
+    }
+    // A kubelet must not be able to close any address of the Internet.
+    let within = AdmissionPolicy { node_cidrs: vec!["192.0.2.0/25".parse().unwrap()], ..policy(true) };
+    let records = [vm(1, &[1], 101), vm(2, &[2], 202)];
+    assert_eq!(
+        admit(&within, &NodeName::new("n1"), &records, &Ledger::default()).world.closed,
+        [ip(101)].into()
+    );
+}
