@@ -185,6 +185,15 @@ mod tests {
     }
 
     fn step(path: &mut SlotPath, now: Duration, view: &View, candidates: &[Candidate]) -> Option<Event> {
+        act(path, now, view, candidates).1
+    }
+
+    fn act(
+        path: &mut SlotPath,
+        now: Duration,
+        view: &View,
+        candidates: &[Candidate],
+    ) -> (Vec<Action>, Option<Event>) {
         let context = Context {
             candidates,
             carries: true,
@@ -194,7 +203,7 @@ mod tests {
             other: OtherSlot::Rests,
             nonce: u64::try_from(now.as_millis()).unwrap(),
         };
-        path.step(now, Some(view), context).1
+        path.step(now, Some(view), context)
     }
 
     /// A path with packets on it; 50 ms after the last ones its endpoint is no longer named.
@@ -236,5 +245,22 @@ mod tests {
         assert_eq!(step(&mut alone, at(2_000), &view(at(1_000), 1_900, 1_900), &[]), None);
         assert_eq!(step(&mut alone, at(3_000), &view(at(1_000), 2_800, 2_800), &[]), None);
         assert_eq!(alone.up(), Some(Kind::External));
+    }
+
+    #[test]
+    fn a_silent_relay_is_asked_at_the_first_probe_and_another_one_is_tried_before_direct_endpoints() {
+        let relay = |to: &str| Candidate { kind: Kind::Relayed, to: to.parse().unwrap() };
+        let candidates = [external("198.51.100.2:51840"), relay(FORMER)];
+        let mut path = SlotPath::new(at(0));
+        step(&mut path, at(100), &view(at(100), 100, 100), &candidates);
+        assert_eq!(path.up(), Some(Kind::Relayed));
+        step(&mut path, at(1_000), &view(at(900), 100, 200), &candidates);
+        let (actions, _) = act(&mut path, at(3_000), &view(at(2_900), 100, 300), &candidates);
+        assert!(actions.contains(&Action::AskRelay), "{actions:?}");
+        // Its lease has ended before the path is lost, and there is another one.
+        let candidates = [candidates[0], relay("198.51.100.9:24000")];
+        let lost = step(&mut path, at(4_000), &view(at(3_900), 100, 400), &candidates);
+        assert_eq!(lost, Some(Event::Lost(Kind::Relayed)));
+        assert_eq!(path.endpoint().0, Some(candidates[1].to));
     }
 }

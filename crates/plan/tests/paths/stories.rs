@@ -130,7 +130,7 @@ fn another_relay_is_taken_when_one_dies() {
         world.run(seconds(60));
         world.lose_relay();
         let taken = world.run_until_up(seconds(60), |_| true);
-        assert!(taken.is_some_and(|taken| taken <= seconds(7)), "{nats:?}: {taken:?}");
+        assert!(taken.is_some_and(|taken| taken <= seconds(5)), "{nats:?}: {taken:?}");
     }
 }
 
