@@ -183,8 +183,11 @@ mod tests {
 
     use super::*;
 
-    /// More than any client needs, and few enough for a process's usual limit of file descriptors.
-    const IDLE: usize = 2000;
+    /// Idle clients: `HTTP_IDLE_CLIENTS`, or more than any client needs, and few enough for a process's usual limit of
+    /// file descriptors.
+    fn idle_clients() -> usize {
+        std::env::var("HTTP_IDLE_CLIENTS").map_or(2000, |number| number.parse().unwrap())
+    }
 
     struct Running {
         address: SocketAddr,
@@ -236,7 +239,8 @@ mod tests {
         run(async {
             let running = Running::new(LIMITS).await;
             let mut idle = Vec::new();
-            for number in 0..IDLE {
+            let clients = idle_clients();
+            for number in 0..clients {
                 idle.push(TcpStream::connect(running.address).await.unwrap());
                 if number % 250 == 0 {
                     assert!(running.get("/healthz").await.starts_with("HTTP/1.1 200"), "after {number}");
@@ -245,7 +249,7 @@ mod tests {
             let since = Instant::now();
             assert!(running.get("/healthz").await.ends_with("ok\n"));
             assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
-            let least = u64::try_from(IDLE - LIMITS.connections).unwrap();
+            let least = u64::try_from(clients - LIMITS.connections).unwrap();
             assert!(running.count("limit") >= least, "{:?}", running.closed);
             assert!(is_closed(&mut idle[0]).await, "the oldest goes first");
             let metrics = running.get("/metrics").await;

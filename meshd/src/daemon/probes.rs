@@ -247,7 +247,7 @@ mod tests {
         let peer = PeerId::new("n2");
         play(&mut probes, 0, 31, |_| true);
         play(&mut probes, 31, 45, |_| false);
-        let before = at(&probes, 90) - Duration::from_millis(1);
+        let before = at(&probes, 89) + Duration::from_millis(999);
         assert!(probes.due(before, [&peer].into_iter()).is_empty());
         assert_eq!(probes.due(at(&probes, 90), [&peer].into_iter()).len(), 2);
     }

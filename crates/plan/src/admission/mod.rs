@@ -36,6 +36,7 @@ pub use reason::Reason;
 
 /// What this node is configured to accept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings, each read on its own")]
 pub struct AdmissionPolicy {
     /// The cluster's pod ranges.
     pub cluster_cidrs: Vec<IpNetwork>,
