@@ -18,6 +18,11 @@ pub(crate) const UNPROVEN_PER_SECOND: u64 = 10;
 const MAX_SESSIONS: usize = 4;
 /// Indices that were named once and are taken for replays from then on: two hours of sessions of two minutes.
 const MAX_SPENT: usize = 64;
+/// How long an end counts as present after it was heard at a known address: as long as a session lasts
+/// (`REJECT_AFTER_TIME`, WireGuard paper, section 6.1).
+const PRESENT: Duration = Duration::from_mins(3);
+/// An end that was heard no longer ago than this has not moved elsewhere.
+const THERE: Duration = Duration::from_secs(1);
 /// Announcements that are remembered from each address: each try of a handshake makes one.
 const MAX_ANNOUNCED: usize = 4;
 
@@ -51,6 +56,8 @@ pub(crate) struct Leg {
     proven: Option<SocketAddr>,
     /// A later address, that counts until `proven` is heard again.
     moved: Option<SocketAddr>,
+    /// When a known address was heard last.
+    present: Option<Duration>,
     sessions: Vec<Session>,
     /// Indices that have been named.
     spent: Vec<u32>,
@@ -68,6 +75,7 @@ impl Leg {
             observed: None,
             proven: None,
             moved: None,
+            present: None,
             sessions: Vec::new(),
             spent: Vec::new(),
             announced: Vec::new(),
@@ -132,8 +140,14 @@ impl Leg {
 
     /// Remembers that an index was announced from an address. The first one that announces an index keeps it, since later
     /// ones can be copies, unless the later one is known or likely and the first was not.
+    ///
+    /// While the relay's own tunnel sees the end and it is present, nobody else announces anything: who forges the far end's source could name his own index.
+    /// An end that moves goes on with its session, which only it and those on the path know.
     pub(crate) fn announce(&mut self, now: Duration, from: SocketAddr, index: u32) {
-        if self.spent.contains(&index) {
+        let is_present =
+            self.observed.is_some() && self.present.is_some_and(|heard| now.saturating_sub(heard) < PRESENT);
+        let is_stranger = !self.is_known(from) && !self.is_likely(from.ip());
+        if self.spent.contains(&index) || (is_present && is_stranger) {
             return;
         }
         let rank = |leg: &Self, address: SocketAddr| (leg.is_known(address), leg.is_likely(address.ip()));
@@ -204,6 +218,24 @@ impl Leg {
             session.newest = Some(counter);
         }
         newest
+    }
+
+    /// Whether an address can't be this end's, which was heard at another one within this time, and the relay's own tunnel
+    /// sees it there.
+    fn is_elsewhere(&self, now: Duration, from: SocketAddr, within: Duration) -> bool {
+        let is_present = self.present.is_some_and(|heard| now.saturating_sub(heard) < within);
+        let is_stranger = !self.is_known(from) && !self.is_likely(from.ip());
+        self.observed.is_some() && is_present && is_stranger
+    }
+
+    /// Whether this end may send from there now. Who forges both ends' sources could make up a session and its counter.
+    pub(crate) fn may_move_to(&self, now: Duration, from: SocketAddr) -> bool {
+        !self.is_elsewhere(now, from, THERE)
+    }
+
+    /// A known address was heard.
+    pub(crate) fn note_present(&mut self, now: Duration) {
+        self.present = Some(now);
     }
 
     /// This end sends from another address now.

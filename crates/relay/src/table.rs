@@ -423,6 +423,9 @@ fn decide(
     header: Header,
 ) -> Result<SocketAddr, Dropped> {
     let known = near.is_known(from);
+    if known {
+        near.note_present(now);
+    }
     match header {
         Header::Data { receiver, counter } => {
             if known {
@@ -430,7 +433,7 @@ fn decide(
                 // The end that sends has taken the index from a handshake message that reached it.
                 far.named(receiver);
                 far.is_newest(receiver, counter, true);
-            } else if far.is_newest(receiver, counter, true) {
+            } else if near.may_move_to(now, from) && far.is_newest(receiver, counter, true) {
                 near.move_to(from);
             } else {
                 return Err(Dropped::Unproven);

@@ -74,6 +74,36 @@ fn recorded_handshakes_of_both_ends_prove_nothing() {
     }
 }
 
+/// The index is the attacker's own, and what names it seems to come from the other end.
+#[test]
+fn who_forges_an_answer_to_his_own_handshake_is_not_taken_for_an_end() {
+    let mut world = World::new(true);
+    assert!(world.connect(2));
+    let (near, far) = (world.ends[0].port, world.ends[1].port);
+    let _ = world.relay.handle(world.now, near, address("203.0.113.9:9"), &message(1, 4711, 0));
+    for forged in [message(2, 9, 4711), message(4, 4711, 1)] {
+        let _ = world.relay.handle(world.now, far, world.ends[1].at, &forged);
+        assert!(world.both_pass());
+    }
+}
+
+/// The session is made up, with the sources of both ends.
+#[test]
+fn who_forges_both_ends_pulls_nobody_that_is_there() {
+    let mut world = World::new(true);
+    assert!(world.connect(2) && world.both_pass());
+    let (near, far) = (world.ends[0].clone(), world.ends[1].clone());
+    let _ = world.relay.handle(world.now, far.port, far.at, &message(1, 4711, 0));
+    let _ = world.relay.handle(world.now, near.port, near.at, &message(2, 9, 4711));
+    let stranger = address("203.0.113.9:9");
+    let pulled = world.relay.handle(world.now, near.port, stranger, &message(4, 4711, 1 << 60));
+    assert_eq!(pulled, Err(Dropped::Unproven));
+    assert_eq!(world.data(1).unwrap().to, near.at);
+    // The end itself may have moved once it is not heard any more.
+    world.now += SECOND;
+    assert!(world.relay.handle(world.now, near.port, stranger, &message(4, 4711, 1 << 61)).is_ok());
+}
+
 /// Behind a NAT that maps each destination anew, datagrams come from another port than the one that the tunnel sees.
 #[test]
 fn both_ends_behind_hard_nats_find_each_other() {
