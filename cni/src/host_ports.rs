@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use linux::host_ports::{self, HostPorts, Mapping, OwnPorts, conntrack};
+use linux::{FilterState, LastAnswer};
 
 use crate::error::CniError;
 use crate::node_file::NodeFile;
@@ -15,12 +16,17 @@ use crate::store::Store;
 const DAEMON_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Restores the table if it is not as the store has it, as after another program's `nft flush ruleset`; returns whether it
-/// was restored. A call of the plugin that is at work sets it itself. Without a state directory nothing is known, so nothing
+/// was restored. The table is not read again while neither store nor nftables have changed. A call of the plugin that is at work sets it itself. Without a state directory nothing is known, so nothing
 /// is changed.
-pub fn hold(state_dir: &Path, services: &[IpNetwork], own: &BTreeSet<OwnPorts>) -> Result<bool, CniError> {
+pub fn hold(
+    state_dir: &Path,
+    services: &[IpNetwork],
+    own: &BTreeSet<OwnPorts>,
+    (filters, last_seen): (FilterState, &mut LastAnswer<HostPorts, bool>),
+) -> Result<bool, CniError> {
     let Some(mappings) = Store::mappings_unlocked(state_dir)? else { return Ok(false) };
     let ports = HostPorts { mappings, services: services.iter().copied().collect(), own: own.clone() };
-    if host_ports::is_in_place(&ports)? {
+    if last_seen.get(filters, &ports, || host_ports::is_in_place(&ports))? {
         return Ok(false);
     }
     // A change may have been under way; only under the lock store and table agree.

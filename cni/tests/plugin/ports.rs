@@ -4,6 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use ipnetwork::IpNetwork;
+use linux::host_ports::HostPorts;
+use linux::{FilterState, LastAnswer};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
 use serde_json::{Value, json};
@@ -25,6 +28,16 @@ fn port(protocol: &str, host_port: u16) -> Value {
 
 fn add(node: &Node, pod: &Pod, ports: &[Value]) -> Outcome {
     node.pod_call("ADD", pod).conf("runtimeConfig", json!({"portMappings": ports})).run()
+}
+
+/// As the daemon does at each turn; returns whether the table was restored.
+fn hold(node: &Node, services: &[IpNetwork], last_seen: &mut LastAnswer<HostPorts, bool>) -> bool {
+    let own = node.own_ports();
+    let hold = || {
+        let state = FilterState::read(Duration::ZERO);
+        cni::host_ports::hold(&node.state_dir(), services, &own, (state, last_seen))
+    };
+    node.run(hold).unwrap()
 }
 
 /// Takes one connection at the pod's port and answers it; returns the client's address as the pod sees it.
@@ -142,8 +155,8 @@ fn the_table_is_checked_and_held() {
     assert_eq!(check(json!([port("tcp", 8081)])).code(), 101);
     assert_eq!(check(json!([])).code(), 101);
     let services: Vec<_> = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap()).into();
-    let hold =
-        || node.run(|| cni::host_ports::hold(&node.state_dir(), &services, &node.own_ports())).unwrap();
+    let mut last_seen = LastAnswer::default();
+    let mut hold = || hold(&node, &services, &mut last_seen);
     assert!(!hold(), "it is as the plugin left it");
     node.sh("nft flush ruleset");
     assert_eq!(check(json!([port("tcp", 8080)])).code(), 101);
@@ -195,7 +208,7 @@ fn a_port_that_the_node_listens_on_is_refused_and_stays_its_own_whatever_was_map
     // The daemon, and the plugin with each change, set the table anew; flows that began before come back as well.
     node.set_file(|_| ());
     let services: Vec<_> = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap()).into();
-    assert!(node.run(|| cni::host_ports::hold(&node.state_dir(), &services, &node.own_ports())).unwrap());
+    assert!(hold(&node, &services, &mut LastAnswer::default()));
     assert!(arrives_at(&ours[0], 0) && arrives_at(&ours[1], 1), "the node has its port back");
     let server = serve(&pod);
     connect(|to| outside.run(|| tcp(to)), SocketAddr::new(ip(NODE[0]), 51841));

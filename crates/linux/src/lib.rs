@@ -28,6 +28,7 @@ pub use facts::FactSources;
 pub use handle::Handle;
 pub use link::LinkState;
 pub use monitor::Notice;
+pub use nft::generation::{FilterState, LastAnswer};
 pub use route::Underlay;
 
 /// Prefix of the names of pods' interfaces on the node. The guard accepts pod addresses on them, on each its own; the

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use linux::{FactSources, Handle, HostError};
+use linux::{FactSources, FilterState, Handle, HostError, LastAnswer};
 use plan::admission::Admission;
-use plan::host::{Expected, Facts, Finding, findings};
+use plan::host::{DroppingChain, Expected, Facts, Finding, findings};
 use plan::network::LinkName;
 use plan::node::NodeName;
 use plan::op::Op;
@@ -33,6 +33,8 @@ pub(super) struct HostChecks {
     changed: bool,
     /// Whether what was read was not judged yet.
     unjudged: bool,
+    /// Chains of others that drop.
+    chains: LastAnswer<(), Vec<DroppingChain>>,
     /// Whether forwarding has been found or put in place.
     forwarding_set: bool,
     forwarding_reset: Option<Duration>,
@@ -61,7 +63,7 @@ impl HostChecks {
         &mut self,
         now: Duration,
         config: &Config,
-        host: &Handle,
+        (host, filters): (&Handle, FilterState),
     ) -> Result<(), HostError> {
         self.read_at = Some(now);
         self.changed = false;
@@ -71,7 +73,7 @@ impl HostChecks {
             cni_conf_dir: &config.cni_conf_dir,
             cni_bin_dir: &config.cni_bin_dir,
         };
-        match host.facts(sources).await {
+        match host.facts(sources, (filters, &mut self.chains)).await {
             Ok(facts) => {
                 (self.facts, self.unjudged) = (facts, true);
                 Ok(())

@@ -10,6 +10,7 @@ mod audit;
 mod cni_files;
 mod devices;
 mod evidence;
+mod filters;
 mod forged;
 mod host;
 mod keys;

@@ -3,13 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use keyring::Slot;
-use linux::guard::{GuardOwner, iptables};
+use linux::guard::GuardOwner;
 use linux::{Handle, HostError, sysctl};
 use plan::network::{Device, LinkName, Network};
 use plan::turn::Observed;
 use wireguard::DeviceError;
 
 use super::devices::Devices;
+use super::filters::Filters;
 
 /// Why the node could not be observed.
 #[derive(Debug, thiserror::Error)]
@@ -25,17 +26,18 @@ pub(super) enum ObserveError {
 /// Observes the node. Of the kernel's settings only those that are desired are read; the guard and what
 /// iptables accepts count only if they are exactly as desired. `changed` says whether the kernel has reported a change since the last turn.
 pub(super) async fn observe(
-    (host, guard_owner): (&Handle, &GuardOwner),
+    host: &Handle,
+    (guard_owner, filters): (&mut GuardOwner, &mut Filters),
     devices: &mut Devices,
     desired: &Network,
     changed: bool,
 ) -> Result<Observed, ObserveError> {
     let guard = match &desired.guard {
-        Some(wanted) => guard_owner.is_in_place(wanted)?.then(|| wanted.clone()),
+        Some(wanted) => guard_owner.stays_in_place(filters.state, wanted)?.then(|| wanted.clone()),
         None => None,
     };
     let accepts = match &desired.accepts {
-        Some(wanted) => iptables::stand(wanted)?.then(|| wanted.clone()),
+        Some(wanted) => filters.accepts_stand(wanted)?.then(|| wanted.clone()),
         None => None,
     };
     let mut sysctls = BTreeMap::new();

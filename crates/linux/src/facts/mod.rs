@@ -9,11 +9,11 @@ mod system;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use plan::host::Facts;
+use plan::host::{DroppingChain, Facts};
 use plan::network::LinkName;
 
 use crate::error::HostError;
-use crate::{Handle, POD_LINK_PREFIX, guard, sysctl};
+use crate::{FilterState, Handle, LastAnswer, POD_LINK_PREFIX, guard, sysctl};
 
 /// Where facts are read, apart from the kernel.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +29,17 @@ pub struct FactSources<'a> {
 }
 
 impl Handle {
-    /// Reads the node. What can't be read for want of a file or of permission to see it counts as not there.
-    pub async fn facts(&self, sources: FactSources<'_>) -> Result<Facts, HostError> {
+    /// Reads the node. What can't be read for want of a file or of permission to see it counts as not there. Chains that
+    /// drop are not read again while nothing in nftables has changed.
+    pub async fn facts(
+        &self,
+        sources: FactSources<'_>,
+        (filters, last_chains): (FilterState, &mut LastAnswer<(), Vec<DroppingChain>>),
+    ) -> Result<Facts, HostError> {
         let routing = self.routing(sources).await?;
         let links: Vec<&str> =
             sources.mesh_links.iter().map(|link| link.as_str()).chain([POD_LINK_PREFIX]).collect();
-        let mut chains = guard::dropping_chains(&links)?;
+        let mut chains = last_chains.get(filters, &(), || guard::dropping_chains(&links))?;
         chains.extend(legacy::dropping_chains(&links));
         let mut facts = Facts {
             chains,

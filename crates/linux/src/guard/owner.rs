@@ -12,6 +12,7 @@ use rustix::io::Errno;
 
 use super::{GUARD, is_in_place, rules, stands};
 use crate::error::HostError;
+use crate::nft::generation::{FilterState, LastAnswer};
 use crate::nft::wire::{self, Change, Family, Netfilter};
 
 /// The flags of a table that belongs to a socket and outlives it. The crate that names the second one misspells it.
@@ -26,12 +27,15 @@ pub struct GuardOwner {
     unsupported: bool,
     /// The socket that owns the table. Closed after a failure: answers that nobody reads would fill it.
     socket: Option<Socket<Netfilter>>,
+    /// Whether a guard was in place. The table changes its owner without a new generation of nftables, but only with the
+    /// socket.
+    last_seen: LastAnswer<Guard, bool>,
 }
 
 impl GuardOwner {
     /// One that owns the table if `wanted`, and only writes it otherwise.
-    pub const fn new(wanted: bool) -> Self {
-        Self { wanted, unsupported: false, socket: None }
+    pub fn new(wanted: bool) -> Self {
+        Self { wanted, unsupported: false, socket: None, last_seen: LastAnswer::default() }
     }
 
     /// Whether the kernel has no tables with an owner that outlive it. Known after the first write.
@@ -50,12 +54,21 @@ impl GuardOwner {
         Ok((!self.owning() || self.owns()?) && is_in_place(guard)?)
     }
 
+    /// The same. The table is not read again while nothing in nftables has changed since.
+    pub fn stays_in_place(&mut self, state: FilterState, guard: &Guard) -> Result<bool, HostError> {
+        let mut last_seen = std::mem::take(&mut self.last_seen);
+        let seen = last_seen.get(state, guard, || self.is_in_place(guard));
+        self.last_seen = last_seen;
+        seen
+    }
+
     /// Puts the guard in place, owned where the kernel can do that, and replaces what was there. Blocks for one exchange with
     /// the kernel.
     pub fn set(&mut self, guard: &Guard) -> Result<(), HostError> {
         if guard.cluster.is_empty() {
             return Err(HostError::EmptyGuard);
         }
+        self.last_seen.forget();
         let (sets, chains) = (rules::sets(guard), rules::chains(guard));
         let replacement = |flags| GUARD.replacement(flags, &sets, &chains);
         if self.owning() {
@@ -89,6 +102,7 @@ impl GuardOwner {
     }
 
     fn write(&mut self, changes: Vec<Change>) -> Result<(), NetlinkError> {
+        self.last_seen.forget();
         let mut socket = self.socket.take().map_or_else(Socket::open, Ok)?;
         wire::transact_on(&mut socket, changes.into_iter().map(|change| (Family::Inet, change)).collect())?;
         self.socket = Some(socket);
@@ -110,6 +124,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
     use std::process::Command;
+    use std::time::Duration;
 
     use super::*;
     use crate::guard::{Drops, drops, exists, remove};
@@ -218,6 +233,41 @@ mod tests {
             assert!(!owner.is_in_place(&guard()).unwrap());
             owner.set(&guard()).unwrap();
             assert!(owner.owns().unwrap() && owner.is_in_place(&guard()).unwrap());
+        });
+    }
+
+    #[test]
+    fn a_change_is_seen_although_the_table_was_in_place_before() {
+        in_namespace(|| {
+            // Without an owner, so that others can change the table.
+            let mut owner = GuardOwner::new(false);
+            let stays = |owner: &mut GuardOwner| {
+                let state = FilterState::read(Duration::ZERO);
+                owner.stays_in_place(state, &guard()).unwrap()
+            };
+            assert!(!stays(&mut owner));
+            for change in CHANGES {
+                owner.set(&guard()).unwrap();
+                assert!(stays(&mut owner) && stays(&mut owner), "{change}");
+                nft(change);
+                assert!(!stays(&mut owner) && !stays(&mut owner), "{change}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_owner_that_fails_to_write_does_not_trust_what_it_saw() {
+        in_namespace(|| {
+            let Some(mut owner) = owning() else { return };
+            let state = FilterState::read(Duration::ZERO);
+            assert!(owner.stays_in_place(state, &guard()).unwrap());
+            let nonsense = GUARD.creation(Some(TableFlags::from_bits_retain(0x80)));
+            owner.write(vec![nonsense]).unwrap_err();
+            assert!(
+                FilterState::read(Duration::ZERO) == state,
+                "the socket is closed: no change of nftables"
+            );
+            assert!(!owner.stays_in_place(state, &guard()).unwrap());
         });
     }
 

@@ -7,6 +7,7 @@
 pub(crate) mod compare;
 pub(crate) mod expression;
 pub(crate) mod found_rules;
+pub(crate) mod generation;
 pub(crate) mod members;
 #[cfg(test)]
 pub(crate) mod test_namespace;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use linux::FactSources;
+use linux::{FactSources, FilterState, LastAnswer};
 use plan::host::{DroppingChain, Facts, FilterHook, ForeignRoute};
 
 use crate::namespace::{Namespace, ip, link};
@@ -12,7 +12,9 @@ fn facts(namespace: &Namespace) -> Facts {
     let nowhere = Path::new("/nonexistent");
     let sources =
         FactSources { mesh_links: [&a, &b], cluster: &cluster, cni_conf_dir: nowhere, cni_bin_dir: nowhere };
-    namespace.host(async |host| host.facts(sources).await.unwrap())
+    namespace.host(async |host| {
+        host.facts(sources, (FilterState::default(), &mut LastAnswer::default())).await.unwrap()
+    })
 }
 
 fn chain(hook: FilterHook, family: &'static str, table: &str, chain: &str, legacy: bool) -> DroppingChain {

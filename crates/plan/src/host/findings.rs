@@ -15,6 +15,8 @@ const DEFAULT_TABLE: u32 = 253;
 const LOCAL_TABLE: u32 = 255;
 /// 1 November 2026: this version did not exist before.
 const NOT_BEFORE: u64 = 1_793_491_200;
+/// How many routes a finding names.
+const ROUTES_NAMED: usize = 3;
 
 /// What the node is expected to be like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,7 +133,7 @@ pub fn findings(facts: &Facts, expected: &Expected) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(facts.chains.iter().map(|chain| dropping(chain, expected)));
     found.extend(shadowing(facts, expected));
-    found.extend(facts.routes.iter().filter_map(|route| competing_route(route, expected)));
+    found.extend(competing_routes(facts, expected));
     found.extend(facts.rules.iter().filter_map(|rule| competing_rule(rule, expected)));
     found.extend(settings(facts, expected));
     found.extend(system(facts, expected));
@@ -199,7 +201,21 @@ fn shadowing(facts: &Facts, expected: &Expected) -> Option<Finding> {
     ))
 }
 
-fn competing_route(route: &ForeignRoute, expected: &Expected) -> Option<Finding> {
+/// One finding for all of them: a routing daemon may make thousands.
+fn competing_routes(facts: &Facts, expected: &Expected) -> Option<Finding> {
+    let competing: BTreeSet<&ForeignRoute> = facts.routes.iter().collect();
+    let mut competing = competing.into_iter().filter_map(|route| competing_route(route, expected));
+    let (mut sentences, fixes): (Vec<String>, Vec<String>) = competing.by_ref().take(ROUTES_NAMED).unzip();
+    match competing.count() {
+        0 => {}
+        1 => sentences.push("there is 1 more such route".to_owned()),
+        more => sentences.push(format!("there are {more} more such routes")),
+    }
+    (!fixes.is_empty()).then(|| finding(Code::CompetingRoute, sentences.join("; "), fixes.join(" && ")))
+}
+
+/// The sentence and the command for one of them.
+fn competing_route(route: &ForeignRoute, expected: &Expected) -> Option<(String, String)> {
     let ForeignRoute { destination, metric, protocol, link } = route;
     if !expected.cluster.iter().any(|range| prefix::contains(*range, *destination)) {
         return None;
@@ -216,8 +232,7 @@ fn competing_route(route: &ForeignRoute, expected: &Expected) -> Option<Finding>
     let program = protocol_name(*protocol);
     let dev = link.as_ref().map(|link| format!(" dev {link}")).unwrap_or_default();
     let family = if destination.is_ipv6() { " -6" } else { "" };
-    Some(finding(
-        Code::CompetingRoute,
+    Some((
         format!(
             "the route {destination}{dev} of {program} (protocol {protocol}, metric {metric}) hides {hidden}"
         ),

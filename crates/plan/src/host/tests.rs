@@ -136,6 +136,27 @@ fn routes_that_hide_the_mesh_s_are_named_with_their_program() {
 }
 
 #[test]
+fn many_competing_routes_are_one_finding_that_names_three() {
+    let with = |count: u8| {
+        found(|facts: &mut Facts, _: &mut Expected| {
+            let routes = (0..count).rev().map(|host| route(&format!("10.244.2.{host}/32"), 0));
+            facts.routes = routes.collect();
+        })
+    };
+    for (count, more) in
+        [(3, "hides"), (4, "; there is 1 more such route: "), (200, "; there are 197 more such routes: ")]
+    {
+        let found = with(count);
+        let [(_, text)] = found.as_slice() else { panic!("{found:?}") };
+        // Each is in the sentence, with the range that it hides, and in the command.
+        assert_eq!(text.matches("10.244.2.").count(), 9, "{text}");
+        assert_eq!(text.contains(" more such "), count > 3, "{text}");
+        assert!(text.contains(more) && text.contains(": ip route del 10.244.2.0/32 dev eth1 "), "{text}");
+        assert!(text.ends_with(" && ip route del 10.244.2.2/32 dev eth1 metric 0 proto 12"), "{text}");
+    }
+}
+
+#[test]
 fn rules_that_come_before_the_mesh_s_are_named() {
     let with = |found: ForeignRule| move |facts: &mut Facts, _: &mut Expected| facts.rules = vec![found];
     for (rule, part) in [

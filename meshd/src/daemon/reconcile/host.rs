@@ -14,7 +14,7 @@ impl Reconciler {
         if !self.host_checks.are_due(now, self.kernel_changed) {
             return;
         }
-        match self.host_checks.read(now, &self.config, &self.host).await {
+        match self.host_checks.read(now, &self.config, (&self.host, self.filters.state)).await {
             Ok(()) => drop(self.side_tasks.succeeded(&HOST)),
             Err(error) => {
                 let cause = Chain(&error).to_string();

@@ -42,6 +42,7 @@ use tunnel::UserspaceOptions;
 
 use super::audit::Audit;
 use super::devices::Devices;
+use super::filters::Filters;
 use super::host::HostChecks;
 use super::keys::Keys;
 use super::observe::ObserveError;
@@ -84,6 +85,7 @@ pub(super) struct Reconciler {
     host: Handle,
     /// Writes the guard, and owns it.
     guard_owner: GuardOwner,
+    filters: Filters,
     devices: Devices,
     peer_channel: PeerChannel,
     /// This node as a relay.
@@ -247,6 +249,7 @@ impl Reconciler {
             keys,
             host,
             guard_owner,
+            filters: Filters::default(),
             cache,
             policy,
             wanted,
@@ -314,6 +317,7 @@ impl Reconciler {
         self.cluster.release(now);
         self.cluster.settle(now, self.outcome.api_error.is_none());
         self.outcome.counters.reconciles += 1;
+        self.filters.begin_turn(now);
         self.read_host(now).await;
         let mut turn = match self.prepare().await {
             Ok(turn) => turn,
@@ -382,7 +386,8 @@ impl Reconciler {
     /// Restores the node's table of host ports if another program has removed or changed it.
     fn hold_host_ports(&mut self, now: Duration) {
         let own = self.outcome.own_ports(&self.config);
-        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs, &own) {
+        let filters = (self.filters.state, &mut self.filters.host_ports);
+        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs, &own, filters) {
             Ok(restored) => {
                 if restored {
                     warn!(
@@ -463,7 +468,8 @@ impl Reconciler {
         let known = Known::new(admission, setup, underlay, generation, self.backoff.clone());
         let desired = known.desired();
         let observed = observe::observe(
-            (&self.host, &self.guard_owner),
+            &self.host,
+            (&mut self.guard_owner, &mut self.filters),
             &mut self.devices,
             desired,
             self.kernel_changed,
