@@ -53,6 +53,7 @@ impl Reconciler {
         self.show(admission, &states);
         self.find_paths(admission, &states);
         self.update_relays(admission, &states);
+        self.note_traffic(admission, &states);
         let now = self.started.elapsed();
         let members = admission.world.peers.values();
         let slot = |member: &Member| {
@@ -103,7 +104,6 @@ impl Reconciler {
             }
         }
         self.tick();
-        self.peer_channel.send_probes();
     }
 
     /// Logs once why a slot has no control channel.
@@ -145,7 +145,8 @@ impl Reconciler {
                 self.take_from_relay(&from, &peer, slot, answer);
             }
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
-            Some(PeerMessage::Echo(peer, over, nonce)) => {
+            Some(PeerMessage::Echo(peer, over, nonce, mtu)) => {
+                self.step_wanted |= mtu;
                 self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
             }
             Some(PeerMessage::Seen(peer, over, endpoint)) => self.take_seen(&peer, over, endpoint),
@@ -265,6 +266,7 @@ impl Reconciler {
         self.peer_channel.send_preshared(self.pairs.take_messages());
         self.step_wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
         self.ask_relays();
+        self.step_wanted |= self.peer_channel.send_probes();
     }
 
     /// When the next of that is due.
@@ -272,7 +274,7 @@ impl Reconciler {
         let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
         // What is due already is taken by the turn that is coming.
         let paths = self.paths_due().filter(|at| *at > Instant::now());
-        let further = leases.into_iter().chain(paths);
+        let further = leases.into_iter().chain(paths).chain(self.peer_channel.probes_due());
         self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
     }
 
