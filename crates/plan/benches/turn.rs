@@ -161,5 +161,6 @@ fn setup(admission: &Admission) -> Setup {
 
 fn underlay(admission: &Admission) -> Underlay {
     let endpoints = admission.world.peers.values().filter_map(|member| member.endpoint);
-    Underlay { mtu: 1500, mtu_to: endpoints.map(|endpoint| (endpoint.address, 1500)).collect() }
+    let mtu_to = endpoints.map(|endpoint| (endpoint.address, 1500)).collect();
+    Underlay { mtu: 1500, mtu_to, passes: BTreeMap::new() }
 }

@@ -10,6 +10,7 @@ pub use wireguard::{MIN_MTU, OVERHEAD};
 use crate::admission::{Member, Own, World};
 use crate::network::{Accepts, Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
+use crate::path_mtu::search::{Limits, MIN_IPV4_MTU};
 use crate::prefix;
 
 /// Number of the main routing table (`RT_TABLE_MAIN`).
@@ -76,13 +77,15 @@ pub struct Underlay {
     pub mtu: u32,
     /// MTU in bytes of the route to an endpoint address.
     pub mtu_to: BTreeMap<IpAddr, u32>,
+    /// What passes inside the tunnel to a peer's slot, in bytes, as far as probes have shown.
+    pub passes: BTreeMap<(NodeUid, Slot), u32>,
 }
 
 impl Underlay {
-    /// MTU inside the tunnel to an endpoint.
-    fn inner_mtu(&self, endpoint: Option<IpAddr>) -> u32 {
+    /// MTU inside the tunnel to an endpoint; not less than `smallest`.
+    fn inner_mtu(&self, endpoint: Option<IpAddr>, smallest: u32) -> u32 {
         let known = endpoint.and_then(|address| self.mtu_to.get(&address));
-        known.unwrap_or(&self.mtu).saturating_sub(OVERHEAD).max(MIN_MTU)
+        known.unwrap_or(&self.mtu).saturating_sub(OVERHEAD).max(smallest)
     }
 }
 
@@ -138,13 +141,27 @@ impl Setup {
 /// MTU inside the tunnel to a peer, in bytes: that of its routes. It fits the paths of both slots, so that a packet fits
 /// whichever it takes.
 pub fn peer_mtu(member: &Member, setup: &Setup, underlay: &Underlay) -> u32 {
-    let of_slot = |slot| underlay.inner_mtu(setup.path(member, slot).endpoint.map(|endpoint| endpoint.ip()));
+    let of_slot = |slot| {
+        let Limits { smallest, largest } = mtu_limits(member, setup, underlay, slot);
+        let passes = (!underlay.passes.is_empty()).then(|| underlay.passes.get(&(member.uid.clone(), slot)));
+        passes.flatten().map_or(largest, |passes| *passes.min(&largest).max(&smallest))
+    };
     of_slot(Slot::A).min(of_slot(Slot::B))
+}
+
+/// Bounds of the MTU inside the tunnel to a peer's slot: what the protocols that its routes are for require, and what the
+/// route to its endpoint allows.
+pub fn mtu_limits(member: &Member, setup: &Setup, underlay: &Underlay, slot: Slot) -> Limits {
+    let ipv6 =
+        member.pod_cidrs.iter().any(IpNetwork::is_ipv6) || member.addresses.iter().any(IpAddr::is_ipv6);
+    let smallest = if ipv6 { MIN_MTU } else { MIN_IPV4_MTU };
+    let endpoint = setup.path(member, slot).endpoint.map(|endpoint| endpoint.ip());
+    Limits { smallest, largest: underlay.inner_mtu(endpoint, smallest) }
 }
 
 /// The MTU that pods get: what the node's own underlay carries.
 pub fn pod_mtu(underlay: &Underlay) -> u32 {
-    underlay.inner_mtu(None)
+    underlay.inner_mtu(None, MIN_MTU)
 }
 
 /// Computes the network.
@@ -220,10 +237,11 @@ fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Devi
         },
         preshared: setup.preshared.get(&(member.uid.clone(), slot)).copied(),
     };
-    let mtus = world.peers.values().map(|member| peer_mtu(member, setup, underlay));
+    let limits = |member| Slot::ALL.map(|slot| mtu_limits(member, setup, underlay, slot).largest);
+    let mtus = world.peers.values().flat_map(limits);
     Device {
         link: setup.links.get(slot).clone(),
-        // The widest peer's: narrower ones are held by the MTU of their routes.
+        // The widest path's, so that probes of its size fit: narrower ones are held by the MTU of their routes.
         mtu: mtus.chain([pod_mtu(underlay)]).max().unwrap_or(MIN_MTU),
         up: true,
         addresses: world.own.iter().flat_map(mesh_addresses).collect(),

@@ -2,6 +2,10 @@
 //!
 //! A path MTU that the kernel learns from ICMP comes without a notice, so what is known is asked again in turn. What
 //! comes with a notice (links, addresses, routes) makes all of it unknown.
+//!
+//! What the kernel knows is an upper bound; [`search`] finds what passes.
+
+pub mod search;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

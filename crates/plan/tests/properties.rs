@@ -187,7 +187,11 @@ fn wanted(admission: &Admission) -> Network {
 }
 
 fn wanted_with(admission: &Admission, setup: &Setup) -> Network {
-    desired(&admission.world, setup, &Underlay { mtu: 1500, mtu_to: BTreeMap::new() })
+    desired(
+        &admission.world,
+        setup,
+        &Underlay { mtu: 1500, mtu_to: BTreeMap::new(), passes: BTreeMap::new() },
+    )
 }
 
 /// A network that was changed by hand.

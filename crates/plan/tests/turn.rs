@@ -132,7 +132,7 @@ impl Node {
             preshared: BTreeMap::new(),
             barred: BTreeSet::new(),
         };
-        let underlay = Underlay { mtu: 1500, mtu_to: BTreeMap::new() };
+        let underlay = Underlay { mtu: 1500, mtu_to: BTreeMap::new(), passes: BTreeMap::new() };
         let known = Known::new(admission, setup, underlay, self.generation, self.backoff.clone());
         let observed =
             Observed { network: self.network.clone(), outdated: self.outdated.clone(), changed: false };

@@ -99,7 +99,12 @@ impl Channel {
     pub(crate) fn send(&self, over: Slot, to: IpAddr, message: &Message) {
         let Some(socket) = self.sockets.get(over) else { return };
         for datagram in self.peers.seal(over, to, message) {
-            if let Err(error) = socket.send((to, self.port).into(), &datagram) {
+            let target = (to, self.port).into();
+            let sent = match message {
+                Message::Probe { .. } => socket.send_whole(target, &datagram),
+                _ => socket.send(target, &datagram),
+            };
+            if let Err(error) = sent {
                 debug!(
                     event = "ControlMessageNotSent", slot = %over, address = %to, %error,
                     "control message not sent"

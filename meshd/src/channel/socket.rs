@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::Slot;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
 use socket2::{Domain, Protocol, Type};
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -48,6 +49,27 @@ impl Socket {
 
     pub(super) const fn binding(&self) -> &Binding {
         &self.binding
+    }
+
+    /// Sends a probe: as one packet even if it is larger than the MTU of the route, up to that of the device.
+    pub(super) fn send_whole(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        // For this datagram only: other messages may be longer than the MTU. Nothing else sends meanwhile, because all
+        // tasks share one thread.
+        let (v4, v6) = (Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
+        self.discover((v4, v6))?;
+        let sent = self.send(to, datagram);
+        let (v4, v6) = (Ipv4PathMtuDiscovery::WANT, Ipv6PathMtuDiscovery::WANT);
+        self.discover((v4, v6))?;
+        sent
+    }
+
+    fn discover(&self, (v4, v6): (Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery)) -> io::Result<()> {
+        let set = if self.binding.address.is_ipv4() {
+            sockopt::set_ip_mtu_discover(&*self.udp, v4)
+        } else {
+            sockopt::set_ipv6_mtu_discover(&*self.udp, v6)
+        };
+        set.map_err(io::Error::from)
     }
 
     /// Sends without waiting for buffer space.

@@ -163,7 +163,7 @@ table! {
     );
     MTU: Optional<u32> = Optional::new(
         "mtu", "BYTES", value::mtu,
-        "MTU of the mesh; without it that of the route to each endpoint less 80 bytes.",
+        "MTU of the mesh; without it that of the route to each endpoint less 80 bytes. What is found not to pass to a peer lowers that of its routes.",
     );
     TABLE: Valued<u32> = Valued::new(
         "table", "NUMBER", "5184", value::table,
@@ -187,7 +187,7 @@ table! {
     );
     PROBE_INTERVAL: Valued<Duration> = Valued::new(
         "probe-interval", "TIME", "30s", value::time,
-        "How often the path to each peer is probed inside the tunnel for its round-trip time and for loss of full-size packets; 0 disables probes.",
+        "How often the path to each peer is probed inside the tunnel for its round-trip time and for the path MTU; 0 disables probes.",
     );
     ROTATION_INTERVAL: Valued<Duration> = Valued::new(
         "rotation-interval", "TIME", "24h", value::time,

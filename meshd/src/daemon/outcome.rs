@@ -120,6 +120,7 @@ impl Outcome {
                 generation: member.state.generation,
                 proven: member.is_proven(),
                 round_trip_microseconds: None,
+                mtu_source: String::new(),
                 full_size_passes: None,
                 pq: PairStatus::default(),
                 slots: PerSlot::from_fn(|slot| {

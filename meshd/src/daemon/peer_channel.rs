@@ -9,7 +9,7 @@ use keyring::rotation::{Ask, Input, PeerId};
 use keyring::{PerSlot, Slot};
 use linux::{Handle, HostError};
 use plan::admission::{Admission, Member};
-use plan::desired::{Setup, Underlay, peer_mtu};
+use plan::desired::Setup;
 use plan::leases::{Answer, Question};
 use plan::network::{LinkName, Network};
 use plan::node::NodeUid;
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::keys::Keys;
-use super::probes::{PathStats, Probe, Probes};
+use super::probes::{PathStats, Probe, Probes, Way};
 use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
 use crate::status::ControlStatus;
@@ -32,8 +32,6 @@ pub(super) struct PeerView {
     pub(super) generation: u64,
     /// The slot that routes to it use.
     pub(super) tx: Slot,
-    /// The MTU of the routes to it, in bytes.
-    pub(super) mtu: u32,
 }
 
 /// A peer's message for other parts of the daemon.
@@ -45,8 +43,8 @@ pub(super) enum PeerMessage {
     AuditHead(PeerId, Head),
     /// For the preshared key exchange with a peer, received on a slot.
     Preshared(PeerId, Slot, pq::Message),
-    /// A peer has echoed the probe with this number over a slot.
-    Echo(PeerId, Slot, u64),
+    /// A peer has echoed the probe with this number over a slot; whether that changes the MTU to it.
+    Echo(PeerId, Slot, u64, bool),
     /// A peer sends to this node's mapped address of a slot now.
     Invitation(PeerId, Slot),
     /// Where a peer sees this node's datagrams on a slot come from.
@@ -78,16 +76,9 @@ pub(super) struct PeerChannel {
 }
 
 /// How every peer is treated once `setup` is applied.
-pub(super) fn peer_views(
-    admission: &Admission,
-    setup: &Setup,
-    underlay: &Underlay,
-) -> BTreeMap<PeerId, PeerView> {
-    let view = |member: &Member| PeerView {
-        generation: member.state.generation,
-        tx: setup.active_slot(member),
-        mtu: peer_mtu(member, setup, underlay),
-    };
+pub(super) fn peer_views(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, PeerView> {
+    let view =
+        |member: &Member| PeerView { generation: member.state.generation, tx: setup.active_slot(member) };
     let members = admission.world.peers.values();
     members.map(|member| (PeerId::new(member.uid.as_str()), view(member))).collect()
 }
@@ -98,7 +89,8 @@ impl PeerChannel {
         Self {
             channel: Channel::new(config.control_port, received),
             started: Instant::now(),
-            probes: Probes::new(config.probe_interval, jitter_seed),
+            // Numbered apart from those of the paths, whose answers say nothing about sizes.
+            probes: Probes::new(config.probe_interval, jitter_seed ^ (1 << 63)),
             own: None,
             addresses: BTreeMap::new(),
             views: BTreeMap::new(),
@@ -174,18 +166,35 @@ impl PeerChannel {
         }
     }
 
-    /// Sends the probes that are due.
-    pub(super) fn send_probes(&mut self) {
-        let known = self.views.keys().filter(|peer| self.addresses.contains_key(peer));
-        for Probe { peer, nonce, full } in self.probes.due(self.started.elapsed(), known) {
-            let (Some(view), Some(address)) = (self.views.get(&peer), self.addresses.get(&peer)) else {
-                continue;
-            };
+    /// Takes the paths to all peers.
+    pub(super) fn set_ways(&mut self, ways: BTreeMap<PeerId, PerSlot<Way>>) {
+        self.probes.set_ways(self.started.elapsed(), ways);
+    }
+
+    /// What passes to each slot of each peer, where that is less than its route allows.
+    pub(super) fn passes(&self) -> BTreeMap<(NodeUid, Slot), u32> {
+        self.probes.passes().map(|(peer, slot, mtu)| ((NodeUid::new(peer.as_str()), slot), mtu)).collect()
+    }
+
+    /// Ends and begins rounds of probes. Returns whether a path lets less pass than was known.
+    pub(super) fn send_probes(&mut self) -> bool {
+        let before = self.passes();
+        let views = self.views.iter().filter(|(peer, _)| self.addresses.contains_key(*peer));
+        let known = views.map(|(peer, view)| (peer, view.tx));
+        for Probe { peer, over, nonce, size } in self.probes.due(self.started.elapsed(), known) {
+            let Some(address) = self.addresses.get(&peer) else { continue };
             // The MTU includes the IP and UDP headers (RFC 791, RFC 8200, RFC 768).
-            let payload = view.mtu.saturating_sub(if address.is_ipv4() { 28 } else { 48 });
-            let len = if full { u16::try_from(payload).unwrap_or(u16::MAX) } else { 0 };
-            self.channel.send(view.tx, *address, &Message::Probe { nonce, len });
+            let headers = if address.is_ipv4() { 28 } else { 48 };
+            let payload = size.map_or(0, |size| size.saturating_sub(headers));
+            let len = u16::try_from(payload).unwrap_or(u16::MAX);
+            self.channel.send(over, *address, &Message::Probe { nonce, len });
         }
+        before != self.passes()
+    }
+
+    /// When the next round of probes ends.
+    pub(super) fn probes_due(&self) -> Option<Instant> {
+        self.probes.next_step(self.started.elapsed()).map(|at| self.started + at)
     }
 
     /// Asks a peer for an echo over a slot.
@@ -287,8 +296,8 @@ impl PeerChannel {
                 None
             }
             Message::Echo { nonce } => {
-                self.probes.receive(self.started.elapsed(), peer, *nonce);
-                Some(PeerMessage::Echo(peer.clone(), received.over, *nonce))
+                let mtu = self.probes.receive(self.started.elapsed(), peer, received.over, *nonce);
+                Some(PeerMessage::Echo(peer.clone(), received.over, *nonce, mtu))
             }
             Message::Invite(slot) => Some(PeerMessage::Invitation(peer.clone(), *slot)),
             Message::Seen(endpoint) => Some(PeerMessage::Seen(peer.clone(), received.over, *endpoint)),

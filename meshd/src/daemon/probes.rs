@@ -1,18 +1,30 @@
-//! Probes of the path to each peer: round-trip time, and whether full-size packets arrive. Pure; time is an argument.
+//! Probes of the path to each peer: round-trip time, and which sizes of packets arrive. Pure; time is an argument.
+//!
+//! A round is a small probe and those of the sizes that the search for the path MTU wants. The slot in use is probed once per
+//! interval, sooner while much is sent on it and when what is sent stays unanswered; the other one when its path is new.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use keyring::rotation::PeerId;
+use keyring::{PerSlot, Slot};
+use plan::path_mtu::search::{Limits, Search, Source};
 
 use crate::status::reach::ProbeRecord;
 
 /// Answers that take longer count as lost.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How many probes in a row must be lost before it is reported: single losses are normal. For full-size ones only those
-/// count whose small one was answered.
+/// How much later than the small probe's answer that of a larger one may come: at least this, else as long as the round trip.
+const GRACE: Duration = Duration::from_millis(300);
+/// How many small probes in a row must be lost before it is reported: single losses are normal.
 const LOSSES_BEFORE_REPORT: u8 = 3;
+/// How many intervals after a search larger sizes are tried again: 10 min with 30 s (RFC 8899 section 5.1.1).
+const RAISE_AFTER: u32 = 20;
+/// A slot on which so many bytes are sent is probed this often: less than one percent of what is sent.
+const BUSY: (u64, Duration) = (256 << 10, Duration::from_secs(3));
+/// A slot on which so many bytes are sent while nothing is received is probed after this time, and no more often.
+const STALLED: (u64, Duration) = (1200, Duration::from_secs(2));
 
 /// Measurements of the path to a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +33,8 @@ pub(super) struct PathStats {
     pub(super) round_trip: Option<Duration>,
     /// Whether packets of the route's MTU arrive; none while unknown.
     pub(super) full_size: Option<bool>,
+    /// What the MTU of the routes comes from.
+    pub(super) source: Source,
 }
 
 /// A probe to send.
@@ -28,10 +42,25 @@ pub(super) struct PathStats {
 pub(super) struct Probe {
     /// The peer.
     pub(super) peer: PeerId,
+    /// The slot to send it over.
+    pub(super) over: Slot,
     /// Identifies the probe; the answer repeats it.
     pub(super) nonce: u64,
-    /// Whether it has the size of the route's MTU.
-    pub(super) full: bool,
+    /// Its size in bytes as an IP packet; none for the smallest.
+    pub(super) size: Option<u32>,
+}
+
+/// The path to a peer's slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Way {
+    /// Where datagrams go.
+    pub(super) endpoint: Option<std::net::SocketAddr>,
+    /// Whether the peer answers there.
+    pub(super) up: bool,
+    /// Bounds of the MTU.
+    pub(super) limits: Limits,
+    /// Bytes sent and received so far.
+    pub(super) traffic: (u64, u64),
 }
 
 /// The probes of all peers.
@@ -43,26 +72,47 @@ pub(super) struct Probes {
     peers: BTreeMap<PeerId, PeerProbes>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct PeerProbes {
     due: Duration,
-    small: Option<Sent>,
-    full: Option<Sent>,
-    /// Full-size probes lost in a row.
-    lost: u8,
+    active: Option<Slot>,
+    slots: PerSlot<Option<SlotProbes>>,
     /// Small probes lost in a row, and when the first of them was sent.
     unanswered: u8,
     unanswered_since: Option<Duration>,
     /// When the last answer came.
     answered: Option<Duration>,
-    stats: PathStats,
+    round_trip: Option<Duration>,
+}
+
+#[derive(Clone, Debug)]
+struct SlotProbes {
+    way: Way,
+    search: Search,
+    round: Option<Round>,
+    /// The round before, whose answers may still come.
+    late: Vec<Sent>,
+    /// Rounds in a row whose small probe was lost.
+    lost: u8,
+    /// Bytes sent and when, at the last round.
+    probed: (u64, Duration),
+    /// Bytes sent when something was last received, and when it is looked into that nothing was since.
+    silent: (u64, Duration),
+}
+
+#[derive(Clone, Debug)]
+struct Round {
+    small: Sent,
+    /// When the small one was answered, and how long that took.
+    answered: Option<(Duration, Duration)>,
+    sizes: Vec<Sent>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Sent {
     nonce: u64,
     at: Duration,
-    answered: bool,
+    size: u32,
 }
 
 impl Probes {
@@ -73,69 +123,118 @@ impl Probes {
         Self { interval, jitter_seed, next: jitter_seed, peers: BTreeMap::new() }
     }
 
-    /// The probes due at `now` for these peers. A new peer is probed at once, and from then on at its phase of the
-    /// interval: all peers at the same time would fill queues and have every daemon answer at once.
-    pub(super) fn due<'a>(&mut self, now: Duration, peers: impl Iterator<Item = &'a PeerId>) -> Vec<Probe> {
+    /// Takes the paths to all peers; forgets the others.
+    pub(super) fn set_ways(&mut self, now: Duration, ways: BTreeMap<PeerId, PerSlot<Way>>) {
+        let Some(interval) = self.interval else { return };
+        let mut former = std::mem::take(&mut self.peers);
+        for (peer, ways) in ways {
+            let mut watched = former.remove(&peer).unwrap_or_default();
+            for (slot, way) in ways.iter() {
+                let active = watched.active == Some(slot);
+                match watched.slots.get_mut(slot) {
+                    Some(probes) => {
+                        let wanted = probes.set_way(now, *way, interval);
+                        if wanted && active {
+                            watched.due = now;
+                        }
+                    }
+                    empty => *empty = Some(SlotProbes::new(now, *way, interval)),
+                }
+            }
+            self.peers.insert(peer, watched);
+        }
+    }
+
+    /// The probes due at `now` for these peers, by the slot in use. A new peer is probed at once, and from then on at its
+    /// phase of the interval: all peers at the same time would fill queues and have every daemon answer at once.
+    pub(super) fn due<'a>(
+        &mut self,
+        now: Duration,
+        peers: impl Iterator<Item = (&'a PeerId, Slot)>,
+    ) -> Vec<Probe> {
         let Some(interval) = self.interval else { return Vec::new() };
-        let pause = PROBE_TIMEOUT.min(interval);
-        let former = std::mem::take(&mut self.peers);
+        let earliest = now + PROBE_TIMEOUT.min(interval);
         let mut probes = Vec::new();
-        for peer in peers {
-            let mut watched = former.get(peer).copied().unwrap_or_default();
-            if watched.due <= now || watched.in_doubt(now) {
-                watched.evaluate();
-                let mut send = |full| {
+        for (peer, active) in peers {
+            let Some(watched) = self.peers.get_mut(peer) else { continue };
+            for slot in Slot::ALL {
+                watched.conclude(now, slot);
+            }
+            if watched.active != Some(active) {
+                // Whether its path still lets packets of that size pass is known best by asking.
+                watched.due = if watched.active.is_some() { now } else { watched.due };
+                watched.active = Some(active);
+            }
+            for slot in Slot::ALL {
+                if !watched.wants_round(now, slot, slot == active) {
+                    continue;
+                }
+                if slot == active {
+                    watched.due = next_due(phase(self.jitter_seed, interval, peer), interval, earliest);
+                }
+                let Some(on_slot) = watched.slots.get_mut(slot) else { continue };
+                let mut send = |size: Option<u32>| {
                     let nonce = self.next;
                     self.next = nonce.wrapping_add(1);
-                    probes.push(Probe { peer: peer.clone(), nonce, full });
-                    Some(Sent { nonce, at: now, answered: false })
+                    probes.push(Probe { peer: peer.clone(), over: slot, nonce, size });
+                    Sent { nonce, at: now, size: size.unwrap_or_default() }
                 };
-                (watched.small, watched.full) = (send(false), send(true));
-                // Sooner after a loss, to tell a single loss from a broken path.
-                watched.due =
-                    if watched.lost > 0 { now + pause } else { self.next_due(interval, now + pause, peer) };
+                let small = send(None);
+                let sizes = on_slot.search.begin(now).into_iter().map(|size| send(Some(size))).collect();
+                on_slot.round = Some(Round { small, answered: None, sizes });
+                on_slot.probed = (on_slot.way.traffic.0, now);
             }
-            self.peers.insert(peer.clone(), watched);
         }
         probes
     }
 
-    /// The first time from `earliest` on that has the peer's phase. Probes in between, after a loss, do not move it.
-    fn next_due(&self, interval: Duration, earliest: Duration, peer: &PeerId) -> Duration {
-        let phase = self.phase(interval, peer);
-        let intervals = earliest.saturating_sub(phase).as_nanos().div_ceil(interval.as_nanos());
-        phase + interval.saturating_mul(u32::try_from(intervals).unwrap_or(u32::MAX))
+    /// When the next round ends or begins, besides the regular ones.
+    pub(super) fn next_step(&self, now: Duration) -> Option<Duration> {
+        let of_peer = |watched: &PeerProbes| {
+            let ends = watched.slots.iter().filter_map(|(_, slot)| slot.as_ref()?.round.as_ref());
+            ends.map(|round| round.ends().max(now)).min()
+        };
+        self.peers.values().filter_map(of_peer).min()
     }
 
-    /// When within the interval a peer is probed.
-    fn phase(&self, interval: Duration, peer: &PeerId) -> Duration {
-        const STEPS: u32 = 10_000;
-        let mut hasher = DefaultHasher::new();
-        (self.jitter_seed, peer).hash(&mut hasher);
-        let step = u32::try_from(hasher.finish() % u64::from(STEPS)).unwrap_or_default();
-        (interval / STEPS).saturating_mul(step)
-    }
-
-    /// Processes an answer. Unexpected and late ones are ignored.
-    pub(super) fn receive(&mut self, now: Duration, peer: &PeerId, nonce: u64) {
-        let Some(watched) = self.peers.get_mut(peer) else { return };
-        let in_time = |sent: &&mut Sent| sent.nonce == nonce && now.saturating_sub(sent.at) <= PROBE_TIMEOUT;
-        if let Some(sent) = watched.small.as_mut().filter(in_time) {
-            sent.answered = true;
+    /// Processes an answer that came over a slot. Unexpected and late ones are ignored. Returns whether the MTU has changed.
+    pub(super) fn receive(&mut self, now: Duration, peer: &PeerId, over: Slot, nonce: u64) -> bool {
+        let Some(watched) = self.peers.get_mut(peer) else { return false };
+        let Some(slot) = watched.slots.get_mut(over) else { return false };
+        let in_time = |sent: &Sent| sent.nonce == nonce && now.saturating_sub(sent.at) <= PROBE_TIMEOUT;
+        if let Some(round) = slot.round.as_mut().filter(|round| in_time(&round.small)) {
+            let took = now.saturating_sub(round.small.at);
+            round.answered = Some((now, took));
+            slot.lost = 0;
             watched.answered = Some(now);
             (watched.unanswered, watched.unanswered_since) = (0, None);
-            watched.stats.round_trip = Some(now.saturating_sub(sent.at));
+            watched.round_trip = Some(took);
+            return false;
         }
-        if let Some(sent) = watched.full.as_mut().filter(in_time) {
-            sent.answered = true;
-            watched.lost = 0;
-            watched.stats.full_size = Some(true);
+        let in_round = slot.round.iter().flat_map(|round| &round.sizes);
+        let Some(sent) = in_round.chain(&slot.late).copied().find(|sent| in_time(sent)) else { return false };
+        let before = slot.search.size();
+        slot.search.answered(now, sent.size);
+        if let Some(round) = &mut slot.round {
+            round.sizes.retain(|one| one.nonce != nonce);
         }
+        slot.search.size() != before
+    }
+
+    /// What passes to each slot of each peer, where that is less than its route allows.
+    pub(super) fn passes(&self) -> impl Iterator<Item = (&PeerId, Slot, u32)> {
+        self.peers.iter().flat_map(|(peer, watched)| {
+            let slots = watched.slots.iter().filter_map(|(slot, probes)| Some((slot, probes.as_ref()?)));
+            let narrow = slots.filter(|(_, probes)| probes.search.size() < probes.way.limits.largest);
+            narrow.map(move |(slot, probes)| (peer, slot, probes.search.size()))
+        })
     }
 
     /// Which probes the peer has answered.
     pub(super) fn record(&self, now: Duration, peer: &PeerId) -> ProbeRecord {
-        let watched = self.peers.get(peer).copied().unwrap_or_default();
+        let Some(watched) = self.peers.get(peer) else {
+            return ProbeRecord { interval: self.interval, ..ProbeRecord::default() };
+        };
         let lost = watched.unanswered_since.filter(|_| watched.unanswered >= LOSSES_BEFORE_REPORT);
         ProbeRecord {
             interval: self.interval,
@@ -146,31 +245,111 @@ impl Probes {
 
     /// Measurements of the path to a peer.
     pub(super) fn path(&self, peer: &PeerId) -> PathStats {
-        self.peers.get(peer).map(|watched| watched.stats).unwrap_or_default()
+        let Some(watched) = self.peers.get(peer) else { return PathStats::default() };
+        let slots = watched.slots.iter().filter_map(|(_, probes)| Some(&probes.as_ref()?.search));
+        let narrowest = slots.min_by_key(|search| search.size());
+        let active = watched.active.and_then(|slot| watched.slots.get(slot).as_ref());
+        let at_route = |search: &Search| matches!(search.source(), Source::Route | Source::Unknown);
+        // Where neither slot is narrower than its route, the one in use says whether that is known.
+        let source =
+            narrowest.filter(|search| !at_route(search)).or_else(|| active.map(|probes| &probes.search));
+        PathStats {
+            round_trip: watched.round_trip,
+            full_size: active.and_then(|probes| probes.search.passes()),
+            source: source.map(Search::source).unwrap_or_default(),
+        }
     }
 }
 
+/// The first time from `earliest` on that has this phase of the interval. Probes in between, after a loss, do not move it.
+fn next_due(phase: Duration, interval: Duration, earliest: Duration) -> Duration {
+    let intervals = earliest.saturating_sub(phase).as_nanos().div_ceil(interval.as_nanos());
+    phase + interval.saturating_mul(u32::try_from(intervals).unwrap_or(u32::MAX))
+}
+
+/// When within the interval a peer is probed.
+fn phase(jitter_seed: u64, interval: Duration, peer: &PeerId) -> Duration {
+    const STEPS: u32 = 10_000;
+    let mut hasher = DefaultHasher::new();
+    (jitter_seed, peer).hash(&mut hasher);
+    let step = u32::try_from(hasher.finish() % u64::from(STEPS)).unwrap_or_default();
+    (interval / STEPS).saturating_mul(step)
+}
+
 impl PeerProbes {
-    /// Whether the last probe was lost, and another one is needed at once to tell chance from a broken path.
-    fn in_doubt(&self, now: Duration) -> bool {
-        let lost = self.small.is_some_and(|sent| !sent.answered && now >= sent.at + PROBE_TIMEOUT);
-        lost && self.unanswered < LOSSES_BEFORE_REPORT
+    fn wants_round(&self, now: Duration, slot: Slot, active: bool) -> bool {
+        let Some(probes) = self.slots.get(slot) else { return false };
+        if probes.round.is_some() {
+            return false;
+        }
+        // A single loss and a broken path are told apart at once.
+        let in_doubt = (1..LOSSES_BEFORE_REPORT).contains(&probes.lost);
+        let search = probes.search.due().is_some_and(|due| due <= now) && probes.lost < LOSSES_BEFORE_REPORT;
+        if active { self.due <= now || in_doubt || search } else { probes.way.up && search }
     }
 
-    /// Evaluates the previous pair of probes before the next one is sent.
-    fn evaluate(&mut self) {
-        let (Some(small), Some(full)) = (self.small, self.full) else { return };
-        if !small.answered {
-            // Without any answer nothing is known about sizes.
-            self.stats.round_trip = None;
-            self.unanswered = self.unanswered.saturating_add(1);
-            self.unanswered_since.get_or_insert(small.at);
-        } else if !full.answered {
-            self.lost = self.lost.saturating_add(1);
-            if self.lost >= LOSSES_BEFORE_REPORT {
-                self.stats.full_size = Some(false);
+    /// Ends the round of a slot if nothing more is expected of it.
+    fn conclude(&mut self, now: Duration, slot: Slot) {
+        let Some(probes) = self.slots.get_mut(slot) else { return };
+        let Some(round) = probes.round.take_if(|round| round.ends() <= now) else { return };
+        let answered = round.answered.is_some();
+        if !answered {
+            probes.lost = probes.lost.saturating_add(1);
+            if self.active == Some(slot) {
+                // Without any answer nothing is known about sizes.
+                self.round_trip = None;
+                self.unanswered = self.unanswered.saturating_add(1);
+                self.unanswered_since.get_or_insert(round.small.at);
             }
         }
+        probes.late = round.sizes;
+        probes.search.end(now, answered);
+    }
+}
+
+impl Round {
+    /// When it ends: at once if all were answered, soon after the small one was, else after the time for any answer.
+    fn ends(&self) -> Duration {
+        match self.answered {
+            Some((at, _)) if self.sizes.is_empty() => at,
+            Some((at, took)) => (at + GRACE.max(took)).min(self.small.at + PROBE_TIMEOUT),
+            None => self.small.at + PROBE_TIMEOUT,
+        }
+    }
+}
+
+impl SlotProbes {
+    fn new(now: Duration, way: Way, interval: Duration) -> Self {
+        Self {
+            way,
+            search: Search::new(way.limits, interval * RAISE_AFTER),
+            round: None,
+            late: Vec::new(),
+            lost: 0,
+            probed: (way.traffic.0, now),
+            silent: (way.traffic.0, now + STALLED.1),
+        }
+    }
+
+    /// Takes the present path; returns whether the slot should be probed now because of what is sent on it.
+    fn set_way(&mut self, now: Duration, way: Way, interval: Duration) -> bool {
+        let former = std::mem::replace(&mut self.way, way);
+        let moved = former.endpoint != way.endpoint;
+        if moved || (way.up && !former.up) {
+            self.lost = 0;
+        }
+        if moved && former.endpoint.is_some() {
+            (self.round, self.late) = (None, Vec::new());
+            self.search.move_to_other_path();
+        }
+        self.search.set_limits(way.limits);
+        let (sent, received) = way.traffic;
+        if received != former.traffic.1 || sent < former.traffic.0 {
+            self.silent = (sent, now + STALLED.1);
+        }
+        let stalled = sent.saturating_sub(self.silent.0) >= STALLED.0 && now >= self.silent.1;
+        let busy = sent.saturating_sub(self.probed.0) >= BUSY.0 && now >= self.probed.1 + BUSY.1;
+        (stalled || busy) && now >= self.probed.1 + STALLED.1.min(interval)
     }
 }
 
@@ -182,30 +361,56 @@ mod tests {
 
     /// A time in seconds since the phase of n2, at whose multiples of the interval it is probed.
     fn at(probes: &Probes, second: u64) -> Duration {
-        probes.phase(INTERVAL, &PeerId::new("n2")) + Duration::from_secs(second)
+        phase(probes.jitter_seed, INTERVAL, &PeerId::new("n2")) + Duration::from_secs(second)
+    }
+
+    fn way(up: bool, sent: u64, received: u64) -> Way {
+        let limits = Limits { smallest: 1280, largest: 1420 };
+        Way { endpoint: "192.0.2.1:51840".parse().ok(), up, limits, traffic: (sent, received) }
+    }
+
+    fn set(probes: &mut Probes, now: Duration, ways: PerSlot<Way>) {
+        probes.set_ways(now, [(PeerId::new("n2"), ways)].into());
+    }
+
+    /// Probes of one peer on whose slot a packets are sent.
+    fn watching() -> Probes {
+        let mut probes = Probes::new(INTERVAL, u64::MAX);
+        set(&mut probes, Duration::ZERO, PerSlot { a: way(true, 0, 0), b: way(false, 0, 0) });
+        probes
     }
 
     /// Runs `seconds` on a path that answers, after 3 ms, the probes that `passes` lets through.
     fn play(probes: &mut Probes, from: u64, seconds: u64, passes: impl Fn(&Probe) -> bool) -> usize {
         let peer = PeerId::new("n2");
         let mut sent = 0;
-        for second in from..from + seconds {
-            let now = at(probes, second);
-            for probe in probes.due(now, [&peer].into_iter()) {
+        for tenth in from * 10..(from + seconds) * 10 {
+            let now = at(probes, 0) + Duration::from_millis(tenth * 100);
+            for probe in probes.due(now, [(&peer, Slot::A)].into_iter()) {
                 sent += 1;
                 if passes(&probe) {
-                    probes.receive(now + Duration::from_millis(3), &peer, probe.nonce);
+                    probes.receive(now + Duration::from_millis(3), &peer, probe.over, probe.nonce);
                 }
             }
         }
         sent
     }
 
+    fn up_to(mtu: u32) -> impl Fn(&Probe) -> bool {
+        move |probe| probe.size.is_none_or(|size| size <= mtu)
+    }
+
+    fn mtu(probes: &Probes) -> u32 {
+        probes.passes().map(|(_, _, mtu)| mtu).min().unwrap_or(1420)
+    }
+
     #[test]
     fn a_working_path_is_measured_once_per_interval() {
-        let mut probes = Probes::new(INTERVAL, u64::MAX);
-        assert_eq!(play(&mut probes, 0, 300, |_| true), 20);
-        let stats = PathStats { round_trip: Some(Duration::from_millis(3)), full_size: Some(true) };
+        let mut probes = watching();
+        // The first round also asks whether the peer answers probes with a size.
+        assert_eq!(play(&mut probes, 0, 300, |_| true), 21);
+        let round_trip = Some(Duration::from_millis(3));
+        let stats = PathStats { round_trip, full_size: Some(true), source: Source::Route };
         assert_eq!(probes.path(&PeerId::new("n2")), stats);
         assert_eq!(probes.path(&PeerId::new("n3")), PathStats::default());
     }
@@ -214,19 +419,21 @@ mod tests {
     fn peers_are_probed_at_once_and_then_each_at_its_own_time() {
         let peers: Vec<PeerId> = (0..1000).map(|number| PeerId::new(format!("n{number}"))).collect();
         let mut probes = Probes::new(INTERVAL, 7);
+        let ways = PerSlot { a: way(true, 0, 0), b: way(false, 0, 0) };
+        probes.set_ways(Duration::from_secs(100), peers.iter().map(|peer| (peer.clone(), ways)).collect());
         let mut sent: BTreeMap<PeerId, Vec<u64>> = BTreeMap::new();
         let mut busiest = 0;
         for second in 100..300 {
             let now = Duration::from_secs(second);
-            let due = probes.due(now, peers.iter());
+            let due = probes.due(now, peers.iter().map(|peer| (peer, Slot::A)));
             if second == 100 {
-                assert_eq!(due.len(), 2 * peers.len(), "a new peer is not kept waiting");
+                assert_eq!(due.len(), 3 * peers.len(), "a new peer is not kept waiting");
             } else {
                 busiest = busiest.max(due.len());
             }
             for probe in due {
-                probes.receive(now, &probe.peer, probe.nonce);
-                if !probe.full {
+                probes.receive(now, &probe.peer, probe.over, probe.nonce);
+                if probe.size.is_none() {
                     sent.entry(probe.peer).or_default().push(second);
                 }
             }
@@ -236,45 +443,84 @@ mod tests {
             assert!((2..=32).contains(&(times[1] - times[0])), "{peer:?}: {times:?}");
             assert!(times[1..].windows(2).all(|pair| pair[1] - pair[0] == 30), "{peer:?}: {times:?}");
         }
-        let phase = |seed| Probes::new(INTERVAL, seed).phase(INTERVAL, &peers[2]);
-        assert_eq!(phase(7), phase(7));
-        assert_ne!(phase(7), phase(8), "nodes that start together do not probe a peer together");
+        let with = |seed| phase(seed, INTERVAL, &peers[2]);
+        assert_ne!(with(7), with(8), "nodes that start together do not probe a peer together");
     }
 
     #[test]
     fn losses_do_not_move_a_peers_time() {
-        let mut probes = Probes::new(INTERVAL, 7);
+        let mut probes = watching();
         let peer = PeerId::new("n2");
         play(&mut probes, 0, 31, |_| true);
         play(&mut probes, 31, 45, |_| false);
         let before = at(&probes, 89) + Duration::from_millis(999);
-        assert!(probes.due(before, [&peer].into_iter()).is_empty());
-        assert_eq!(probes.due(at(&probes, 90), [&peer].into_iter()).len(), 2);
+        assert!(probes.due(before, [(&peer, Slot::A)].into_iter()).is_empty());
+        assert_eq!(probes.due(at(&probes, 90), [(&peer, Slot::A)].into_iter()).len(), 2);
     }
 
     #[test]
-    fn loss_of_full_size_packets_is_detected_within_a_minute_and_cleared_again() {
-        let mut probes = Probes::new(INTERVAL, 7);
+    fn a_narrower_path_lowers_the_mtu_and_a_wider_one_raises_it_after_twenty_intervals() {
+        let mut probes = watching();
         play(&mut probes, 0, 30, |_| true);
-        play(&mut probes, 30, 60, |probe| !probe.full);
-        assert_eq!(probes.path(&PeerId::new("n2")).full_size, Some(false));
-        play(&mut probes, 90, 30, |_| true);
-        assert_eq!(probes.path(&PeerId::new("n2")).full_size, Some(true));
+        play(&mut probes, 30, 1, up_to(1340));
+        assert_eq!(mtu(&probes), 1420, "not after fewer than three losses");
+        play(&mut probes, 31, 10, up_to(1340));
+        assert!((1324..=1340).contains(&mtu(&probes)), "{}", mtu(&probes));
+        assert_eq!(probes.path(&PeerId::new("n2")).source, Source::Probed);
+        play(&mut probes, 41, 550, |_| true);
+        assert!(mtu(&probes) <= 1340);
+        play(&mut probes, 591, 60, |_| true);
+        assert_eq!(mtu(&probes), 1420);
     }
 
     #[test]
-    fn a_single_loss_or_no_answer_says_nothing_about_sizes() {
-        let mut probes = Probes::new(INTERVAL, 7);
+    fn no_answer_at_all_says_nothing_about_sizes() {
+        let mut probes = watching();
         play(&mut probes, 0, 30, |_| true);
-        play(&mut probes, 30, 1, |probe| !probe.full);
-        play(&mut probes, 31, 29, |_| true);
-        play(&mut probes, 60, 600, |_| false);
-        assert_eq!(probes.path(&PeerId::new("n2")), PathStats { round_trip: None, full_size: Some(true) });
+        play(&mut probes, 30, 600, |_| false);
+        let stats = PathStats { round_trip: None, full_size: Some(true), source: Source::Route };
+        assert_eq!(probes.path(&PeerId::new("n2")), stats);
+    }
+
+    #[test]
+    fn what_is_sent_brings_the_next_probe_forward() {
+        let peer = PeerId::new("n2");
+        for (sent, received, expected, why) in [
+            (0, 0, 0, "an idle pair"),
+            (1_000, 0, 0, "less than a packet of full size"),
+            (3_000, 0, 2, "nothing comes back"),
+            (3_000, 100, 0, "something comes back"),
+            (300_000, 100_000, 2, "much is sent"),
+        ] {
+            let mut probes = watching();
+            play(&mut probes, 0, 5, |_| true);
+            for second in 5..9 {
+                let rest = second - 4;
+                let a = way(true, sent * u64::from(rest > 1), received * rest);
+                let now = at(&probes, second);
+                set(&mut probes, now, PerSlot { a, b: way(false, 0, 0) });
+            }
+            let now = at(&probes, 9);
+            assert_eq!(probes.due(now, [(&peer, Slot::A)].into_iter()).len(), expected, "{why}");
+        }
+    }
+
+    #[test]
+    fn the_other_slot_is_probed_when_its_path_is_new_and_the_answer_of_a_slot_counts_for_it_alone() {
+        let mut probes = watching();
+        play(&mut probes, 0, 5, |_| true);
+        let now = at(&probes, 5);
+        set(&mut probes, now, PerSlot { a: way(true, 0, 0), b: way(true, 0, 0) });
+        let on_b = |probe: &Probe| probe.over == Slot::A || up_to(1300)(probe);
+        assert!(play(&mut probes, 5, 20, on_b) > 3);
+        let narrow: Vec<_> = probes.passes().map(|(_, slot, mtu)| (slot, mtu <= 1300)).collect();
+        assert_eq!(narrow, [(Slot::B, true)]);
+        assert_eq!(play(&mut probes, 25, 4, on_b), 0);
     }
 
     #[test]
     fn three_lost_probes_within_seconds_are_evidence_until_one_is_answered() {
-        let mut probes = Probes::new(INTERVAL, 7);
+        let mut probes = watching();
         let peer = PeerId::new("n2");
         let record = |probes: &Probes, second| probes.record(at(probes, second), &peer);
         play(&mut probes, 0, 31, |_| true);
@@ -295,11 +541,14 @@ mod tests {
 
     #[test]
     fn late_answers_are_none_and_zero_switches_probes_off() {
-        let mut probes = Probes::new(INTERVAL, 7);
+        let mut probes = watching();
         let peer = PeerId::new("n2");
-        let sent = probes.due(Duration::ZERO, [&peer].into_iter());
-        probes.receive(Duration::from_secs(3), &peer, sent[0].nonce);
+        for probe in probes.due(Duration::ZERO, [(&peer, Slot::A)].into_iter()) {
+            probes.receive(Duration::from_secs(3), &peer, probe.over, probe.nonce);
+        }
         assert_eq!(probes.path(&peer), PathStats::default());
-        assert_eq!(play(&mut Probes::new(Duration::ZERO, 7), 0, 100, |_| true), 0);
+        let mut off = Probes::new(Duration::ZERO, 7);
+        set(&mut off, Duration::ZERO, PerSlot { a: way(true, 0, 0), b: way(true, 0, 0) });
+        assert_eq!(play(&mut off, 0, 100, |_| true), 0);
     }
 }

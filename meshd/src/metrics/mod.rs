@@ -432,8 +432,14 @@ fn peers(status: &Status) -> Vec<Metric<'_>> {
         )
         .unit(Unit::Seconds),
         Metric::gauges(
+            "peer_mtu",
+            "MTU of the routes to the peer: at most that of the route to its endpoint, less the overhead, and what passes.",
+            of_peers(|peer| peer.mtu.map(u64::from).map(Value::from)),
+        )
+        .unit(Unit::Bytes),
+        Metric::gauges(
             "peer_full_size_packets_lost",
-            "Whether packets of the MTU's size are lost on the path while smaller ones arrive; absent while unknown.",
+            "Whether packets of the smallest allowed MTU are lost on the path while smaller ones arrive; absent while unknown.",
             of_peers(|peer| peer.full_size_passes.map(|passes| Value::from(!passes))),
         ),
         Metric::gauges(

@@ -40,6 +40,7 @@ fn full() -> Status {
         generation: 1,
         proven: true,
         round_trip_microseconds: Some(1500),
+        mtu_source: "route".to_owned(),
         full_size_passes: Some(true),
         pq: crate::status::pq::PairStatus::default(),
         slots: PerSlot { a: Some(slot), b: None },

@@ -231,7 +231,10 @@ pub struct PeerStatus {
     pub proven: bool,
     /// Round-trip time inside the tunnel in microseconds; none if the last probe was not answered.
     pub round_trip_microseconds: Option<u64>,
-    /// Whether packets of the MTU's size arrive; none while unknown.
+    /// What the MTU comes from: `route`, `probed` (larger packets are lost), `floor` (the smallest that is allowed), `unknown`.
+    #[serde(default)]
+    pub mtu_source: String,
+    /// Whether packets of the MTU's size arrive; none while unknown. If not, not even the smallest size that is allowed does.
     pub full_size_passes: Option<bool>,
     /// State of the preshared key exchange with it.
     #[serde(default)]

@@ -115,9 +115,14 @@ fn peers(peers: &[PeerStatus]) -> Table {
     table
 }
 
-/// The MTU of the routes, marked if packets of that size are lost.
+/// The MTU of the routes, marked if it is less than the route allows, and if packets of that size are lost.
 fn mtu(peer: &PeerStatus) -> String {
-    let mark = if peer.full_size_passes == Some(false) { " LOST" } else { "" };
+    let mark = match peer.mtu_source.as_str() {
+        _ if peer.full_size_passes == Some(false) => " LOST",
+        "probed" => " probed",
+        "floor" => " floor",
+        _ => "",
+    };
     peer.mtu.map(|mtu| format!("{mtu}{mark}")).unwrap_or_default()
 }
 
@@ -166,8 +171,10 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
         let mtu = peer.mtu.unwrap_or_default();
         writeln!(
             text,
-            "\n{}: packets of {mtu} bytes are lost, smaller ones arrive: lower --mtu, or allow ICMP errors on the path",
-            peer.node
+            "\n{}: too-small: packets of {mtu} bytes are lost, smaller ones arrive: the path must let UDP datagrams of {} \
+             bytes pass",
+            peer.node,
+            mtu + wireguard::OVERHEAD
         )?;
     }
     for peer in status.peers.iter().filter(|peer| peer.pq.blocked) {

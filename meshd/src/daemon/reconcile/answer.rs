@@ -76,6 +76,7 @@ impl Reconciler {
             let way = self.peer_channel.path(uid);
             peer.round_trip_microseconds =
                 way.round_trip.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+            way.source.as_str().clone_into(&mut peer.mtu_source);
             peer.full_size_passes = way.full_size;
         }
         status

@@ -5,6 +5,7 @@ mod api_server;
 mod contests;
 mod forged;
 mod host;
+mod path_mtu;
 mod paths;
 mod reach;
 mod relays;
@@ -26,12 +27,13 @@ use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
-use plan::desired::{Setup, Underlay};
+use plan::desired::Setup;
 use plan::evidence::Tests;
 use plan::network::LinkAddress;
 use plan::node::{NodeName, NodeUid};
 use plan::op::Op;
 use plan::path_mtu::PathMtus;
+use plan::path_mtu::search::Source;
 use plan::paths::{Observations, Paths, Standing};
 use plan::turn::{Known, Turn, decide};
 use plan::whereabouts::Whereabouts;
@@ -74,9 +76,6 @@ const HOST: Attempt = Attempt::Task("host");
 const HOST_PORTS: Attempt = Attempt::Task("host-ports");
 const CHANNEL: Attempt = Attempt::Task("control-channel");
 
-/// MTU where the kernel names none: Ethernet's.
-const USUAL_MTU: u32 = 1500;
-
 /// Everything that the loop knows and controls.
 pub(super) struct Reconciler {
     pub(super) config: Config,
@@ -101,6 +100,10 @@ pub(super) struct Reconciler {
     /// Contested addresses, and what tests of them say.
     tests: Tests,
     path_mtus: PathMtus,
+    /// Bytes sent to and received from each peer's slot.
+    traffic: BTreeMap<(NodeUid, Slot), (u64, u64)>,
+    /// The MTU of the routes to each peer since the last turn, and what it comes from.
+    peer_mtus: BTreeMap<NodeUid, (u32, Source)>,
     paths: Paths,
     observations: Observations,
     /// What each peer was told of where its datagrams come from.
@@ -228,6 +231,8 @@ impl Reconciler {
             api: ApiQuestions::new(client, answers),
             tests: Tests::default(),
             path_mtus: PathMtus::default(),
+            traffic: BTreeMap::new(),
+            peer_mtus: BTreeMap::new(),
             paths: Paths::new(keys.jitter_seed()),
             observations: Observations::default(),
             told: BTreeMap::new(),
@@ -347,11 +352,12 @@ impl Reconciler {
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
         let remembered = self.remember(now, &turn.admission);
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
-            self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup, &turn.underlay));
+            self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup));
             self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
             self.keys.handle(Input::Applied(generation));
         }
         self.carrying = carrying(&turn);
+        self.report_mtus(&turn);
         self.test_addresses(now, &turn);
         self.publish();
         self.update_channel(now, &turn.desired).await;
@@ -498,27 +504,6 @@ impl Reconciler {
         };
         self.pairs.protect(admission, &mut setup);
         setup
-    }
-
-    /// The path MTU to each endpoint, by the route that its datagrams really take.
-    async fn underlay(&mut self, admission: &Admission, setup: &Setup) -> Result<Underlay, HostError> {
-        let fixed = self.config.mtu.map(|mtu| mtu + plan::desired::OVERHEAD);
-        let slots = |member| Slot::ALL.map(|slot| setup.path(member, slot).endpoint);
-        let endpoints = admission.world.peers.values().flat_map(slots).flatten();
-        let endpoints = endpoints.map(|endpoint| endpoint.ip()).collect();
-        for address in self.path_mtus.to_ask(&endpoints) {
-            let path = self.host.underlay(address).await?;
-            self.path_mtus.learn(address, path.map(|path| fixed.unwrap_or(path.mtu)));
-        }
-        let mtu_to = self.path_mtus.mtus();
-        let own = admission.world.own.as_ref().map(|own| own.addresses.as_slice()).unwrap_or_default();
-        let mtu = match fixed {
-            Some(mtu) => mtu,
-            None => {
-                self.host.mtu_at(own).await?.or_else(|| mtu_to.values().copied().max()).unwrap_or(USUAL_MTU)
-            }
-        };
-        Ok(Underlay { mtu, mtu_to })
     }
 
     async fn perform(&mut self, now: Duration, ops: &[Op]) {

@@ -54,6 +54,7 @@ impl Reconciler {
         self.find_paths(admission, &states);
         self.tell_whereabouts(admission);
         self.update_relays(admission, &states);
+        self.note_traffic(admission, &states);
         let now = self.started.elapsed();
         let members = admission.world.peers.values();
         let slot = |member: &Member| {
@@ -104,7 +105,6 @@ impl Reconciler {
             }
         }
         self.tick();
-        self.peer_channel.send_probes();
     }
 
     /// Logs once why a slot has no control channel.
@@ -149,8 +149,8 @@ impl Reconciler {
             Some(PeerMessage::Locate(from, peer, list)) => self.answer_locate(&from, &peer, &list),
             Some(PeerMessage::Meet(peer, list)) => self.take_meet(&peer, &list),
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
-            Some(PeerMessage::Echo(peer, over, nonce)) => {
-                self.step_wanted |= self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce);
+            Some(PeerMessage::Echo(peer, over, nonce, mtu)) => {
+                self.step_wanted |= self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce) || mtu;
             }
             Some(PeerMessage::Seen(peer, over, endpoint)) => self.take_seen(&peer, over, endpoint),
             Some(PeerMessage::Invitation(peer, slot)) => {
@@ -269,6 +269,7 @@ impl Reconciler {
         self.peer_channel.send_preshared(self.pairs.take_messages());
         self.step_wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
         self.ask_relays();
+        self.step_wanted |= self.peer_channel.send_probes();
     }
 
     /// When the next of that is due.
@@ -276,7 +277,7 @@ impl Reconciler {
         let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
         // What is due already is taken by the turn that is coming.
         let paths = self.paths_due().filter(|at| *at > Instant::now());
-        let further = leases.into_iter().chain(paths);
+        let further = leases.into_iter().chain(paths).chain(self.peer_channel.probes_due());
         self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
     }
 
