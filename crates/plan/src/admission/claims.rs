@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use keyring::PublicKey;
 
-use super::Candidate;
+use super::admitter::Candidate;
 use crate::annotation::State;
 use crate::node::NodeUid;
 use crate::prefix;

@@ -2,8 +2,8 @@
 
 use keyring::Slot;
 
+use super::admitter::{Admitter, Candidate};
 use super::reason::Reason;
-use super::{Admitter, Candidate};
 use crate::annotation::State;
 
 /// How far a generation may be ahead of the last accepted one. A thief that jumps further gains nothing by it.

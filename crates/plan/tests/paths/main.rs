@@ -11,6 +11,8 @@ mod explore;
 #[cfg(test)]
 mod network;
 #[cfg(test)]
+mod node;
+#[cfg(test)]
 mod stories;
 #[cfg(test)]
 mod world;

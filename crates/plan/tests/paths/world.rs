@@ -1,16 +1,16 @@
 //! Two nodes with a machine each, WireGuard as far as paths notice it, and a relay.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use keyring::{PerSlot, PublicKey, Slot};
-use plan::admission::{Member, Own, World as Peers};
-use plan::annotation::{Endpoints, Phase, SlotState, State};
-use plan::node::{NodeName, NodeUid};
-use plan::paths::{Action, Event, Kind, Outlook, Paths, Surroundings, View};
+use keyring::{PerSlot, Slot};
+use plan::admission::World as Peers;
+use plan::node::NodeName;
+use plan::paths::{Action, Event, Kind, Paths};
 
-use super::network::{Nat, Site};
+use super::network::Nat;
+use super::node::{Device, Node, Probe, Seen, leg, own, uid};
 
 /// A step of the model.
 pub(crate) const TICK: Duration = Duration::from_millis(100);
@@ -24,7 +24,6 @@ const PUBLISHED_AFTER: Duration = Duration::from_secs(2);
 const SILENT: Duration = Duration::from_millis(1_600);
 /// How long it takes until both ends have a relay's ports once both want them.
 const LEASED_AFTER: Duration = Duration::from_millis(700);
-const RELAY: [u8; 4] = [203, 0, 113, 7];
 
 /// What the model is told about chance.
 pub(crate) trait Chance {
@@ -32,15 +31,6 @@ pub(crate) trait Chance {
     fn loses(&mut self) -> bool;
     /// Ticks until it arrives.
     fn delay(&mut self) -> u64;
-}
-
-/// What a packet is besides a packet.
-#[derive(Clone, Copy, Debug)]
-enum Probe {
-    Ask,
-    Echo,
-    /// For the other slot.
-    Invite,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,51 +48,6 @@ struct Datagram {
     to: SocketAddr,
     slot: Slot,
     content: Content,
-}
-
-/// A device's only peer.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Device {
-    pub(crate) endpoint: Option<SocketAddr>,
-    pub(crate) follow: bool,
-    session: Option<(u64, Duration)>,
-    /// Former sessions, whose packets are still accepted.
-    former: Vec<u64>,
-    unconfirmed: Option<u64>,
-    handshake: Option<Duration>,
-    pending: Option<(u64, Duration)>,
-    received: u64,
-    sent: u64,
-    drifts: u64,
-    queued: Option<(Probe, u64)>,
-}
-
-impl Device {
-    fn establish(&mut self, session: u64, now: Duration) {
-        self.former.extend(self.session.map(|(former, _)| former));
-        if self.former.len() > 2 {
-            self.former.remove(0);
-        }
-        (self.session, self.handshake) = (Some((session, now)), Some(now));
-    }
-}
-
-/// One end of the pair.
-#[derive(Clone, Debug)]
-pub(crate) struct Node {
-    pub(crate) site: Site,
-    pub(crate) paths: Paths,
-    pub(crate) devices: PerSlot<Device>,
-    pub(crate) events: Vec<(Duration, Slot, Event)>,
-    known: Endpoints,
-    /// When the other end learns the present endpoints.
-    published: Vec<(Duration, Endpoints)>,
-    sequence: u64,
-    leased: PerSlot<bool>,
-    /// The slot that carries packets.
-    pub(crate) carrying: Slot,
-    pub(crate) pq_prefers: Slot,
-    turn_wanted: bool,
 }
 
 /// The pair.
@@ -131,145 +76,6 @@ pub(crate) struct World<C> {
     /// For how long both slots have been tried at once, by either or both ends, and the longest such time.
     both_tried: Duration,
     pub(crate) longest_both_tried: Duration,
-}
-
-fn uid(index: usize) -> NodeUid {
-    NodeUid::new(format!("u{index}"))
-}
-
-fn own(index: usize) -> Own {
-    let (pod_cidrs, addresses) = (Vec::new(), Vec::new());
-    Own { uid: uid(index), pod_cidrs, addresses, location: None, relay: false, renewal: None }
-}
-
-fn port(slot: Slot) -> u16 {
-    if slot == Slot::A { 51840 } else { 51841 }
-}
-
-/// The port of the relay with this number that an end sends to.
-fn leg(relay: u8, index: usize, slot: Slot) -> SocketAddr {
-    let number = u16::try_from(index).unwrap() * 2 + u16::from(slot == Slot::B);
-    SocketAddr::new(relay_address(relay), 24_000 + number)
-}
-
-fn relay_address(relay: u8) -> IpAddr {
-    let [a, b, c, d] = RELAY;
-    IpAddr::from([a, b, c, d + relay])
-}
-
-impl Node {
-    fn new(number: u8, nat: Nat) -> Self {
-        Self {
-            site: Site::new(number, nat),
-            paths: Paths::new(u64::from(number) << 32),
-            devices: PerSlot::default(),
-            events: Vec::new(),
-            known: Endpoints::default(),
-            published: Vec::new(),
-            sequence: 0,
-            leased: PerSlot::default(),
-            carrying: Slot::A,
-            pq_prefers: Slot::A,
-            turn_wanted: false,
-        }
-    }
-
-    fn socket(&self, slot: Slot) -> SocketAddr {
-        SocketAddr::new(self.site.own, port(slot))
-    }
-
-    fn endpoints(&self) -> Endpoints {
-        let site = &self.site;
-        let observed = |slot| site.observed(self.socket(slot)).into_iter().collect();
-        Endpoints {
-            addresses: vec![site.own],
-            external: if site.nat == Nat::OneToOne { vec![site.public] } else { Vec::new() },
-            observed: if site.nat == Nat::Home { PerSlot::from_fn(observed) } else { PerSlot::default() },
-            mapping: site.nat.mapping(),
-            nat: site.nat.mapping().is_mapped(),
-            sequence: 0,
-        }
-    }
-
-    fn surroundings(&self) -> Surroundings {
-        Surroundings {
-            links: vec![ipnetwork::IpNetwork::new(self.site.own, 31).unwrap()],
-            location: None,
-            observed: [self.site.public].into(),
-            mapping: self.site.nat.mapping(),
-        }
-    }
-
-    fn member(&self, index: usize) -> Member {
-        let slot = |slot: Slot| SlotState {
-            key: PublicKey::from_bytes(
-                &[u8::try_from(index).unwrap() * 2 + 3 + u8::from(slot == Slot::B); 32],
-            )
-            .unwrap(),
-            generation: 1,
-            port: port(slot),
-        };
-        Member {
-            uid: uid(index),
-            pod_cidrs: Vec::new(),
-            addresses: Vec::new(),
-            state: State {
-                uid: uid(index),
-                generation: 1,
-                slots: PerSlot::from_fn(slot),
-                prefer: Slot::A,
-                drain: None,
-                phase: Phase::Steady,
-                proofs: None,
-            },
-            endpoint: None,
-            prescribed: None,
-            reach: self.known.clone(),
-            published: 0,
-            location: None,
-            nat: self.known.nat,
-            relay: false,
-            keepalive: None,
-        }
-    }
-
-    /// What kind of path there is on the slot that carries packets.
-    pub(crate) fn kind(&self, other: usize) -> Option<Kind> {
-        self.paths.up(&uid(other), self.carrying)
-    }
-}
-
-struct Seen<'a> {
-    now: Duration,
-    node: &'a Node,
-    index: usize,
-    slow: bool,
-    relay: u8,
-}
-
-impl Outlook for Seen<'_> {
-    fn view(&self, _: &Member, slot: Slot) -> Option<View> {
-        let device = self.node.devices.get(slot);
-        let handshake = device.handshake.map(|at| self.now.saturating_sub(at));
-        let Device { endpoint, received, sent, drifts, .. } = *device;
-        Some(View { endpoint, handshake, received, sent, drifts })
-    }
-
-    fn relayed(&self, _: &NodeUid, slot: Slot) -> Option<SocketAddr> {
-        self.node.leased.get(slot).then(|| leg(self.relay, self.index, slot))
-    }
-
-    fn is_relay(&self, endpoint: SocketAddr) -> bool {
-        (0..=self.relay).any(|relay| endpoint.ip() == relay_address(relay))
-    }
-
-    fn carrying(&self, _: &NodeUid) -> Option<Slot> {
-        Some(self.node.carrying)
-    }
-
-    fn is_limited(&self, _: Slot) -> bool {
-        self.slow
-    }
 }
 
 impl<C: Chance> World<C> {

@@ -296,5 +296,4 @@ const fn steady(raise_at: Option<Duration>) -> State {
 }
 
 #[cfg(test)]
-#[path = "search_tests.rs"]
 mod tests;

@@ -1,0 +1,160 @@
+//! What a turn does to the node: its steps, the guard when nothing else can be seen, and files.
+
+use std::path::Path;
+use std::time::Duration;
+
+use linux::sysctl::Sysctls;
+use plan::admission::Admission;
+use plan::backoff::Attempt;
+use plan::node::NodeName;
+use plan::op::Op;
+use tracing::{error, info, warn};
+
+use super::super::perform;
+use super::{Answer, CACHE, CNI, HOST_PORTS, Reconciler, close};
+use crate::chain::Chain;
+use crate::fault;
+
+impl Reconciler {
+    /// Puts the guard in place although the rest of the node can't be observed; returns whether it is.
+    pub(super) fn hold_guard(&mut self) -> bool {
+        let held = match &self.guard {
+            Some(guard) => match self.guard_owner.is_in_place(guard) {
+                Ok(false) => self.guard_owner.set(guard),
+                checked => checked.map(drop),
+            },
+            None => close(&self.config, &mut self.guard_owner),
+        };
+        match held {
+            Ok(()) => true,
+            Err(error) => {
+                error!(event = "GuardNotSet", error = %Chain(&error), "the guard can't be put in place");
+                false
+            }
+        }
+    }
+
+    /// Restores the node's table of host ports if another program has removed or changed it.
+    fn hold_host_ports(&mut self, now: Duration) {
+        let own = self.outcome.own_ports(&self.config);
+        let filters = (self.filters.state, &mut self.filters.host_ports);
+        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs, &own, filters) {
+            Ok(restored) => {
+                if restored {
+                    warn!(
+                        event = "HostPortsRestored",
+                        "nft table inet meshd-ports restored: another program changed it"
+                    );
+                }
+                self.side_tasks.succeeded(&HOST_PORTS);
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, HOST_PORTS, cause.clone()) {
+                    warn!(event = "HostPortsNotSet", error = cause, "host ports of pods may not work");
+                }
+                self.outcome.failures.push(cause);
+            }
+        }
+    }
+
+    pub(super) fn write_cni_files(&mut self, now: Duration) {
+        self.hold_host_ports(now);
+        self.probe_chained_plugins();
+        match self.outcome.write_cni_files(&self.config) {
+            Ok(()) => drop(self.side_tasks.succeeded(&CNI)),
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, CNI, cause.clone()) {
+                    warn!(
+                        event = "CniFilesNotWritten",
+                        error = cause,
+                        "the files for the CNI plugin are not up to date"
+                    );
+                }
+                self.outcome.failures.push(cause);
+            }
+        }
+    }
+
+    /// Probes chained plugins that were installed or replaced, beside the loop; the answer is an input of a later turn.
+    fn probe_chained_plugins(&mut self) {
+        if let Some(probe) =
+            self.outcome.chained.start_probe(&self.config.cni_bin_dir, self.started.elapsed())
+        {
+            drop(self.api.ask(async move { Some(Answer::ChainedPlugins(probe.run().await)) }));
+        }
+    }
+
+    pub(super) async fn perform(&mut self, now: Duration, ops: &[Op]) {
+        let sysctls = Sysctls::at(&self.config.sysctl_dir);
+        let mut still_there = Vec::new();
+        for op in ops {
+            // A peer that was to be removed to end its session must not get its new settings: the session would go on.
+            if matches!(op, Op::AddPeer { slot, key, .. } if still_there.contains(&(*slot, *key))) {
+                continue;
+            }
+            fault::point("step.before");
+            let performed = perform::perform(
+                op,
+                (&self.host, &mut self.guard_owner),
+                &sysctls,
+                &mut self.devices,
+                &self.keys,
+            )
+            .await;
+            let subject = Attempt::step(op);
+            self.outcome.counters.retried_steps += u64::from(self.backoff.is_failing(&subject));
+            match performed {
+                Ok(()) => {
+                    self.outcome.counters.steps += 1;
+                    match self.backoff.succeeded(&subject) {
+                        None => info!(event = "StepDone", step = %op, "step done"),
+                        Some(failures) => {
+                            info!(event = "StepDone", step = %op, failures, "step done after failures");
+                        }
+                    }
+                }
+                Err(error) => {
+                    if let Op::RemovePeer { slot, key } = op {
+                        still_there.push((*slot, *key));
+                    }
+                    self.outcome.counters.failed_steps += 1;
+                    let message = format!("{op}: {}", Chain(&error));
+                    if self.backoff.failed(now, subject, message) {
+                        warn!(
+                            event = "StepFailed", step = %op, error = %Chain(&error),
+                            "step failed; retrying with backoff"
+                        );
+                    }
+                }
+            }
+        }
+        for (slot, key) in perform::to_handshake_with(ops) {
+            self.devices.initiate_handshake(slot, key);
+        }
+    }
+
+    /// Writes the ledger to disk; returns whether it is there.
+    pub(super) fn remember(&mut self, now: Duration, admission: &Admission) -> bool {
+        self.cluster.remember(&admission.ledger);
+        // Before the first list the ledger is the one that was read from the file.
+        if !self.cluster.is_listed() {
+            return true;
+        }
+        let node = NodeName::new(self.config.node_name.clone());
+        match self.cache.save(&node, self.cluster.own_uid(), &admission.ledger) {
+            Ok(_) => {
+                self.side_tasks.succeeded(&CACHE);
+                true
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, CACHE, cause.clone()) {
+                    warn!(event = "PeersNotStored", error = cause, "the last known peers are not saved");
+                }
+                false
+            }
+        }
+    }
+}
