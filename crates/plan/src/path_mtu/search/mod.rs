@@ -10,6 +10,11 @@ use std::time::Duration;
 pub const MIN_IPV4_MTU: u32 = 576;
 /// How many rounds a size must be lost in: `MAX_PROBES` (RFC 8899 section 5.1.2).
 pub const MAX_PROBES: u8 = 3;
+/// In how many if something that must pass, because a larger size did, was lost as well: then the path loses packets of any
+/// size.
+const MAX_PROBES_IF_LOSSY: u8 = 3 * MAX_PROBES;
+/// Between rounds that ask for a size which was lost although it used to pass: longer than most queues are full.
+const DOUBT_PAUSE: Duration = Duration::from_millis(800);
 /// Between the largest size that passes and the smallest that does not, in bytes, when a search ends: what `WireGuard`
 /// pads packets to.
 pub const STEP: u32 = 16;
@@ -60,6 +65,8 @@ pub struct Search {
     raise_after: Duration,
     size: u32,
     state: State,
+    /// When larger sizes are tried again; none if this is the largest, or nothing can be known.
+    raise_at: Option<Duration>,
     /// Sizes of the present round that have not been answered.
     open: Vec<u32>,
     /// Whether the peer has ever answered a probe with a size.
@@ -72,12 +79,25 @@ pub struct Search {
 enum State {
     /// Nothing is known of this path yet.
     New,
-    /// The size passes, or nothing can be known; when a larger one is tried.
-    Steady { raise_at: Option<Duration> },
-    /// The size was lost in so many rounds; the largest smaller one that has passed since.
-    Doubt { lost: u8, passed: Option<u32> },
+    /// The size passes, or nothing can be known.
+    Steady,
+    /// The size was lost.
+    Doubt(Doubt),
     /// Larger sizes are tried, all at once; in how many rounds they were lost; the smallest that does not pass.
     Climb { trying: Vec<u32>, lost: u8, fails: u32 },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Doubt {
+    /// In how many rounds the size was lost.
+    lost: u8,
+    /// The largest smaller one that has passed since.
+    passed: Option<u32>,
+    /// Whether smaller ones than that were lost as well.
+    lossy: bool,
+    /// When the next round is wanted, and the pause before further ones.
+    again: Duration,
+    pause: Duration,
 }
 
 impl Search {
@@ -88,6 +108,7 @@ impl Search {
             raise_after,
             size: limits.largest,
             state: State::New,
+            raise_at: None,
             open: Vec::new(),
             answers_sizes: false,
             too_small: false,
@@ -129,8 +150,9 @@ impl Search {
     /// When a round is wanted besides the regular ones.
     pub const fn due(&self) -> Option<Duration> {
         match &self.state {
-            State::New | State::Doubt { .. } | State::Climb { .. } => Some(Duration::ZERO),
-            State::Steady { raise_at } => *raise_at,
+            State::New | State::Climb { .. } => Some(Duration::ZERO),
+            State::Doubt(doubt) => Some(doubt.again),
+            State::Steady => self.raise_at,
         }
     }
 
@@ -148,31 +170,35 @@ impl Search {
         }
         self.size = self.size.min(limits.largest).max(limits.smallest);
         if !matches!(self.state, State::New) {
-            self.state = if self.size < limits.largest { self.climb() } else { steady(None) };
+            (self.state, self.raise_at) = (State::Steady, None);
+            if self.size < limits.largest {
+                self.state = self.climb();
+            }
         }
     }
 
     /// The path is another one. The MTU stays until it is known whether packets of this size pass.
     pub fn move_to_other_path(&mut self) {
         self.open.clear();
-        (self.state, self.too_small) = (State::New, false);
+        (self.state, self.raise_at, self.too_small) = (State::New, None, false);
     }
 
     /// Begins a round; returns the sizes to probe besides the small one.
     pub fn begin(&mut self, now: Duration) -> Vec<u32> {
-        if matches!(self.state, State::Steady { raise_at: Some(at) } if now >= at) {
+        if self.state == State::Steady && self.raise_at.is_some_and(|at| now >= at) {
             self.state = self.climb();
         }
         let (size, Limits { smallest, .. }) = (self.size, self.limits);
         self.open = match &self.state {
-            State::New | State::Steady { .. } => {
+            State::New | State::Steady => {
                 // Whether the peer answers probes with a size at all.
                 let first = (!self.answers_sizes && size > MIN_IPV4_MTU).then_some(MIN_IPV4_MTU);
                 first.into_iter().chain([size]).collect()
             }
-            State::Doubt { passed, .. } => {
-                let smaller = COMMON.into_iter().chain([smallest]);
-                let wanted = smaller.filter(|one| *one < size && passed.is_none_or(|passed| *one > passed));
+            State::Doubt(Doubt { passed, .. }) => {
+                let smaller = COMMON.into_iter().chain([smallest]).chain(*passed);
+                // What has passed is asked for again: losing it tells that size is not what matters.
+                let wanted = smaller.filter(|one| *one < size && passed.is_none_or(|passed| *one >= passed));
                 let mut sizes: Vec<u32> = wanted
                     .filter(|one| *one >= smallest || (passed.is_none() && *one == MIN_IPV4_MTU))
                     .chain([size])
@@ -193,10 +219,10 @@ impl Search {
         if size < self.limits.smallest || size > self.limits.largest {
             return;
         }
-        if let State::Doubt { passed, .. } = &mut self.state
+        if let State::Doubt(doubt) = &mut self.state
             && size < self.size
         {
-            *passed = (*passed).max(Some(size));
+            doubt.passed = doubt.passed.max(Some(size));
             return;
         }
         if size < self.size {
@@ -204,11 +230,16 @@ impl Search {
         }
         self.too_small = false;
         self.size = size;
+        if size == self.limits.largest {
+            self.raise_at = None;
+        }
         match &mut self.state {
-            State::New if size < self.limits.largest => self.state = self.climb(),
-            State::New | State::Doubt { .. } => self.state = steady(self.raise_at(now)),
-            State::Steady { raise_at } if size == self.limits.largest => *raise_at = None,
-            State::Steady { .. } => {}
+            // A single loss does not put off the next search for larger sizes.
+            State::New | State::Doubt(_) if size < self.limits.largest && self.raise_at.is_none() => {
+                self.state = self.climb();
+            }
+            State::New | State::Doubt(_) => self.state = State::Steady,
+            State::Steady => {}
             State::Climb { trying, .. } => {
                 trying.retain(|one| *one > size);
                 self.go_on_climbing(now);
@@ -219,22 +250,31 @@ impl Search {
     /// Ends the round; `small` says whether its small probe was answered.
     pub fn end(&mut self, now: Duration, small: bool) {
         let open = std::mem::take(&mut self.open);
+        if let State::Doubt(doubt) = &mut self.state {
+            doubt.again = now + doubt.pause;
+            doubt.lossy |= !small || open.iter().any(|size| Some(*size) <= doubt.passed);
+        }
         if !small || open.is_empty() {
             return;
         }
         match &mut self.state {
             // It is known already that this is the smallest size and does not pass.
-            State::Steady { .. } if self.too_small => {}
-            State::New | State::Steady { .. } if open.contains(&self.size) => {
-                self.state = State::Doubt { lost: 1, passed: None };
+            State::Steady if self.too_small => {}
+            State::New | State::Steady if open.contains(&self.size) => {
+                // Of a new path nothing is known that speaks against it: it is asked at once.
+                let pause = if self.state == State::New { Duration::ZERO } else { DOUBT_PAUSE };
+                let again = now + pause;
+                self.state = State::Doubt(Doubt { lost: 1, passed: None, lossy: false, again, pause });
             }
-            State::New | State::Steady { .. } => {}
-            State::Doubt { lost, .. } => {
-                *lost += 1;
-                if *lost >= MAX_PROBES {
-                    self.lower(now, &open);
+            State::New | State::Steady => {}
+            State::Doubt(doubt) if open.contains(&self.size) => {
+                doubt.lost += 1;
+                if doubt.lost >= if doubt.lossy { MAX_PROBES_IF_LOSSY } else { MAX_PROBES } {
+                    let doubt = *doubt;
+                    self.lower(now, doubt, &open);
                 }
             }
+            State::Doubt(_) => {}
             State::Climb { trying, lost, fails } => {
                 *lost += 1;
                 if *lost >= MAX_PROBES {
@@ -247,19 +287,23 @@ impl Search {
     }
 
     /// The size does not pass.
-    fn lower(&mut self, now: Duration, lost: &[u32]) {
-        let State::Doubt { passed, .. } = self.state else { return };
+    fn lower(&mut self, now: Duration, Doubt { passed, lossy, .. }: Doubt, lost: &[u32]) {
         if let Some(passed) = passed {
-            let fails = lost.iter().copied().filter(|size| *size > passed).min().unwrap_or(self.size);
             self.size = passed;
+            if lossy {
+                // Which sizes in between pass is not known by a few losses.
+                self.state = self.climb();
+                return;
+            }
+            let fails = lost.iter().copied().filter(|size| *size > passed).min().unwrap_or(self.size);
             self.state = State::Climb { trying: Vec::new(), lost: 0, fails };
             self.go_on_climbing(now);
         } else if self.answers_sizes {
             (self.size, self.too_small) = (self.limits.smallest, true);
-            self.state = steady(self.raise_at(now));
+            (self.state, self.raise_at) = (State::Steady, self.raised_after(now));
         } else {
             // It may be a daemon that answers no probe with a size.
-            self.state = steady(None);
+            (self.state, self.raise_at) = (State::Steady, None);
         }
     }
 
@@ -272,27 +316,23 @@ impl Search {
 
     /// What to try next, after something has passed or failed.
     fn go_on_climbing(&mut self, now: Duration) {
-        let raise_at = self.raise_at(now);
+        let raise_at = self.raised_after(now);
         let State::Climb { trying, lost, fails } = &mut self.state else { return };
         if !trying.is_empty() {
             return;
         }
         *lost = 0;
         if self.size >= self.limits.largest || *fails <= self.size + STEP {
-            self.state = steady(raise_at);
+            (self.state, self.raise_at) = (State::Steady, raise_at);
         } else {
             trying.push(self.size + (*fails - self.size) / 2);
         }
     }
 
-    /// When larger sizes are tried again.
-    fn raise_at(&self, now: Duration) -> Option<Duration> {
+    /// When larger sizes are tried again, after a search that ends now.
+    fn raised_after(&self, now: Duration) -> Option<Duration> {
         (self.size < self.limits.largest).then(|| now + self.raise_after)
     }
-}
-
-const fn steady(raise_at: Option<Duration>) -> State {
-    State::Steady { raise_at }
 }
 
 #[cfg(test)]

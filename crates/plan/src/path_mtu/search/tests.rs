@@ -156,6 +156,47 @@ fn an_answer_to_what_was_not_asked_for_changes_nothing_beyond_the_route() {
     assert_eq!(search.size(), 1420);
 }
 
+/// Losses of any size, in percent each way, from a generator with a fixed seed.
+fn lossy(percent: u64, mtu: u32) -> impl FnMut(Option<u32>) -> bool {
+    let mut state = 0x2545_f491_4f6c_dd1d_u64;
+    move |size| {
+        let mut arrives = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state % 100 >= percent
+        };
+        let (there, back) = (arrives(), arrives());
+        there && back && size.is_none_or(|size| size <= mtu)
+    }
+}
+
+#[test]
+fn a_path_that_loses_packets_of_any_size_seldom_lowers_the_mtu_and_never_for_long() {
+    for (percent, allowed) in [(2, 1), (10, 25), (20, 50)] {
+        let mut trip = Trip::new(DUAL);
+        trip.up_to(1420, SECONDS(1));
+        let mut passes = lossy(percent, 1420);
+        let mut lowered = 0;
+        // Two hours with a round each 3 s, as on a busy path.
+        for _ in 0..2400 {
+            trip.regular = trip.now;
+            trip.run(SECONDS(3), &mut passes);
+            lowered += u32::from(trip.search.size() < 1420);
+        }
+        assert!(lowered * 100 <= allowed * 2400, "{percent} %: {lowered} of 2400");
+    }
+}
+
+#[test]
+fn a_lossy_path_that_has_widened_is_used_to_the_full_again() {
+    let mut trip = Trip::new(DUAL);
+    trip.up_to(1300, SECONDS(60));
+    assert!(trip.search.size() <= 1300);
+    trip.run(RAISE * 2, lossy(10, 1420));
+    assert_eq!(trip.search.size(), 1420);
+}
+
 proptest! {
     /// Paths that narrow, widen and are exchanged, while every fifth probe or answer is lost; in the end none is lost, and the
     /// size is what passes, to 16 bytes.
