@@ -18,6 +18,8 @@ use crate::paths::is_public;
 /// By how much a list's number may exceed the last known one. Who gets hold of a node's keys for a moment can't use up all
 /// numbers.
 pub const SEQUENCE_STEP: u64 = 1024;
+/// Between two lists of a node that are taken: each is a turn. A node repeats what is not taken.
+const TOLD_APART: Duration = Duration::from_millis(500);
 /// Most neighbours that are asked about a peer at a time.
 pub const ASKED: usize = 3;
 /// First and longest pause between two times of asking about a peer.
@@ -65,12 +67,16 @@ pub enum Refused {
     Stale,
     /// Its number does not follow the last known one.
     Jumped,
+    /// Another one was taken a moment ago.
+    Early,
 }
 
 /// What nodes have said, and whom to ask.
 #[derive(Clone, Debug, Default)]
 pub struct Whereabouts {
     heard: BTreeMap<NodeUid, Heard>,
+    /// When each node's list was taken, and the number of the one that it published then.
+    taken: BTreeMap<NodeUid, (Duration, u64)>,
     /// Until when hearsay is tried, since when, and how much of it was taken in that time.
     until: BTreeMap<NodeUid, (Duration, Duration, u32)>,
     /// Peers without a path: when to ask the next time, and the pause after it.
@@ -92,15 +98,25 @@ impl Whereabouts {
         self.heard.get(uid)?.told.as_ref()
     }
 
-    /// Takes a node's own list; `known` is the number of the last one that counts for it.
-    pub fn here(&mut self, uid: &NodeUid, list: Endpoints, known: u64) -> Result<(), Refused> {
-        let known = self.told(uid).map_or(known, |told| known.max(told.sequence));
+    /// Takes a node's own list; `published` is the number of the one that it publishes.
+    pub fn here(
+        &mut self,
+        now: Duration,
+        uid: &NodeUid,
+        list: Endpoints,
+        published: u64,
+    ) -> Result<(), Refused> {
+        let known = self.told(uid).map_or(published, |told| published.max(told.sequence));
         if list.sequence <= known {
             return Err(Refused::Stale);
         }
         if list.sequence - known > SEQUENCE_STEP {
             return Err(Refused::Jumped);
         }
+        if self.taken.get(uid).is_some_and(|(at, _)| now < *at + TOLD_APART) {
+            return Err(Refused::Early);
+        }
+        self.taken.insert(uid.clone(), (now, published));
         self.heard.entry(uid.clone()).or_default().told = Some(list);
         Ok(())
     }
@@ -121,16 +137,19 @@ impl Whereabouts {
         true
     }
 
-    /// Forgets what no longer counts: lists that are published by now, hearsay after a while, and nodes that are not in the
+    /// Forgets what no longer counts: lists that are published by now, those of a node that has published another one since
+    /// (it tells anew what is later; its numbers may start over with its daemon), hearsay after a while, and nodes that are not in the
     /// mesh. `published` is the number of a member's published list.
     pub fn retain(&mut self, now: Duration, published: impl Fn(&NodeUid) -> Option<u64>) {
         let until = &self.until;
         self.heard.retain(|uid, heard| {
             let number = published(uid);
-            heard.told.take_if(|told| number.is_none_or(|number| told.sequence <= number));
+            let then = self.taken.get(uid).map(|(_, published)| *published);
+            heard.told.take_if(|told| number.is_none_or(|number| told.sequence <= number) || number != then);
             heard.hearsay.take_if(|_| until.get(uid).is_none_or(|(until, ..)| now >= *until));
             heard.told.is_some() || heard.hearsay.is_some()
         });
+        self.taken.retain(|uid, _| published(uid).is_some());
         self.until.retain(|_, (until, ..)| now < *until);
         self.answered.retain(|_, at| now < *at + ANSWER);
         self.known.retain(|uid| published(uid).is_some());
@@ -197,23 +216,43 @@ mod tests {
     #[test]
     fn a_later_list_counts_and_a_number_only_steps() {
         let (mut places, p) = (Whereabouts::default(), uid("p"));
-        assert_eq!(places.here(&p, list(7, "192.0.2.1:1"), 7), Err(Refused::Stale));
-        assert_eq!(places.here(&p, list(8 + SEQUENCE_STEP, "192.0.2.1:1"), 7), Err(Refused::Jumped));
-        assert_eq!(places.here(&p, list(8, "192.0.2.1:1"), 7), Ok(()));
-        assert_eq!(places.here(&p, list(8, "192.0.2.9:1"), 7), Err(Refused::Stale));
+        assert_eq!(places.here(S, &p, list(7, "192.0.2.1:1"), 7), Err(Refused::Stale));
+        assert_eq!(places.here(S, &p, list(8 + SEQUENCE_STEP, "192.0.2.1:1"), 7), Err(Refused::Jumped));
+        assert_eq!(places.here(S, &p, list(8, "192.0.2.1:1"), 7), Ok(()));
+        assert_eq!(places.here(S, &p, list(8, "192.0.2.9:1"), 7), Err(Refused::Stale));
         assert_eq!(places.told(&p), Some(&list(8, "192.0.2.1:1")));
         // Published by now: the annotation counts again, also if another one with a lower number follows.
         places.retain(S, |_| Some(8));
         assert_eq!(places.told(&p), None);
-        assert_eq!(places.here(&p, list(3, "192.0.2.1:1"), 2), Ok(()));
-        places.retain(S, |_| None);
+        assert_eq!(places.here(S * 2, &p, list(3, "192.0.2.1:1"), 2), Ok(()));
+        places.retain(S * 2, |_| None);
         assert!(places.heard().is_empty(), "not a member any more");
+    }
+
+    #[test]
+    fn a_list_gives_way_to_what_is_published_after_it_whatever_its_number() {
+        let (mut places, p) = (Whereabouts::default(), uid("p"));
+        places.here(S, &p, list(10, "192.0.2.1:1"), 7).unwrap();
+        places.retain(S, |_| Some(7));
+        assert!(places.told(&p).is_some());
+        // Its daemon has started anew, and goes on from what it had published.
+        places.retain(S, |_| Some(8));
+        assert_eq!(places.told(&p), None);
+    }
+
+    #[test]
+    fn a_node_that_tells_lists_all_the_time_is_heard_twice_a_second() {
+        let (mut places, p) = (Whereabouts::default(), uid("p"));
+        let millis = Duration::from_millis;
+        let taken =
+            (1_u64..1000).filter(|n| places.here(millis(n * 10), &p, list(n + 7, "192.0.2.1:1"), 7).is_ok());
+        assert_eq!(taken.count(), 20);
     }
 
     #[test]
     fn hearsay_replaces_nothing_and_ends() {
         let (mut places, p) = (Whereabouts::default(), uid("p"));
-        places.here(&p, list(8, "192.0.2.1:1"), 7).unwrap();
+        places.here(S, &p, list(8, "192.0.2.1:1"), 7).unwrap();
         assert!(places.meet(S, &p, list(9, "192.0.2.9:1")));
         assert!(!places.meet(S, &p, list(10, "192.0.2.10:1")), "one at a time");
         let taken = (2..11).filter(|second| places.meet(S * *second, &p, list(9, "192.0.2.9:1"))).count();

@@ -24,7 +24,7 @@ use plan::network::LinkName;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-pub(crate) use message::Message;
+pub(crate) use message::{MAX_PROBE_LEN, Message};
 pub(crate) use peers::{Correspondent, Peers};
 pub use played::{Heard, PlayedEnd, Stand};
 use socket::Socket;

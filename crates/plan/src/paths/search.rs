@@ -192,7 +192,8 @@ impl Search {
             self.at = Some(attempt);
             let aim = Action::Aim { to: candidate.to, follow: self.follows() };
             actions.extend([aim, Action::Probe(context.nonce)]);
-            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !self.invited {
+            let invited = std::mem::take(&mut self.invited);
+            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !invited {
                 actions.push(Action::Invite);
             }
             return (actions, false);

@@ -11,8 +11,13 @@ use keyring::rotation::PeerId;
 use keyring::{PerSlot, Slot};
 use plan::path_mtu::search::{Limits, Search, Source};
 
+use crate::channel::MAX_PROBE_LEN;
 use crate::status::reach::ProbeRecord;
 
+/// The largest packet in bytes that is asked for: a probe's payload with the headers of IPv4 and UDP. What a route allows
+/// beyond that is believed.
+const LARGEST_PROBED: u32 = 9028;
+const _: () = assert!(LARGEST_PROBED as usize == MAX_PROBE_LEN + 28);
 /// Answers that take longer count as lost.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much later than the small probe's answer that of a larger one may come: at least this, else as long as the round trip.
@@ -89,6 +94,7 @@ struct PeerProbes {
 struct SlotProbes {
     way: Way,
     search: Search,
+    interval: Duration,
     round: Option<Round>,
     /// The round before, whose answers may still come.
     late: Vec<Sent>,
@@ -155,11 +161,14 @@ impl Probes {
         let Some(interval) = self.interval else { return Vec::new() };
         let earliest = now + PROBE_TIMEOUT.min(interval);
         let mut probes = Vec::new();
-        for (peer, active) in peers {
-            let Some(watched) = self.peers.get_mut(peer) else { continue };
+        // Also those of peers that can't be asked anything at the moment: the loop waits for the end of each round.
+        for watched in self.peers.values_mut() {
             for slot in Slot::ALL {
                 watched.conclude(now, slot);
             }
+        }
+        for (peer, active) in peers {
+            let Some(watched) = self.peers.get_mut(peer) else { continue };
             if watched.active != Some(active) {
                 // Whether its path still lets packets of that size pass is known best by asking.
                 watched.due = if watched.active.is_some() { now } else { watched.due };
@@ -207,8 +216,11 @@ impl Probes {
             round.answered = Some((now, took));
             slot.lost = 0;
             watched.answered = Some(now);
-            (watched.unanswered, watched.unanswered_since) = (0, None);
-            watched.round_trip = Some(took);
+            // What comes over the other slot says nothing about the path in use.
+            if watched.active == Some(over) {
+                (watched.unanswered, watched.unanswered_since) = (0, None);
+                watched.round_trip = Some(took);
+            }
             return false;
         }
         let in_round = slot.round.iter().flat_map(|round| &round.sizes);
@@ -221,11 +233,13 @@ impl Probes {
         slot.search.size() != before
     }
 
-    /// What passes to each slot of each peer, where that is less than its route allows.
+    /// What passes to each slot of each peer, where that is less than its route allows. A slot whose path is lost says
+    /// nothing: packets take the other one.
     pub(super) fn passes(&self) -> impl Iterator<Item = (&PeerId, Slot, u32)> {
         self.peers.iter().flat_map(|(peer, watched)| {
             let slots = watched.slots.iter().filter_map(|(slot, probes)| Some((slot, probes.as_ref()?)));
-            let narrow = slots.filter(|(_, probes)| probes.search.size() < probes.way.limits.largest);
+            let used = slots.filter(|(slot, probes)| probes.way.up || watched.active == Some(*slot));
+            let narrow = used.filter(|(_, probes)| probes.search.size() < probes.way.limits.largest);
             narrow.map(move |(slot, probes)| (peer, slot, probes.search.size()))
         })
     }
@@ -284,7 +298,9 @@ impl PeerProbes {
         }
         // A single loss and a broken path are told apart at once.
         let in_doubt = (1..LOSSES_BEFORE_REPORT).contains(&probes.lost);
-        let search = probes.search.due().is_some_and(|due| due <= now) && probes.lost < LOSSES_BEFORE_REPORT;
+        // A daemon that was away for a moment is asked again, once per interval.
+        let patient = probes.lost < LOSSES_BEFORE_REPORT || now >= probes.probed.1 + probes.interval;
+        let search = probes.search.due().is_some_and(|due| due <= now) && patient;
         if active { self.due <= now || in_doubt || search } else { probes.way.up && search }
     }
 
@@ -318,11 +334,21 @@ impl Round {
     }
 }
 
+impl Way {
+    /// With limits that probes can explore.
+    fn bounded(self) -> Self {
+        let largest = self.limits.largest.min(LARGEST_PROBED);
+        Self { limits: Limits { largest, ..self.limits }, ..self }
+    }
+}
+
 impl SlotProbes {
     fn new(now: Duration, way: Way, interval: Duration) -> Self {
+        let way = way.bounded();
         Self {
             way,
             search: Search::new(way.limits, interval * RAISE_AFTER),
+            interval,
             round: None,
             late: Vec::new(),
             lost: 0,
@@ -333,6 +359,7 @@ impl SlotProbes {
 
     /// Takes the present path; returns whether the slot should be probed now because of what is sent on it.
     fn set_way(&mut self, now: Duration, way: Way, interval: Duration) -> bool {
+        let way = way.bounded();
         let former = std::mem::replace(&mut self.way, way);
         let moved = former.endpoint != way.endpoint;
         if moved || (way.up && !former.up) {

@@ -194,3 +194,50 @@ fn late_answers_are_none_and_zero_switches_probes_off() {
     set(&mut off, Duration::ZERO, PerSlot { a: way(true, 0, 0), b: way(true, 0, 0) });
     assert_eq!(play(&mut off, 0, 100, |_| true), 0);
 }
+
+#[test]
+fn a_round_ends_although_its_peer_can_not_be_asked_any_more() {
+    let mut probes = watching();
+    let peer = PeerId::new("n2");
+    assert!(!probes.due(at(&probes, 0), [(&peer, Slot::A)].into_iter()).is_empty());
+    assert!(probes.next_step(at(&probes, 0)).is_some());
+    assert!(probes.due(at(&probes, 3), std::iter::empty()).is_empty());
+    assert_eq!(probes.next_step(at(&probes, 3)), None);
+}
+
+#[test]
+fn a_slot_whose_path_is_lost_does_not_bound_the_mtu() {
+    let mut probes = watching();
+    set(&mut probes, Duration::ZERO, PerSlot { a: way(true, 0, 0), b: way(true, 0, 0) });
+    play(&mut probes, 0, 20, |probe| probe.over == Slot::A || up_to(1300)(probe));
+    assert!(mtu(&probes) <= 1300);
+    let now = at(&probes, 20);
+    set(&mut probes, now, PerSlot { a: way(true, 0, 0), b: way(false, 0, 0) });
+    assert_eq!(mtu(&probes), 1420);
+}
+
+#[test]
+fn a_slot_whose_daemon_was_away_is_asked_again() {
+    let mut probes = watching();
+    play(&mut probes, 0, 5, |_| true);
+    let now = at(&probes, 5);
+    set(&mut probes, now, PerSlot { a: way(true, 0, 0), b: way(true, 0, 0) });
+    play(&mut probes, 5, 20, |probe| probe.over == Slot::A);
+    play(&mut probes, 25, 60, |probe| probe.over == Slot::A || up_to(1300)(probe));
+    assert!(mtu(&probes) <= 1300);
+}
+
+#[test]
+fn what_no_probe_can_reach_is_left_to_the_route() {
+    let limits = Limits { smallest: 1280, largest: 65_440 };
+    let mut probes = Probes::new(INTERVAL, 7);
+    let wide = Way { limits, ..way(true, 0, 0) };
+    set(&mut probes, Duration::ZERO, PerSlot { a: wide, b: way(false, 0, 0) });
+    let largest = std::cell::Cell::new(0);
+    play(&mut probes, 0, 100, |probe| {
+        largest.set(largest.get().max(probe.size.unwrap_or_default()));
+        true
+    });
+    assert_eq!(largest.get(), LARGEST_PROBED);
+    assert_eq!(probes.passes().count(), 0);
+}

@@ -109,8 +109,9 @@ impl Reconciler {
     pub(super) fn take_here(&mut self, peer: &PeerId, list: &str) {
         let uid = NodeUid::new(peer.as_str());
         let Some(published) = self.member(&uid).map(|member| member.published) else { return };
+        let now = self.started.elapsed();
         let taken = Endpoints::parse(list).map_err(|error| error.to_string()).and_then(|list| {
-            self.whereabouts.here(&uid, list, published).map_err(|refused| format!("{refused:?}"))
+            self.whereabouts.here(now, &uid, list, published).map_err(|refused| format!("{refused:?}"))
         });
         match taken {
             Ok(()) => {
@@ -136,6 +137,7 @@ impl Reconciler {
         }
         // Its path to the peer may have been lost as well, without notice.
         self.paths.meet(now, &peer);
+        self.step_wanted = true;
         let told = self.whereabouts.told(&peer).cloned().unwrap_or_default();
         let of_asker = self.as_seen(&asker, list).render();
         self.peer_channel.send(about, over, &Message::Meet { peer: from.clone(), list: of_asker });
