@@ -77,6 +77,24 @@ fn a_pod_that_is_attached_during_a_gc_stays() {
 }
 
 #[test]
+fn an_attachment_that_is_made_anew_during_its_del_stays() {
+    let node = Node::new(&["10.244.1.0/24"]);
+    let hanging = portmap(HANGS);
+    let pod = Pod::new("former");
+    attach_former(&node, &pod);
+    let ports = json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]});
+    let del = with(node.pod_call("DEL", &pod), &hanging).conf("runtimeConfig", ports);
+    std::thread::scope(|scope| {
+        let del = scope.spawn(|| del.run());
+        await_call(&hanging);
+        node.add(&pod).addresses();
+        end(&hanging);
+        del.join().unwrap().silent();
+    });
+    assert_eq!(node.reservations().len(), 1);
+}
+
+#[test]
 fn a_portmap_that_hangs_delays_no_other_pod() {
     let node = Node::new(&["10.244.1.0/24"]);
     let hanging = portmap("until [ -e \"${0%/*}/end\" ]; do sleep 0.05; done; echo slow; exit 1");
