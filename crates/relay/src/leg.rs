@@ -56,7 +56,7 @@ pub(crate) struct Leg {
     proven: Option<SocketAddr>,
     /// A later address, that counts until `proven` is heard again.
     moved: Option<SocketAddr>,
-    /// When a known address was heard last.
+    /// When this end was heard last at a known address, with something that others can't make up.
     present: Option<Duration>,
     sessions: Vec<Session>,
     /// Indices that have been named.
@@ -233,7 +233,7 @@ impl Leg {
         !self.is_elsewhere(now, from, THERE)
     }
 
-    /// A known address was heard.
+    /// This end was heard at a known address, with an index or a counter that only those on the path know.
     pub(crate) fn note_present(&mut self, now: Duration) {
         self.present = Some(now);
     }

@@ -104,6 +104,22 @@ fn who_forges_both_ends_pulls_nobody_that_is_there() {
     assert!(world.relay.handle(world.now, near.port, stranger, &message(4, 4711, 1 << 61)).is_ok());
 }
 
+/// What has the old address and nothing else of the end says nothing about where the end is.
+#[test]
+fn who_forges_an_old_address_keeps_nobody_from_moving() {
+    let mut world = World::new(true);
+    assert!(world.connect(2));
+    let old = world.ends[0].clone();
+    world.ends[0].at = address("198.51.100.77:1024");
+    world.now += SECOND;
+    let index = world.ends[1].index;
+    for forged in [message(1, 4711, 0), message(2, 9, 4712), message(4, 4713, 1), message(4, index, 1)] {
+        let _ = world.relay.handle(world.now, old.port, old.at, &forged);
+        let mut moved = world.clone();
+        assert!(moved.both_pass(), "{forged:?}");
+    }
+}
+
 /// Behind a NAT that maps each destination anew, datagrams come from another port than the one that the tunnel sees.
 #[test]
 fn both_ends_behind_hard_nats_find_each_other() {
