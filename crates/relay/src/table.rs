@@ -431,7 +431,7 @@ fn decide(
                 far.named(receiver);
                 // Anybody can send from its address, but not know how far its session has come.
                 if far.is_newest(receiver, counter, true) {
-                    near.note_present(now);
+                    near.note_present(now, from);
                 }
             } else if near.may_move_to(now, from) && far.is_newest(receiver, counter, true) {
                 near.move_to(from);
@@ -455,7 +455,7 @@ fn decide(
                 return Err(Dropped::HandshakeLimited);
             }
             if known {
-                near.note_present(now);
+                near.note_present(now, from);
             }
             if let Header::Response { sender, .. } = header {
                 near.announce(now, from, sender);
