@@ -49,9 +49,12 @@ impl GuardOwner {
         Ok(GUARD.head()?.is_some_and(|head| head.flags.contains(OWNED) && head.owner == Some(port)))
     }
 
-    /// Whether exactly this guard is in place, and belongs to this process where the kernel can do that.
+    /// Whether exactly this guard is in place, and belongs to this process where the kernel can do that. A table that had an
+    /// owner is not what one without an owner sets: version 0.1, which may come after it, cannot change that.
     pub fn is_in_place(&self, guard: &Guard) -> Result<bool, HostError> {
-        Ok((!self.owning() || self.owns()?) && is_in_place(guard)?)
+        let is_as_wanted =
+            if self.owning() { self.owns()? } else { GUARD.flags()?.is_some_and(|flags| flags.is_empty()) };
+        Ok(is_as_wanted && is_in_place(guard)?)
     }
 
     /// The same. The table is not read again while nothing in nftables has changed since.
@@ -276,9 +279,17 @@ mod tests {
         in_namespace(|| {
             drop(owning());
             let mut owner = GuardOwner::new(false);
-            assert!(owner.is_in_place(&guard()).unwrap(), "what an owner left counts");
+            owner.keep_or_set(&guard()).unwrap();
+            assert!(is_in_place(&guard()).unwrap());
+            let has_owner_support = GUARD.flags().unwrap() == Some(TableFlags::Persisent);
+            assert_eq!(owner.is_in_place(&guard()).unwrap(), !has_owner_support, "its flags stay with it");
             owner.set(&guard()).unwrap();
             assert!(owner.is_in_place(&guard()).unwrap() && !owner.owns().unwrap());
+            // As version 0.1 does, which says that its table has no flags even if there is one.
+            let mut changes = vec![GUARD.creation(Some(TableFlags::empty()))];
+            changes.extend(GUARD.replacement(TableFlags::empty(), &[], &[]));
+            wire::transact("put in place", &GUARD, changes).unwrap();
+            owner.set(&guard()).unwrap();
             nft("flush ruleset");
             assert!(!owner.is_in_place(&guard()).unwrap());
         });
