@@ -133,6 +133,8 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     for task in tasks {
         task.abort();
     }
+    // With it the guard's owner: whoever waits for the socket to be gone finds a table that can be changed.
+    drop(run);
     crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
     info!(event = "Stopped", "stopped; guard, links and routes remain in place");
     ended
