@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -21,6 +21,9 @@ const PORTMAP: &str = "portmap";
 
 /// How long one call may take. `portmap` waits for the lock of iptables, but a DEL must end before the runtime gives up.
 const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long all calls of one GC or ADD may take together: runtimes give up after a few minutes, and many pods may have gone.
+/// None begins that could take longer.
+const BUDGET: Duration = Duration::from_secs(30);
 
 /// Calls `portmap` to remove the rules of an attachment, if the plugin is there. No lock may be held: it may hang.
 ///
@@ -53,23 +56,80 @@ pub(crate) fn unmap(conf: &Conf, attachment: &Attachment, dirs: &[PathBuf]) -> R
     }
 }
 
-/// Does so for each of these that an earlier version attached; ends at the first call that fails, which may have taken long.
-/// Returns those that are done, and the error.
+/// Does so for each of these that an earlier version attached; ends at the first call that fails, which may have taken long,
+/// and when no further call fits into [`BUDGET`]. Returns those that are done, and the error.
 pub(crate) fn unmap_all(
     conf: &Conf,
     leaving: Vec<Stored>,
     dirs: &[PathBuf],
+) -> (Vec<Stored>, Option<CniError>) {
+    let last_start = Instant::now() + BUDGET.saturating_sub(TIMEOUT);
+    unmap_until(last_start, leaving, |attachment| unmap(conf, attachment, dirs))
+}
+
+fn unmap_until(
+    last_start: Instant,
+    leaving: Vec<Stored>,
+    mut unmap: impl FnMut(&Attachment) -> Result<(), CniError>,
 ) -> (Vec<Stored>, Option<CniError>) {
     let (mut done, mut failed) = (Vec::new(), None);
     for stored in leaving {
         match stored.former() {
             None => done.push(stored),
             Some(_) if failed.is_some() => {}
-            Some(attachment) => match unmap(conf, &attachment, dirs) {
+            Some(_) if Instant::now() > last_start => {
+                let message = format!("not all of them fit into {} s; call again", BUDGET.as_secs());
+                failed = Some(CniError::Portmap { message });
+            }
+            Some(attachment) => match unmap(&attachment) {
                 Ok(()) => done.push(stored),
                 Err(error) => failed = Some(error),
             },
         }
     }
     (done, failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::store::Store;
+
+    #[test]
+    fn what_does_not_fit_into_the_budget_is_left_for_the_next_call() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path()).unwrap();
+        for number in 1..=4_u8 {
+            let container = format!("c{number}");
+            let attachment = Attachment { container, interface: "eth0".to_owned() };
+            store
+                .reserve(&attachment, Path::new("/run/netns/x"), &[[10, 244, 1, number].into()], &[])
+                .unwrap();
+        }
+        // As an earlier version wrote them: they name no ports.
+        for file in std::fs::read_dir(dir.path().join("attachments")).unwrap() {
+            let path = file.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            std::fs::write(&path, text.replace(r#","ports":[]"#, "")).unwrap();
+        }
+        let mut rest = store.all().unwrap();
+        assert!(rest.iter().all(|stored| stored.former().is_some()));
+        for left in [2, 0] {
+            let last_start = Instant::now() + Duration::from_secs(1);
+            let mut calls = 0;
+            let second_is_slow = |_: &Attachment| {
+                calls += 1;
+                while calls == 2 && Instant::now() <= last_start {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Ok(())
+            };
+            let (done, failed) = unmap_until(last_start, rest.clone(), second_is_slow);
+            assert_eq!((done.len(), failed.is_some()), (2, left > 0), "{failed:?}");
+            rest.retain(|stored| !done.contains(stored));
+            assert_eq!(rest.len(), left);
+        }
+    }
 }

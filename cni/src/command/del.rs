@@ -26,7 +26,8 @@ pub(super) fn run(conf: &Conf, attachment: &Attachment, plugin_dirs: &[PathBuf])
         former_portmap::unmap(conf, attachment, plugin_dirs)?;
     }
     let Some(store) = Store::open_existing(&conf.state_dir)? else { return Ok(()) };
-    for stored in store.find(attachment)? {
+    // What an ADD has reserved meanwhile for the same attachment is not this call's.
+    for stored in store.find(attachment)?.into_iter().filter(|stored| found.contains(stored)) {
         if stored.has_ports {
             unmap(conf, &store, std::slice::from_ref(&stored))?;
         }

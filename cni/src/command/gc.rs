@@ -23,19 +23,25 @@ pub(super) fn run(conf: &Conf, plugin_dirs: &[PathBuf]) -> Result<(), CniError> 
     };
     let stay: BTreeSet<String> = valid.iter().map(Attachment::host_link).collect();
     let goes = |stored: &Stored| !stay.contains(&stored.host_link);
+    // The list is from before this call, so it says nothing about a pod that is attached while another plugin runs: only
+    // what was there before goes.
+    let links_before: BTreeSet<String> = veth::host_links()?.into_iter().collect();
+    let before = Store::open(&conf.state_dir)?.all()?;
+    let former = before.iter().filter(|stored| goes(stored) && stored.former().is_some()).cloned().collect();
     // Before the locks: another plugin may hang.
-    let former = Store::open(&conf.state_dir)?.all()?;
-    let former = former.into_iter().filter(|stored| goes(stored) && stored.former().is_some()).collect();
     let (done, failed) = unmap_all(conf, former, plugin_dirs);
     let _lock = AttachLock::exclusive(&conf.state_dir)?;
     let store = Store::open(&conf.state_dir)?;
-    let (leaving, kept): (Vec<Stored>, Vec<Stored>) =
-        store.all()?.into_iter().partition(|stored| goes(stored) && is_released(stored, &done));
+    let (leaving, kept): (Vec<Stored>, Vec<Stored>) = store
+        .all()?
+        .into_iter()
+        .partition(|stored| goes(stored) && before.contains(stored) && is_released(stored, &done));
     let kept: BTreeSet<String> = kept.into_iter().map(|stored| stored.host_link).collect();
     let mut failed: Vec<CniError> = failed.into_iter().collect();
     failed.extend(release(conf, &store, &leaving));
     // Links without a reservation: of an ADD whose state was lost.
-    for link in veth::host_links()?.into_iter().filter(|link| !kept.contains(link) && !stay.contains(link)) {
+    let is_lost = |link: &String| links_before.contains(link) && !kept.contains(link) && !stay.contains(link);
+    for link in veth::host_links()?.into_iter().filter(is_lost) {
         failed.extend(veth::detach(&link).err().map(CniError::from));
     }
     match (failed.len(), failed.into_iter().next()) {

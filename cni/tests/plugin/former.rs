@@ -42,6 +42,58 @@ fn with<'a>(call: Call<'a>, portmap: &tempfile::TempDir) -> Call<'a> {
     call.env("CNI_PATH", portmap.path().to_str().unwrap())
 }
 
+/// What a `portmap` does that hangs until [`end`], and works then.
+const HANGS: &str = "until [ -e \"${0%/*}/end\" ]; do sleep 0.05; done; exit 0";
+
+fn end(hanging: &tempfile::TempDir) {
+    std::fs::write(hanging.path().join("end"), "").unwrap();
+}
+
+fn await_call(hanging: &tempfile::TempDir) {
+    let since = Instant::now();
+    while calls(hanging).is_empty() {
+        assert!(since.elapsed() < Duration::from_secs(10), "portmap is not called");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_pod_that_is_attached_during_a_gc_stays() {
+    let node = Node::new(&["10.244.1.0/24"]);
+    let hanging = portmap(HANGS);
+    let (former, added) = (Pod::new("former"), Pod::new("added"));
+    attach_former(&node, &former);
+    let gc = with(node.bare_call("GC").conf("cni.dev/valid-attachments", json!([])), &hanging);
+    let address = std::thread::scope(|scope| {
+        let gc = scope.spawn(|| gc.run());
+        await_call(&hanging);
+        let address = node.add(&added).addresses()[0];
+        end(&hanging);
+        gc.join().unwrap().silent();
+        address
+    });
+    assert!(node.pings(address));
+    assert_eq!(node.reservations().len(), 1, "the former one's is released");
+}
+
+#[test]
+fn an_attachment_that_is_made_anew_during_its_del_stays() {
+    let node = Node::new(&["10.244.1.0/24"]);
+    let hanging = portmap(HANGS);
+    let pod = Pod::new("former");
+    attach_former(&node, &pod);
+    let ports = json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]});
+    let del = with(node.pod_call("DEL", &pod), &hanging).conf("runtimeConfig", ports);
+    std::thread::scope(|scope| {
+        let del = scope.spawn(|| del.run());
+        await_call(&hanging);
+        node.add(&pod).addresses();
+        end(&hanging);
+        del.join().unwrap().silent();
+    });
+    assert_eq!(node.reservations().len(), 1);
+}
+
 #[test]
 fn a_portmap_that_hangs_delays_no_other_pod() {
     let node = Node::new(&["10.244.1.0/24"]);
@@ -52,16 +104,12 @@ fn a_portmap_that_hangs_delays_no_other_pod() {
     let del = with(node.pod_call("DEL", &former), &hanging).conf("runtimeConfig", ports);
     std::thread::scope(|scope| {
         let del = scope.spawn(|| del.run());
-        let since = Instant::now();
-        while calls(&hanging).is_empty() {
-            assert!(since.elapsed() < Duration::from_secs(10), "portmap is not called");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        await_call(&hanging);
         let other = Pod::new("other");
         node.add(&other).addresses();
         node.del(&other);
         assert!(!del.is_finished(), "another pod waited for portmap's end");
-        std::fs::write(hanging.path().join("end"), "").unwrap();
+        end(&hanging);
         let refused = del.join().unwrap();
         assert_eq!(refused.code(), 106);
         assert!(refused.json["msg"].as_str().unwrap().contains("slow"), "{refused:?}");

@@ -94,6 +94,18 @@ pub enum HostError {
     /// A guard without a cluster range would guard nothing.
     #[error("put the guard in place: expected at least one cluster range")]
     EmptyGuard,
+    /// The guard's table belongs to a socket of another process, so nobody else can change it.
+    #[error(
+        "put in place: {}: another process owns the table, by the netlink socket with port ID {port}: is a former meshd \
+         still running?",
+        Subject::Guard
+    )]
+    GuardOwned {
+        /// The port ID of that socket: as a rule the number of its process.
+        port: u32,
+        /// The cause.
+        source: NetlinkError,
+    },
     /// A kernel setting could not be read or written.
     #[error("{operation} {}: expected a writable directory of settings (in a container: option sysctl-dir)", path.display())]
     Sysctl {
@@ -151,7 +163,7 @@ impl HostError {
     /// The kernel's error number, if it was the kernel that refused.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Netlink { source, .. } => source.errno(),
+            Self::Netlink { source, .. } | Self::GuardOwned { source, .. } => source.errno(),
             Self::Sysctl { source, .. } | Self::Namespace { source, .. } => source.raw_os_error(),
             _ => None,
         }

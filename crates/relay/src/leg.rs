@@ -18,10 +18,11 @@ pub(crate) const UNPROVEN_PER_SECOND: u64 = 10;
 const MAX_SESSIONS: usize = 4;
 /// Indices that were named once and are taken for replays from then on: two hours of sessions of two minutes.
 const MAX_SPENT: usize = 64;
-/// How long an end counts as present after it was heard at a known address: as long as a session lasts
-/// (`REJECT_AFTER_TIME`, WireGuard paper, section 6.1).
+/// How long an end is not looked for elsewhere after it was heard where the relay's own tunnel sees it: as long as a session
+/// lasts (`REJECT_AFTER_TIME`, WireGuard paper, section 6.1).
 const PRESENT: Duration = Duration::from_mins(3);
-/// An end that was heard no longer ago than this has not moved elsewhere.
+/// The same for an end that was heard elsewhere, as one whose lease has another address family than its tunnel, and for what
+/// continues a session: it has not moved within this time.
 const THERE: Duration = Duration::from_secs(1);
 /// Announcements that are remembered from each address: each try of a handshake makes one.
 const MAX_ANNOUNCED: usize = 4;
@@ -56,8 +57,8 @@ pub(crate) struct Leg {
     proven: Option<SocketAddr>,
     /// A later address, that counts until `proven` is heard again.
     moved: Option<SocketAddr>,
-    /// When a known address was heard last.
-    present: Option<Duration>,
+    /// When this end was heard last at a known address, with something that others can't make up, and at which IP address.
+    present: Option<(Duration, IpAddr)>,
     sessions: Vec<Session>,
     /// Indices that have been named.
     spent: Vec<u32>,
@@ -141,13 +142,10 @@ impl Leg {
     /// Remembers that an index was announced from an address. The first one that announces an index keeps it, since later
     /// ones can be copies, unless the later one is known or likely and the first was not.
     ///
-    /// While the relay's own tunnel sees the end and it is present, nobody else announces anything: who forges the far end's source could name his own index.
-    /// An end that moves goes on with its session, which only it and those on the path know.
+    /// While the relay's own tunnel sees the end and it is present, nobody else announces anything: who forges the far end's
+    /// source could name his own index. An end that moves goes on with its session, which only it and those on the path know.
     pub(crate) fn announce(&mut self, now: Duration, from: SocketAddr, index: u32) {
-        let is_present =
-            self.observed.is_some() && self.present.is_some_and(|heard| now.saturating_sub(heard) < PRESENT);
-        let is_stranger = !self.is_known(from) && !self.is_likely(from.ip());
-        if self.spent.contains(&index) || (is_present && is_stranger) {
+        if self.spent.contains(&index) || self.is_elsewhere(now, from, PRESENT) {
             return;
         }
         let rank = |leg: &Self, address: SocketAddr| (leg.is_known(address), leg.is_likely(address.ip()));
@@ -221,11 +219,13 @@ impl Leg {
     }
 
     /// Whether an address can't be this end's, which was heard at another one within this time, and the relay's own tunnel
-    /// sees it there.
+    /// sees it there. If the tunnel sees it elsewhere, that time is short: nothing would tell the relay that the end has
+    /// moved, as a new address of its tunnel does.
     fn is_elsewhere(&self, now: Duration, from: SocketAddr, within: Duration) -> bool {
-        let is_present = self.present.is_some_and(|heard| now.saturating_sub(heard) < within);
+        let (Some((heard, at)), true) = (self.present, self.observed.is_some()) else { return false };
+        let within = if self.is_likely(at) { within } else { within.min(THERE) };
         let is_stranger = !self.is_known(from) && !self.is_likely(from.ip());
-        self.observed.is_some() && is_present && is_stranger
+        is_stranger && now.saturating_sub(heard) < within
     }
 
     /// Whether this end may send from there now. Who forges both ends' sources could make up a session and its counter.
@@ -233,9 +233,9 @@ impl Leg {
         !self.is_elsewhere(now, from, THERE)
     }
 
-    /// A known address was heard.
-    pub(crate) fn note_present(&mut self, now: Duration) {
-        self.present = Some(now);
+    /// This end was heard at a known address, with an index or a counter that only those on the path know.
+    pub(crate) fn note_present(&mut self, now: Duration, from: SocketAddr) {
+        self.present = Some((now, from.ip()));
     }
 
     /// This end sends from another address now.

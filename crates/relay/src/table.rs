@@ -423,16 +423,16 @@ fn decide(
     header: Header,
 ) -> Result<SocketAddr, Dropped> {
     let known = near.is_known(from);
-    if known {
-        near.note_present(now);
-    }
     match header {
         Header::Data { receiver, counter } => {
             if known {
                 near.heard(from);
                 // The end that sends has taken the index from a handshake message that reached it.
                 far.named(receiver);
-                far.is_newest(receiver, counter, true);
+                // Anybody can send from its address, but not know how far its session has come.
+                if far.is_newest(receiver, counter, true) {
+                    near.note_present(now, from);
+                }
             } else if near.may_move_to(now, from) && far.is_newest(receiver, counter, true) {
                 near.move_to(from);
             } else {
@@ -453,6 +453,9 @@ fn decide(
             }
             if !known && !near.admit_unproven(now, from) {
                 return Err(Dropped::HandshakeLimited);
+            }
+            if known {
+                near.note_present(now, from);
             }
             if let Header::Response { sender, .. } = header {
                 near.announce(now, from, sender);

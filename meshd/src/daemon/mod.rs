@@ -56,6 +56,8 @@ pub(crate) use relay_file::FILE as RELAY_FILE;
 
 /// How long changes are gathered before the loop acts on them.
 const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How long a former daemon that still owns the guard's table may take to end when this one starts.
+const FORMER_ENDS_WITHIN: Duration = Duration::from_secs(10);
 /// How often the loop takes a turn without a reason: `wg set` changes the engine without a notice.
 const RESYNC_PERIOD: Duration = Duration::from_secs(1);
 /// Changes from the API server that may be queued.
@@ -70,7 +72,7 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     refuse_own_network(&config, &host).await?;
     // The guard comes before the first key, route and file: from here on no pod's packet leaves unencrypted.
     let mut guard_owner = GuardOwner::new(config.guard_owner);
-    reconcile::close(&config, &mut guard_owner)
+    reconcile::close(&config, &mut guard_owner, FORMER_ENDS_WITHIN)
         .map_err(|source| DaemonError::Guard { source: Box::new(source) })?;
     let chosen = device::select(config.backend, &host).await?;
     info!(event = "BackendSelected", backend = %chosen.backend, reason = chosen.reason, "backend selected");
@@ -133,6 +135,8 @@ pub(crate) async fn run(config: Config, missing_protections: Vec<String>) -> Res
     for task in tasks {
         task.abort();
     }
+    // With it the guard's owner: whoever waits for the socket to be gone finds a table that can be changed.
+    drop(run);
     crate::file::remove(&socket).map_err(|source| DaemonError::Socket { path: socket, source })?;
     info!(event = "Stopped", "stopped; guard, links and routes remain in place");
     ended

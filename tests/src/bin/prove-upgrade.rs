@@ -105,6 +105,8 @@ struct Upgrade {
     backend: String,
     /// Flags that only this version knows.
     accept: Vec<String>,
+    /// Whether this version's daemons own the table of their guard, as they do by default.
+    owning: bool,
     since: Instant,
     counts: Counts,
 }
@@ -119,7 +121,8 @@ impl Upgrade {
         let capture = lab.capture()?;
         let mesh = Mesh::idle(lab);
         let backend = backend.to_owned();
-        let mut upgrade = Self { mesh, capture, earlier, backend, accept, since, counts: Counts::default() };
+        let counts = Counts::default();
+        let mut upgrade = Self { mesh, capture, earlier, backend, accept, owning: true, since, counts };
         for node in upgrade.mesh.node_names() {
             upgrade.start_node(&node, Version::Earlier)?;
         }
@@ -131,8 +134,11 @@ impl Upgrade {
 
     fn run(&mut self, order: &[String]) -> Result<(), Failure> {
         let first = &order[0];
+        // Version 0.1 can't replace a table that had an owner (docs/upgrade.md, "Going back").
+        self.owning = false;
         self.replace(first, Version::This)?;
         self.replace(first, Version::Earlier)?;
+        self.owning = true;
         for (at, node) in order.iter().enumerate() {
             self.replace(node, Version::This)?;
             // One node of each version.
@@ -204,6 +210,9 @@ impl Upgrade {
         flags.extend(["--backend", &self.backend]);
         if version == Version::This {
             flags.extend(self.accept.iter().map(String::as_str));
+            if !self.owning {
+                flags.extend(mesh::UNOWNED);
+            }
         }
         Ok(self.mesh.start_program(&program, node, &flags, &[])?)
     }

@@ -5,18 +5,26 @@
 //! rules and has no owner; the next socket that gives it the flag again is its owner (`nf_tables_updtable` and
 //! `nft_rcv_nl_event` in `net/netfilter/nf_tables_api.c`). Older kernels have the table without an owner.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use netlink::{NetlinkError, Socket};
 use netlink_packet_netfilter::nftables::TableFlags;
 use plan::network::Guard;
 use rustix::io::Errno;
+use tracing::warn;
 
 use super::{GUARD, is_in_place, rules, stands};
 use crate::error::HostError;
+use crate::nft::TableHead;
 use crate::nft::generation::{FilterState, LastAnswer};
 use crate::nft::wire::{self, Change, Family, Netfilter};
 
 /// The flags of a table that belongs to a socket and outlives it. The crate that names the second one misspells it.
 const OWNED: TableFlags = TableFlags::Owner.union(TableFlags::Persisent);
+
+/// How often it is tried again whether another process has given the table up.
+const OWNER_POLL: Duration = Duration::from_millis(100);
 
 /// Writes the guard over one socket, which owns the table where the kernel can do that. It belongs to the network namespace
 /// of the thread that first writes.
@@ -49,9 +57,12 @@ impl GuardOwner {
         Ok(GUARD.head()?.is_some_and(|head| head.flags.contains(OWNED) && head.owner == Some(port)))
     }
 
-    /// Whether exactly this guard is in place, and belongs to this process where the kernel can do that.
+    /// Whether exactly this guard is in place, and belongs to this process where the kernel can do that. A table that had an
+    /// owner is not what one without an owner sets: version 0.1, which may come after it, cannot change that.
     pub fn is_in_place(&self, guard: &Guard) -> Result<bool, HostError> {
-        Ok((!self.owning() || self.owns()?) && is_in_place(guard)?)
+        let is_as_wanted =
+            if self.owning() { self.owns()? } else { GUARD.flags()?.is_some_and(|flags| flags.is_empty()) };
+        Ok(is_as_wanted && is_in_place(guard)?)
     }
 
     /// The same. The table is not read again while nothing in nftables has changed since.
@@ -79,20 +90,37 @@ impl GuardOwner {
         }
         // Without an owner there is nothing that a socket has to be kept for.
         self.socket = None;
-        GUARD.set(&sets, &chains)?;
+        self.write(replacement(TableFlags::empty())).map_err(failed)?;
+        self.socket = None;
         self.unsupported = self.wanted;
         Ok(())
     }
 
     /// Puts this guard in place unless every rule of it stands. Then the table is kept as it is, and taken over if its owner
     /// is gone; one that never had an owner is replaced when the guard is set the next time.
-    pub fn keep_or_set(&mut self, guard: &Guard) -> Result<(), HostError> {
+    ///
+    /// If another guard belongs to another process, it waits so long for that to end. Blocks.
+    pub fn keep_or_set(&mut self, guard: &Guard, patience: Duration) -> Result<(), HostError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.keep_or_set_once(guard) {
+                Err(HostError::GuardOwned { .. }) if Instant::now() < until => thread::sleep(OWNER_POLL),
+                done => return done,
+            }
+        }
+    }
+
+    fn keep_or_set_once(&mut self, guard: &Guard) -> Result<(), HostError> {
         if !stands(guard)? {
             return self.set(guard);
         }
         let orphaned = GUARD.head()?.is_some_and(|head| head.flags == TableFlags::Persisent);
-        if self.owning() && orphaned {
-            self.write(vec![GUARD.creation(Some(OWNED))]).map_err(failed)?;
+        if self.owning()
+            && orphaned
+            && let Err(error) = self.write(vec![GUARD.creation(Some(OWNED))])
+        {
+            // The guard stands, and is set again when its owner is found to be another one.
+            warn!(event = "GuardNotTakenOver", %error, "the guard stands, but does not belong to this process yet");
         }
         Ok(())
     }
@@ -110,7 +138,13 @@ impl GuardOwner {
     }
 }
 
+/// The socket that failed is closed, so a table that has an owner belongs to another one.
 fn failed(source: NetlinkError) -> HostError {
+    if source.errno() == Some(Errno::PERM.raw_os_error())
+        && let Ok(Some(TableHead { owner: Some(port), .. })) = GUARD.head()
+    {
+        return HostError::GuardOwned { port, source };
+    }
     HostError::netlink("put in place", GUARD.subject.clone(), source)
 }
 
@@ -124,7 +158,6 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
     use std::process::Command;
-    use std::time::Duration;
 
     use super::*;
     use crate::guard::{Drops, drops, exists, remove};
@@ -146,10 +179,17 @@ mod tests {
         if owner.is_unsupported() {
             // Then it is a table as before.
             assert!(owner.is_in_place(&guard()).unwrap() && !owner.owns().unwrap());
+            assert!(kernel() < (6, 9), "Linux {:?} has such tables", kernel());
             return None;
         }
         assert!(owner.owns().unwrap());
         Some(owner)
+    }
+
+    fn kernel() -> (u32, u32) {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-', '+']).map(|number| number.trim().parse().unwrap());
+        (numbers.next().unwrap(), numbers.next().unwrap())
     }
 
     fn handle_of_the_table() -> String {
@@ -203,7 +243,7 @@ mod tests {
             assert!(is_in_place(&guard()).unwrap());
             let mut next = GuardOwner::new(true);
             assert!(!next.is_in_place(&guard()).unwrap(), "not its own yet");
-            next.keep_or_set(&guard()).unwrap();
+            next.keep_or_set(&guard(), Duration::ZERO).unwrap();
             assert!(next.owns().unwrap() && next.is_in_place(&guard()).unwrap());
             assert_eq!(handle_of_the_table(), handle, "the same table, with its counters");
             drop(next);
@@ -220,6 +260,32 @@ mod tests {
     }
 
     #[test]
+    fn a_guard_that_another_process_owns_is_waited_for() {
+        in_namespace(|| {
+            let Some(owner) = owning() else { return };
+            let port = owner.socket.as_ref().unwrap().port();
+            let cluster = ["10.9.0.0/16".parse().unwrap()].into();
+            let other = Guard { cluster, ..Guard::default() };
+            for wanted in [true, false] {
+                let mut next = GuardOwner::new(wanted);
+                let refused = next.keep_or_set(&other, Duration::ZERO).unwrap_err();
+                assert!(matches!(refused, HostError::GuardOwned { port: of, .. } if of == port));
+                assert_eq!(refused.errno(), Some(Errno::PERM.raw_os_error()));
+                // The one that stands is not touched.
+                next.keep_or_set(&guard(), Duration::ZERO).unwrap();
+            }
+            let ends = thread::spawn(move || {
+                thread::sleep(OWNER_POLL * 3);
+                drop(owner);
+            });
+            let mut next = GuardOwner::new(true);
+            next.keep_or_set(&other, Duration::from_secs(10)).unwrap();
+            assert!(next.owns().unwrap() && next.is_in_place(&other).unwrap());
+            ends.join().unwrap();
+        });
+    }
+
+    #[test]
     fn a_guard_that_never_had_an_owner_is_kept_until_it_is_set() {
         in_namespace(|| {
             if owning().is_none() {
@@ -228,7 +294,7 @@ mod tests {
             super::super::set(&guard()).unwrap();
             let handle = handle_of_the_table();
             let mut owner = GuardOwner::new(true);
-            owner.keep_or_set(&guard()).unwrap();
+            owner.keep_or_set(&guard(), Duration::ZERO).unwrap();
             assert_eq!(handle_of_the_table(), handle);
             assert!(!owner.is_in_place(&guard()).unwrap());
             owner.set(&guard()).unwrap();
@@ -276,9 +342,17 @@ mod tests {
         in_namespace(|| {
             drop(owning());
             let mut owner = GuardOwner::new(false);
-            assert!(owner.is_in_place(&guard()).unwrap(), "what an owner left counts");
+            owner.keep_or_set(&guard(), Duration::ZERO).unwrap();
+            assert!(is_in_place(&guard()).unwrap());
+            let has_owner_support = GUARD.flags().unwrap() == Some(TableFlags::Persisent);
+            assert_eq!(owner.is_in_place(&guard()).unwrap(), !has_owner_support, "its flags stay with it");
             owner.set(&guard()).unwrap();
             assert!(owner.is_in_place(&guard()).unwrap() && !owner.owns().unwrap());
+            // As version 0.1 does, which says that its table has no flags even if there is one.
+            let mut changes = vec![GUARD.creation(Some(TableFlags::empty()))];
+            changes.extend(GUARD.replacement(TableFlags::empty(), &[], &[]));
+            wire::transact("put in place", &GUARD, changes).unwrap();
+            owner.set(&guard()).unwrap();
             nft("flush ruleset");
             assert!(!owner.is_in_place(&guard()).unwrap());
         });

@@ -25,20 +25,45 @@ fn an_address_counts_once_the_other_end_has_answered_it() {
 
 #[test]
 fn an_end_that_moves_is_followed_by_its_session_and_by_its_handshake() {
-    let mut world = World::new(false);
+    // Not seen by the relay's own tunnel; seen where it sends from; and seen under an address of the other family.
+    let other_family =
+        World::observed_at([address("[2001:db8::1]:51840"), address("[2001:db8::2]:51840")].map(Some));
+    for (mut world, seen) in [(World::new(false), false), (World::new(true), true), (other_family, true)] {
+        assert!(world.connect(2));
+        world.now += SECOND;
+        world.ends[0].at = address("198.51.100.77:1024");
+        assert!(world.both_pass(), "the counter of its session is above any seen");
+        // A copy of what it sent does not move it back, nor elsewhere.
+        let (port, copy) = world.sent[world.sent.len() - 2].clone();
+        let copied = world.relay.handle(world.now, port, address("203.0.113.9:9"), &copy);
+        assert_eq!(copied, Err(Dropped::Unproven));
+        assert!(world.both_pass());
+        // With a new session it is found wherever it is.
+        world.now += SECOND;
+        world.ends[0].at = address("198.51.100.78:1025");
+        assert!(world.handshake(0));
+        world.ends[1].at = address("[2001:db8::3]:1026");
+        if seen {
+            // It was heard where the tunnel saw it: only the tunnel can show so soon that it is elsewhere.
+            assert!(!world.clone().handshake(1));
+            world.observe(1);
+        }
+        assert!(world.handshake(1));
+    }
+}
+
+#[test]
+fn an_end_whose_tunnel_has_another_address_begins_a_session_wherever_it_is() {
+    let seen = [address("[2001:db8::1]:51840"), address("[2001:db8::2]:51840")];
+    let mut world = World::observed_at(seen.map(Some));
     assert!(world.connect(2));
-    world.ends[0].at = address("198.51.100.77:1024");
-    assert!(world.both_pass(), "the counter of its session is above any seen");
-    // A copy of what it sent does not move it back, nor elsewhere.
-    let (port, copy) = world.sent[world.sent.len() - 2].clone();
-    let copied = world.relay.handle(world.now, port, address("203.0.113.9:9"), &copy);
-    assert_eq!(copied, Err(Dropped::Unproven));
-    assert!(world.both_pass());
-    // With a new session it is found wherever it is.
-    world.ends[0].at = address("198.51.100.78:1025");
-    assert!(world.handshake(0));
-    world.ends[1].at = address("[2001:db8::3]:1026");
-    assert!(world.handshake(1));
+    for port in 1..4 {
+        world.now += SECOND;
+        world.ends[0].at = SocketAddr::new([203, 0, 113, 9].into(), port);
+        assert!(world.handshake(0), "its node started anew, so no session goes on");
+        world.ends[0].at = SocketAddr::new([203, 0, 113, 10].into(), port);
+        assert!(!world.clone().handshake(0), "it was heard within a second");
+    }
 }
 
 /// Who sees the packets can guess the next counter. It pulls the address until the next genuine packet, and no longer.
@@ -102,6 +127,22 @@ fn who_forges_both_ends_pulls_nobody_that_is_there() {
     // The end itself may have moved once it is not heard any more.
     world.now += SECOND;
     assert!(world.relay.handle(world.now, near.port, stranger, &message(4, 4711, 1 << 61)).is_ok());
+}
+
+/// What has the old address and nothing else of the end says nothing about where the end is.
+#[test]
+fn who_forges_an_old_address_keeps_nobody_from_moving() {
+    let mut world = World::new(true);
+    assert!(world.connect(2));
+    let old = world.ends[0].clone();
+    world.ends[0].at = address("198.51.100.77:1024");
+    world.now += SECOND;
+    let index = world.ends[1].index;
+    for forged in [message(1, 4711, 0), message(2, 9, 4712), message(4, 4713, 1), message(4, index, 1)] {
+        let _ = world.relay.handle(world.now, old.port, old.at, &forged);
+        let mut moved = world.clone();
+        assert!(moved.both_pass(), "{forged:?}");
+    }
 }
 
 /// Behind a NAT that maps each destination anew, datagrams come from another port than the one that the tunnel sees.

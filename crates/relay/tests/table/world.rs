@@ -32,6 +32,15 @@ pub(crate) fn message(kind: u8, first: u32, second: u64) -> Vec<u8> {
     bytes
 }
 
+/// Where the ends are at first.
+const AT: [&str; 2] = ["198.51.100.1:51840", "[2001:db8::2]:51840"];
+
+/// An end asks for its lease; returns its port.
+fn ask(relay: &mut Relay, now: Duration, end: usize, seen: Option<SocketAddr>) -> u16 {
+    let names = [id("u1"), id("u2")];
+    relay.ask(now, &names[end], &names[1 - end], Slot::A, seen).unwrap().port
+}
+
 /// One end: where it is, its port at the relay, and its session.
 #[derive(Clone, Debug)]
 pub(crate) struct End {
@@ -55,16 +64,21 @@ pub(crate) struct World {
 impl World {
     /// Both ends have asked; `observed` says whether the relay's own tunnel sees them.
     pub(crate) fn new(observed: bool) -> Self {
+        Self::observed_at(AT.map(|at| observed.then(|| address(at))))
+    }
+
+    /// Both ends have asked; the relay's own tunnel sees them there, which need not be where their lease's traffic is from.
+    pub(crate) fn observed_at(seen: [Option<SocketAddr>; 2]) -> Self {
         let mut relay = Relay::new(Duration::ZERO, limits());
-        let at = [address("198.51.100.1:51840"), address("[2001:db8::2]:51840")];
-        let names = [id("u1"), id("u2")];
-        let port = |relay: &mut Relay, end: usize| {
-            let seen = observed.then_some(at[end]);
-            relay.ask(Duration::ZERO, &names[end], &names[1 - end], Slot::A, seen).unwrap().port
-        };
-        let ports = [port(&mut relay, 0), port(&mut relay, 1)];
+        let at = AT.map(address);
+        let ports = [0, 1].map(|end| ask(&mut relay, Duration::ZERO, end, seen[end]));
         let ends = [0, 1].map(|end: usize| End { at: at[end], port: ports[end], index: 0, counter: 0 });
         Self { relay, now: SECOND, ends, sent: Vec::new(), next_index: 1000 }
+    }
+
+    /// An end asks again, and the relay's own tunnel sees it where it is now.
+    pub(crate) fn observe(&mut self, end: usize) {
+        ask(&mut self.relay, self.now, end, Some(self.ends[end].at));
     }
 
     /// Sends from an end's address to its port.

@@ -23,7 +23,7 @@ impl Reconciler {
                 Ok(false) => self.guard_owner.set(guard),
                 checked => checked.map(drop),
             },
-            None => close(&self.config, &mut self.guard_owner),
+            None => close(&self.config, &mut self.guard_owner, Duration::ZERO),
         };
         match held {
             Ok(()) => true,

@@ -158,12 +158,16 @@ pub(super) struct Outputs {
 }
 
 /// Sets a guard with the cluster's ranges only. What an earlier daemon left is kept if every rule of that guard stands in
-/// the kernel: it has more.
-pub(super) fn close(config: &Config, guard_owner: &mut GuardOwner) -> Result<(), HostError> {
+/// the kernel: it has more. Another one that a former daemon still owns is waited for so long.
+pub(super) fn close(
+    config: &Config,
+    guard_owner: &mut GuardOwner,
+    patience: Duration,
+) -> Result<(), HostError> {
     let cluster = config.cluster_cidrs.iter().copied().collect();
     let services = config.service_cidrs.iter().copied().collect();
     let closed = plan::network::Guard::closed(cluster, services, &config.links);
-    guard_owner.keep_or_set(&closed)
+    guard_owner.keep_or_set(&closed, patience)
 }
 
 impl Reconciler {

@@ -108,6 +108,8 @@ impl Bench<'_> {
             ("--log-level", log),
             // Played nodes don't use the kernel's either, and machines without it measure the same.
             ("--backend", "userspace"),
+            // Else nobody could change the guard's table by hand, which is measured.
+            ("--guard-owner", "false"),
         ];
         let flags = arguments.iter().flat_map(|(name, value)| [*name, *value]);
         let command = self.node()?.command(&self.settings.daemon).arg("run").args(flags);
@@ -166,6 +168,17 @@ impl Bench<'_> {
     /// Runs a shell script on the daemon's node.
     pub(crate) fn shell(&self, script: &str) -> Result<String, Failure> {
         let output = self.node()?.command("sh").args(["-c", script]).output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    }
+
+    /// Makes a change on the daemon's node, which has to succeed, and returns at once what shows it.
+    pub(crate) fn change(&self, change: &str, shows: &str) -> Result<String, Failure> {
+        // `grep -c` fails if it counts none.
+        let script = format!("{change} || exit 1; {shows}; exit 0");
+        let output = self.node()?.command("sh").args(["-c", &script]).output()?;
+        if !output.status.success() {
+            return Err(format!("{change}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
+        }
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 

@@ -254,16 +254,24 @@ fn drift(bench: &mut Bench<'_>) -> Result<(), Failure> {
     for (change, shows) in kinds {
         let before = bench.shell(shows)?;
         // A turn that was due anyway may repair it before it is looked at.
-        let attempt = format!("{change}; {shows}");
-        let mut shown = false;
-        for _ in 0..5 {
-            shown = bench.shell(&attempt)? != before;
-            if shown {
+        let mut seen = bench.change(&change, shows);
+        for _ in 1..5 {
+            if !seen.as_ref().is_ok_and(|seen| *seen == before) {
                 break;
             }
             thread::sleep(Duration::from_millis(130));
+            seen = bench.change(&change, shows);
         }
-        if !shown {
+        let seen = match seen {
+            Ok(seen) => seen,
+            Err(error) => {
+                // Nothing was there to be repaired.
+                worst = None;
+                times.insert(change, json!({"failed": lab::chain(&*error)}));
+                continue;
+            }
+        };
+        if seen == before {
             times.insert(change, json!("never seen: repaired before the first look"));
             continue;
         }
