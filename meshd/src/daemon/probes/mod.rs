@@ -21,7 +21,7 @@ const _: () = assert!(LARGEST_PROBED as usize == MAX_PROBE_LEN + 28);
 /// Answers that take longer count as lost.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much later than the small probe's answer that of a larger one may come: at least this, else as long as the round trip.
-const GRACE: Duration = Duration::from_millis(300);
+const GRACE: Duration = Duration::from_secs(1);
 /// How many small probes in a row must be lost before it is reported: single losses are normal.
 const LOSSES_BEFORE_REPORT: u8 = 3;
 /// How many intervals after a search larger sizes are tried again: 10 min with 30 s (RFC 8899 section 5.1.1).
