@@ -192,8 +192,7 @@ impl Search {
             self.at = Some(attempt);
             let aim = Action::Aim { to: candidate.to, follow: self.follows() };
             actions.extend([aim, Action::Probe(context.nonce)]);
-            let invited = std::mem::take(&mut self.invited);
-            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !invited {
+            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !self.invited {
                 actions.push(Action::Invite);
             }
             return (actions, false);
