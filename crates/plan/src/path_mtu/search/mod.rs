@@ -266,7 +266,6 @@ impl Search {
                 let again = now + pause;
                 self.state = State::Doubt(Doubt { lost: 1, passed: None, lossy: false, again, pause });
             }
-            State::New | State::Steady => {}
             State::Doubt(doubt) if open.contains(&self.size) => {
                 doubt.lost += 1;
                 if doubt.lost >= if doubt.lossy { MAX_PROBES_IF_LOSSY } else { MAX_PROBES } {
@@ -274,7 +273,7 @@ impl Search {
                     self.lower(now, doubt, &open);
                 }
             }
-            State::Doubt(_) => {}
+            State::New | State::Steady | State::Doubt(_) => {}
             State::Climb { trying, lost, fails } => {
                 *lost += 1;
                 if *lost >= MAX_PROBES {
