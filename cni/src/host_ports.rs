@@ -16,8 +16,8 @@ use crate::store::Store;
 const DAEMON_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Restores the table if it is not as the store has it, as after another program's `nft flush ruleset`; returns whether it
-/// was restored. The table is not read again while neither store nor nftables have changed. A call of the plugin that is at work sets it itself. Without a state directory nothing is known, so nothing
-/// is changed.
+/// was restored. The table is not read again while neither store nor nftables have changed. A call of the plugin that is at
+/// work sets it itself. Without a state directory nothing is known, so nothing is changed.
 pub fn hold(
     state_dir: &Path,
     services: &[IpNetwork],

@@ -56,7 +56,7 @@ pub fn ip(link: Link, from: IpAddr, to: IpAddr, protocol: u8, payload: &[u8]) ->
             header.extend([0, 0, 0x40, 0, 64, protocol, 0, 0]);
             header.extend(from.octets());
             header.extend(to.octets());
-            let checksum = fold(add(0, &header));
+            let checksum = checksum(&header);
             header[10..12].copy_from_slice(&checksum.to_be_bytes());
             frame.extend(header);
         }
@@ -87,6 +87,11 @@ fn add(sum: u32, bytes: &[u8]) -> u32 {
     bytes.chunks(2).fold(sum, |sum, pair| {
         sum + u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]))
     })
+}
+
+/// The Internet checksum (RFC 1071) of a header whose own field is zero; zero if the field is right already.
+pub fn checksum(header: &[u8]) -> u16 {
+    fold(add(0, header))
 }
 
 fn fold(mut sum: u32) -> u16 {

@@ -63,6 +63,7 @@ pub mod require;
 pub mod sandbox;
 mod space;
 pub mod stream;
+pub mod threads;
 mod underlay;
 
 pub use address::{Family, IpVersion};

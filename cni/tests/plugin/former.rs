@@ -42,6 +42,12 @@ fn with<'a>(call: Call<'a>, portmap: &tempfile::TempDir) -> Call<'a> {
     call.env("CNI_PATH", portmap.path().to_str().unwrap())
 }
 
+/// A DEL that names a host port, as the runtime does for a pod that has one.
+fn del_with_ports<'a>(node: &'a Node, pod: &'a Pod) -> Call<'a> {
+    let ports = json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]});
+    node.pod_call("DEL", pod).conf("runtimeConfig", ports)
+}
+
 /// What a `portmap` does that hangs until [`end`], and works then.
 const HANGS: &str = "until [ -e \"${0%/*}/end\" ]; do sleep 0.05; done; exit 0";
 
@@ -82,8 +88,7 @@ fn an_attachment_that_is_made_anew_during_its_del_stays() {
     let hanging = portmap(HANGS);
     let pod = Pod::new("former");
     attach_former(&node, &pod);
-    let ports = json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]});
-    let del = with(node.pod_call("DEL", &pod), &hanging).conf("runtimeConfig", ports);
+    let del = with(del_with_ports(&node, &pod), &hanging);
     std::thread::scope(|scope| {
         let del = scope.spawn(|| del.run());
         await_call(&hanging);
@@ -100,8 +105,7 @@ fn a_portmap_that_hangs_delays_no_other_pod() {
     let hanging = portmap("until [ -e \"${0%/*}/end\" ]; do sleep 0.05; done; echo slow; exit 1");
     let former = Pod::new("former");
     attach_former(&node, &former);
-    let ports = json!({"portMappings": [{"hostPort": 80, "containerPort": 80, "protocol": "tcp"}]});
-    let del = with(node.pod_call("DEL", &former), &hanging).conf("runtimeConfig", ports);
+    let del = with(del_with_ports(&node, &former), &hanging);
     std::thread::scope(|scope| {
         let del = scope.spawn(|| del.run());
         await_call(&hanging);

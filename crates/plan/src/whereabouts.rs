@@ -1,9 +1,9 @@
 //! Where nodes say that they are, over the control channel: while the API server is away, and faster than it.
 //!
 //! A node tells its peers its own list of endpoints ([`Whereabouts::here`]); it says nothing about others. If no path to a
-//! peer is left, a few common neighbours are asked: each tells either end what the other one has told it last, and where it sees it
-//! ([`Whereabouts::meet`]). That is hearsay: a few more endpoints to try for a moment, besides those that the peer names
-//! itself. Neither grants anything, since only the holder of the keys can answer at an endpoint.
+//! peer is left, a few common neighbours are asked: each tells either end what the other one has told it last, and where it
+//! sees it ([`Whereabouts::meet`]). That is hearsay: a few more endpoints to try for a moment, besides those that the peer
+//! names itself. Neither grants anything, since only the holder of the keys can answer at an endpoint.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -138,8 +138,8 @@ impl Whereabouts {
     }
 
     /// Forgets what no longer counts: lists that are published by now, those of a node that has published another one since
-    /// (it tells anew what is later; its numbers may start over with its daemon), hearsay after a while, and nodes that are not in the
-    /// mesh. `published` is the number of a member's published list.
+    /// (it tells anew what is later; its numbers may start over with its daemon), hearsay after a while, and nodes that are
+    /// not in the mesh. `published` is the number of a member's published list.
     pub fn retain(&mut self, now: Duration, published: impl Fn(&NodeUid) -> Option<u64>) {
         let until = &self.until;
         self.heard.retain(|uid, heard| {

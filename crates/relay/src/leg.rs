@@ -127,7 +127,12 @@ impl Leg {
     /// Whether what comes from there may show where the far end is. Recorded messages of both ends, replayed from anywhere,
     /// must not.
     pub(crate) fn may_name(&self, from: SocketAddr) -> bool {
-        self.is_known(from) || self.is_likely(from.ip()) || self.address().is_none()
+        !self.is_strange(from) || self.address().is_none()
+    }
+
+    /// Whether nothing suggests that datagrams from there are this end's.
+    fn is_strange(&self, from: SocketAddr) -> bool {
+        !self.is_known(from) && !self.is_likely(from.ip())
     }
 
     fn is_likely(&self, ip: IpAddr) -> bool {
@@ -224,8 +229,7 @@ impl Leg {
     fn is_elsewhere(&self, now: Duration, from: SocketAddr, within: Duration) -> bool {
         let (Some((heard, at)), true) = (self.present, self.observed.is_some()) else { return false };
         let within = if self.is_likely(at) { within } else { within.min(THERE) };
-        let is_stranger = !self.is_known(from) && !self.is_likely(from.ip());
-        is_stranger && now.saturating_sub(heard) < within
+        self.is_strange(from) && now.saturating_sub(heard) < within
     }
 
     /// Whether this end may send from there now. Who forges both ends' sources could make up a session and its counter.

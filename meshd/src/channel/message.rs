@@ -143,6 +143,7 @@ pub(crate) enum MessageError {
 
 #[cfg(test)]
 mod tests {
+    use super::super::session::tests::Dice;
     use super::*;
 
     fn messages() -> [Message; 17] {
@@ -201,12 +202,8 @@ mod tests {
     #[test]
     fn damaged_messages_are_refused_or_are_others() {
         let messages = messages();
-        // A linear congruential generator (Knuth, MMIX).
-        let mut state = 11_u64;
-        let mut below = |most: usize| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            usize::try_from(state >> 33).unwrap_or_default() % most
-        };
+        let mut dice = Dice(11);
+        let mut below = |most| dice.below(most);
         let mut read = 0;
         for round in 0..140_000 {
             let mut bytes = messages[round % messages.len()].encode(&[]);

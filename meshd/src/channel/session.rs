@@ -330,4 +330,4 @@ fn sealed(keys: &ChannelKeys, mut out: Vec<u8>) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -160,9 +160,7 @@ impl PeerChannel {
     /// Sends the rotation's questions.
     pub(super) fn send_asks(&self, asks: Vec<Ask>) {
         for ask in asks {
-            if let Some(address) = self.addresses.get(&ask.peer) {
-                self.channel.send(ask.over, *address, &Message::Ask { nonce: ask.nonce });
-            }
+            self.send(&ask.peer, ask.over, &Message::Ask { nonce: ask.nonce });
         }
     }
 
@@ -199,29 +197,30 @@ impl PeerChannel {
 
     /// Asks a peer for an echo over a slot.
     pub(super) fn send_probe(&self, peer: &PeerId, over: Slot, nonce: u64) {
-        if let Some(address) = self.addresses.get(peer) {
-            self.channel.send(over, *address, &Message::Probe { nonce, len: 0 });
-        }
+        self.send(peer, over, &Message::Probe { nonce, len: 0 });
     }
 
     /// Asks a peer, over the other slot, to send to this node's mapped address of a slot.
     pub(super) fn send_invitation(&self, peer: &PeerId, slot: Slot) {
-        if let Some(address) = self.addresses.get(peer) {
-            self.channel.send(slot.other(), *address, &Message::Invite(slot));
-        }
+        self.send(peer, slot.other(), &Message::Invite(slot));
     }
 
     /// Tells a peer where its datagrams on a slot come from.
     pub(super) fn send_seen(&self, peer: &PeerId, over: Slot, endpoint: SocketAddr) {
-        if let Some(address) = self.addresses.get(peer) {
-            self.channel.send(over, *address, &Message::Seen(endpoint));
-        }
+        self.send(peer, over, &Message::Seen(endpoint));
     }
 
     /// Sends a message over a slot.
     pub(super) fn send(&self, peer: &PeerId, over: Slot, message: &Message) {
         if let Some(address) = self.addresses.get(peer) {
             self.channel.send(over, *address, message);
+        }
+    }
+
+    /// Sends a message over the slot that carries packets to the peer.
+    fn send_in_use(&self, peer: &PeerId, message: &Message) {
+        if let Some(view) = self.views.get(peer) {
+            self.send(peer, view.tx, message);
         }
     }
 
@@ -232,9 +231,7 @@ impl PeerChannel {
 
     /// Tells a peer how many of its datagrams on a slot did not authenticate here.
     pub(super) fn send_forged(&self, peer: &PeerId, slot: Slot, count: u64) {
-        if let (Some(address), Some(view)) = (self.addresses.get(peer), self.views.get(peer)) {
-            self.channel.send(view.tx, *address, &Message::Forged { slot, count });
-        }
+        self.send_in_use(peer, &Message::Forged { slot, count });
     }
 
     /// Which probes a peer has answered.
@@ -245,18 +242,14 @@ impl PeerChannel {
     /// Sends messages of the preshared key exchange.
     pub(super) fn send_preshared(&self, messages: Vec<(PeerId, Slot, pq::Message)>) {
         for (peer, over, message) in messages {
-            if let Some(address) = self.addresses.get(&peer) {
-                self.channel.send(over, *address, &Message::Pair(message.encode()));
-            }
+            self.send(&peer, over, &Message::Pair(message.encode()));
         }
     }
 
     /// Sends messages to relays, or a relay's.
     pub(super) fn send_relayed(&self, messages: Vec<(PeerId, Message)>) {
         for (peer, message) in messages {
-            if let (Some(address), Some(view)) = (self.addresses.get(&peer), self.views.get(&peer)) {
-                self.channel.send(view.tx, *address, &message);
-            }
+            self.send_in_use(&peer, &message);
         }
     }
 

@@ -39,12 +39,9 @@ pub struct Drops {
     pub closed: u64,
 }
 
-/// Puts the guard in place and replaces what was there. Blocks for one exchange with the kernel.
+/// Puts the guard in place, as a table that has no owner, and replaces what was there. Blocks for one exchange with the kernel.
 pub fn set(guard: &Guard) -> Result<(), HostError> {
-    if guard.cluster.is_empty() {
-        return Err(HostError::EmptyGuard);
-    }
-    GUARD.set(&rules::sets(guard), &rules::chains(guard))
+    GuardOwner::new(false).set(guard)
 }
 
 /// Removes the guard; returns whether there was one.

@@ -46,13 +46,8 @@ impl GuardOwner {
         Self { wanted, unsupported: false, socket: None, last_seen: LastAnswer::default() }
     }
 
-    /// Whether the kernel has no tables with an owner that outlive it. Known after the first write.
-    pub const fn is_unsupported(&self) -> bool {
-        self.unsupported
-    }
-
     /// Whether the table belongs to this process.
-    pub fn owns(&self) -> Result<bool, HostError> {
+    fn owns(&self) -> Result<bool, HostError> {
         let Some(port) = self.socket.as_ref().map(Socket::port) else { return Ok(false) };
         Ok(GUARD.head()?.is_some_and(|head| head.flags.contains(OWNED) && head.owner == Some(port)))
     }
@@ -125,7 +120,8 @@ impl GuardOwner {
         Ok(())
     }
 
-    const fn owning(&self) -> bool {
+    /// Whether a guard that is in place belongs to this process. Known after the first write.
+    pub const fn owning(&self) -> bool {
         self.wanted && !self.unsupported
     }
 
@@ -176,7 +172,7 @@ mod tests {
     fn owning() -> Option<GuardOwner> {
         let mut owner = GuardOwner::new(true);
         owner.set(&guard()).unwrap();
-        if owner.is_unsupported() {
+        if !owner.owning() {
             // Then it is a table as before.
             assert!(owner.is_in_place(&guard()).unwrap() && !owner.owns().unwrap());
             assert!(kernel() < (6, 9), "Linux {:?} has such tables", kernel());

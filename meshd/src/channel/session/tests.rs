@@ -7,17 +7,18 @@ use keyring::{PrivateKey, Slot};
 use super::*;
 
 /// Deterministic random numbers (xorshift64*, Vigna 2014).
-struct Dice(u64);
+/// Pseudo-random numbers (xorshift64*).
+pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, most: usize) -> usize {
+    pub(crate) fn below(&mut self, most: usize) -> usize {
         usize::try_from(self.next() >> 33).unwrap() % most
     }
 }

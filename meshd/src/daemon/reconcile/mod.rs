@@ -367,7 +367,7 @@ impl Reconciler {
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
         self.outcome.conclude(turn, &self.devices);
-        self.outcome.set_guard_owned(self.guard_owner.owns().unwrap_or_default());
+        self.outcome.set_guard_owned(self.guard_owner.owning());
         self.write_cni_files(now);
         self.retry_in(now)
     }

@@ -43,7 +43,7 @@ impl Reconciler {
         let mut former = std::mem::take(&mut self.told_here);
         // A daemon of version 0.1 does not know the message.
         for member in members.values().filter(|member| member.is_proven() && !is_shown) {
-            let Some(over) = self.slot_with_path(member) else { continue };
+            let Some(over) = self.slot_to(&member.uid) else { continue };
             let told = former.remove(&member.uid).filter(|told| told.sequence == list.sequence);
             let times = match told {
                 Some(told) if now < told.next => {
@@ -63,11 +63,11 @@ impl Reconciler {
 
     fn ask_neighbours(&mut self, now: Duration, admission: &Admission, list: &str) {
         let members = &admission.world.peers;
-        let is_lost = |member: &&Member| self.slot_with_path(member).is_none();
+        let is_lost = |member: &&Member| self.slot_to(&member.uid).is_none();
         let ranked = if members.values().any(|member| is_lost(&member)) {
             let mut neighbours: Vec<&Member> = members
                 .values()
-                .filter(|member| member.is_proven() && self.slot_with_path(member).is_some())
+                .filter(|member| member.is_proven() && self.slot_to(&member.uid).is_some())
                 .collect();
             // Those without NAT are most likely to reach the peer; of these not the same ones for every node.
             let own = admission.world.own.as_ref().map(|own| &own.uid);
@@ -82,16 +82,12 @@ impl Reconciler {
         };
         let proven = members.values().filter(|member| member.is_proven());
         let peers: Vec<(&NodeUid, bool)> =
-            proven.map(|member| (&member.uid, self.slot_with_path(member).is_some())).collect();
+            proven.map(|member| (&member.uid, self.slot_to(&member.uid).is_some())).collect();
         for (neighbour, peer) in self.whereabouts.ask(now, peers.into_iter(), &ranked) {
             let Some(over) = self.slot_to(&neighbour) else { continue };
             let question = Message::Locate { peer: PeerId::new(peer.as_str()), list: list.to_owned() };
             self.peer_channel.send(&PeerId::new(neighbour.as_str()), over, &question);
         }
-    }
-
-    fn slot_with_path(&self, member: &Member) -> Option<Slot> {
-        self.slot_to(&member.uid)
     }
 
     /// A slot with a path to a peer, a direct one if there is one.

@@ -189,7 +189,8 @@ impl Bench<'_> {
         self.rows.push(row);
     }
 
-    /// Runs a scenario and measures how late the simulator was meanwhile. A failure is a row of its own, and ends nothing else.
+    /// Runs a scenario and measures how late the simulator was meanwhile. A failure is a row of its own, and ends nothing
+    /// else.
     pub(crate) fn scenario(
         &mut self,
         scenario: &'static str,

@@ -2,6 +2,8 @@
 
 use std::net::Ipv4Addr;
 
+use lab::frame::checksum;
+
 const IP_HEADER: usize = 20;
 const UDP_HEADER: usize = 8;
 /// What both headers take of a packet, in bytes.
@@ -38,13 +40,6 @@ pub(crate) fn payload(packet: &[u8], to: Ipv4Addr, port: u16) -> Option<&[u8]> {
     let addressed = header[16..20] == to.octets() && header[22..24] == port.to_be_bytes();
     let len = usize::from(u16::from_be_bytes([header[2], header[3]]));
     packet.get(HEADERS..len).filter(|_| whole && addressed)
-}
-
-/// The Internet checksum (RFC 1071) of a header whose own field is zero.
-fn checksum(header: &[u8]) -> u16 {
-    let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    !u16::try_from((folded & 0xffff) + (folded >> 16)).unwrap_or(u16::MAX)
 }
 
 #[cfg(test)]

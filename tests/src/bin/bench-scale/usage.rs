@@ -36,17 +36,7 @@ impl Process {
 
     /// CPU time of its running threads, by name.
     pub(crate) fn threads(&self) -> BTreeMap<String, Duration> {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid));
-        let mut times = BTreeMap::new();
-        for task in tasks.into_iter().flatten().flatten().map(|entry| entry.path()) {
-            let Ok(name) = fs::read_to_string(task.join("comm")) else { continue };
-            let on_cpu = fs::read_to_string(task.join("schedstat")).unwrap_or_default();
-            // Nanoseconds on the CPU, nanoseconds of waiting for it, time slices (Documentation/scheduler/sched-stats.rst).
-            let nanos =
-                on_cpu.split_whitespace().next().and_then(|text| text.parse().ok()).unwrap_or_default();
-            *times.entry(name.trim().to_owned()).or_default() += Duration::from_nanos(nanos);
-        }
-        times
+        lab::threads::cpu_times(self.pid)
     }
 
     /// Time that its main thread was ready to run and had no CPU.

@@ -85,20 +85,10 @@ fn round_trip(from: &End, to: &End) -> Result<Duration, Failure> {
     times.get(times.len() / 2).copied().ok_or_else(|| "no echo came back".into())
 }
 
-/// CPU time in seconds of the thread that forwards, and of all threads of a relay's daemon. The kernel counts it in
-/// nanoseconds (`/proc/PID/task/TID/schedstat`, Documentation/scheduler/sched-stats.rst). What it counts as the sender's
-/// is everything that a send causes on the way to the receiver: in this lab the routers in between too.
+/// CPU time in seconds of the thread that forwards, and of all threads of a relay's daemon. What the kernel counts as the
+/// sender's is everything that a send causes on the way to the receiver: in this lab the routers in between too.
 fn forwarding_seconds(pid: u32) -> Option<(f64, f64)> {
-    let (mut forwarding, mut all) = (None, 0.0);
-    for task in std::fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-        let task = task.ok()?.path();
-        // A thread may end meanwhile.
-        let Ok(stat) = std::fs::read_to_string(task.join("schedstat")) else { continue };
-        let seconds = stat.split_whitespace().next()?.parse::<f64>().ok()? / 1e9;
-        all += seconds;
-        if std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "relay") {
-            forwarding = Some(seconds);
-        }
-    }
-    Some((forwarding?, all))
+    let times = lab::threads::cpu_times(pid);
+    let forwarding = times.get("relay")?.as_secs_f64();
+    Some((forwarding, times.values().sum::<Duration>().as_secs_f64()))
 }

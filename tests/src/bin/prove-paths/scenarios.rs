@@ -43,7 +43,8 @@ pub(crate) fn come_up(run: &mut Run<'_>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// From a pair's first packet, over the relay, until both ends say that its path is direct, which only punching makes it; then which pairs are direct.
+/// From a pair's first packet, over the relay, until both ends say that its path is direct, which only punching makes it;
+/// then which pairs are direct.
 pub(crate) fn become_direct(run: &mut Run<'_>) {
     let goal = Duration::from_secs(15);
     let is_punched = |run: &Run<'_>, (from, to): &(&str, &str)| {
