@@ -40,7 +40,7 @@ pub(super) struct Search {
     pub(super) fallback: Option<Up>,
     /// Whether the peer may only just learn of this node: then it answers to the second handshake.
     pub(super) fresh: bool,
-    /// Whether the peer has asked for what is tried next, so that it need not be asked.
+    /// Whether the peer has asked for what is tried next, so that it need not be asked. It is told of what follows.
     pub(super) invited: bool,
 }
 
@@ -159,9 +159,9 @@ impl Search {
         if now < self.paused_until {
             return (Vec::new(), false);
         }
+        let follows = self.follows();
         if let Some(attempt) = &mut self.at {
             // Where the peer sends from is as good as anything that it names.
-            let follows = self.fallback.is_none() && attempt.candidate.kind != Kind::Prescribed;
             let moved = view.endpoint.filter(|endpoint| follows && *endpoint != attempt.candidate.to);
             if let Some(moved) = moved {
                 let candidate = Candidate { kind: Kind::Punched, to: moved };
@@ -192,7 +192,8 @@ impl Search {
             self.at = Some(attempt);
             let aim = Action::Aim { to: candidate.to, follow: self.follows() };
             actions.extend([aim, Action::Probe(context.nonce)]);
-            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !self.invited {
+            let invited = std::mem::take(&mut self.invited);
+            if (candidate.kind == Kind::Punched || self.fallback.is_some()) && !invited {
                 actions.push(Action::Invite);
             }
             return (actions, false);

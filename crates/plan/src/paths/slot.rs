@@ -14,6 +14,8 @@ use super::watch::{Unanswered, Up};
 const TRIAL: (Duration, Duration) = (Duration::from_mins(1), Duration::from_mins(15));
 /// How long an invitation is good: the peer tries a mapped address for 4 s, and the slot may have to be left first.
 const INVITATION: Duration = Duration::from_secs(3);
+/// How long after an invitation the peer says, for each endpoint, that it tries it.
+const ANSWERED: Duration = Duration::from_secs(10);
 
 /// What a device says of a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -106,8 +108,10 @@ pub struct SlotPath {
     trial: Option<(Duration, Duration)>,
     /// Until when an invitation to send to the peer's mapped address is good.
     invited: Option<Duration>,
-    /// When the peer began last to try an endpoint on this slot while a relay is used.
+    /// When the peer began last to try an endpoint on this slot while a relay is used, or was invited to.
     tried_by_peer: Option<Duration>,
+    /// When the peer was invited last.
+    inviting: Option<Duration>,
     /// Whether a neighbour has said that the peer looks for us.
     met: bool,
     /// Whether the device has no such peer: nothing is due then.
@@ -130,6 +134,7 @@ impl SlotPath {
             trial: None,
             invited: None,
             tried_by_peer: None,
+            inviting: None,
             met: false,
             absent: false,
         }
@@ -208,9 +213,13 @@ impl SlotPath {
         }
     }
 
-    /// The peer sends to our mapped address now. Returns whether that is news.
+    /// The peer sends to our mapped address now. Returns whether that is news: not if it was invited itself, and only says
+    /// that it still tries.
     pub fn invite(&mut self, now: Duration) -> bool {
         self.tried_by_peer = Some(now);
+        if self.inviting.is_some_and(|since| now < since + ANSWERED) {
+            return false;
+        }
         let news = self.invited.is_none_or(|until| now >= until);
         if news {
             self.invited = Some(now + INVITATION);
@@ -251,6 +260,9 @@ impl SlotPath {
         let (actions, event) = self.go_on(now, view, context);
         if actions.iter().any(|action| matches!(action, Action::Probe(_))) {
             self.probe = Some((context.nonce, now));
+        }
+        if actions.contains(&Action::Invite) {
+            (self.inviting, self.tried_by_peer) = (Some(now), Some(now));
         }
         (actions, event)
     }
