@@ -75,6 +75,8 @@ pub(crate) fn become_direct(run: &mut Run<'_>) {
         longest.is_some_and(|time| run.settings.in_time(time, goal)),
         json!(times.iter().map(|time| time.map(|time| time.as_secs_f64())).collect::<Vec<_>>()),
     );
+    // A pair that has moved a moment ago is up once it has been for some seconds.
+    run.wait(goal, |run| run.paths.last.keys().all(|(from, to)| run.probes.is_up(from, to)));
     let direct =
         run.paths.last.iter().filter(|((from, to), path)| is_direct(path) && run.probes.is_up(from, to));
     let direct = direct.count();
