@@ -17,6 +17,8 @@ const PUNCH: Duration = Duration::from_secs(4);
 const TRY_RELAY: Duration = Duration::from_secs(2);
 /// Between two handshakes that are begun with the same endpoint.
 pub(super) const AGAIN: Duration = Duration::from_secs(1);
+/// The same with a peer that may only just learn of this node.
+const AGAIN_SOON: Duration = Duration::from_millis(500);
 /// First and longest pause after all endpoints have failed.
 const PAUSE: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(15));
 /// Rounds without success after which the pauses are the longest.
@@ -51,13 +53,16 @@ pub(super) struct Attempt {
     pub(super) begun: Duration,
     /// How long it is tried.
     pub(super) lasts: Duration,
+    /// Between two handshakes.
+    pub(super) again: Duration,
     /// Whether it was said that the relay forwards nothing.
     pub(super) doubted: bool,
 }
 
 impl Attempt {
     pub(super) const fn new(now: Duration, candidate: Candidate, limited: bool) -> Self {
-        Self { candidate, since: now, begun: now, lasts: lasting(candidate.kind, limited), doubted: false }
+        let lasts = lasting(candidate.kind, limited);
+        Self { candidate, since: now, begun: now, lasts, again: AGAIN, doubted: false }
     }
 }
 
@@ -169,7 +174,7 @@ impl Search {
                 return (vec![Action::Initiate, Action::Probe(context.nonce)], false);
             }
             if now < attempt.since + attempt.lasts {
-                if now < attempt.begun + AGAIN {
+                if now < attempt.begun + attempt.again {
                     return (Vec::new(), false);
                 }
                 attempt.begun = now;
@@ -187,7 +192,7 @@ impl Search {
             self.next += 1;
             let mut attempt = Attempt::new(now, candidate, context.limited);
             if std::mem::take(&mut self.fresh) && attempt.lasts == TRY {
-                attempt.lasts = TRY + AGAIN;
+                attempt.again = AGAIN_SOON;
             }
             self.at = Some(attempt);
             let aim = Action::Aim { to: candidate.to, follow: self.follows() };

@@ -349,7 +349,7 @@ impl SlotPath {
             _ if self.absent => None,
             State::Searching(Search { at: Some(attempt), paused_until, .. }) => {
                 let over = attempt.since + attempt.lasts;
-                Some(over.min(attempt.begun + AGAIN).max(*paused_until))
+                Some(over.min(attempt.begun + attempt.again).max(*paused_until))
             }
             State::Searching(search) => Some(search.paused_until),
             State::Up(up) => up.unanswered.map(|unanswered| unanswered.probe),
