@@ -78,6 +78,10 @@ bench-tunnel: ## compare the userspace engine with wireguard-go, gotatun and bor
 bench-plan: ## time of each pure step of a turn at 50 to 5,000 nodes (QUICK=1: fewer repetitions)
 	cargo bench --locked --package plan --bench turn $(if $(QUICK),-- --quick)
 
+.PHONY: chaos
+chaos: ## random faults on a mesh under traffic (SEEDS=20 more seeds, SEED=7 only that one, SECONDS_EACH=120)
+	scripts/chaos.sh
+
 .PHONY: bench-scale
 bench-scale: ## cost of one daemon among 50, 1,000 and 5,000 played nodes; writes target/scale (QUICK=1: 50 and 500; N=50,200; SCENARIOS=start,idle; IGNORE_GOALS=1)
 	scripts/setup.sh demo

@@ -68,7 +68,23 @@ pub(crate) struct Control {
     path: PathBuf,
 }
 
+/// What `ip` and `nft` show of a host's network: for tests that nothing of it is left.
+const NETWORK: &str = "
+    ip -br link; ip -br addr
+    ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ip neigh show nud permanent
+    nft list ruleset
+";
+
 impl Inventory {
+    /// The links, addresses, routes, rules and tables of a host, one per line, without what changes by itself: lifetimes of
+    /// IPv6 addresses and routes count down, and anycast addresses are the kernel's own for as long as it forwards.
+    /// Forwarding stays on after an uninstall, since others on the node may have come to rely on it.
+    pub fn network(host: &Host) -> Result<String, Error> {
+        let text = host.command("sh").args(["-c", NETWORK]).run()?;
+        let stable = text.lines().filter(|line| !line.contains("expires") && !line.starts_with("anycast"));
+        Ok(stable.map(str::trim_end).collect::<Vec<_>>().join("\n"))
+    }
+
     /// Lists the files of a host. Fails with [`Error::Blind`] if a file planted in one of [`PRIVATE`] is not found.
     pub fn take(host: &Host) -> Result<Self, Error> {
         host.run(|| Self::of(&PRIVATE.map(Path::new), &[Path::new(LAB)], host.name()))?

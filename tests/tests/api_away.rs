@@ -125,6 +125,24 @@ fn an_empty_store_of_the_api_server_loses_no_packet() {
     with_both_servers(emptied);
 }
 
+/// An operator deletes a Node, and its kubelet registers again: for the other nodes a new one that holds the same keys.
+#[test]
+fn a_node_that_is_deleted_and_registered_again_keeps_its_preshared_keys() {
+    let lab = Lab::builder().nodes(2).family(Family::V4).api(ApiKind::Fake).build().unwrap();
+    let mesh = Mesh::form(lab).unwrap();
+    mesh.wait_proven();
+    let peers = |status: &serde_json::Value| status["peers"].as_array().unwrap().len();
+    mesh.unregister("n2").unwrap();
+    mesh.wait("n1", "the peer has left", WITHIN, |status| peers(status) == 0);
+    mesh.register(mesh.node("n2").unwrap()).unwrap();
+    mesh.wait("n1", "the peer has joined again", WITHIN, |status| peers(status) == 1);
+    mesh.wait_proven();
+    let events = mesh.daemon("n1").json_log().unwrap();
+    let count = |wanted: &str| events.iter().filter(|event| event["event"] == wanted).count();
+    assert_eq!(count("PresharedKeysTransferred"), 1);
+    assert_eq!((count("PresharedKeyGivenUp"), count("PresharedKeyMismatch")), (0, 0));
+}
+
 /// The answer of the daemon in the caller's network namespace to a probe, within a second.
 fn healthz() -> String {
     let mut stream = TcpStream::connect("127.0.0.1:9384").unwrap();

@@ -12,16 +12,7 @@ use serde_json::Value;
 const TRAIL: &str = "/var/lib/meshd/audit";
 
 fn network(node: &Node) -> String {
-    let script = "
-        ip -br link; ip -br addr
-        ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ip neigh show nud permanent
-        nft list ruleset
-    ";
-    let text = node.command("sh").args(["-c", script]).run().unwrap();
-    // Lifetimes of IPv6 addresses and routes count down. Anycast addresses are the kernel's own, for as long as it
-    // forwards; forwarding stays on, since others on the node may have come to rely on it.
-    let stable = text.lines().filter(|line| !line.contains("expires") && !line.starts_with("anycast"));
-    stable.map(str::trim_end).collect::<Vec<_>>().join("\n")
+    Inventory::network(node).unwrap()
 }
 
 /// The paths of all files that a node holds, one per line.

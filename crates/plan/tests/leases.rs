@@ -257,6 +257,27 @@ fn a_relay_that_dies_is_left_within_eight_seconds() {
 }
 
 #[test]
+fn the_only_relay_is_used_again_soon_however_often_it_was_away() {
+    let one = [[Some(5), Some(5)]];
+    for end in 0..2 {
+        let mut model = Model::new(&one, 0, 1);
+        for _ in 0..8 {
+            model.settle(SECOND * 5).unwrap();
+            model.servers[0].delay[end] = None;
+            model.run(SECOND * 5);
+            model.servers[0].delay[end] = Some(Duration::from_millis(5));
+        }
+    }
+    let mut model = Model::new(&one, 0, 1);
+    for _ in 0..8 {
+        model.settle(SECOND * 15).unwrap();
+        model.servers[0].dead = true;
+        model.run(SECOND * 20);
+        (model.servers[0].dead, model.servers[0].asked) = (false, [None, None]);
+    }
+}
+
+#[test]
 fn a_relay_whose_ports_are_closed_is_left_although_it_answers() {
     let mut model = Model::new(&[[Some(5), Some(5)], [Some(50), Some(50)]], 0, 1);
     model.servers[0].closed = true;

@@ -4,7 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use keyring::pq::{Effect, Entry, Input, Message, MlKem768, Mode, Note, Pairing, PqSettings, StaticKeys};
+use keyring::pq::{
+    Effect, Entry, Input, Message, MlKem768, Mode, Note, Pairing, PqSettings, StaticKeys, StoredPreshared,
+};
 use keyring::rotation::{PeerId, Stance, drained_between};
 use keyring::{KeyError, PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
@@ -69,7 +71,8 @@ impl Pairs {
             PerSlot::from_fn(|slot| Some(of(slot)))
         };
         for (peer, member) in &members {
-            self.move_to_new_uid(peer, &statics(member), |known| members.contains_key(known), keys);
+            let is_there = |known: &PeerId| members.contains_key(known);
+            self.move_to_new_uid(&own.id, peer, &statics(member), is_there, keys);
         }
         self.machines.retain(|peer, _| members.contains_key(peer));
         self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
@@ -83,9 +86,11 @@ impl Pairs {
     }
 
     /// The recreated Node of a running node has another UID and the same static keys: the preshared keys stay
-    /// in use, or every packet would be lost until both ends had agreed on new ones.
+    /// in use, or every packet would be lost until both ends had agreed on new ones. Between the two Nodes there may have
+    /// been none for a while.
     fn move_to_new_uid(
         &mut self,
+        own: &PeerId,
         peer: &PeerId,
         statics: &PerSlot<Option<StaticKeys>>,
         is_there: impl Fn(&PeerId) -> bool,
@@ -94,36 +99,49 @@ impl Pairs {
         if self.machines.contains_key(peer) {
             return;
         }
-        let former = self.machines.iter().find(|(known, pair)| !is_there(known) && pair.is_bound_to(statics));
-        let Some(former) = former.map(|(known, _)| known.clone()) else { return };
-        if let Some(pair) = self.machines.remove(&former) {
-            info!(
-                event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former,
-                "a Node was recreated; the preshared keys stay in use"
-            );
-            self.machines.insert(peer.clone(), pair);
-            self.unwritten.remove(&former);
-            self.unwritten.insert(peer.clone());
-            self.write(keys);
-            keys.forget_preshared(&former);
-        }
+        let left = self.machines.iter().find(|(known, pair)| !is_there(known) && pair.is_bound_to(statics));
+        let kept = || {
+            let mut gone = keys.ring().preshared_peers().filter(|known| !is_there(known));
+            gone.find(|known| {
+                keys.ring().preshared_of(known).iter().any(|(slot, kept)| is_bound(kept, statics, slot))
+            })
+        };
+        let Some(former) = left.map(|(known, _)| known).or_else(kept).cloned() else { return };
+        let moved = self.machines.remove(&former);
+        let Some(pair) = moved.or_else(|| self.resume(own, peer, keys.ring().preshared_of(&former))) else {
+            return;
+        };
+        info!(
+            event = "PresharedKeysTransferred", peer_uid = %peer, former_uid = %former,
+            "a Node was recreated; the preshared keys stay in use"
+        );
+        self.machines.insert(peer.clone(), pair);
+        self.unwritten.remove(&former);
+        self.unwritten.insert(peer.clone());
+        self.write(keys);
+        keys.forget_preshared(&former);
     }
 
     fn start(&mut self, own: &PeerId, peer: &PeerId, keys: &Keys) {
         if self.machines.contains_key(peer) {
             return;
         }
-        let jitter_seed = match getrandom::u64().map_err(KeyError::Random) {
-            Ok(seed) => seed,
+        if let Some(pairing) = self.resume(own, peer, keys.ring().preshared_of(peer)) {
+            self.machines.insert(peer.clone(), pairing);
+        }
+    }
+
+    /// The state machine of a peer with the keys that are stored; none without randomness.
+    fn resume(&self, own: &PeerId, peer: &PeerId, stored: PerSlot<StoredPreshared>) -> Option<Pairing> {
+        match getrandom::u64().map_err(KeyError::Random) {
+            Ok(seed) => {
+                Some(Pairing::resume(self.settings, own.clone(), peer.clone(), stored, seed, self.now()))
+            }
             Err(error) => {
                 warn!(event = "RandomnessUnavailable", %error, "no randomness; retrying on the next turn");
-                return;
+                None
             }
-        };
-        let stored = keys.ring().preshared_of(peer);
-        let pairing =
-            Pairing::resume(self.settings, own.clone(), peer.clone(), stored, jitter_seed, self.now());
-        self.machines.insert(peer.clone(), pairing);
+        }
     }
 
     fn delete_keys_of_gone_nodes(&mut self, is_there: impl Fn(&PeerId) -> bool, keys: &mut Keys) {
@@ -284,6 +302,11 @@ impl Pairs {
             }
         }
     }
+}
+
+/// Whether a stored key is bound to these static keys.
+fn is_bound(kept: &StoredPreshared, statics: &PerSlot<Option<StaticKeys>>, slot: Slot) -> bool {
+    kept.key.as_ref().is_some_and(|(_, bound)| *statics.get(slot) == Some(*bound))
 }
 
 /// The state of each peer in the devices. A device with another private key than expected shows nothing.

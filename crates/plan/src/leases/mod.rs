@@ -44,6 +44,8 @@ const FARTHEST: Duration = Duration::from_secs(10);
 const NEARER: Duration = Duration::from_millis(10);
 /// How long a relay that failed rests; doubled with each further failure, up to the second.
 const REST: [Duration; 2] = [Duration::from_secs(30), Duration::from_mins(15)];
+/// Where all relays rest, one that was silent, or to which the other end did not come, is asked again after this time.
+const LAST_RESORT: Duration = Duration::from_secs(10);
 /// Two doubts no further apart than this mean that nothing passes, and no nearer than the first that both have the same
 /// cause.
 const DOUBTS: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(90)];

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{
-    ALONE, ASK_PERIOD, Answer, DISTANCES, DOUBTS, FARTHEST, KEPT, LeasedPort, NEARER, Question, RECONSIDER,
-    REFRESH, REST, SILENT, Trouble,
+    ALONE, ASK_PERIOD, Answer, DISTANCES, DOUBTS, FARTHEST, KEPT, LAST_RESORT, LeasedPort, NEARER, Question,
+    RECONSIDER, REFRESH, REST, SILENT, Trouble,
 };
 use crate::node::NodeUid;
 
@@ -189,8 +189,8 @@ impl Sought {
             self.wanted = Some(now);
         }
         let rest = self.resting.get(relay).copied();
-        if rest.is_some_and(|rest| rest.why == Trouble::Alone) {
-            // Now it has come.
+        if rest.is_some_and(|rest| matches!(rest.why, Trouble::Alone | Trouble::Silent)) {
+            // Now it has come, and the relay speaks.
             self.resting.remove(relay);
         }
         if self.uses(relay) {
@@ -224,7 +224,9 @@ impl Sought {
             Some(passed) if passed < DOUBTS[0] => {}
             Some(passed) if passed <= DOUBTS[1] => {
                 let relay = held.relay.clone();
-                self.fail(now, &relay, Trouble::NothingPasses);
+                // The relay may say itself that it does not reach the other end.
+                let is_away = self.distances.get(&relay).is_some_and(Option::is_none);
+                self.fail(now, &relay, if is_away { Trouble::Alone } else { Trouble::NothingPasses });
             }
             _ => {
                 held.doubted = Some(now);
@@ -379,10 +381,14 @@ impl Sought {
         });
         // All rest: the one that will be rested first.
         let first = || usable.keys().min_by_key(|relay| self.resting.get(*relay).map(|rest| rest.until));
+        let again = |rest: &Rest| {
+            let may_be_back = matches!(rest.why, Trouble::Alone | Trouble::Silent);
+            rest.failures < 3 || (may_be_back && now.saturating_sub(rest.since) >= LAST_RESORT)
+        };
         if let Some(relay) = best.cloned() {
             self.try_relay(now, relay);
         } else if let Some(relay) = first().cloned()
-            && self.resting.get(&relay).is_some_and(|rest| rest.failures < 3)
+            && self.resting.get(&relay).is_some_and(again)
         {
             self.try_relay(now, relay);
         }
@@ -426,6 +432,10 @@ impl Sought {
         self.leaving.insert(relay.clone(), now + KEPT);
         self.offers.remove(relay);
         self.trouble = Some(trouble);
+        if trouble == Trouble::Unreachable {
+            // It is not chosen until it is reached, and may be the only one then.
+            return;
+        }
         let failures = self.resting.get(relay).map_or(0, |rest| rest.failures);
         let rest = REST[0].saturating_mul(1 << failures.min(10)).min(REST[1]);
         let rest = Rest { why: trouble, failures: failures + 1, since: now, until: now + rest };

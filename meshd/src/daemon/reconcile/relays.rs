@@ -23,7 +23,10 @@ impl Reconciler {
 
     /// Answers a question to this node as a relay.
     pub(super) fn answer_as_relay(&mut self, from: &PeerId, peer: &PeerId, slot: Slot, question: Question) {
-        let distance = self.peer_channel.path(&NodeUid::new(peer.as_str())).round_trip;
+        let uid = NodeUid::new(peer.as_str());
+        let is_up = Slot::ALL.into_iter().any(|slot| self.paths.up(&uid, slot).is_some());
+        // What was measured before the peer was lost says nothing.
+        let distance = self.peer_channel.path(&uid).round_trip.filter(|_| is_up);
         let messages = self.relay.answer(from, peer, slot, question, distance);
         self.peer_channel.send_relayed(messages);
     }
