@@ -130,9 +130,8 @@ impl Node {
         let site = &self.site;
         let observed = |slot| match self.lie {
             Some(Lie::Elsewhere) => vec![SocketAddr::new(IpAddr::from(ELSEWHERE), port(slot))],
-            Some(Lie::Symmetric) => Vec::new(),
             None if site.nat == Nat::Home => site.observed(self.socket(slot)).into_iter().collect(),
-            None => Vec::new(),
+            None | Some(Lie::Symmetric) => Vec::new(),
         };
         Endpoints {
             addresses: vec![site.own],
