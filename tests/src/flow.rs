@@ -17,6 +17,13 @@ use crate::ping::{self, PingOutcome};
 /// How long a probe waits for its answer by default.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long an exchange that must pass is tried by default: a state that was just reached may take some time to get to the
+/// kernel on a busy machine.
+const PASSES_WITHIN: Duration = Duration::from_secs(15);
+
+/// Pause between two tries of an exchange that must pass.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
 /// How often a server checks whether it should stop.
 const STOP_POLL_PERIOD: Duration = Duration::from_millis(20);
 
@@ -38,7 +45,8 @@ pub struct Flow {
     to: End,
     version: IpVersion,
     protocol: Protocol,
-    timeout: Duration,
+    /// None: what is usual.
+    timeout: Option<Duration>,
 }
 
 /// The outcome of an exchange.
@@ -67,35 +75,54 @@ impl Protocol {
 impl Flow {
     /// An exchange to be made: `from` asks, `to` answers.
     pub fn new(from: &End, to: &End, version: IpVersion, protocol: Protocol) -> Self {
-        Self { from: from.clone(), to: to.clone(), version, protocol, timeout: ANSWER_TIMEOUT }
+        Self { from: from.clone(), to: to.clone(), version, protocol, timeout: None }
     }
 
-    /// How long to wait for the answer, 2 s by default.
+    /// How long to wait for the answer: by default 2 s, and 15 s if it [must pass](Self::must_pass).
     #[must_use]
     pub fn timeout(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+        self.timeout = Some(timeout);
         self
     }
 
     /// Makes the exchange, with a server that exists only for it. No answer is not an error but a
     /// [`ProbeResult`]; it fails only if the ends themselves can't be used.
     pub fn probe(&self) -> Result<ProbeResult, Error> {
+        self.probe_within(self.timeout.unwrap_or(ANSWER_TIMEOUT))
+    }
+
+    fn probe_within(&self, timeout: Duration) -> Result<ProbeResult, Error> {
         let address = self.to.address(self.version)?;
         match self.protocol {
-            Protocol::Tcp => self.exchange(TcpServer::bind, |to| ask_tcp(to, self.timeout), address),
-            Protocol::Udp => self.exchange(UdpServer::bind, |to| ask_udp(to, self.timeout), address),
-            Protocol::Icmp => self.ping(address),
+            Protocol::Tcp => self.exchange(TcpServer::bind, |to| ask_tcp(to, timeout), address),
+            Protocol::Udp => self.exchange(UdpServer::bind, |to| ask_udp(to, timeout), address),
+            Protocol::Icmp => self.ping(address, timeout),
         }
     }
 
-    /// Makes the exchange and returns the source that the server saw.
+    /// Makes the exchange, again and again until it is answered, for the timeout or 15 s; returns the last outcome. For
+    /// claims that say nothing about time.
+    pub fn probe_until_answered(&self) -> Result<ProbeResult, Error> {
+        let (since, within) = (Instant::now(), self.timeout.unwrap_or(PASSES_WITHIN));
+        loop {
+            // Not in one go: a connection that is refused, or whose first packet was lost, is not tried again soon.
+            let left = within.saturating_sub(since.elapsed()).clamp(AGAIN_AFTER, ANSWER_TIMEOUT);
+            let seen = self.probe_within(left)?;
+            if (seen.answered && seen.source.is_some()) || since.elapsed() >= within {
+                return Ok(seen);
+            }
+            thread::sleep(AGAIN_AFTER);
+        }
+    }
+
+    /// The same, and returns the source that the server saw.
     ///
     /// # Panics
     ///
     /// If there is no answer, or if the ends can't be used.
     #[track_caller]
     pub fn must_pass(&self) -> IpAddr {
-        match self.probe() {
+        match self.probe_until_answered() {
             Ok(ProbeResult { source: Some(source), answered: true }) => source,
             Ok(seen) => panic!("{self}: {seen}"),
             Err(error) => panic!("{self}: {}", crate::error::chain(&error)),
@@ -126,12 +153,12 @@ impl Flow {
         Ok(ProbeResult { source: source.map(|source| source.to_canonical()), answered: answered? })
     }
 
-    fn ping(&self, address: IpAddr) -> Result<ProbeResult, Error> {
+    fn ping(&self, address: IpAddr, timeout: Duration) -> Result<ProbeResult, Error> {
         let monitor = ping::EchoMonitor::start(&self.to, self.version)?;
         let (since, mut answered) = (Instant::now(), false);
-        while !answered && since.elapsed() < self.timeout {
-            let timeout = self.timeout.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
-            answered = ping::ping(&self.from, address, 56, false, timeout)? == PingOutcome::Answered;
+        while !answered && since.elapsed() < timeout {
+            let wait = timeout.saturating_sub(since.elapsed()).min(Duration::from_millis(500));
+            answered = ping::ping(&self.from, address, 56, false, wait)? == PingOutcome::Answered;
         }
         Ok(ProbeResult { source: monitor.source(), answered })
     }

@@ -222,7 +222,9 @@ impl Lab {
         let ranges = self.family.versions().iter().map(|&version| address::pod_range(number, version));
         let node = Node::new(host, ranges.collect());
         if let Some(api) = &self.api {
-            node.write(KUBECONFIG, api.kubeconfig(node.name())?)?;
+            // A node's first address is one of IPv4 unless it has none.
+            let version = node.addresses().first().map_or(IpVersion::V4, |address| IpVersion::of(*address));
+            node.write(KUBECONFIG, api.kubeconfig_over(version, node.name())?)?;
         }
         Ok(node)
     }
@@ -271,8 +273,8 @@ impl Builder {
         self
     }
 
-    /// Puts the nodes into these sites instead of one network. The lab has as many nodes as the highest number in them, and
-    /// only IPv4 on its underlay and for its pods.
+    /// Puts the nodes into these sites instead of one network. The lab has as many nodes as the highest number in them. Pods
+    /// have IPv4 only, unless [`family`](Self::family) says otherwise afterwards.
     #[must_use]
     pub fn sites(mut self, sites: Vec<Site>) -> Self {
         self.nodes = sites.iter().flat_map(Site::nodes).copied().max().unwrap_or_default();

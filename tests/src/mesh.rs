@@ -22,7 +22,7 @@ use crate::node::{KUBECONFIG, Pod};
 use crate::{bin, flow};
 
 /// How long a mesh may take until all nodes see each other. Far more than it takes on an idle machine.
-pub const FORMED_WITHIN: Duration = Duration::from_secs(30);
+pub const FORMED_WITHIN: Duration = Duration::from_mins(1);
 /// How long nodes may take to agree on preshared keys.
 pub const PROVEN_WITHIN: Duration = Duration::from_mins(1);
 

@@ -42,7 +42,7 @@ fn model(family: Family) {
     for (from, to) in pairs(&ends) {
         for version in family.versions().iter().copied() {
             for protocol in Protocol::ALL {
-                let seen = Flow::new(&from.end, &to.end, version, protocol).probe().unwrap();
+                let seen = Flow::new(&from.end, &to.end, version, protocol).probe_until_answered().unwrap();
                 let promised = promised_sources(from, to, version).unwrap();
                 if !(seen.answered && seen.source.is_some_and(|source| promised.contains(&source))) {
                     wrong.push(format!(
@@ -77,7 +77,7 @@ fn full_size(mesh: &Mesh, family: Family) {
     for version in family.versions().iter().copied() {
         let target = there.address(version).unwrap();
         let whole = mtu - echo_overhead(version);
-        let timeout = Duration::from_secs(2);
+        let timeout = Duration::from_secs(15);
         let at_size = |size| ping(&here.end(), target, size, true, timeout).unwrap();
         assert_eq!(at_size(whole), PingOutcome::Answered, "{} bytes, {}", mtu, version.as_str());
         assert_eq!(at_size(whole + 1), PingOutcome::TooLong, "{} bytes, {}", mtu + 1, version.as_str());

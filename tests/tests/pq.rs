@@ -136,7 +136,7 @@ fn with_require_a_peer_without_pq_gets_no_pod_traffic_but_its_node_still_answers
             mesh.node("n1").unwrap().command("ip").args(["route", "show", "dev", link]).run().unwrap();
         assert!(routes.contains("10.244.2.1 ") && !routes.contains("10.244.2.0/24"), "{routes}");
     }
-    let outcome = ping(&node, "10.244.2.1".parse().unwrap(), 56, false, Duration::from_secs(3)).unwrap();
+    let outcome = ping(&node, "10.244.2.1".parse().unwrap(), 56, false, WITHIN).unwrap();
     assert_eq!(outcome, PingOutcome::Answered);
 }
 

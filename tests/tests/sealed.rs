@@ -160,7 +160,7 @@ fn unencrypted_packets_from_the_underlay_are_not_delivered() {
         sink.drain(Duration::from_millis(500)).len()
     };
     assert_eq!(delivered(&mesh), 0);
-    mesh.wait("n1", "drops are counted", Duration::from_secs(3), |status| {
+    mesh.wait("n1", "drops are counted", BACK_WITHIN, |status| {
         status["guard"]["dropped_in"].as_u64() >= Some(40)
     });
 
@@ -187,13 +187,13 @@ fn a_pod_can_send_only_as_itself() {
             assert_eq!(sink.drain(Duration::from_millis(300)).len(), 0, "{foreign}");
             let own = here.address(version).unwrap();
             lab::flow::send_udp(&here.end(), own, target.address(version).unwrap(), sink.port(), 20).unwrap();
-            assert!(
-                !sink.drain(Duration::from_millis(300)).is_empty(),
-                "positive control: delivered from its own address"
-            );
+            let since = Instant::now();
+            while sink.drain(Duration::from_millis(300)).is_empty() {
+                assert!(since.elapsed() < BACK_WITHIN, "positive control: delivered from its own address");
+            }
         }
     }
-    mesh.wait("n1", "spoofed packets are counted", Duration::from_secs(3), |status| {
+    mesh.wait("n1", "spoofed packets are counted", BACK_WITHIN, |status| {
         status["guard"]["dropped_spoofed"].as_u64() >= Some(80)
     });
 }

@@ -46,10 +46,13 @@ fn nothing_is_left() {
     let drop = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP";
     mesh.node("n1").unwrap().command("sh").args(["-c", drop]).run().unwrap();
     let (before, annotated_before) = (node(&mesh), annotations(&mesh));
+    let label = serde_json::json!({"meshd.node-restriction.kubernetes.io/relay": "true"});
+    mesh.api().patch_node("n1", &serde_json::json!({"metadata": {"labels": label}})).unwrap();
     for name in mesh.node_names() {
         mesh.start(&name).unwrap();
     }
     mesh.wait_formed();
+    mesh.wait("n1", "to be a relay", Duration::from_mins(1), |status| !status["relay"].is_null());
     mesh.node("n1").unwrap().pod("a").unwrap();
     let installed = node(&mesh);
     assert_ne!(installed.0, before.0);

@@ -9,7 +9,7 @@ pub(crate) mod users;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::Value;
 
+use crate::address::IpVersion;
 use crate::host::Host;
 use crate::nodeapi;
 use crate::nodeapi::Fake;
@@ -143,12 +144,7 @@ impl ApiServer {
         let users = Users::create((1..=spare).map(|number| format!("n{number}")))
             .map_err(|source| ApiError::Start { what: "users", source })?;
         let address = *host.addresses().first().ok_or(ApiError::NoUser("a host without addresses".into()))?;
-        let (scheme, port) =
-            if kind == ApiKind::Real { ("https", real::PORT) } else { ("http", nodeapi::PORT) };
-        let server = match address {
-            IpAddr::V4(_) => format!("{scheme}://{address}:{port}"),
-            IpAddr::V6(_) => format!("{scheme}://[{address}]:{port}"),
-        };
+        let server = url(kind, address);
         let (backend, ca) = if kind == ApiKind::Real {
             let mut real = RealApi::start(&host, &users)?;
             let ca = real.wait_ready(&host)?;
@@ -188,6 +184,14 @@ impl ApiServer {
     /// A kubeconfig for a node's user, or for [`ADMIN`]. JSON, which is YAML.
     pub fn kubeconfig(&self, user: &str) -> Result<String, ApiError> {
         Ok(self.kubeconfig_with(user, self.token(user)?))
+    }
+
+    /// The same for a node that has only one IP version, if the server has an address of it.
+    pub(crate) fn kubeconfig_over(&self, version: IpVersion, user: &str) -> Result<String, ApiError> {
+        let addresses = self.host.addresses();
+        let address = addresses.into_iter().find(|address| IpVersion::of(*address) == version);
+        let server = address.map_or_else(|| self.server.clone(), |address| url(self.kind, address));
+        Ok(users::kubeconfig(&server, self.ca.as_deref(), user, self.token(user)?).to_string())
     }
 
     /// A kubeconfig with any token, for requests that have to be refused.
@@ -368,6 +372,11 @@ impl ApiServer {
     fn lock(&self) -> MutexGuard<'_, Backend> {
         self.backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn url(kind: ApiKind, address: IpAddr) -> String {
+    let (scheme, port) = if kind == ApiKind::Real { ("https", real::PORT) } else { ("http", nodeapi::PORT) };
+    format!("{scheme}://{}", SocketAddr::new(address, port))
 }
 
 async fn client(kubeconfig: &str, user: &str) -> Result<Client, ApiError> {

@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use serde_json::Value;
 
 use super::router::Router;
 use super::rules::Mapping;
-use super::{BACKBONE, Nat, Site, next, nth, public};
+use super::{BACKBONE, Nat, Site, next, nth, public, six};
 use crate::address::mac_text;
 use crate::error::Error;
 use crate::host::Host;
@@ -26,14 +26,17 @@ const MTU: u32 = 1500;
 pub struct Backbone {
     routers: Vec<Router>,
     core: Host,
+    /// Whether any site has IPv6.
+    has_v6: bool,
 }
 
 impl Backbone {
     /// Creates the backbone and the sites' routers, without nodes.
     pub(crate) fn create(sites: &[Site], logs: &Path) -> Result<Self, Error> {
-        let core = router_host("backbone", BACKBONE, logs)?;
+        let has_v6 = sites.iter().any(|site| site.six.is_some());
+        let core = router_host("backbone", BACKBONE, has_v6, logs)?;
         core.ip(&format!("addr add {BACKBONE}/32 dev lo\n"))?;
-        let mut backbone = Self { core, routers: Vec::new() };
+        let mut backbone = Self { core, routers: Vec::new(), has_v6 };
         for (site, number) in sites.iter().zip(1..) {
             backbone.add_site(site, number, logs)?;
         }
@@ -83,13 +86,13 @@ impl Backbone {
         let router = self.router_of(node)?;
         let former = node.own_v4().ok_or_else(|| no_site(node.name()))?;
         let internal = next(former, 40);
-        let bits = router.site().lan.prefix();
+        let (lan, gateway) = ipv4_of(router)?;
+        let bits = lan.prefix();
         node.ip(&format!(
             "addr del {former}/{bits} dev eth0\naddr add {internal}/{bits} dev eth0\n\
-             route replace default via {} dev eth0\n",
-            router.gateway()
+             route replace default via {gateway} dev eth0\n"
         ))?;
-        node.set_addresses(vec![in_lan(internal, router.site())]);
+        node.set_addresses(vec![in_lan(internal, lan)]);
         match router.external_of(node) {
             Some(std::net::IpAddr::V4(external)) => {
                 router.map(Mapping { number: node.number(), internal, external })
@@ -149,21 +152,32 @@ impl Backbone {
     pub(crate) fn plug_node(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
         let router = self.router_for(number)?;
         let site = router.site();
-        let internal = nth(site.lan, 10 + u32::from(number));
-        let host = Host::new(number, Space::create(name)?, vec![in_lan(internal, site)], logs);
+        let own = site.lan.map(|lan| (lan, nth(lan, 10 + u32::from(number))));
+        let host = Host::new(number, Space::create(name)?, Vec::new(), logs);
+        if site.six.is_some() {
+            six::enable(&host, true)?;
+        }
         router.ip(&format!(
             "link add port{number} mtu {mtu} type veth peer name eth0 mtu {mtu} address {} netns {OUTER_PROC}/{}/ns/net\n\
              link set port{number} master lan\nlink set port{number} up\n",
             mac_text(host.mac()),
             host.pid()
         ))?;
-        host.ip(&format!(
-            "link set eth0 up\naddr add {internal}/{} dev eth0\nroute add default via {}\n",
-            site.lan.prefix(),
-            router.gateway()
-        ))?;
+        host.ip("link set eth0 up\n")?;
+        let mut addresses = Vec::new();
+        if let (Some((lan, internal)), Some(gateway)) = (own, router.gateway()) {
+            host.ip(&format!(
+                "addr add {internal}/{} dev eth0\nroute add default via {gateway}\n",
+                lan.prefix()
+            ))?;
+            addresses.push(in_lan(internal, lan));
+        }
+        if let Some(range) = site.six {
+            addresses.push(six::connect_node(&host, range)?);
+        }
+        host.set_addresses(addresses);
         wait_forwarding(router.space(), &format!("port{number}"), &host)?;
-        if matches!(site.nat(), Nat::OneToOne(_)) {
+        if let (Nat::OneToOne(_), Some((_, internal))) = (site.nat(), own) {
             let external = public::node(number);
             router.map(Mapping { number, internal, external })?;
             self.reroute(router, None, external)?;
@@ -181,7 +195,13 @@ impl Backbone {
             vec![IpNetwork::from(std::net::IpAddr::from(address))],
             logs,
         );
-        connect(&self.core, &format!("port{number}"), BACKBONE, &host, "eth0", address)?;
+        let port = format!("port{number}");
+        connect(&self.core, &port, BACKBONE, &host, "eth0", address)?;
+        if self.has_v6 {
+            six::enable(&host, true)?;
+            let six = six::connect_public(&self.core, &port, &host)?;
+            host.set_addresses(vec![IpNetwork::from(std::net::IpAddr::from(address)), six]);
+        }
         Ok(host)
     }
 
@@ -206,23 +226,28 @@ impl Backbone {
         });
         let upper = upper.transpose()?;
         let (external, gateway) = match upper.and_then(|at| self.routers.get(at)) {
-            Some(carrier) => (nth(carrier.site().lan, u32::from(number) * 10), carrier.gateway()),
+            Some(carrier) => {
+                let (lan, gateway) = ipv4_of(carrier)?;
+                (nth(lan, u32::from(number) * 10), gateway)
+            }
             None => (public::router(number), BACKBONE),
         };
-        let host = router_host(site.name(), external, logs)?;
+        let host = router_host(site.name(), external, site.six.is_some(), logs)?;
         let link = format!("site{number}");
         let above = upper.and_then(|at| self.routers.get(at)).map_or(&self.core, |carrier| &**carrier);
         connect(above, &link, gateway, &host, "wan", external)?;
         let router = Router::new(host, site.clone(), upper, link, external);
-        let own = router.gateway();
         if site.nodes().is_empty() {
             // A carrier's: sites behind it reach it by this address on links of their own.
-            router.ip(&format!("addr add {own}/32 dev lo\n"))?;
+            router.ip(&format!("addr add {}/32 dev lo\n", ipv4_of(&router)?.1))?;
         } else {
-            router.ip(&format!(
-                "link add lan type bridge mcast_snooping 0\nlink set lan up\naddr add {own}/{} dev lan\n",
-                site.lan.prefix()
-            ))?;
+            router.ip("link add lan type bridge mcast_snooping 0\nlink set lan up\n")?;
+            if let Ok((lan, own)) = ipv4_of(&router) {
+                router.ip(&format!("addr add {own}/{} dev lan\n", lan.prefix()))?;
+            }
+            if let Some(range) = site.six {
+                six::connect_router(above, router.link(), &router, range)?;
+            }
         }
         router.flush()?;
         self.routers.push(router);
@@ -285,12 +310,11 @@ fn connect(
     wait_up(host.space(), link)
 }
 
-/// A host that forwards, and takes no part in IPv6.
-fn router_host(name: &str, address: Ipv4Addr, logs: &Path) -> Result<Host, Error> {
+/// A host that forwards, with or without IPv6.
+fn router_host(name: &str, address: Ipv4Addr, has_v6: bool, logs: &Path) -> Result<Host, Error> {
     let host =
         Host::new(0, Space::create(name)?, vec![IpNetwork::from(std::net::IpAddr::from(address))], logs);
-    host.sysctl("net/ipv6/conf/all/disable_ipv6", "1")?;
-    host.sysctl("net/ipv6/conf/default/disable_ipv6", "1")?;
+    six::enable(&host, has_v6)?;
     plain::enable_forwarding(&host)?;
     Ok(host)
 }
@@ -320,9 +344,14 @@ fn pair(from: &str, to: &str) -> String {
     format!("{from}_{to}")
 }
 
-fn in_lan(address: Ipv4Addr, site: &Site) -> IpNetwork {
+fn in_lan(address: Ipv4Addr, lan: Ipv4Network) -> IpNetwork {
     // The prefix length is that of a valid range.
-    IpNetwork::new(address.into(), site.lan.prefix()).unwrap_or(IpNetwork::V4(site.lan))
+    IpNetwork::new(address.into(), lan.prefix()).unwrap_or(IpNetwork::V4(lan))
+}
+
+/// The LAN of a router's site, and the router's address there.
+fn ipv4_of(router: &Router) -> Result<(Ipv4Network, Ipv4Addr), Error> {
+    router.site().lan.zip(router.gateway()).ok_or_else(|| no_site(router.site().name()))
 }
 
 fn no_site(name: &str) -> Error {

@@ -12,17 +12,18 @@
 //! ```
 //!
 //! Routers are hosts of the lab with an nft ruleset. What each kind maps and filters is tested with sockets, in the terms
-//! of RFC 4787. IPv4 only.
+//! of RFC 4787. A site may have IPv6 beside IPv4, or alone: it is routed and not translated.
 
 mod backbone;
 mod conntrack;
 mod router;
 mod rules;
+mod six;
 
 use std::net::Ipv4Addr;
 use std::ops::RangeInclusive;
 
-use ipnetwork::Ipv4Network;
+use ipnetwork::{Ipv4Network, Ipv6Network};
 
 pub use backbone::Backbone;
 pub use router::Router;
@@ -51,7 +52,9 @@ pub enum Nat {
 pub struct Site {
     name: String,
     nat: Nat,
-    lan: Ipv4Network,
+    /// None where there is IPv6 alone.
+    lan: Option<Ipv4Network>,
+    six: Option<Ipv6Network>,
     nodes: Vec<u8>,
     behind: Option<String>,
 }
@@ -60,7 +63,19 @@ impl Site {
     /// A site whose router is connected to the backbone. Nodes are given by their numbers; the `lan` has the router at its
     /// first address and node N at address 10 + N.
     pub fn new(name: &str, nat: Nat, lan: Ipv4Network, nodes: &[u8]) -> Self {
-        Self { name: name.to_owned(), nat, lan, nodes: nodes.to_vec(), behind: None }
+        Self { name: name.to_owned(), nat, lan: Some(lan), six: None, nodes: nodes.to_vec(), behind: None }
+    }
+
+    /// A site without IPv4. Its router lets in what was asked for, and what `nat` has open.
+    pub fn only_v6(name: &str, nat: Nat, range: Ipv6Network, nodes: &[u8]) -> Self {
+        Self { name: name.to_owned(), nat, lan: None, six: Some(range), nodes: nodes.to_vec(), behind: None }
+    }
+
+    /// Gives the site IPv6 as well. Its router has to be connected to the backbone.
+    #[must_use]
+    pub fn and_v6(mut self, range: Ipv6Network) -> Self {
+        self.six = Some(range);
+        self
     }
 
     /// Connects the site's router to another site's instead, which comes before it in the list.

@@ -5,7 +5,7 @@ use std::ops::Deref;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::rules::{self, Mapping};
-use super::{Site, conntrack, next, nth};
+use super::{Site, conntrack, next, nth, six};
 use crate::error::Error;
 use crate::host::Host;
 
@@ -69,9 +69,9 @@ impl Router {
         &self.link
     }
 
-    /// The address of its end of the site's LAN.
-    pub(super) fn gateway(&self) -> Ipv4Addr {
-        nth(self.site.lan, 1)
+    /// The address of its end of the site's LAN; none where there is IPv6 alone.
+    pub(super) fn gateway(&self) -> Option<Ipv4Addr> {
+        self.site.lan.map(|lan| nth(lan, 1))
     }
 
     /// Replaces its own address outside; returns the former and the new one. Routes to them are the caller's affair.
@@ -102,7 +102,8 @@ impl Router {
 
     fn apply(&self, translation: &Translation) -> Result<(), Error> {
         let rules = rules::render(&self.site.nat, translation.external, &translation.mappings);
-        self.host.command("nft").args(["-f", "-"]).input(rules).run()?;
+        let six = self.site.six.map(|_| six::rules(&self.site.nat)).unwrap_or_default();
+        self.host.command("nft").args(["-f", "-"]).input(rules + &six).run()?;
         let failed = |source| Error::Socket {
             action: "forget the connections",
             host: self.host.name().to_owned(),

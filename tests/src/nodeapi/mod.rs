@@ -104,8 +104,9 @@ impl Fake {
             return Ok(());
         }
         self.shared.lock().nodes.forget();
-        let any: IpAddr = if self.shared.address.is_ipv4() { [0, 0, 0, 0].into() } else { [0; 16].into() };
-        let bind = || TcpListener::bind(SocketAddr::new(any, PORT));
+        // For both versions, unless the host has no IPv6.
+        let on = |any: IpAddr| TcpListener::bind(SocketAddr::new(any, PORT));
+        let bind = || on([0; 16].into()).or_else(|_no_ipv6| on([0, 0, 0, 0].into()));
         let listener = self.net.run(bind).map_err(io::Error::other)??;
         listener.set_nonblocking(true)?;
         let (stop, stopped) = oneshot::channel();

@@ -6,11 +6,15 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use super::network::Nat;
+use super::node::Lie;
 use super::world::{Chance, World};
 
 /// How long after the last fault the pair has its path. Pauses between two rounds are 15 s, a trial of a direct path is
 /// due within 15 min.
 const FOUND_AFTER: Duration = Duration::from_mins(2);
+
+/// How long after that each slot has the best path that there is, and nothing is tried any more.
+const BEST_AFTER: Duration = Duration::from_secs(1_000);
 
 #[derive(Clone, Debug)]
 struct Dice {
@@ -52,6 +56,7 @@ enum Fault {
     LoseRelay,
     ApiAway(bool),
     Prefer(usize),
+    Lie(usize, Option<Lie>),
     Wait(u64),
 }
 
@@ -66,9 +71,14 @@ fn fault() -> impl Strategy<Value = Fault> {
         Just(Fault::KillRelay),
         Just(Fault::LoseRelay),
         any::<bool>().prop_map(Fault::ApiAway),
-        node.prop_map(Fault::Prefer),
+        node.clone().prop_map(Fault::Prefer),
+        (node, lie()).prop_map(|(index, lie)| Fault::Lie(index, lie)),
         (1..40_u64).prop_map(Fault::Wait),
     ]
+}
+
+fn lie() -> impl Strategy<Value = Option<Lie>> {
+    prop_oneof![Just(None), Just(Some(Lie::Elsewhere)), Just(Some(Lie::Symmetric))]
 }
 
 fn nat() -> impl Strategy<Value = Nat> {
@@ -98,6 +108,7 @@ fn perform(world: &mut World<Dice>, fault: &Fault, number: u8) {
             let node = &mut world.nodes[index];
             node.pq_prefers = node.pq_prefers.other();
         }
+        Fault::Lie(index, lie) => world.nodes[index].lie = lie,
         Fault::Wait(ticks) => world.run(Duration::from_millis(ticks * 500)),
     }
 }
@@ -122,13 +133,15 @@ fn explore() {
             perform(&mut world, fault, number);
         }
         world.api_away = false;
+        world.nodes.iter_mut().for_each(|node| node.lie = None);
         world.chance.loss = 0;
         let direct = nats[0].reaches(nats[1]);
         let found = world.run_until_up(FOUND_AFTER, |_| true);
         prop_assert!(found.is_some(), "no path: {:?} {:?}", world.nodes[0].events, world.nodes[1].events);
         // Traffic shows whether the path is kept.
         world.traffic = true;
-        world.run(Duration::from_secs(1_000));
+        world.run_until_both_slots(BEST_AFTER, |kind| kind.is_direct() == direct);
+        world.run(Duration::from_mins(1));
         for index in 0..2 {
             let kind = world.nodes[index].kind(1 - index);
             prop_assert!(

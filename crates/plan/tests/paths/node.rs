@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Member, Own};
-use plan::annotation::{Endpoints, Phase, SlotState, State};
+use plan::annotation::{Endpoints, Mapping, Phase, SlotState, State};
 use plan::node::NodeUid;
 use plan::paths::{Event, Kind, Outlook, Paths, Surroundings, View};
 
@@ -21,6 +21,18 @@ pub(super) enum Probe {
     /// For the other slot.
     Invite,
 }
+
+/// What a peer that lies about where a node's datagrams come from makes the node believe and publish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lie {
+    /// That it is behind another address; the same one for everybody.
+    Elsewhere,
+    /// That its NAT maps each destination anew.
+    Symmetric,
+}
+
+/// Where nobody is.
+const ELSEWHERE: [u8; 4] = [198, 51, 100, 99];
 
 /// A device's only peer.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +76,7 @@ pub(crate) struct Node {
     /// The slot that carries packets.
     pub(crate) carrying: Slot,
     pub(crate) pq_prefers: Slot,
+    pub(crate) lie: Option<Lie>,
     pub(super) turn_wanted: bool,
 }
 
@@ -104,6 +117,7 @@ impl Node {
             leased: PerSlot::default(),
             carrying: Slot::A,
             pq_prefers: Slot::A,
+            lie: None,
             turn_wanted: false,
         }
     }
@@ -114,14 +128,27 @@ impl Node {
 
     pub(super) fn endpoints(&self) -> Endpoints {
         let site = &self.site;
-        let observed = |slot| site.observed(self.socket(slot)).into_iter().collect();
+        let observed = |slot| match self.lie {
+            Some(Lie::Elsewhere) => vec![SocketAddr::new(IpAddr::from(ELSEWHERE), port(slot))],
+            None if site.nat == Nat::Home => site.observed(self.socket(slot)).into_iter().collect(),
+            None | Some(Lie::Symmetric) => Vec::new(),
+        };
         Endpoints {
             addresses: vec![site.own],
             external: if site.nat == Nat::OneToOne { vec![site.public] } else { Vec::new() },
-            observed: if site.nat == Nat::Home { PerSlot::from_fn(observed) } else { PerSlot::default() },
-            mapping: site.nat.mapping(),
-            nat: site.nat.mapping().is_mapped(),
+            observed: PerSlot::from_fn(observed),
+            mapping: self.mapping(),
+            nat: self.mapping().is_mapped(),
             sequence: 0,
+        }
+    }
+
+    /// The kind of NAT as far as the node knows.
+    fn mapping(&self) -> Mapping {
+        match self.lie {
+            Some(Lie::Elsewhere) => Mapping::Easy,
+            Some(Lie::Symmetric) => Mapping::Hard,
+            None => self.site.nat.mapping(),
         }
     }
 
@@ -129,8 +156,8 @@ impl Node {
         Surroundings {
             links: vec![ipnetwork::IpNetwork::new(self.site.own, 31).unwrap()],
             location: None,
-            observed: [self.site.public].into(),
-            mapping: self.site.nat.mapping(),
+            observed: [if self.lie.is_some() { ELSEWHERE.into() } else { self.site.public }].into(),
+            mapping: self.mapping(),
         }
     }
 

@@ -6,6 +6,7 @@ use keyring::Slot;
 use plan::paths::{Event, Kind};
 
 use super::network::Nat;
+use super::node::Lie;
 use super::world::{Chance, World};
 
 /// Nothing is lost, and everything takes 100 ms.
@@ -144,6 +145,51 @@ fn a_daemon_that_restarts_keeps_what_its_devices_have() {
         for _ in 0..200 {
             world.run(Duration::from_millis(100));
             assert!(world.passes(), "{nats:?} at {:?}: {:?}", world.now, world.nodes[0].events);
+        }
+    }
+}
+
+const LIES: [Lie; 2] = [Lie::Elsewhere, Lie::Symmetric];
+
+#[test]
+fn an_observer_that_lies_moves_no_path_that_works() {
+    for nats in ALL.into_iter().flat_map(|one| ALL.map(|other| [one, other])) {
+        for lie in LIES {
+            let mut world = world(nats);
+            world.traffic = true;
+            world.run(seconds(60));
+            world.nodes[0].lie = Some(lie);
+            if lie == Lie::Elsewhere {
+                world.nodes[1].lie = Some(lie);
+            }
+            for _ in 0..1_000 {
+                world.run(Duration::from_millis(100));
+                assert!(world.passes(), "{nats:?} {lie:?} {:?}: {:?}", world.now, world.nodes[0].events);
+            }
+            for index in 0..2 {
+                let kind = world.nodes[index].kind(1 - index);
+                let direct = nats[0].reaches(nats[1]);
+                assert_eq!(kind.map(Kind::is_direct), Some(direct), "{nats:?} {lie:?}: {kind:?}");
+            }
+            assert!(world.disturbed.is_empty(), "{nats:?} {lie:?}: {:?}", world.disturbed);
+        }
+    }
+}
+
+#[test]
+fn an_observer_that_lies_keeps_no_pair_apart_and_costs_it_no_more_than_a_detour() {
+    for nats in ALL.into_iter().flat_map(|one| ALL.map(|other| [one, other])) {
+        for lie in LIES {
+            let mut world = world(nats);
+            world.nodes[0].lie = Some(lie);
+            world.nodes[1].lie = Some(lie);
+            let taken = world.run_until_up(seconds(60), |_| true);
+            assert!(taken.is_some_and(|taken| taken <= seconds(10)), "{nats:?} {lie:?}: {taken:?}");
+            world.nodes.iter_mut().for_each(|node| node.lie = None);
+            world.traffic = true;
+            let direct = nats[0].reaches(nats[1]);
+            let taken = world.run_until_up(seconds(60), |kind| kind.is_direct() == direct);
+            assert!(taken.is_some(), "{nats:?} {lie:?}: {:?}", world.nodes[0].events);
         }
     }
 }

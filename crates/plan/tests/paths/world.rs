@@ -128,6 +128,19 @@ impl<C: Chance> World<C> {
         None
     }
 
+    /// Runs until the paths of both slots are as wanted at both ends, or until the time is over.
+    pub(crate) fn run_until_both_slots(&mut self, limit: Duration, wanted: impl Fn(Kind) -> bool) {
+        let end = self.now + limit;
+        while self.now < end {
+            self.step();
+            let slots = (0..2).flat_map(|index| Slot::ALL.map(|slot| (index, slot)));
+            let mut kinds = slots.map(|(index, slot)| self.nodes[index].paths.up(&uid(1 - index), slot));
+            if kinds.all(|kind| kind.is_some_and(&wanted)) {
+                return;
+            }
+        }
+    }
+
     /// A daemon that starts anew: its devices stay, its memory is gone.
     pub(crate) fn restart(&mut self, index: usize) {
         let nonce = (u64::from(u8::try_from(index).unwrap()) << 32) + self.tick;

@@ -21,6 +21,7 @@ pub(crate) fn first_packets(settings: &Settings) -> Result<Vec<Row>, Failure> {
     say("first packets: n1 (relay) and n3 (home) stand, n2 (public) and n4 (symmetric NAT) join");
     let limit = settings.patience(LIMIT);
     let mut mesh = network::mesh(network::four_nodes()?)?;
+    let capture = mesh.capture()?;
     let mut probes = Probes::new(Instant::now(), settings.period());
     for name in ["n1", "n3"] {
         network::start(&mut mesh, name, settings)?;
@@ -46,7 +47,16 @@ pub(crate) fn first_packets(settings: &Settings) -> Result<Vec<Row>, Failure> {
             details: time.map_or(Value::Null, |time| json!(time.as_secs_f64())),
         }
     });
-    Ok(rows.collect())
+    let mut rows: Vec<Row> = rows.collect();
+    let seen = capture.report();
+    rows.push(Row {
+        what: "packets with pods' addresses while nodes join".to_owned(),
+        goal: "0".to_owned(),
+        measured: format!("{} of {} packets", seen.pod_addresses(), seen.wireguard() + seen.other),
+        met: seen.pod_addresses() == 0 && seen.dropped == 0 && seen.wireguard() > 0,
+        details: json!({"missed": seen.dropped}),
+    });
+    Ok(rows)
 }
 
 /// Waits until a node has published its keys, and creates its pod; returns when it had published.

@@ -54,7 +54,7 @@ impl Settings {
 
     /// How long something may be waited for.
     pub(crate) fn patience(&self, time: Duration) -> Duration {
-        if self.is_emulated() { 6 * time } else { time }
+        if self.is_emulated() { 12 * time } else { time }
     }
 
     /// Time between two echoes of a pair.
@@ -62,12 +62,18 @@ impl Settings {
         Duration::from_millis(if self.is_emulated() { 400 } else { 100 })
     }
 
+    /// Time between two questions to all daemons.
+    pub(crate) fn look_period(&self) -> Duration {
+        Duration::from_millis(if self.is_emulated() { 5_000 } else { 200 })
+    }
+
     /// Whether something that took this long met its goal.
     pub(crate) fn in_time(&self, time: Duration, goal: Duration) -> bool {
         time <= goal || self.is_emulated()
     }
 
-    fn is_emulated(&self) -> bool {
+    /// Whether it runs in an emulated machine, where times and CPU say nothing.
+    pub(crate) fn is_emulated(&self) -> bool {
         self.backend != "userspace"
     }
 }
@@ -103,6 +109,16 @@ pub(crate) fn four_nodes() -> Result<Vec<Site>, Failure> {
 /// 1:1 NAT with a security group that has the ports of both slots and of relays.
 fn cloud(name: &str, lan: &str, nodes: &[u8]) -> Result<Site, Failure> {
     Ok(Site::new(name, Nat::OneToOne(vec![51840..=51841, 24000..=28095]), lan.parse()?, nodes))
+}
+
+/// A site's name, and what its router does.
+pub(crate) fn describe(site: &Site) -> String {
+    let nat = match site.nat() {
+        Nat::OneToOne(_) => "1:1 NAT",
+        Nat::Symmetric => "symmetric",
+        _ => "NAT",
+    };
+    format!("{}, {nat}", site.name())
 }
 
 /// A mesh without running daemons on such a network, in which one node may relay.

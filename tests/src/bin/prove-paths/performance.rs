@@ -25,7 +25,11 @@ impl Performance {
     pub(crate) fn measure(run: &Run<'_>, from: &End, to: &End) -> Result<Self, Failure> {
         run.probes.pause();
         let round_trip = round_trip(from, to)?;
-        let bytes: u64 = if run.settings.quick { 200_000_000 } else { 1_000_000_000 };
+        let bytes: u64 = match run.settings {
+            settings if settings.is_emulated() => 20_000_000,
+            settings if settings.quick => 200_000_000,
+            _ => 1_000_000_000,
+        };
         let relay = run.path("n4", "n6").and_then(|path| relay_of(path[0]).map(ToOwned::to_owned));
         let cpu = |relay: &Option<String>| forwarding_seconds(run.mesh.daemon(relay.as_deref()?).pid());
         let before = cpu(&relay);
@@ -40,8 +44,9 @@ impl Performance {
         Ok(Self { round_trip, bytes_per_second: bytes / took.as_secs_f64(), relay_cpu })
     }
 
-    /// Rows for a relayed path beside a direct one.
+    /// Rows for a relayed path beside a direct one. In an emulated machine they are shown, and no goals.
     pub(crate) fn compare(&self, run: &mut Run<'_>, direct: &Self) {
+        let emulated = run.settings.is_emulated();
         let share = 100.0 * self.bytes_per_second / direct.bytes_per_second;
         let megabits = |performance: &Self| (performance.bytes_per_second * 8e-6).round();
         let details = json!({"relayed_mbit": megabits(self), "direct_mbit": megabits(direct)});
@@ -49,15 +54,15 @@ impl Performance {
             "relay: throughput beside the direct path",
             "60 %",
             format!("{share:.0} %"),
-            share >= 60.0,
+            share >= 60.0 || emulated,
             details,
         );
         let cpu = self.relay_cpu.map_or_else(|| "unknown relay".to_owned(), |(cpu, _)| format!("{cpu:.2} s"));
-        let met = self.relay_cpu.is_some_and(|(cpu, _)| cpu <= 1.3);
+        let met = self.relay_cpu.is_some_and(|(cpu, _)| cpu <= 1.3) || emulated;
         let details = json!({"whole_daemon": self.relay_cpu.map(|(_, daemon)| daemon)});
         run.row("relay: CPU for each GB", "1.3 s", cpu, met, details);
         let added = self.round_trip.saturating_sub(direct.round_trip);
-        let met = added <= Duration::from_micros(100);
+        let met = added <= Duration::from_micros(100) || emulated;
         run.row("relay: added round trip", "100 us", format!("{} us", added.as_micros()), met, Value::Null);
     }
 }

@@ -13,8 +13,8 @@ use crate::network::{self, Settings};
 use crate::probes::Probes;
 use crate::{Failure, say};
 
-/// Time between two looks at the status of all nodes while something is waited for.
-const LOOK: Duration = Duration::from_millis(250);
+/// Pause between two questions whether what is waited for has come.
+const PAUSE: Duration = Duration::from_millis(250);
 /// No pair is said to be up earlier after an event: what was sent before it counts until then.
 const BLIND: Duration = Duration::from_millis(3500);
 
@@ -48,6 +48,10 @@ pub(crate) struct Run<'a> {
     pub(crate) rows: Vec<Row>,
     /// What was done, and when since the start.
     pub(crate) events: Vec<(Duration, String)>,
+    /// When all daemons were asked last.
+    looked: Option<Instant>,
+    /// Packets with pods' addresses that were seen during each scenario.
+    pub(crate) leaks: BTreeMap<String, u64>,
 }
 
 impl<'a> Run<'a> {
@@ -58,8 +62,8 @@ impl<'a> Run<'a> {
         for node in mesh.node_names() {
             network::start(&mut mesh, &node, settings)?;
         }
-        let (paths, rows, events) = (Paths::default(), Vec::new(), Vec::new());
-        Ok(Self { settings, probes, capture, mesh, paths, rows, events })
+        let (paths, rows, events, leaks) = (Paths::default(), Vec::new(), Vec::new(), BTreeMap::new());
+        Ok(Self { settings, probes, capture, mesh, paths, rows, events, looked: None, leaks })
     }
 
     /// All ordered pairs of nodes.
@@ -75,6 +79,12 @@ impl<'a> Run<'a> {
     /// The pairs of one node, in both directions.
     pub(crate) fn pairs_of(&self, node: &str) -> Vec<Pair> {
         self.pairs().into_iter().filter(|(from, to)| from == node || to == node).collect()
+    }
+
+    /// What a node's network is, for people.
+    pub(crate) fn site_of(&self, node: &str) -> String {
+        let router = self.mesh.node(node).and_then(|node| self.mesh.backbone().router_of(node));
+        router.map(|router| network::describe(router.site())).unwrap_or_default()
     }
 
     /// The pod on a node.
@@ -106,7 +116,7 @@ impl<'a> Run<'a> {
             if since.elapsed() > within {
                 return false;
             }
-            thread::sleep(LOOK);
+            thread::sleep(PAUSE);
         }
     }
 
@@ -151,7 +161,7 @@ impl<'a> Run<'a> {
             self.row(what, format!("{} s", goal.as_secs()), measured, false, Value::Null);
             return Ok(());
         }
-        let at = self.mark(what);
+        let at = self.mark(what.strip_prefix("recovery: ").unwrap_or(what));
         event(self)?;
         self.pass(BLIND);
         self.wait(2 * goal + Duration::from_secs(15), |run| run.are_up(&up));
@@ -204,13 +214,23 @@ impl<'a> Run<'a> {
 
     /// A scenario that could not be run is a missed goal, not the end of the program.
     pub(crate) fn scenario(&mut self, what: &str, run: impl FnOnce(&mut Self) -> Result<(), Failure>) {
+        let before = self.capture.report().pod_addresses();
         if let Err(error) = run(self) {
             self.row(what, "to be run", lab::chain(&*error), false, Value::Null);
         }
+        let leaked = self.capture.report().pod_addresses() - before;
+        if leaked > 0 {
+            say(&format!("{what}: {leaked} packets with pods' addresses were seen"));
+        }
+        self.leaks.insert(what.to_owned(), leaked);
     }
 
-    /// Asks all daemons for their paths.
+    /// Asks all daemons for their paths, unless it has done so just now: where they are emulated, that takes them long.
     fn look(&mut self) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < self.settings.look_period()) {
+            return;
+        }
+        self.looked = Some(Instant::now());
         let now = self.probes.now();
         let names = self.mesh.node_names();
         for from in &names {
