@@ -58,6 +58,8 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     /// What keeps the mesh from working on this host.
     pub(super) findings: Vec<Finding>,
+    /// Pods that another network plugin attached.
+    pub(super) pods_outside: usize,
     pub(super) counters: Counters,
     pub(super) missing_protections: Vec<String>,
     damaged_files: Vec<String>,
@@ -408,6 +410,7 @@ impl Outcome {
             rejected: self.admission.rejected.iter().map(rejected_status).collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
+            pods_outside: self.pods_outside,
             findings: self.findings.iter().map(finding_status).collect(),
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),

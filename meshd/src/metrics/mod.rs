@@ -203,6 +203,11 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
         ),
         findings(status),
         Metric::gauge(
+            "pods_outside_mesh",
+            "Pods on this node that another network plugin attached: their packets are not encrypted.",
+            status.pods_outside as u64,
+        ),
+        Metric::gauge(
             "damaged_files",
             "Files that were found damaged when the daemon started; they are kept, and the log names them.",
             status.damaged_files.len() as u64,
