@@ -45,7 +45,7 @@ fn main() -> Outcome<ExitCode> {
     prepare(directory.path())?;
     let mut rows = Vec::new();
     for (case, port) in CASES {
-        let contenders = contenders(directory.path(), port)?;
+        let contenders = contenders(directory.path(), port);
         println!("{case}: {pairs} ADD and DEL a round, medians in ms");
         rows.extend(report(case, port.is_some(), &compare(&contenders, rounds, pairs)?));
     }
@@ -186,7 +186,7 @@ fn prepare(directory: &Path) -> Outcome<()> {
 
 /// Both networks, ready to be called: one IPv4 address a pod, the same MTU, state on the same disk; with a host port if
 /// there is one.
-fn contenders(directory: &Path, port: Option<u16>) -> Outcome<[Network; 2]> {
+fn contenders(directory: &Path, port: Option<u16>) -> [Network; 2] {
     let ports = port.map(|port| json!([{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]));
     let mut ours = json!({
         "cniVersion": "1.0.0", "name": "meshd", "type": "mesh-cni",
@@ -216,7 +216,7 @@ fn contenders(directory: &Path, port: Option<u16>) -> Outcome<[Network; 2]> {
         });
         chain.push(plugin(Path::new(THEIR_DIR).join("portmap"), portmap, "theirs"));
     }
-    Ok([Network { plugins: vec![ours] }, Network { plugins: chain }])
+    [Network { plugins: vec![ours] }, Network { plugins: chain }]
 }
 
 /// How long calls took.

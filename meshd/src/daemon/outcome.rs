@@ -365,8 +365,6 @@ impl Outcome {
             peer.state = Reach::of(since_handshake, channel.probe_record(&id));
         }
         let waiting_for = self.not_ready_because();
-        let mut counters = self.counters;
-        counters.brakes = cluster.brakes();
         // Read once: ages are computed from the same moment that they are shown with.
         let now = keys.now();
         Status {
@@ -417,7 +415,7 @@ impl Outcome {
             tunnel_dropped: devices.dropped(),
             relay: None,
             leases: Vec::new(),
-            counters,
+            counters: Counters { brakes: cluster.brakes(), ..self.counters },
         }
     }
 }

@@ -7,7 +7,7 @@ use lab::{ApiKind, Family, Lab};
 
 use crate::shell;
 
-/// As the DaemonSet has it: root without the capability to write to what belongs to others.
+/// As the `DaemonSet` has it: root without the capability to write to what belongs to others.
 #[test]
 fn a_plugin_directory_of_another_user_is_named_with_the_command_that_gives_it_to_root() {
     let lab = Lab::builder().nodes(1).family(Family::V4).api(ApiKind::Fake).build().unwrap();

@@ -14,16 +14,8 @@ fn codes(status: &Value) -> Vec<&str> {
     found.map(|found| found["code"].as_str().unwrap()).collect()
 }
 
-#[test]
-fn what_is_found_is_said_until_it_is_gone() {
-    let lab = Lab::builder().nodes(2).family(Family::V4).api(ApiKind::Fake).build().unwrap();
-    let mut mesh = Mesh::idle(lab);
-    mesh.start("n2").unwrap();
-    // A pod of an earlier network plugin.
-    let _former = mesh.node("n1").unwrap().sandbox("former").unwrap();
-    shell(
-        mesh.node("n1").unwrap(),
-        "ip route add 10.244.2.0/25 dev eth0 metric 7 proto bird
+/// What makes a node one on which each of these is found.
+const SET_UP: &str = "ip route add 10.244.2.0/25 dev eth0 metric 7 proto bird
          ip rule add from all lookup 52 priority 100
          nft 'add table inet firewalld; add table ip own
               add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; }
@@ -40,8 +32,16 @@ fn what_is_found_is_said_until_it_is_gone() {
          ip link add cni0 type bridge
          ip link add veth1 master cni0 type veth peer name eth0 netns former
          ip link add veth2 type veth peer name eth1 netns former
-         echo '{}' >/etc/cni/net.d/05-other.conflist",
-    );
+         echo '{}' >/etc/cni/net.d/05-other.conflist";
+
+#[test]
+fn what_is_found_is_said_until_it_is_gone() {
+    let lab = Lab::builder().nodes(2).family(Family::V4).api(ApiKind::Fake).build().unwrap();
+    let mut mesh = Mesh::idle(lab);
+    mesh.start("n2").unwrap();
+    // A pod of an earlier network plugin.
+    let _former = mesh.node("n1").unwrap().sandbox("former").unwrap();
+    shell(mesh.node("n1").unwrap(), SET_UP);
     mesh.start("n1").unwrap();
     let all = [
         "forward-policy-drop",
