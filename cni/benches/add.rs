@@ -1,6 +1,7 @@
-//! How long an ADD and a DEL take compared with Debian's `ptp` with `host-local`, in one run.
+//! How long an ADD and a DEL take compared with Debian's `ptp` with `host-local`, in one run; and those of a pod with a host
+//! port, compared with `portmap` after them.
 //!
-//! `cargo bench -p cni --bench add` runs both plugins alternately in namespaces of its own, prints the medians
+//! `cargo bench -p cni --bench add` runs the plugins alternately in namespaces of its own, prints the medians
 //! of every round and of all of them, writes `target/bench/cni.json`, and fails if an ADD takes more than half of
 //! theirs takes. Times are those that a runtime sees: from the start of the process to its end. It needs
 //! root and the package `containernetworking-plugins`. Without `--bench`, as `cargo test` calls it, it makes a
@@ -23,6 +24,8 @@ const ROUNDS: usize = 7;
 const PAIRS: usize = 20;
 /// The largest part of their time that an ADD of ours may take.
 const AT_MOST: f64 = 0.5;
+/// What is compared: a name, and the host port of each pod.
+const CASES: [(&str, Option<u16>); 2] = [("without ports", None), ("with a host port", Some(8080))];
 /// Where Debian puts the plugins.
 const THEIR_DIR: &str = "/usr/lib/cni";
 /// Set once the process is in its own namespaces.
@@ -39,17 +42,41 @@ fn main() -> Outcome<ExitCode> {
     }
     let (rounds, pairs) = if judge { (ROUNDS, PAIRS) } else { (1, 2) };
     let directory = tempfile::tempdir()?;
-    let (ours, theirs) = contenders(directory.path())?;
+    prepare(directory.path())?;
+    let mut rows = Vec::new();
+    for (case, port) in CASES {
+        let contenders = contenders(directory.path(), port);
+        println!("{case}: {pairs} ADD and DEL a round, medians in ms");
+        rows.extend(report(case, port.is_some(), &compare(&contenders, rounds, pairs)?));
+    }
+    if !judge {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let path = write(&json!({"rows": rows}))?;
+    println!("written to {}", path.display());
+    let mut outcome = ExitCode::SUCCESS;
+    for row in &rows {
+        let (ratio, at_most) = (row["ratio"].as_f64().unwrap_or(f64::MAX), row["at_most"].as_f64());
+        if let Some(at_most) = at_most.filter(|at_most| ratio > *at_most) {
+            println!("{} takes {ratio:.2} of theirs: expected at most {at_most}", row["name"]);
+            outcome = ExitCode::FAILURE;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Runs both alternately.
+fn compare([ours, theirs]: &[Network; 2], rounds: usize, pairs: usize) -> Outcome<[Times; 2]> {
     let mut all = [Times::default(), Times::default()];
-    println!("{pairs} ADD and DEL a round, medians in ms");
     println!("round  ADD ours  theirs  ratio   DEL ours  theirs  ratio");
     for round in 1..=rounds {
         let mut times = [Times::default(), Times::default()];
         for number in 0..pairs {
-            for (plugin, times) in [&ours, &theirs].into_iter().zip(&mut times) {
+            for (network, times) in [ours, theirs].into_iter().zip(&mut times) {
                 let container = format!("bench-{round}-{number}");
-                times.add.push(plugin.call("ADD", &container)?);
-                times.del.push(plugin.call("DEL", &container)?);
+                let (added, result) = network.add(&container)?;
+                times.add.push(added);
+                times.del.push(network.del(&container, &result)?);
             }
         }
         row(&round.to_string(), &times);
@@ -59,30 +86,51 @@ fn main() -> Outcome<ExitCode> {
         }
     }
     row("all", &all);
-    if !judge {
-        return Ok(ExitCode::SUCCESS);
+    Ok(all)
+}
+
+/// Plugins that a runtime calls one after the other.
+struct Network {
+    plugins: Vec<Plugin>,
+}
+
+impl Network {
+    /// Attaches a container; how long that took, and the result.
+    fn add(&self, container: &str) -> Outcome<(Duration, Value)> {
+        let (mut took, mut result) = (Duration::ZERO, Value::Null);
+        for plugin in &self.plugins {
+            let (more, output) = plugin.call("ADD", container, &result)?;
+            took += more;
+            result = serde_json::from_slice(&output)?;
+        }
+        Ok((took, result))
     }
-    let report = report(&all);
-    let path = write(&report)?;
-    println!("written to {}", path.display());
-    let ratio = report["rows"][0]["ratio"].as_f64().unwrap_or(f64::MAX);
-    if ratio > AT_MOST {
-        println!("an ADD takes {ratio:.2} of theirs: expected at most {AT_MOST}");
-        return Ok(ExitCode::FAILURE);
+
+    /// Detaches a container; how long that took.
+    fn del(&self, container: &str, result: &Value) -> Outcome<Duration> {
+        let mut took = Duration::ZERO;
+        for plugin in self.plugins.iter().rev() {
+            took += plugin.call("DEL", container, result)?.0;
+        }
+        Ok(took)
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// A plugin with what it is called with.
 struct Plugin {
     binary: PathBuf,
-    conf: String,
+    conf: Value,
     netns: PathBuf,
 }
 
 impl Plugin {
-    /// Performs one call that must succeed; returns how long it took.
-    fn call(&self, command: &str, container: &str) -> Outcome<Duration> {
+    /// Performs one call that must succeed; returns how long it took, and what was printed. `previous` is the result so far.
+    fn call(&self, command: &str, container: &str, previous: &Value) -> Outcome<(Duration, Vec<u8>)> {
+        let mut conf = self.conf.clone();
+        if !previous.is_null() {
+            conf["prevResult"] = previous.clone();
+        }
+        let conf = conf.to_string();
         let since = Instant::now();
         let mut child = Command::new(&self.binary)
             .env("CNI_COMMAND", command)
@@ -95,20 +143,20 @@ impl Plugin {
             .spawn()
             .map_err(|error| format!("{}: {error}", self.binary.display()))?;
         if let Some(mut input) = child.stdin.take() {
-            input.write_all(self.conf.as_bytes())?;
+            input.write_all(conf.as_bytes())?;
         }
         let output = child.wait_with_output()?;
         let took = since.elapsed();
         if output.status.success() {
-            return Ok(took);
+            return Ok((took, output.stdout));
         }
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         Err(format!("{} {command}: {said}", self.binary.display()).into())
     }
 }
 
-/// Both plugins, ready to be called: one IPv4 address a pod, the same MTU, state on the same disk.
-fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
+/// What both need: namespaces, the node file and the guard.
+fn prepare(directory: &Path) -> Outcome<()> {
     // The names of namespaces are this process's own.
     sh("mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && ip link set lo up")?;
     sh("ip netns add ours && ip netns add theirs && sysctl -qw net.ipv4.ip_forward=1")?;
@@ -133,10 +181,20 @@ fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
         local_pods: node.pod_cidrs.iter().copied().collect(),
         ..plan::network::Guard::default()
     })?;
-    let ours = json!({
+    Ok(())
+}
+
+/// Both networks, ready to be called: one IPv4 address a pod, the same MTU, state on the same disk; with a host port if
+/// there is one.
+fn contenders(directory: &Path, port: Option<u16>) -> [Network; 2] {
+    let ports = port.map(|port| json!([{"hostPort": port, "containerPort": 80, "protocol": "tcp"}]));
+    let mut ours = json!({
         "cniVersion": "1.0.0", "name": "meshd", "type": "mesh-cni",
-        "nodeFile": node_file, "stateDir": directory.join("ours"),
+        "nodeFile": directory.join("node.json"), "stateDir": directory.join("ours"),
     });
+    if let Some(ports) = &ports {
+        ours["runtimeConfig"] = json!({"portMappings": ports});
+    }
     let theirs = json!({
         "cniVersion": "1.0.0", "name": "bench", "type": "ptp", "mtu": 1400,
         "ipam": {
@@ -144,15 +202,21 @@ fn contenders(directory: &Path) -> Outcome<(Plugin, Plugin)> {
             "routes": [{"dst": "0.0.0.0/0"}], "dataDir": directory.join("theirs"),
         },
     });
-    let plugin = |binary: PathBuf, conf: &Value, netns: &str| Plugin {
+    let plugin = |binary: PathBuf, conf: Value, netns: &str| Plugin {
         binary,
-        conf: conf.to_string(),
+        conf,
         netns: Path::new("/run/netns").join(netns),
     };
-    Ok((
-        plugin(env!("CARGO_BIN_EXE_mesh-cni").into(), &ours, "ours"),
-        plugin(Path::new(THEIR_DIR).join("ptp"), &theirs, "theirs"),
-    ))
+    let ours = plugin(env!("CARGO_BIN_EXE_mesh-cni").into(), ours, "ours");
+    let mut chain = vec![plugin(Path::new(THEIR_DIR).join("ptp"), theirs, "theirs")];
+    if let Some(ports) = ports {
+        let portmap = json!({
+            "cniVersion": "1.0.0", "name": "bench", "type": "portmap", "capabilities": {"portMappings": true},
+            "runtimeConfig": {"portMappings": ports},
+        });
+        chain.push(plugin(Path::new(THEIR_DIR).join("portmap"), portmap, "theirs"));
+    }
+    [Network { plugins: vec![ours] }, Network { plugins: chain }]
 }
 
 /// How long calls took.
@@ -178,18 +242,16 @@ fn row(name: &str, [ours, theirs]: &[Times; 2]) {
 }
 
 /// Rows for the report. DEL has no limit: nearly all of it is the kernel taking a link away.
-fn report([ours, theirs]: &[Times; 2]) -> Value {
-    let row = |name: &str, ours: &[Duration], theirs: &[Duration], at_most: Option<f64>| {
+fn report(case: &str, with_port: bool, [ours, theirs]: &[Times; 2]) -> [Value; 2] {
+    let peer = if with_port { "ptp + host-local + portmap" } else { "ptp + host-local" };
+    let row = |command: &str, ours: &[Duration], theirs: &[Duration], at_most: Option<f64>| {
         let (ours, theirs) = (median(ours), median(theirs));
         json!({
-            "name": name, "unit": "ms", "ours": ours, "theirs": theirs, "peer": "ptp + host-local",
+            "name": format!("CNI {command}, {case}"), "unit": "ms", "ours": ours, "theirs": theirs, "peer": peer,
             "ratio": ours / theirs, "at_most": at_most, "better": "lower",
         })
     };
-    json!({"rows": [
-        row("CNI ADD", &ours.add, &theirs.add, Some(AT_MOST)),
-        row("CNI DEL", &ours.del, &theirs.del, None),
-    ]})
+    [row("ADD", &ours.add, &theirs.add, Some(AT_MOST)), row("DEL", &ours.del, &theirs.del, None)]
 }
 
 /// Writes the report into the build's directory, in which the binary lies one level down.

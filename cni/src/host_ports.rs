@@ -15,34 +15,73 @@ use crate::store::Store;
 /// How long the daemon waits for the store's lock: a call holds it for milliseconds.
 const DAEMON_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// Restores the table if it is not as the store has it, as after another program's `nft flush ruleset`; returns whether it
-/// was restored. The table is not read again while neither store nor nftables have changed. A call of the plugin that is at
-/// work sets it itself. Without a state directory nothing is known, so nothing is changed.
+/// What the daemon holds the table to.
+#[derive(Clone, Copy, Debug)]
+pub struct Sources<'a> {
+    /// The plugin's state directory, with the mappings of all pods.
+    pub state_dir: &'a Path,
+    /// The node file that the plugin has read so far.
+    pub node_file: &'a Path,
+    /// The ranges of services.
+    pub services: &'a [IpNetwork],
+    /// Ports on which the node itself listens.
+    pub own: &'a BTreeSet<OwnPorts>,
+}
+
+/// What became of the table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Whether it was set, and why.
+    pub change: Change,
+    /// Mappings without effect, because the node itself listens on the port.
+    pub overruled: BTreeSet<Mapping>,
+}
+
+/// Why the table was set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Change {
+    /// It was not: it is as it should be.
+    #[default]
+    None,
+    /// The node's own ports or its services have changed since the plugin set it.
+    Adapted,
+    /// Another program had changed it, as by `nft flush ruleset`.
+    Restored,
+}
+
+/// Sets the table if it is not as the store and the node have it. It is not read again while neither these nor nftables
+/// have changed. A call of the plugin that is at work sets it itself. Without a state directory nothing is known, so nothing
+/// is changed.
 pub fn hold(
-    state_dir: &Path,
-    services: &[IpNetwork],
-    own: &BTreeSet<OwnPorts>,
+    sources: Sources<'_>,
     (filters, last_seen): (FilterState, &mut LastAnswer<HostPorts, bool>),
-) -> Result<bool, CniError> {
-    let Some(mappings) = Store::mappings_unlocked(state_dir)? else { return Ok(false) };
+) -> Result<Held, CniError> {
+    let Sources { state_dir, node_file, services, own } = sources;
+    let Some(mappings) = Store::mappings_unlocked(state_dir)? else { return Ok(Held::default()) };
     let ports = HostPorts { mappings, services: services.iter().copied().collect(), own: own.clone() };
+    let unchanged = Held { change: Change::None, overruled: ports.overruled() };
     if last_seen.get(filters, &ports, || host_ports::is_in_place(&ports))? {
-        return Ok(false);
+        return Ok(unchanged);
     }
     // A change may have been under way; only under the lock store and table agree.
     let store = match Store::open_existing_within(state_dir, DAEMON_TIMEOUT) {
-        Err(CniError::Locked { .. }) | Ok(None) => return Ok(false),
+        Err(CniError::Locked { .. }) | Ok(None) => return Ok(unchanged),
         Ok(Some(store)) => store,
         Err(error) => return Err(error),
     };
     let ports = HostPorts { mappings: store.mappings()?, ..ports };
+    let overruled = ports.overruled();
     if host_ports::is_in_place(&ports)? {
-        return Ok(false);
+        return Ok(Held { change: Change::None, overruled });
     }
+    let as_plugin_set = match NodeFile::read(node_file) {
+        Ok(node) => host_ports::is_in_place(&table(ports.mappings.clone(), &node))?,
+        Err(_) => false,
+    };
     host_ports::set(&ports)?;
     // What an earlier table led to a pod comes back to the node.
-    let _ = conntrack::forget(&ports.overruled());
-    Ok(true)
+    let _ = conntrack::forget(&overruled);
+    Ok(Held { change: if as_plugin_set { Change::Adapted } else { Change::Restored }, overruled })
 }
 
 /// Sets the table to these mappings, under the store's lock.

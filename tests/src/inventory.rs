@@ -72,7 +72,7 @@ pub(crate) struct Control {
 const NETWORK: &str = "
     ip -br link; ip -br addr
     ip -4 route show table all; ip -6 route show table all; ip -4 rule; ip -6 rule; ip neigh show nud permanent
-    nft list ruleset
+    nft --stateless list ruleset
 ";
 
 impl Inventory {

@@ -1,4 +1,4 @@
-//! The tests that `SECURITY.md` names exist.
+//! The tests that `SECURITY.md` and `docs/field-cases.md` name exist.
 
 #![expect(clippy::unwrap_used, reason = "a source that can't be read fails the test")]
 
@@ -16,6 +16,24 @@ fn every_test_named_by_the_security_page_exists() {
     let existing = tests_below(&root());
     let missing: Vec<_> = named.iter().filter(|name| !existing.contains(*name)).collect();
     assert!(missing.is_empty(), "named, but missing: {missing:?}");
+}
+
+/// Cases 13 and 17 were dropped.
+#[test]
+fn every_case_from_the_field_has_a_test_that_exists() {
+    let page = std::fs::read_to_string(root().join("docs/field-cases.md")).unwrap();
+    let rows = page.lines().filter_map(|line| {
+        let (number, rest) = line.strip_prefix("| ")?.split_once(" | ")?;
+        Some((number.parse::<u8>().ok()?, named_tests(rest)))
+    });
+    let rows: Vec<_> = rows.collect();
+    let numbers: Vec<u8> = rows.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, (1..=19).filter(|number| ![13, 17].contains(number)).collect::<Vec<_>>());
+    let existing = tests_below(&root());
+    for (number, named) in rows {
+        let missing: Vec<_> = named.iter().filter(|name| !existing.contains(*name)).collect();
+        assert!(!named.is_empty() && missing.is_empty(), "case {number}: {named:?}, missing {missing:?}");
+    }
 }
 
 #[test]

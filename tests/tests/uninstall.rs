@@ -42,21 +42,24 @@ fn nothing_is_left() {
         let node = mesh.node("n1").unwrap();
         (network(node), files(node))
     };
-    // Chains that drop get rules, which go again.
-    let drop = "iptables -P FORWARD DROP; ip6tables -P FORWARD DROP";
+    // Chains that drop get rules, which go again, whatever the options say about them.
+    let drop = "for iptables in iptables ip6tables; do
+        $iptables -A INPUT -i lo -j ACCEPT; $iptables -A INPUT -i eth0 -j ACCEPT
+        $iptables -P INPUT DROP; $iptables -P FORWARD DROP
+    done";
     mesh.node("n1").unwrap().command("sh").args(["-c", drop]).run().unwrap();
     let (before, annotated_before) = (node(&mesh), annotations(&mesh));
     let label = serde_json::json!({"meshd.node-restriction.kubernetes.io/relay": "true"});
     mesh.api().patch_node("n1", &serde_json::json!({"metadata": {"labels": label}})).unwrap();
     for name in mesh.node_names() {
-        mesh.start(&name).unwrap();
+        mesh.start_with(&name, &["--input-from-pods", "false", "--close-external-ips", "true"]).unwrap();
     }
     mesh.wait_formed();
     mesh.wait("n1", "to be a relay", Duration::from_mins(1), |status| !status["relay"].is_null());
     mesh.node("n1").unwrap().pod("a").unwrap();
     let installed = node(&mesh);
     assert_ne!(installed.0, before.0);
-    assert_eq!(installed.0.matches("meshd accept").count(), 2 * (2 + 2 * 2), "{}", installed.0);
+    assert_eq!(installed.0.matches("meshd accept").count(), 2 * (2 + 2 * 2 + 2 * 2), "{}", installed.0);
     for path in [
         "/run/meshd/meshd.sock",
         "/etc/cni/net.d/10-meshd.conflist",

@@ -4,8 +4,9 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
+use cni::host_ports::{Change, Held, Sources};
 use ipnetwork::IpNetwork;
-use linux::host_ports::HostPorts;
+use linux::host_ports::{HostPorts, Protocol};
 use linux::{FilterState, LastAnswer};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketType, ipproto, recv, sendto, socket};
@@ -30,14 +31,11 @@ fn add(node: &Node, pod: &Pod, ports: &[Value]) -> Outcome {
     node.pod_call("ADD", pod).conf("runtimeConfig", json!({"portMappings": ports})).run()
 }
 
-/// As the daemon does at each turn; returns whether the table was restored.
-fn hold(node: &Node, services: &[IpNetwork], last_seen: &mut LastAnswer<HostPorts, bool>) -> bool {
-    let own = node.own_ports();
-    let hold = || {
-        let state = FilterState::read(Duration::ZERO);
-        cni::host_ports::hold(&node.state_dir(), services, &own, (state, last_seen))
-    };
-    node.run(hold).unwrap()
+/// As the daemon does at each turn.
+fn hold(node: &Node, services: &[IpNetwork], last_seen: &mut LastAnswer<HostPorts, bool>) -> Held {
+    let (state_dir, node_file, own) = (node.state_dir(), node.node_file(), node.own_ports());
+    let sources = Sources { state_dir: &state_dir, node_file: &node_file, services, own: &own };
+    node.run(|| cni::host_ports::hold(sources, (FilterState::read(Duration::ZERO), last_seen))).unwrap()
 }
 
 /// Takes one connection at the pod's port and answers it; returns the client's address as the pod sees it.
@@ -156,15 +154,15 @@ fn the_table_is_checked_and_held() {
     assert_eq!(check(json!([])).code(), 101);
     let services: Vec<_> = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap()).into();
     let mut last_seen = LastAnswer::default();
-    let mut hold = || hold(&node, &services, &mut last_seen);
-    assert!(!hold(), "it is as the plugin left it");
+    let mut hold = || hold(&node, &services, &mut last_seen).change;
+    assert_eq!(hold(), Change::None, "it is as the plugin left it");
     node.sh("nft flush ruleset");
     assert_eq!(check(json!([port("tcp", 8080)])).code(), 101);
-    assert!(hold());
-    assert!(!hold());
+    assert_eq!(hold(), Change::Restored);
+    assert_eq!(hold(), Change::None);
     check(json!([port("tcp", 8080)])).silent();
     node.del(&pod);
-    assert!(!hold());
+    assert_eq!(hold(), Change::None);
 }
 
 #[test]
@@ -206,9 +204,13 @@ fn a_port_that_the_node_listens_on_is_refused_and_stays_its_own_whatever_was_map
     };
     assert!(arrives_at(&servers[0], 0) && arrives_at(&servers[1], 1), "the test's port leads to the pod");
     // The daemon, and the plugin with each change, set the table anew; flows that began before come back as well.
-    node.set_file(|_| ());
     let services: Vec<_> = ["10.96.0.0/16", "fd00:96::/112"].map(|text| text.parse().unwrap()).into();
-    assert!(hold(&node, &services, &mut LastAnswer::default()));
+    let held = hold(&node, &services, &mut LastAnswer::default());
+    assert_eq!(held.change, Change::Adapted, "no other program has changed it");
+    let overruled: Vec<_> =
+        held.overruled.iter().map(|of| (of.host_port, of.protocol, of.pod_address)).collect();
+    assert_eq!(overruled, [0, 1].map(|family| (51841, Protocol::Udp, addresses[family])));
+    node.set_file(|_| ());
     assert!(arrives_at(&ours[0], 0) && arrives_at(&ours[1], 1), "the node has its port back");
     let server = serve(&pod);
     connect(|to| outside.run(|| tcp(to)), SocketAddr::new(ip(NODE[0]), 51841));

@@ -18,6 +18,7 @@ use plan::admission::{Admission, AdmissionPolicy, Ledger, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
+use plan::network::MeshInput;
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::{desired, diff};
 
@@ -151,6 +152,7 @@ fn setup(admission: &Admission) -> Setup {
         table: 5184,
         rule_priority: 5184,
         router_links: BTreeSet::new(),
+        input: MeshInput::Everything,
         nat: false,
         paths: BTreeMap::new(),
         steer,

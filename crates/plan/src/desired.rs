@@ -8,7 +8,7 @@ use keyring::{PerSlot, PresharedId, PublicKey, Slot};
 pub use wireguard::{MIN_MTU, OVERHEAD};
 
 use crate::admission::{Member, Own, World};
-use crate::network::{Accepts, Device, Guard, LinkName, Network, Peer, Route, Rule, Via};
+use crate::network::{Accepts, Device, Guard, LinkName, MeshInput, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
 use crate::path_mtu::search::{Limits, MIN_IPV4_MTU};
 use crate::prefix;
@@ -48,6 +48,8 @@ pub struct Setup {
     pub rule_priority: u32,
     /// Links with an IPv6 default route from router advertisements that the kernel takes.
     pub router_links: BTreeSet<LinkName>,
+    /// What is accepted on the mesh links for the node itself where iptables' INPUT drops.
+    pub input: MeshInput,
     /// Whether this node is behind NAT.
     pub nat: bool,
     /// The path to each peer by slot, where one is known.
@@ -191,7 +193,7 @@ fn guard(world: &World, setup: &Setup) -> Guard {
 
 fn accepts(setup: &Setup) -> Accepts {
     let mesh_links = setup.links.iter().map(|(_, link)| link.clone()).collect();
-    Accepts { cluster: setup.cluster_cidrs.clone(), mesh_links }
+    Accepts { cluster: setup.cluster_cidrs.clone(), mesh_links, input: setup.input }
 }
 
 /// Forwarding, because pods' packets pass through the node. A node that forwards takes no default route from router

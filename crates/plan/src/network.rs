@@ -114,6 +114,19 @@ pub struct Accepts {
     pub cluster: BTreeSet<IpNetwork>,
     /// Interfaces that carry pod addresses between nodes.
     pub mesh_links: BTreeSet<LinkName>,
+    /// What arrives on them for the node itself.
+    pub input: MeshInput,
+}
+
+/// What arrives on the mesh links for the node itself and is accepted where INPUT drops what it does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MeshInput {
+    /// Everything: pods reach what the nodes listen on, as the Kubernetes network model has it.
+    #[default]
+    Everything,
+    /// What the mesh itself needs: the control channel on this UDP port, and ICMP.
+    Control(u16),
 }
 
 /// What the nft table enforces: nothing with a pod address passes outside WireGuard, in either direction, and nothing

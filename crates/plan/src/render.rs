@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::network::{Route, Rule, Via};
+use crate::network::{MeshInput, Route, Rule, Via};
 use crate::op::Op;
 
 impl fmt::Display for Op {
@@ -16,12 +16,14 @@ impl fmt::Display for Op {
                 list(&guard.no_masquerade),
                 list(&guard.closed)
             ),
-            Self::SetAccepts(accepts) => write!(
-                f,
-                "* accept   pods and {} in iptables' FORWARD and INPUT; cluster {}",
-                list(&accepts.mesh_links),
-                list(&accepts.cluster)
-            ),
+            Self::SetAccepts(accepts) => {
+                let (links, cluster) = (list(&accepts.mesh_links), list(&accepts.cluster));
+                write!(f, "* accept   pods and {links} in iptables' FORWARD and INPUT; cluster {cluster}")?;
+                match accepts.input {
+                    MeshInput::Everything => Ok(()),
+                    MeshInput::Control(port) => write!(f, "; in INPUT UDP {port} and ICMP alone"),
+                }
+            }
             Self::SetSysctl { name, value } => write!(f, "* sysctl   {name} = {value}"),
             Self::CreateDevice { slot, link, mtu } => write!(f, "+ device   {slot}: {link}, MTU {mtu}"),
             Self::RemoveDevice { slot, link } => write!(f, "- device   {slot}: {link}"),

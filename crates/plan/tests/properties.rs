@@ -11,7 +11,7 @@ use plan::admission::{Admission, AdmissionPolicy, Ledger, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
-use plan::network::{Device, Network, Peer, Route, Via};
+use plan::network::{Device, MeshInput, Network, Peer, Route, Via};
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::op::Op;
 use plan::{desired, diff, prefix};
@@ -153,6 +153,7 @@ fn setup() -> Setup {
         table: 5184,
         rule_priority: 5184,
         router_links: BTreeSet::new(),
+        input: MeshInput::Everything,
         nat: false,
         paths: BTreeMap::new(),
         steer: BTreeMap::new(),

@@ -13,7 +13,7 @@ use plan::backoff::{Attempt, Backoff};
 use plan::brake::HOLD;
 use plan::cluster::{Cluster, Lookup};
 use plan::desired::{Setup, Underlay};
-use plan::network::Network;
+use plan::network::{MeshInput, Network};
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::op::Op;
 use plan::turn::{
@@ -126,6 +126,7 @@ impl Node {
             table: 5184,
             rule_priority: 5184,
             router_links: BTreeSet::new(),
+            input: MeshInput::Everything,
             nat: false,
             paths: BTreeMap::new(),
             steer: BTreeMap::new(),

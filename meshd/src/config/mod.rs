@@ -13,7 +13,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use keyring::PerSlot;
 use keyring::rotation::RotationPolicy;
-use plan::network::LinkName;
+use plan::network::{LinkName, MeshInput};
 use tunnel::OffloadOption;
 
 use crate::device::BackendOption;
@@ -63,6 +63,8 @@ pub struct Config {
     pub open_node_cidrs: Vec<IpNetwork>,
     /// Whether pods must not send to external addresses of Nodes that no member holds.
     pub close_external_ips: bool,
+    /// Whether iptables' INPUT is opened on the mesh links for everything, or for what the mesh needs alone.
+    pub input_from_pods: bool,
     /// Whether the guard's table belongs to the daemon, where the kernel has that.
     pub guard_owner: bool,
     /// Further API server addresses that only control-plane nodes may claim.
@@ -123,4 +125,11 @@ pub struct Config {
     pub log_json: bool,
     /// Log filter, in `tracing`'s syntax.
     pub log_filter: String,
+}
+
+impl Config {
+    /// What is accepted on the mesh links for the node itself where INPUT drops.
+    pub const fn mesh_input(&self) -> MeshInput {
+        if self.input_from_pods { MeshInput::Everything } else { MeshInput::Control(self.control_port) }
+    }
 }

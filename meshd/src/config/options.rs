@@ -115,6 +115,10 @@ table! {
         "close-external-ips", "true|false", "false", value::boolean,
         "Drops what pods send to the ExternalIP of a Node that has it on no link, instead of masquerading it: an address of a cloud's NAT, which leads to a node outside the mesh. Only within `node-cidr` where that is set, so that a kubelet can't close any other address; but for the API server's and those in `open-node-cidrs`.",
     );
+    INPUT_FROM_PODS: Valued<bool> = Valued::new(
+        "input-from-pods", "true|false", "true", value::boolean,
+        "What meshd's rules accept on the mesh links where the chain INPUT of iptables (nft variant) drops: everything, so that pods of other nodes reach each port that this node listens on, as the Kubernetes network model wants for host-network pods; or, if false, the control port and ICMP alone. Rules before meshd's hold in both cases.",
+    );
     GUARD_OWNER: Valued<bool> = Valued::new(
         "guard-owner", "true|false", "true", value::boolean,
         "Whether the guard's nftables table belongs to the daemon while it runs, so that no other program changes or removes it, not even `nft flush ruleset`. Needs Linux 6.9; on older kernels, and without it, the daemon restores the table within two seconds.",

@@ -132,6 +132,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         node_cidrs: values.find(&options::NODE_CIDR)?.unwrap_or_default(),
         accept_unproven: values.get(&options::ACCEPT_UNPROVEN)?,
         close_external_ips: values.get(&options::CLOSE_EXTERNAL_IPS)?,
+        input_from_pods: values.get(&options::INPUT_FROM_PODS)?,
         guard_owner: values.get(&options::GUARD_OWNER)?,
         open_node_cidrs: values.find(&options::OPEN_NODE_CIDRS)?.unwrap_or_default(),
         api_servers: values.find(&options::API_SERVER_ADDRESS)?.unwrap_or_default(),

@@ -1,9 +1,10 @@
 //! What was found in nftables, and whether it still counts: nothing there is read twice while it does not change.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use linux::guard::iptables;
-use linux::host_ports::HostPorts;
+use linux::host_ports::{HostPorts, Mapping};
 use linux::{FilterState, HostError, LastAnswer};
 use plan::network::Accepts;
 
@@ -15,6 +16,8 @@ pub(super) struct Filters {
     accepts: LastAnswer<Accepts, bool>,
     /// Whether the table of host ports was as the store has it.
     pub(super) host_ports: LastAnswer<HostPorts, bool>,
+    /// Host ports on which the node itself listens.
+    pub(super) overruled: BTreeSet<Mapping>,
 }
 
 impl Filters {

@@ -118,6 +118,8 @@ impl HostChecks {
         let peers =
             peers.flat_map(|(name, member)| member.pod_cidrs.iter().map(|range| (*range, name.clone())));
         let expected = Expected {
+            node: config.node_name.clone(),
+            input: config.mesh_input(),
             cluster: config.cluster_cidrs.iter().copied().collect(),
             pod_cidrs: own.chain(peers).collect(),
             mesh_links: config.links.iter().map(|(_, link)| link.clone()).collect(),
@@ -128,6 +130,11 @@ impl HostChecks {
             forwarding_reset: self.forwarding_reset.is_some_and(|at| now.saturating_sub(at) < REMEMBERED),
         };
         self.take(findings(&self.facts, &expected).into_iter().collect())
+    }
+
+    /// How many pods another network plugin has attached, as far as that can be seen.
+    pub(super) fn pods_outside(&self) -> usize {
+        plan::host::pods_outside(&self.facts).len()
     }
 
     fn take(&mut self, found: BTreeSet<Finding>) -> Changes {

@@ -58,6 +58,8 @@ pub(super) struct Outcome {
     pub(super) failures: Vec<String>,
     /// What keeps the mesh from working on this host.
     pub(super) findings: Vec<Finding>,
+    /// Pods that another network plugin attached.
+    pub(super) pods_outside: usize,
     pub(super) counters: Counters,
     pub(super) missing_protections: Vec<String>,
     damaged_files: Vec<String>,
@@ -363,8 +365,6 @@ impl Outcome {
             peer.state = Reach::of(since_handshake, channel.probe_record(&id));
         }
         let waiting_for = self.not_ready_because();
-        let mut counters = self.counters;
-        counters.brakes = cluster.brakes();
         // Read once: ages are computed from the same moment that they are shown with.
         let now = keys.now();
         Status {
@@ -408,13 +408,14 @@ impl Outcome {
             rejected: self.admission.rejected.iter().map(rejected_status).collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
             failures: self.failures.clone(),
+            pods_outside: self.pods_outside,
             findings: self.findings.iter().map(finding_status).collect(),
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
             relay: None,
             leases: Vec::new(),
-            counters,
+            counters: Counters { brakes: cluster.brakes(), ..self.counters },
         }
     }
 }

@@ -202,6 +202,7 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             status.missing_protections.len() as u64,
         ),
         findings(status),
+        pods_outside(status),
         Metric::gauge(
             "damaged_files",
             "Files that were found damaged when the daemon started; they are kept, and the log names them.",
@@ -217,6 +218,14 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
                 .collect(),
         ),
     ]
+}
+
+fn pods_outside(status: &Status) -> Metric<'_> {
+    Metric::gauge(
+        "pods_outside_mesh",
+        "Pods on this node that another network plugin attached: their packets are not encrypted.",
+        status.pods_outside as u64,
+    )
 }
 
 fn findings(status: &Status) -> Metric<'_> {

@@ -61,6 +61,7 @@ fn full() -> Status {
             sentence: String::new(),
             fix: String::new(),
         }],
+        pods_outside: 2,
         relay: Some(crate::status::RelayStatus {
             dropped: [("unproven".to_owned(), 3)].into(),
             ..crate::status::RelayStatus::default()
@@ -92,6 +93,7 @@ fn samples_have_labels_and_base_units() {
         "meshd_peers{state=\"up\"} 0\n",
         "meshd_peers{state=\"idle\"} 1\n",
         "meshd_host_findings{code=\"competing-route\"} 1\n",
+        "meshd_pods_outside_mesh 2\n",
         "# TYPE meshd_guard_dropped_packets counter\n",
         "meshd_guard_dropped_packets_total{reason=\"unencrypted_in\"} 0\n",
         "# UNIT meshd_peer_round_trip_seconds seconds\n",

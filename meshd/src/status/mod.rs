@@ -69,6 +69,9 @@ pub struct Status {
     /// What keeps the mesh from working on this host.
     #[serde(default)]
     pub findings: Vec<FindingStatus>,
+    /// Pods that another network plugin attached, and which are outside the mesh.
+    #[serde(default)]
+    pub pods_outside: usize,
     /// Protections of the daemon's memory that could not be set up.
     pub missing_protections: Vec<String>,
     /// Files that were found damaged when the daemon started; they are kept.

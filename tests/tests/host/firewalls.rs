@@ -3,9 +3,10 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lab::Node;
+use lab::mesh::{FORMED_WITHIN, Mesh};
+use lab::{ApiKind, Family, Flow, IpVersion, Lab, Node, Protocol, Signal};
 
-use crate::{pair, passes, shell};
+use crate::{pair, passes, passes_in, shell};
 
 /// What is restored by hand or by a reload comes back within this time.
 const REPAIRED_WITHIN: Duration = Duration::from_secs(3);
@@ -102,6 +103,48 @@ fn pods_reach_each_other_through_chains_that_drop() {
         shell(n1, &format!("iptables -P FORWARD DROP; {change}"));
         wait_ours(n1, FORWARD + INPUT, change);
         assert!(passes(&one, &other), "{change}");
+    }
+}
+
+/// An operator whose INPUT drops does not want that opened for pods: what the mesh needs is accepted, and nothing else.
+#[test]
+fn input_is_opened_for_the_mesh_alone_where_an_option_says_so() {
+    let lab = Lab::builder().nodes(2).family(Family::Dual).api(ApiKind::Fake).build().unwrap();
+    for node in lab.nodes() {
+        shell(
+            node,
+            "for iptables in iptables ip6tables; do
+                 $iptables -A INPUT -i lo -j ACCEPT; $iptables -A INPUT -i eth0 -j ACCEPT; $iptables -P INPUT DROP
+             done",
+        );
+    }
+    let mesh = Mesh::form_with(lab, &["--input-from-pods", "false"]).unwrap();
+    mesh.wait_settled();
+    let [n1, n2] = ["n1", "n2"].map(|name| mesh.node(name).unwrap());
+    let (pod, other) = (n1.pod("a").unwrap().end(), n2.pod("a").unwrap().end());
+    let text = saved(n2);
+    for rule in ["-p udp -m udp --dport 51842", "-p icmp", "-p ipv6-icmp"] {
+        for link in ["mesh-a", "mesh-b"] {
+            let rule = format!("-A INPUT -i {link} {rule} -m comment --comment \"meshd accept\" -j ACCEPT");
+            assert!(text.contains(&rule), "{rule} in\n{text}");
+        }
+    }
+    assert_eq!(ours(n2), 2 * 4, "two rules for each link in both families:\n{text}");
+    shell(n2, "iptables-save >/run/saved4; iptables-restore </run/saved4");
+    assert_eq!(plain(&saved(n2)), plain(&text));
+    assert!(passes(&pod, &other) && passes(&other, &pod), "between pods");
+    for version in [IpVersion::V4, IpVersion::V6] {
+        assert!(!passes_in(version, &pod, &n2.end()), "what a node listens on is closed");
+        Flow::new(&pod, &n2.end(), version, Protocol::Icmp).must_pass();
+    }
+    // The same node opens it once the option says so.
+    let mut mesh = mesh;
+    mesh.stop("n2", Signal::TERM).unwrap();
+    mesh.start("n2").unwrap();
+    wait_ours(mesh.node("n2").unwrap(), 2 * 2, "everything is accepted by one rule for each link");
+    let since = Instant::now();
+    while !passes(&pod, &mesh.node("n2").unwrap().end()) {
+        assert!(since.elapsed() < FORMED_WITHIN, "pods don't reach the node");
     }
 }
 

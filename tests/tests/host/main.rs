@@ -2,8 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod addresses;
+mod directories;
 mod findings;
 mod firewalls;
+mod guests;
 mod own_network;
 mod rules;
 mod settings;

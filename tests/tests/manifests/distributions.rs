@@ -9,8 +9,8 @@ use meshd::config::Config;
 use serde_json::{Value, json};
 
 use super::daemonset::configuration;
-use super::overlay::{base_objects, files, rendered};
-use super::{QUICKSTART, list, read};
+use super::overlay::{apply_inline, base_objects, files, rendered};
+use super::{QUICKSTART, list, parse, read};
 
 const PAGE: &str = "docs/distributions.md";
 /// The directory of the overlays.
@@ -107,6 +107,36 @@ fn an_overlay_differs_from_the_base_only_in_what_the_page_says() {
         assert_eq!(config_map["kind"], "ConfigMap");
         assert_eq!(found, expected, "{}", distribution.name);
     }
+}
+
+/// What the page says to add to an overlay does what the section is about, and nothing else.
+#[test]
+fn patches_of_the_page_can_be_applied_and_change_what_they_say() {
+    let page = read(PAGE);
+    let mut patched = page.split("```yaml\n").skip(1).map(|rest| {
+        let block = parse(PAGE, rest.split("```").next().unwrap()).remove(0);
+        let mut objects = base_objects();
+        for patch in list(&block, "/patches") {
+            apply_inline(&mut objects, patch);
+        }
+        objects
+    });
+    let expected = |pointer: &str, name: &str, value: Value| {
+        let mut objects = base_objects();
+        let daemon = objects.iter_mut().find(|object| object["kind"] == "DaemonSet").unwrap();
+        daemon.pointer_mut(pointer).unwrap()[name] = value;
+        objects
+    };
+    let selinux = ("/spec/template/spec/securityContext", "seLinuxOptions", json!({"type": "spc_t"}));
+    let capabilities = (
+        "/spec/template/spec/containers/0/securityContext/capabilities",
+        "add",
+        json!(["NET_ADMIN", "IPC_LOCK", "DAC_OVERRIDE"]),
+    );
+    for (pointer, name, value) in [selinux, capabilities] {
+        assert_eq!(patched.next().unwrap(), expected(pointer, name, value), "{name}");
+    }
+    assert_eq!(patched.next(), None);
 }
 
 /// The sections that name an overlay, with the values in code in the second column of their tables.

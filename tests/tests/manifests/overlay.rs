@@ -32,6 +32,8 @@ pub(super) fn rendered(overlay: &str) -> Vec<Value> {
             for patch in parse(file, &read(&format!("{overlay}/{file}"))) {
                 merge(target(&mut result, &patch["kind"], &patch["metadata"]["name"]), &patch, "");
             }
+        } else if patch.get("target").is_none() {
+            apply_inline(&mut result, patch);
         } else {
             expect_fields(patch, &["target", "patch"], &[]);
             expect_fields(&patch["target"], &["kind", "name"], &[]);
@@ -62,6 +64,14 @@ pub(super) fn rendered(overlay: &str) -> Vec<Value> {
     result
 }
 
+/// Applies a strategic merge patch that is in the kustomization itself.
+pub(super) fn apply_inline(objects: &mut [Value], patch: &Value) {
+    expect_fields(patch, &["patch"], &[]);
+    for patch in parse("patch", string(patch, "/patch")) {
+        merge(target(objects, &patch["kind"], &patch["metadata"]["name"]), &patch, "");
+    }
+}
+
 /// The names of the files in a directory of the repository.
 pub(super) fn files(directory: &str) -> BTreeSet<String> {
     let entries = std::fs::read_dir(repository(directory)).unwrap();
@@ -90,6 +100,8 @@ fn merge(target: &mut Value, patch: &Value, field: &str) {
                 merge(&mut target[name.as_str()], value, name);
             }
         }
+        // Without a merge key in the API a list is replaced as a whole.
+        Value::Array(_) if field == "add" => *target = patch.clone(),
         Value::Array(entries) => {
             let key = merge_key(field);
             let list = target.as_array_mut().unwrap_or_else(|| panic!("{field} is no list in the base"));

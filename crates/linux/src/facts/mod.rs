@@ -2,6 +2,7 @@
 //! here changes anything.
 
 mod legacy;
+mod links;
 mod own_network;
 mod routing;
 mod system;
@@ -36,7 +37,8 @@ impl Handle {
         sources: FactSources<'_>,
         (filters, last_chains): (FilterState, &mut LastAnswer<(), Vec<DroppingChain>>),
     ) -> Result<Facts, HostError> {
-        let routing = self.routing(sources).await?;
+        let found_links = self.link_messages().await?;
+        let routing = self.routing(sources, &links::names(&found_links)).await?;
         let links: Vec<&str> =
             sources.mesh_links.iter().map(|link| link.as_str()).chain([POD_LINK_PREFIX]).collect();
         let mut chains = last_chains.get(filters, &(), || guard::dropping_chains(&links))?;
@@ -44,6 +46,7 @@ impl Handle {
         let mut facts = Facts {
             chains,
             routes: routing.routes,
+            veths: links::foreign_veths(&found_links, sources.mesh_links),
             default_links: routing.default_links,
             rules: self.foreign_rules().await?,
             cni_files: system::cni_files(sources.cni_conf_dir),

@@ -1,6 +1,6 @@
 //! Routes and policy rules of other programs.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteProtocol};
@@ -25,8 +25,12 @@ pub(super) struct Routing {
 }
 
 impl Handle {
-    pub(super) async fn routing(&self, sources: FactSources<'_>) -> Result<Routing, HostError> {
-        let names = self.link_names().await?;
+    /// `names` are those of the links by their indices.
+    pub(super) async fn routing(
+        &self,
+        sources: FactSources<'_>,
+        names: &BTreeMap<u32, String>,
+    ) -> Result<Routing, HostError> {
         let mut routing = Routing::default();
         for route in self.route_messages().await? {
             let of_daemon = route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL);

@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 use netlink_packet_netfilter::nftables::{
     ChainAttribute, ChainMessage, NfTablesMessage, RuleAttribute, RuleMessage,
 };
-use plan::network::Accepts;
+use plan::network::{Accepts, MeshInput};
 
 use super::chain_end::{DROPS, End, chain_rules, end};
 use crate::POD_LINK_PREFIX;
@@ -25,6 +25,11 @@ use crate::nft::{comment_data, compare};
 const TABLE: &str = "filter";
 /// The comment by which the rules are found again.
 const COMMENT: &str = "meshd accept";
+
+/// Protocol numbers (IANA, "Protocol Numbers").
+const ICMP: u8 = 1;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
 
 /// One of the chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +164,9 @@ fn rules(place: Place, accepts: &Accepts) -> Vec<Vec<Expression>> {
     };
     let mesh_links = || accepts.mesh_links.iter();
     if place.hook == Hook::Input {
-        return mesh_links().map(|link| rule(vec![link_is(Direction::In, link.as_str())])).collect();
+        let accepted = |link| input(accepts.input, ipv4).into_iter().map(move |what| (link, what));
+        let rules = mesh_links().flat_map(accepted);
+        return rules.map(|(link, what)| rule(vec![link_is(Direction::In, link.as_str()), what])).collect();
     }
     let mut rules: Vec<_> = [Direction::In, Direction::Out]
         .map(|direction| rule(vec![expression::link_begins(direction, POD_LINK_PREFIX)]))
@@ -171,6 +178,18 @@ fn rules(place: Place, accepts: &Accepts) -> Vec<Vec<Expression>> {
         }
     }
     rules
+}
+
+/// What is accepted for the node itself: the conditions of one rule each. ICMP has no ports to listen on, and path MTU
+/// discovery and neighbour discovery need it (RFC 4890 section 4.4).
+fn input(accepted: MeshInput, ipv4: bool) -> Vec<Vec<Expression>> {
+    match accepted {
+        MeshInput::Everything => vec![Vec::new()],
+        MeshInput::Control(port) => vec![
+            expression::destination_port_in(UDP, port, port),
+            expression::protocol_is(if ipv4 { ICMP } else { ICMPV6 }),
+        ],
+    }
 }
 
 /// The name with its NUL, as iptables compares it.

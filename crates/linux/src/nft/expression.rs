@@ -186,11 +186,16 @@ pub(crate) fn destination_nat_by_map(ipv4: bool, with_address: bool, map: &str) 
     expressions
 }
 
+/// The packet is of this transport protocol.
+pub(crate) fn protocol_is(protocol: u8) -> Vec<Expression> {
+    vec![load_meta(MetaKey::L4Proto), equals(vec![protocol])]
+}
+
 /// The packet is of this transport protocol, and its destination port is between these two, both included.
 pub(crate) fn destination_port_in(protocol: u8, first: u16, last: u16) -> Vec<Expression> {
-    let load_protocol = load_meta(MetaKey::L4Proto);
     let bytes = |port: u16| port.to_be_bytes().to_vec();
-    let mut expressions = vec![load_protocol, equals(vec![protocol]), load_destination_port(Register::Reg1)];
+    let mut expressions = protocol_is(protocol);
+    expressions.push(load_destination_port(Register::Reg1));
     if first == last {
         expressions.push(equals(bytes(first)));
     } else {

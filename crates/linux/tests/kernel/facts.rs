@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use linux::{FactSources, FilterState, LastAnswer};
-use plan::host::{DroppingChain, Facts, FilterHook, ForeignRoute};
+use plan::host::{DroppingChain, Facts, FilterHook, ForeignRoute, ForeignVeth};
 
 use crate::namespace::{Namespace, ip, link};
 
@@ -70,6 +70,22 @@ fn chains_of_legacy_iptables_are_found() {
     namespace.program("iptables-legacy", "-A FORWARD -i mesh-a -j ACCEPT");
     namespace.program("ip6tables-legacy", "-P INPUT ACCEPT");
     assert_eq!(facts(&namespace).chains, []);
+}
+
+#[test]
+fn links_of_others_to_other_namespaces_are_found_with_their_bridge() {
+    let (namespace, pod) = (Namespace::new(), Namespace::new());
+    namespace.ip("link add cni0 type bridge");
+    namespace.ip("link add here type veth peer name there");
+    for (name, end) in [("veth1", "eth1"), ("cali2", "eth2"), ("mvethx", "eth3"), ("mesh-a", "eth4")] {
+        namespace.join(name, &pod, end);
+    }
+    namespace.ip("link set veth1 master cni0");
+    let veth = |link: &str, bridge: Option<&str>| ForeignVeth {
+        link: link.to_owned(),
+        bridge: bridge.map(ToOwned::to_owned),
+    };
+    assert_eq!(Vec::from_iter(facts(&namespace).veths), [veth("cali2", None), veth("veth1", Some("cni0"))]);
 }
 
 #[test]

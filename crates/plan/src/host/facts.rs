@@ -15,6 +15,8 @@ pub struct Facts {
     pub chains: Vec<DroppingChain>,
     /// Routes of others in the main table with a destination in the cluster's pod ranges, but for those of the mesh links.
     pub routes: Vec<ForeignRoute>,
+    /// Links to other network namespaces that the CNI plugin did not make.
+    pub veths: BTreeSet<ForeignVeth>,
     /// Policy rules of others, in the order in which they are matched.
     pub rules: Vec<ForeignRule>,
     /// Kernel settings by name below `/proc/sys`, as far as they exist.
@@ -73,6 +75,15 @@ pub struct ForeignRoute {
     pub protocol: u8,
     /// The link that it leads to, if there is one.
     pub link: Option<String>,
+}
+
+/// A link of another program whose other end is in another network namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForeignVeth {
+    /// Its name.
+    pub link: String,
+    /// The bridge that it is a port of, if it is.
+    pub bridge: Option<String>,
 }
 
 /// A policy rule of another program.

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnetwork::IpNetwork;
 
 use super::facts::{DroppingChain, Facts, FilterHook, ForeignRoute, ForeignRule, NetworkManager};
+use super::outside;
 use crate::desired::{MAIN_TABLE, PEER_METRIC};
-use crate::network::LinkName;
+use crate::network::{LinkName, MeshInput};
 use crate::node::NodeName;
 use crate::prefix;
 
@@ -21,12 +22,16 @@ const ROUTES_NAMED: usize = 3;
 /// What the node is expected to be like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
+    /// Name of the Node.
+    pub node: String,
     /// The cluster's pod ranges.
     pub cluster: BTreeSet<IpNetwork>,
     /// The pod ranges of this node and of each peer.
     pub pod_cidrs: BTreeMap<IpNetwork, NodeName>,
     /// Interfaces of the mesh.
     pub mesh_links: BTreeSet<LinkName>,
+    /// What is to be accepted on them for the node itself.
+    pub input: MeshInput,
     /// Priority of the rules by which packets for pods look up the main table.
     pub to_pods_priority: u32,
     /// Name of the daemon's network configuration for the container runtime.
@@ -48,6 +53,8 @@ pub enum Code {
     InputPolicyDrop,
     /// The container runtime uses another network configuration.
     CniConfigShadowed,
+    /// Pods were attached by another plugin.
+    PodsOutsideMesh,
     /// A route of another program hides one of the mesh.
     CompetingRoute,
     /// A rule of another program comes before those of the mesh.
@@ -74,10 +81,11 @@ pub enum Code {
 
 impl Code {
     /// All codes, in the order in which they are shown.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::ForwardPolicyDrop,
         Self::InputPolicyDrop,
         Self::CniConfigShadowed,
+        Self::PodsOutsideMesh,
         Self::CompetingRoute,
         Self::CompetingRule,
         Self::Ipv6Disabled,
@@ -97,6 +105,7 @@ impl Code {
             Self::ForwardPolicyDrop => "forward-policy-drop",
             Self::InputPolicyDrop => "input-policy-drop",
             Self::CniConfigShadowed => "cni-config-shadowed",
+            Self::PodsOutsideMesh => "pods-outside-mesh",
             Self::CompetingRoute => "competing-route",
             Self::CompetingRule => "competing-rule",
             Self::Ipv6Disabled => "ipv6-disabled",
@@ -133,6 +142,7 @@ pub fn findings(facts: &Facts, expected: &Expected) -> Vec<Finding> {
     let mut found = Vec::new();
     found.extend(facts.chains.iter().map(|chain| dropping(chain, expected)));
     found.extend(shadowing(facts, expected));
+    found.extend(outside::finding(facts, expected));
     found.extend(competing_routes(facts, expected));
     found.extend(facts.rules.iter().filter_map(|rule| competing_rule(rule, expected)));
     found.extend(settings(facts, expected));
@@ -156,7 +166,17 @@ fn dropping(chain: &DroppingChain, expected: &Expected) -> Finding {
         let sentence = format!("the chain {name} of {program} drops {what}");
         let matches: Vec<String> = match hook {
             FilterHook::Forward => ["-i mveth+", "-o mveth+"].map(ToOwned::to_owned).into(),
-            FilterHook::Input => expected.mesh_links.iter().map(|link| format!("-i {link}")).collect(),
+            FilterHook::Input => {
+                let accepted: &[String] = &match expected.input {
+                    MeshInput::Everything => vec![String::new()],
+                    MeshInput::Control(port) => {
+                        let icmp = if *family == "ip6" { "ipv6-icmp" } else { "icmp" };
+                        vec![format!(" -p udp --dport {port}"), format!(" -p {icmp}")]
+                    }
+                };
+                let of = |link| accepted.iter().map(move |what| format!("-i {link}{what}"));
+                expected.mesh_links.iter().flat_map(of).collect()
+            }
         };
         let rules = matches.iter().map(|matches| format!("{program} -A {name} {matches} -j ACCEPT"));
         return finding(code, sentence, rules.collect::<Vec<_>>().join(" && "));
@@ -179,9 +199,16 @@ fn dropping(chain: &DroppingChain, expected: &Expected) -> Finding {
             "nft 'insert rule {family} {table} {name} oifname \"mveth*\" accept; insert rule {family} {table} {name} iifname \"mveth*\" accept'"
         ),
         FilterHook::Input => {
+            let accepted: &[String] = &match expected.input {
+                MeshInput::Everything => vec![String::new()],
+                MeshInput::Control(port) => {
+                    vec![format!("udp dport {port} "), "meta l4proto { icmp, ipv6-icmp } ".to_owned()]
+                }
+            };
             let rule =
-                |link: &LinkName| format!("insert rule {family} {table} {name} iifname \"{link}\" accept");
-            format!("nft '{}'", expected.mesh_links.iter().map(rule).collect::<Vec<_>>().join("; "))
+                |link, what| format!("insert rule {family} {table} {name} iifname \"{link}\" {what}accept");
+            let of = |link| accepted.iter().map(move |what| rule(link, what));
+            format!("nft '{}'", expected.mesh_links.iter().flat_map(of).collect::<Vec<_>>().join("; "))
         }
     };
     finding(code, sentence, fix)
@@ -203,7 +230,9 @@ fn shadowing(facts: &Facts, expected: &Expected) -> Option<Finding> {
 
 /// One finding for all of them: a routing daemon may make thousands.
 fn competing_routes(facts: &Facts, expected: &Expected) -> Option<Finding> {
-    let competing: BTreeSet<&ForeignRoute> = facts.routes.iter().collect();
+    // The route to a pod outside the mesh goes with the pod, which is a finding of its own.
+    let competing: BTreeSet<&ForeignRoute> =
+        facts.routes.iter().filter(|route| !outside::leads_to_pod(route, facts)).collect();
     let mut competing = competing.into_iter().filter_map(|route| competing_route(route, expected));
     let (mut sentences, fixes): (Vec<String>, Vec<String>) = competing.by_ref().take(ROUTES_NAMED).unzip();
     match competing.count() {

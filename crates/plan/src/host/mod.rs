@@ -4,8 +4,10 @@
 
 mod facts;
 mod findings;
+mod outside;
 mod own_network;
 
-pub use facts::{DroppingChain, Facts, FilterHook, ForeignRoute, ForeignRule, NetworkManager};
+pub use facts::{DroppingChain, Facts, FilterHook, ForeignRoute, ForeignRule, ForeignVeth, NetworkManager};
 pub use findings::{Code, Expected, Finding, findings};
+pub use outside::pods_outside;
 pub use own_network::{Covered, OwnAddress, covered};

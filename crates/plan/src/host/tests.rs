@@ -1,4 +1,5 @@
 use super::*;
+use crate::host::ForeignVeth;
 
 fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
@@ -25,6 +26,8 @@ fn well() -> Facts {
 
 fn expected() -> Expected {
     Expected {
+        node: "n1".to_owned(),
+        input: MeshInput::Everything,
         cluster: [net("10.244.0.0/16"), net("fd00:10:244::/48")].into(),
         pod_cidrs: [(net("10.244.1.0/24"), NodeName::new("n1")), (net("10.244.2.0/24"), NodeName::new("n2"))]
             .into(),
@@ -100,6 +103,24 @@ fn chains_that_drop_are_named_with_the_command_that_opens_them() {
         "input-policy-drop",
         &["insert rule inet own filter_FORWARD iifname \"mesh-b\" accept'"],
     );
+    let control = |chain| {
+        move |facts: &mut Facts, expected: &mut Expected| {
+            (facts.chains, expected.input) = (vec![chain], MeshInput::Control(51842));
+        }
+    };
+    one(
+        control(chain(FilterHook::Input, "own", false)),
+        "input-policy-drop",
+        &[
+            "insert rule inet own filter_FORWARD iifname \"mesh-b\" udp dport 51842 accept; ",
+            "iifname \"mesh-b\" meta l4proto { icmp, ipv6-icmp } accept'",
+        ],
+    );
+    one(
+        control(chain(FilterHook::Input, "filter", true)),
+        "input-policy-drop",
+        &["-i mesh-a -p udp --dport 51842 -j ACCEPT && ", "-i mesh-b -p icmp -j ACCEPT"],
+    );
 }
 
 #[test]
@@ -114,6 +135,53 @@ fn a_configuration_that_sorts_first_is_named() {
     }
     assert_eq!(found(with("20-other.conflist")), []);
     assert!(Code::CniConfigShadowed.prevents_ready());
+}
+
+#[test]
+fn pods_of_other_plugins_are_counted_and_containers_that_are_no_pods_are_not() {
+    let veth = |link: &str, bridge: Option<&str>| ForeignVeth {
+        link: link.to_owned(),
+        bridge: bridge.map(str::to_owned),
+    };
+    let pods = [
+        veth("calia1b2", None),
+        veth("lxc0f00", None),
+        veth("veth1", Some("cni0")),
+        veth("veth2", Some("br-pods")),
+        veth("pod-x", None),
+    ];
+    // Docker's, podman's, one to a namespace of something else, and a node's that is a container itself.
+    let others =
+        [("veth3", Some("docker0")), ("veth4", Some("cni-podman0")), ("veth5", None), ("eth0", None)];
+    let others = others.map(|(link, bridge)| veth(link, bridge));
+    let routes = [
+        ("10.244.1.0/24", "br-pods"),
+        ("10.244.1.7/32", "pod-x"),
+        ("10.244.2.0/24", "veth5"),
+        ("10.244.2.9/32", "eth0"),
+    ]
+    .map(|(destination, link)| ForeignRoute { link: Some(link.to_owned()), ..route(destination, 0) });
+    let found = found(|facts, _| {
+        facts.veths = pods.iter().chain(&others).cloned().collect();
+        facts.routes = routes.to_vec();
+    });
+    let codes: Vec<&str> = found.iter().map(|(code, _)| *code).collect();
+    assert_eq!(codes, ["pods-outside-mesh", "competing-route"], "{found:?}");
+    let text = &found[0].1;
+    for part in
+        ["5 pods on this node were attached", "(by calia1b2, lxc0f00, pod-x and others)", "spec.nodeName=n1,"]
+    {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    // Without its route a pod would be cut off; it goes with the pod.
+    for (link, named) in [("br-pods", true), ("veth5", true), ("eth0", true), ("pod-x", false)] {
+        assert_eq!(found[1].1.contains(&format!("dev {link} of")), named, "{link} in {}", found[1].1);
+    }
+    one(
+        |facts, _| facts.veths = [veth("cali1", None), veth("veth5", None)].into(),
+        "pods-outside-mesh",
+        &["1 pod on this node was attached by another network plugin and is outside the mesh (by cali1):"],
+    );
 }
 
 #[test]

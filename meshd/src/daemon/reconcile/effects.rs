@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use cni::host_ports::{self, Change};
 use linux::sysctl::Sysctls;
 use plan::admission::Admission;
 use plan::backoff::Attempt;
@@ -10,7 +11,7 @@ use plan::node::NodeName;
 use plan::op::Op;
 use tracing::{error, info, warn};
 
-use super::super::perform;
+use super::super::{NODE_FILE, perform};
 use super::{Answer, CACHE, CNI, HOST_PORTS, Reconciler, close};
 use crate::chain::Chain;
 use crate::fault;
@@ -34,18 +35,38 @@ impl Reconciler {
         }
     }
 
-    /// Restores the node's table of host ports if another program has removed or changed it.
+    /// Holds the node's table of host ports to what the store and the node say.
     fn hold_host_ports(&mut self, now: Duration) {
         let own = self.outcome.own_ports(&self.config);
-        let filters = (self.filters.state, &mut self.filters.host_ports);
-        match cni::host_ports::hold(Path::new(cni::STATE_DIR), &self.config.service_cidrs, &own, filters) {
-            Ok(restored) => {
-                if restored {
-                    warn!(
+        let sources = host_ports::Sources {
+            state_dir: Path::new(cni::STATE_DIR),
+            node_file: &self.config.run_dir.join(NODE_FILE),
+            services: &self.config.service_cidrs,
+            own: &own,
+        };
+        match host_ports::hold(sources, (self.filters.state, &mut self.filters.host_ports)) {
+            Ok(held) => {
+                match held.change {
+                    Change::None => {}
+                    Change::Adapted => info!(
+                        event = "HostPortsAdapted",
+                        "nft table inet meshd-ports set anew: the ports of this node, or the services, are others now"
+                    ),
+                    Change::Restored => warn!(
                         event = "HostPortsRestored",
                         "nft table inet meshd-ports restored: another program changed it"
+                    ),
+                }
+                for mapping in held.overruled.difference(&self.filters.overruled) {
+                    warn!(
+                        event = "HostPortOverruled",
+                        protocol = mapping.protocol.as_str(),
+                        port = mapping.host_port,
+                        pod = %mapping.pod_address,
+                        "this node listens on the host port itself, so it does not lead to the pod"
                     );
                 }
+                self.filters.overruled = held.overruled;
                 self.side_tasks.succeeded(&HOST_PORTS);
             }
             Err(error) => {

@@ -47,6 +47,7 @@ impl Reconciler {
             );
         }
         if changes != super::super::host::Changes::default() {
+            self.outcome.pods_outside = self.host_checks.pods_outside();
             self.outcome.findings = self.host_checks.findings().iter().cloned().collect();
         }
         if self.cluster.own_record().is_none() {

@@ -427,6 +427,7 @@ impl Reconciler {
             table: self.config.table,
             rule_priority: self.config.rule_priority,
             router_links: self.host_checks.router_links(),
+            input: self.config.mesh_input(),
             nat: self.is_behind_nat(),
             paths: self.paths.paths(),
             steer,
