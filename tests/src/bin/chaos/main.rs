@@ -131,14 +131,14 @@ fn apply(
             run.ended(one, begin.elapsed());
         }
         while let Some(one) = waiting.next_if(|one| one.at <= now) {
-            let begun = if api_down && one.fault.needs_api() {
+            let outcome = if api_down && one.fault.needs_api() {
                 Err("the API server is down".into())
             } else {
                 faults::begin(&mut cluster.mesh, &one.fault, random)
             };
             api_down |= one.fault == schedule::Fault::ApiDown;
-            let made = begun.is_ok();
-            let failed = begun.err().map(|error| lab::chain(&*error));
+            let made = outcome.is_ok();
+            let failed = outcome.err().map(|error| lab::chain(&*error));
             say(&progress(begin.elapsed(), one, failed.as_deref()));
             run.faults.push(Applied::new(one, begin.elapsed(), made));
             // A daemon that was stopped halfway is started again all the same.

@@ -1,6 +1,7 @@
 //! What the runs of one commit have shown, accumulated in a file.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,8 +71,9 @@ impl Run {
 
     pub(crate) fn line(&self) -> String {
         let made = self.faults.iter().filter(|fault| fault.made).count();
-        let converged =
-            self.converged.map_or("not converged".to_owned(), |time| format!("well after {time:.1} s"));
+        let converged = self
+            .converged
+            .map_or_else(|| "not converged".to_owned(), |time| format!("well after {time:.1} s"));
         let Traffic { sent, lost, duplicated, longest_silence } = self.traffic;
         format!(
             "seed {}: {}; {made} faults, {} leaks, {converged}; {lost} of {sent} packets lost, {duplicated} duplicated, \
@@ -122,19 +124,20 @@ impl Report {
         }
         let mut text = String::from("\n  faults made\n");
         for (kind, count) in kinds {
-            text += &format!("  {count:6}  {kind}\n");
+            // Writing into a String can't fail.
+            let _ = writeln!(text, "  {count:6}  {kind}");
         }
         let failed: Vec<_> =
             self.runs.iter().filter(|run| !run.passed()).map(|run| run.seed.to_string()).collect();
         let leaks: u64 = self.runs.iter().map(|run| run.leaks).sum();
         let slowest = self.runs.iter().filter_map(|run| run.converged).fold(0.0, f64::max);
-        text += &format!(
-            "\n{} of {} seeds passed at this commit; {leaks} leaks; the slowest was well after {slowest:.1} s\n",
-            self.runs.len() - failed.len(),
-            self.runs.len()
+        let (all, passed) = (self.runs.len(), self.runs.len() - failed.len());
+        let _ = writeln!(
+            text,
+            "\n{passed} of {all} seeds passed at this commit; {leaks} leaks; the slowest was well after {slowest:.1} s"
         );
         if !failed.is_empty() {
-            text += &format!("failed: {}; SEED=N repeats one\n", failed.join(", "));
+            let _ = writeln!(text, "failed: {}; SEED=N repeats one", failed.join(", "));
         }
         text
     }
