@@ -395,6 +395,7 @@ impl Outcome {
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
             guard: self.guard_status(config),
+            preshared_refused: pairs.refused(),
             api: ApiStatus {
                 listed: cluster.is_listed(),
                 error: self.api_error.clone(),

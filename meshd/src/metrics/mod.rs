@@ -216,6 +216,15 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
                 .map(|(result, count)| sample(vec![("result", result)], count))
                 .collect(),
         ),
+        Metric::counters(
+            "preshared_key_messages_refused",
+            "Messages of peers about preshared keys that this node refused, by reason.",
+            status
+                .preshared_refused
+                .iter()
+                .map(|(reason, count)| sample(vec![("reason", reason.as_str())], *count))
+                .collect(),
+        ),
     ]
 }
 
