@@ -56,7 +56,7 @@ for line in sys.stdin:
 print(sent)
 ";
 
-/// Every kind of message of the version without authentication, as a daemon of that version sends it.
+/// Every kind of message without authentication, the first six as a daemon of version 0.1 sends them.
 fn unauthenticated() -> Vec<Vec<u8>> {
     let offer = [&[2, 0][..], &u64::MAX.to_be_bytes(), &[0; 4], &[7; 16], &[4, 160], &[9; 1184]].concat();
     let refusal = [&[5, 0][..], &1_u64.to_be_bytes(), &[4], &u64::MAX.to_be_bytes()].concat();
@@ -75,6 +75,20 @@ fn unauthenticated() -> Vec<Vec<u8>> {
     let head = [&[1, 4, 99][..], &[0xa5; 32]].concat();
     let mut messages = vec![vec![1, 0, 7], vec![1, 1, 7, 9, 0], vec![1, 2, 7, 0], vec![1, 3, 7], head];
     messages.extend([offer, refusal, hello].map(pair));
+    // Where datagrams come from, an invitation, damaged datagrams, leases, and where nodes are.
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat();
+    let list = text(r#"{"v":1,"addresses":["192.0.2.66"],"nat":true}"#);
+    let peer = text("d5e0ae7b-7d5e-4f0c-9b1a-0f1e2d3c4b5a");
+    messages.extend([
+        vec![1, 6, 0, 192, 0, 2, 66, 128, 149, 3],
+        vec![1, 7, 1],
+        vec![1, 8, 0, 99],
+        [&[1, 9][..], &peer, &[0, 0, 1]].concat(),
+        [&[1, 10][..], &peer, &[0, 0, 192, 187, 1, 1, 0]].concat(),
+        [&[1, 11][..], &list].concat(),
+        [&[1, 12][..], &peer, &list].concat(),
+        [&[1, 13][..], &peer, &list].concat(),
+    ]);
     messages
 }
 
@@ -99,7 +113,7 @@ fn renumbered(datagram: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// What must not change: keys, rotation, preshared keys with their epochs, the audit trail.
+/// What must not change: keys, rotation, preshared keys with their epochs, paths, leases, the audit trail.
 fn essence(mesh: &Mesh, node: &str) -> Value {
     let status = mesh.status(node).unwrap();
     let peers = status["peers"].as_array().unwrap().iter();
@@ -109,7 +123,8 @@ fn essence(mesh: &Mesh, node: &str) -> Value {
                 let pq = &peer["slots"][slot]["pq"];
                 serde_json::json!([pq["key"], pq["epoch"], pq["protection"]])
             });
-            serde_json::json!([peer["node"], peer["active"], peer["pq"], slots])
+            let paths = ["a", "b"].map(|slot| &peer["slots"][slot]["endpoint"]);
+            serde_json::json!([peer["node"], peer["active"], peer["pq"], slots, paths])
         })
         .collect();
     // Without what changes as time passes.
@@ -120,7 +135,8 @@ fn essence(mesh: &Mesh, node: &str) -> Value {
     }
     let trail = "/var/lib/meshd/audit/audit.jsonl";
     let trail = mesh.node(node).unwrap().command("sha256sum").args([trail]).run().unwrap();
-    serde_json::json!([status["slots"]["a"]["key"], status["slots"]["b"]["key"], rotation, preshared, trail])
+    let [a, b] = ["a", "b"].map(|slot| &status["slots"][slot]["key"]);
+    serde_json::json!([a, b, rotation, preshared, status["nat"], status["leases"], status["relay"], trail])
 }
 
 /// Counted at a node: messages that were acted on, and everything else.
