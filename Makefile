@@ -38,7 +38,7 @@ explore: ## the models of rotation, PQ agreement and paths, 120,000, 12,000 and 
 	EMERGENCIES=50 cargo test --locked --workspace --test rotation -- --nocapture stolen::keys_that_are_copied
 
 .PHONY: sanitize
-sanitize: ## the engine's tests under AddressSanitizer
+sanitize: ## the engine's tests and the fuzz corpora under AddressSanitizer
 	scripts/sanitize.sh
 
 .PHONY: lint
@@ -105,7 +105,7 @@ prove-paths: ## seven nodes behind four kinds of NAT find each other, and keep t
 	scripts/prove-paths.sh
 
 .PHONY: fuzz
-fuzz: ## run each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and the nightly toolchain
+fuzz: ## run each fuzz target for FUZZ_SECONDS (20); needs cargo-fuzz and a C++ compiler
 	scripts/fuzz.sh
 
 .PHONY: clean-lab

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs the engine's tests under AddressSanitizer, since `unsafe` code handles its datagrams and offloads.
+# Runs the engine's tests under AddressSanitizer, since `unsafe` code handles its datagrams and offloads, and the fuzz corpora
+# of everything else that reads bytes which others wrote, whose dependencies have `unsafe` code as well.
 #
 # The sanitizer is behind a flag for nightly compilers; RUSTC_BOOTSTRAP enables it in the pinned one, so that the tested
 # code is compiled like the released code. Tests against other programs are left out, since those are not instrumented.
@@ -31,3 +32,4 @@ alone=hostile::a_million_bad_datagrams_neither_stop_nor_swell_it
 cargo test --locked --target "$host" --package tunnel --lib --test namespaces -- \
     --test-threads=2 --skip interop:: --skip bare:: --skip bulk::with_wireguard_go --skip bulk::with_gotatun --skip $alone
 cargo test --locked --target "$host" --package tunnel --test namespaces -- --exact $alone
+cargo test --locked --target "$host" --lib --package keyring --package plan --package relay --package cni --package meshd -- corpus

@@ -1,13 +1,17 @@
 //! Bodies of the fuzz targets, so that their corpora also run as an ordinary test.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::Path;
 
+use linux::host_ports::Mapping;
 use serde_json::Value;
 
 use crate::call::{Call, CommandName};
 use crate::conf::Conf;
-use crate::node_file::MTU;
+use crate::node_file::{MTU, NodeFile};
 use crate::ports::{mappings, requests};
+use crate::store::{self, Contents};
 use crate::version::SpecVersion;
 
 /// Reads `bytes` as what a runtime puts on standard input, for each command.
@@ -50,13 +54,38 @@ fn ports(conf: &Conf) {
     let Ok(mapped) = requests(conf.port_mappings.as_ref()).and_then(|asked| mappings(&asked, &pod)) else {
         return;
     };
-    for mapping in &mapped {
+    assert_mappings(&mapped);
+}
+
+fn assert_mappings(mapped: &BTreeSet<Mapping>) {
+    for mapping in mapped {
         assert!(mapping.host_port > 0 && mapping.pod_port > 0);
         assert!(
             mapping.host_address.is_none_or(|address| !address.is_loopback() && !address.is_unspecified())
         );
         let others = mapped.iter().filter(|other| other.pod_port != mapping.pod_port);
         assert!(others.into_iter().all(|other| !other.conflicts_with(mapping)));
+    }
+}
+
+/// Reads `bytes` as a stored attachment, its file's name in the first line and its contents in the others, and as what the daemon
+/// tells the plugin.
+///
+/// # Panics
+///
+/// When host ports are read that no ADD would have stored, or what was read is not written and read again the same.
+pub fn cni_state(bytes: &[u8]) {
+    let (name, contents) =
+        bytes.split_at(bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len()));
+    let path = Path::new("/attachments").join(String::from_utf8_lossy(name).replace('/', ""));
+    if let Some((boot, stored)) = store::stored(&path) {
+        assert!(!boot.contains('@') && !stored.host_link.contains('@'));
+        if let Ok(Contents { ports: Some(requests), .. }) = serde_json::from_slice(contents) {
+            assert_mappings(&mappings(&requests, &stored.addresses).unwrap_or_default());
+        }
+    }
+    if let Some(node) = std::str::from_utf8(bytes).ok().and_then(NodeFile::parse) {
+        assert_eq!(NodeFile::parse(&node.render()), Some(node));
     }
 }
 
@@ -70,14 +99,25 @@ fn refusal(text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use super::*;
+
+    #[test]
+    fn the_corpus_of_stored_attachments_passes() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/cni_state");
+        let mut files = 0;
+        for entry in std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
+            cni_state(&std::fs::read(entry.unwrap().path()).unwrap());
+            files += 1;
+        }
+        assert!(files >= 6, "{} holds {files} files", dir.display());
+    }
 
     #[test]
     fn the_cni_config_corpus_passes() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/cni_config");
         let mut files = 0;
         for entry in std::fs::read_dir(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display())) {
-            super::conf(&std::fs::read(entry.unwrap().path()).unwrap());
+            conf(&std::fs::read(entry.unwrap().path()).unwrap());
             files += 1;
         }
         assert!(files >= 10, "{} holds {files} files", dir.display());
@@ -86,7 +126,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_bytes_pass(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
-            super::conf(&bytes);
+            conf(&bytes);
         }
     }
 }

@@ -16,6 +16,9 @@ pub mod device;
 mod document;
 mod fault;
 mod file;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 mod harden;
 mod http;
 mod logging;

@@ -56,7 +56,10 @@ for line in sys.stdin:
 print(sent)
 ";
 
-/// Every kind of message of the version without authentication, as a daemon of that version sends it.
+/// An address that only forged messages name.
+const FORGED_PLACE: &str = "203.0.113.66";
+
+/// Every kind of message without authentication, the first six as a daemon of version 0.1 sends them.
 fn unauthenticated() -> Vec<Vec<u8>> {
     let offer = [&[2, 0][..], &u64::MAX.to_be_bytes(), &[0; 4], &[7; 16], &[4, 160], &[9; 1184]].concat();
     let refusal = [&[5, 0][..], &1_u64.to_be_bytes(), &[4], &u64::MAX.to_be_bytes()].concat();
@@ -75,6 +78,20 @@ fn unauthenticated() -> Vec<Vec<u8>> {
     let head = [&[1, 4, 99][..], &[0xa5; 32]].concat();
     let mut messages = vec![vec![1, 0, 7], vec![1, 1, 7, 9, 0], vec![1, 2, 7, 0], vec![1, 3, 7], head];
     messages.extend([offer, refusal, hello].map(pair));
+    // Where datagrams come from, an invitation, damaged datagrams, leases, and where nodes are.
+    let text = |text: &str| [&[u8::try_from(text.len()).unwrap()][..], text.as_bytes()].concat();
+    let list = text(&format!(r#"{{"v":1,"addresses":["{FORGED_PLACE}"],"nat":true}}"#));
+    let peer = text("d5e0ae7b-7d5e-4f0c-9b1a-0f1e2d3c4b5a");
+    messages.extend([
+        vec![1, 6, 0, 203, 0, 113, 66, 128, 149, 3],
+        vec![1, 7, 1],
+        vec![1, 8, 0, 99],
+        [&[1, 9][..], &peer, &[0, 0, 1]].concat(),
+        [&[1, 10][..], &peer, &[0, 0, 192, 187, 1, 1, 0]].concat(),
+        [&[1, 11][..], &list].concat(),
+        [&[1, 12][..], &peer, &list].concat(),
+        [&[1, 13][..], &peer, &list].concat(),
+    ]);
     messages
 }
 
@@ -199,6 +216,10 @@ fn what_nobody_sends_changes_nothing_and_is_counted() {
     // The nodes' own messages, such as a hello per slot and minute.
     assert!(after.0 - count.0 <= 10, "{} messages accepted", after.0 - count.0);
     assert_eq!(["n1", "n2"].map(|node| essence(&mesh, node)), before);
+    for node in ["n1", "n2"] {
+        let status = mesh.status(node).unwrap();
+        assert!(!status.to_string().contains(FORGED_PLACE) && status["leases"] == serde_json::json!([]));
+    }
     // The daemons still hear each other.
     let rotate = mesh.node("n2").unwrap().command(lab::bin("meshd").unwrap()).args(["rotate"]);
     rotate.run().unwrap();

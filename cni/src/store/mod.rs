@@ -289,7 +289,7 @@ fn boot_tag() -> Result<String, CniError> {
 }
 
 /// What the name of a file says, with the boot that it is of. `None` for a name that no attachment has.
-fn stored(file: &Path) -> Option<(String, Stored)> {
+pub(crate) fn stored(file: &Path) -> Option<(String, Stored)> {
     let name = file.file_name()?.to_str()?;
     let mut parts = name.split(SEPARATOR);
     let (host_link, boot) = (parts.next()?.to_owned(), parts.next()?.to_owned());

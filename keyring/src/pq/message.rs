@@ -114,6 +114,20 @@ pub enum Refusal {
     Changed,
 }
 
+impl Refusal {
+    /// The word in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Busy => "busy",
+            Self::Keys => "keys",
+            Self::Stale { .. } => "epoch",
+            Self::Unknown => "unknown",
+            Self::Changed => "changed",
+        }
+    }
+}
+
 /// Why bytes are not a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MessageError {

@@ -55,7 +55,7 @@ struct Versioned {
     v: u32,
 }
 
-pub(super) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
+pub(crate) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
     let texts: Vec<_> = keys.named().map(PrivateKey::to_base64).collect();
     let kept = keys.preshared_stored();
     let held = kept.iter().filter_map(|(_, _, kept)| kept.key.as_ref());
@@ -80,7 +80,7 @@ pub(super) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
     text
 }
 
-pub(super) fn parse(text: &[u8]) -> Result<NodeKeys, FormatError> {
+pub(crate) fn parse(text: &[u8]) -> Result<NodeKeys, FormatError> {
     let Versioned { v } = serde_json::from_slice(text).map_err(|_| FormatError::NotAKeyFile)?;
     if v != VERSION && v != WITHOUT_PRESHARED {
         return Err(FormatError::Version { found: v, expected: VERSION });
@@ -135,6 +135,15 @@ fn checksum(journal: &Journal, preshared: Option<&[Preshared]>) -> String {
         digest.update(serde_json::to_vec(preshared).unwrap_or_default());
     }
     format!("{:x}", digest.finalize())
+}
+
+/// The same file with the checksum that belongs to what is in it, which no fuzzer finds by itself.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn with_checksum(text: &[u8]) -> Option<Vec<u8>> {
+    let document: Document<'_> = serde_json::from_slice(text).ok()?;
+    let preshared = (document.v == VERSION).then_some(document.preshared.as_slice());
+    let checksum = checksum(&document.journal, preshared);
+    serde_json::to_vec(&Document { checksum: &checksum, ..document }).ok()
 }
 
 /// What is wrong with a key file. The JSON parser's own message is left out: it may quote the file.

@@ -4,7 +4,7 @@
 //! It never leads to new keys: a node that silently takes a new identity is what an attacker wants, and an
 //! operator would not notice.
 
-mod format;
+pub(crate) mod format;
 mod seal;
 
 use std::fs::{File, OpenOptions};
@@ -125,6 +125,10 @@ impl FileStore {
             Protection::Tmpfs | Protection::PlainOnDisk => None,
         };
         let text = sealed.as_deref().unwrap_or(&plain);
+        if text.len() as u64 > MAX_LEN {
+            // It could not be read again.
+            return Err(StoreError::TooLong { path, limit: MAX_LEN });
+        }
         self.replace(&temporary, &path, text).map_err(|source| {
             // A failed attempt may have left a key behind; if the file can't be removed now, the next save
             // does it.

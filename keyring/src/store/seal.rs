@@ -85,7 +85,7 @@ impl SealingKey {
     }
 
     /// The decrypted text.
-    pub(super) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    pub(crate) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let body = sealed.strip_prefix(HEADER).ok_or(SealError::NotSealed)?;
         let (nonce, body) = body.split_first_chunk::<NONCE>().ok_or(SealError::WrongKey)?;
         let (body, tag) = body.split_last_chunk::<16>().ok_or(SealError::WrongKey)?;

@@ -1,6 +1,8 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::*;
+use crate::pq::StoredPreshared;
+use crate::rotation::PeerId;
 use crate::{PerSlot, PrivateKey};
 
 fn store() -> (tempfile::TempDir, FileStore) {
@@ -155,6 +157,20 @@ fn a_full_disk_keeps_the_old_keys() {
 }
 
 #[test]
+fn a_file_that_could_not_be_read_again_is_not_written() {
+    let (_folder, store) = store();
+    store.save(&NodeKeys::cold(1, 0).unwrap()).unwrap();
+    let mut keys = NodeKeys::cold(2, 0).unwrap();
+    let long = "x".repeat(1 << 20);
+    for number in 0..5 {
+        let kept = PerSlot { a: StoredPreshared { epoch: 1, key: None }, b: StoredPreshared::default() };
+        keys.store_preshared(PeerId::new(format!("{number}{long}")), kept);
+    }
+    assert!(matches!(store.save(&keys), Err(StoreError::TooLong { .. })));
+    assert_eq!(store.load().unwrap().unwrap().journal.generation, 1);
+}
+
+#[test]
 fn no_error_shows_a_secret() {
     let (_folder, store) = store();
     let keys = NodeKeys::cold(1, 0).unwrap();
@@ -270,9 +286,9 @@ fn ring_with_preshared() -> (NodeKeys, crate::PresharedId) {
     let id = preshared.id();
     let peer = PrivateKey::generate().unwrap().public();
     let statics = crate::pq::StaticKeys { own: keys.journal.slots.a.key, peer };
-    let a = crate::pq::StoredPreshared { epoch: 7, key: Some((preshared, statics)) };
-    let b = crate::pq::StoredPreshared { epoch: 8, key: None };
-    keys.store_preshared(crate::rotation::PeerId::new("u2"), PerSlot { a, b });
+    let a = StoredPreshared { epoch: 7, key: Some((preshared, statics)) };
+    let b = StoredPreshared { epoch: 8, key: None };
+    keys.store_preshared(PeerId::new("u2"), PerSlot { a, b });
     (keys, id)
 }
 
@@ -283,7 +299,7 @@ fn preshared_keys_are_stored_with_what_they_are_bound_to() {
     store.save(&keys).unwrap();
     let mut loaded = store.load().unwrap().unwrap();
     assert_eq!(loaded.preshared(&id).unwrap().expose(), &[0x33; 32]);
-    let peer = crate::rotation::PeerId::new("u2");
+    let peer = PeerId::new("u2");
     let (was, is) = (keys.preshared_of(&peer), loaded.preshared_of(&peer));
     assert_eq!((is.a.epoch, is.b.epoch), (7, 8));
     assert_eq!(

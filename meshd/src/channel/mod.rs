@@ -6,6 +6,8 @@
 //! (RFC 5082). The source must be a peer's own mesh address. And since any process in a node's network namespace can send
 //! such packets, each datagram is authenticated with keys that only the two daemons have, and accepted once.
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod hops;
 mod message;
 mod peers;

@@ -159,6 +159,13 @@ impl Peers {
         (taken, reply)
     }
 
+    /// Counts a message that was taken, and then dropped because the daemon's queue is full.
+    pub(super) fn dropped(&self) {
+        let counts = &mut self.lock().counts;
+        counts.messages -= 1;
+        counts.refused[Refused::Queue as usize] += 1;
+    }
+
     /// What was received so far.
     pub(crate) fn status(&self) -> ControlStatus {
         let counts = self.lock().counts;

@@ -74,11 +74,13 @@ pub(crate) enum Refused {
     Replay,
     /// The sender sends more than it may.
     Rate,
+    /// The daemon has not taken the messages before it yet.
+    Queue,
 }
 
 impl Refused {
     /// All of them, in the order of their declaration.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Sender,
         Self::Malformed,
         Self::Unauthenticated,
@@ -86,6 +88,7 @@ impl Refused {
         Self::Stale,
         Self::Replay,
         Self::Rate,
+        Self::Queue,
     ];
 
     /// The word in metrics and status.
@@ -98,6 +101,7 @@ impl Refused {
             Self::Stale => "stale",
             Self::Replay => "replay",
             Self::Rate => "rate",
+            Self::Queue => "queue",
         }
     }
 }

@@ -122,11 +122,22 @@ async fn read(
             let _ = udp.try_send_to(&datagram, to);
         }
         let Taken::Message(peer, message) = taken else { continue };
-        match received.try_send(ReceivedMessage { over: slot, peer, from: from.ip(), message }) {
-            Err(mpsc::error::TrySendError::Closed(_)) => return,
-            // Full: the sender retransmits.
-            Err(mpsc::error::TrySendError::Full(_)) | Ok(()) => {}
+        let message = ReceivedMessage { over: slot, peer, from: from.ip(), message };
+        if !hand_over(message, &received, &peers) {
+            return;
         }
+    }
+}
+
+/// Queues a message for the daemon, or counts it as dropped: its sender retransmits. Returns whether the daemon still runs.
+fn hand_over(message: ReceivedMessage, received: &mpsc::Sender<ReceivedMessage>, peers: &Peers) -> bool {
+    match received.try_send(message) {
+        Ok(()) => true,
+        Err(mpsc::error::TrySendError::Full(_)) => {
+            peers.dropped();
+            true
+        }
+        Err(mpsc::error::TrySendError::Closed(_)) => false,
     }
 }
 
@@ -136,4 +147,37 @@ async fn read(
 pub(crate) struct SocketError {
     address: SocketAddr,
     source: io::Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use keyring::rotation::PeerId;
+    use keyring::{PerSlot, PrivateKey};
+
+    use super::super::message::UNAUTHENTICATED;
+    use super::super::{Correspondent, Message};
+    use super::*;
+
+    #[test]
+    fn messages_beyond_the_daemon_s_queue_are_counted_as_dropped() {
+        let peers = Peers::new();
+        let from = [10, 244, 1, 1].into();
+        let keys = PerSlot::from_fn(|_| PrivateKey::from_bytes(&[1; 32]).unwrap().public());
+        let peer = Correspondent { id: PeerId::new("u1"), keys, unauthenticated: true };
+        peers.set(|_| None, &keys, BTreeMap::from([(from, peer)]));
+        let (queue, daemon) = mpsc::channel(2);
+        let message = Message::Ask { nonce: 7 };
+        for _ in 0..5 {
+            let (taken, _) = peers.open(Slot::A, from, &message.encode(&[UNAUTHENTICATED]));
+            let Taken::Message(peer, message) = taken else { panic!("{taken:?}") };
+            assert!(hand_over(ReceivedMessage { over: Slot::A, peer, from, message }, &queue, &peers));
+        }
+        let status = peers.status();
+        assert_eq!((status.received, status.refused["queue"]), (2, 3));
+        drop(daemon);
+        let message = ReceivedMessage { over: Slot::A, peer: PeerId::new("u1"), from, message };
+        assert!(!hand_over(message, &queue, &peers));
+    }
 }

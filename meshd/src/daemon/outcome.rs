@@ -33,8 +33,8 @@ use crate::status::pq::{PairStatus, PqSlotStatus};
 use crate::status::reach::Reach;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, ControlStatus, Counters, FindingStatus, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus,
-    RejectedStatus, SlotStatus, Status,
+    ApiStatus, Counters, FindingStatus, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus,
+    SlotStatus, Status,
 };
 
 /// Whom the guard's table belongs to.
@@ -372,7 +372,6 @@ impl Outcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             taken_at: now.unix,
             backend: self.chosen.as_ref().map(|chosen| chosen.backend.to_string()).unwrap_or_default(),
-            nat: plan::annotation::Mapping::default(),
             backend_reason: self.chosen.as_ref().map(|chosen| chosen.reason.clone()).unwrap_or_default(),
             ready: waiting_for.is_empty(),
             waiting_for,
@@ -395,13 +394,13 @@ impl Outcome {
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
             guard: self.guard_status(config),
+            preshared_refused: pairs.refused(),
             api: ApiStatus {
                 listed: cluster.is_listed(),
                 error: self.api_error.clone(),
                 published: self.published,
                 trust_policy: self.fence,
             },
-            control: ControlStatus::default(),
             cni_limited_by: self.chained.limited_by(),
             peers,
             pending: self.admission.pending.iter().map(ToString::to_string).collect(),
@@ -413,9 +412,9 @@ impl Outcome {
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
-            relay: None,
-            leases: Vec::new(),
-            counters: Counters { brakes: cluster.brakes(), ..self.counters },
+            counters,
+            // The relay's part and the control channel are added by who has them.
+            ..Status::default()
         }
     }
 }

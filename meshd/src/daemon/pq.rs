@@ -40,6 +40,8 @@ pub(super) struct Pairs {
     messages: Vec<(PeerId, Slot, Message)>,
     /// State machines with a state to write to disk.
     unwritten: BTreeSet<PeerId>,
+    /// Messages that this node refused, by reason.
+    refused: BTreeMap<&'static str, u64>,
     turn: bool,
     ticked: Option<Instant>,
 }
@@ -55,6 +57,7 @@ impl Pairs {
             gone: BTreeMap::new(),
             messages: Vec::new(),
             unwritten: BTreeSet::new(),
+            refused: BTreeMap::new(),
             turn: false,
             ticked: None,
         }
@@ -278,12 +281,22 @@ impl Pairs {
         let Some(pair) = self.machines.get_mut(peer) else { return };
         for effect in pair.handle(now, &self.provider, input) {
             match effect {
-                Effect::Send { over, message } => self.messages.push((peer.clone(), over, message)),
+                Effect::Send { over, message } => {
+                    if let Message::Refuse { why, .. } = &message {
+                        *self.refused.entry(why.as_str()).or_default() += 1;
+                    }
+                    self.messages.push((peer.clone(), over, message));
+                }
                 Effect::Persist => drop(self.unwritten.insert(peer.clone())),
                 Effect::Apply => self.turn = true,
                 Effect::Note(note) => log_note(peer, &note),
             }
         }
+    }
+
+    /// Peers' messages that this node refused, by reason.
+    pub(super) fn refused(&self) -> BTreeMap<String, u64> {
+        self.refused.iter().map(|(why, count)| ((*why).to_owned(), *count)).collect()
     }
 
     /// Writes the state of all state machines that need it, at once.

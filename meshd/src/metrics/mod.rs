@@ -103,6 +103,7 @@ impl Collector for View {
         let status = self.status.borrow();
         let groups = [
             node(&status),
+            messages(&status),
             mesh(&status),
             rotation(&status),
             loop_counters(&status),
@@ -150,12 +151,6 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
         ("spoofed_source", status.guard.dropped_spoofed),
         ("closed_node", status.guard.dropped_closed),
     ];
-    let control = [
-        ("accepted", status.control.received),
-        ("session", status.control.session_messages),
-        ("unknown_sender", status.control.unknown_senders),
-    ];
-    let refused = status.control.refused.iter().map(|(why, count)| (why.as_str(), *count));
     vec![
         Metric::gauges(
             "build_info",
@@ -208,6 +203,17 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
             "Files that were found damaged when the daemon started; they are kept, and the log names them.",
             status.damaged_files.len() as u64,
         ),
+    ]
+}
+
+fn messages(status: &Status) -> Vec<Metric<'_>> {
+    let control = [
+        ("accepted", status.control.received),
+        ("session", status.control.session_messages),
+        ("unknown_sender", status.control.unknown_senders),
+    ];
+    let refused = status.control.refused.iter().map(|(why, count)| (why.as_str(), *count));
+    vec![
         Metric::counters(
             "control_messages",
             "Datagrams received on the control channel: accepted messages, those that open a session, and those that were dropped, by reason.",
@@ -215,6 +221,15 @@ fn node(status: &Status) -> Vec<Metric<'_>> {
                 .into_iter()
                 .chain(refused)
                 .map(|(result, count)| sample(vec![("result", result)], count))
+                .collect(),
+        ),
+        Metric::counters(
+            "preshared_key_messages_refused",
+            "Messages of peers about preshared keys that this node refused, by reason.",
+            status
+                .preshared_refused
+                .iter()
+                .map(|(reason, count)| sample(vec![("reason", reason.as_str())], *count))
                 .collect(),
         ),
     ]

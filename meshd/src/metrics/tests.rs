@@ -66,6 +66,7 @@ fn full() -> Status {
             dropped: [("unproven".to_owned(), 3)].into(),
             ..crate::status::RelayStatus::default()
         }),
+        preshared_refused: [("epoch".to_owned(), 2)].into(),
         tunnel_dropped: [("replay".to_owned(), 3)].into(),
         ..Status::default()
     };
@@ -90,6 +91,7 @@ fn samples_have_labels_and_base_units() {
         "meshd_offload_in_use{slot=\"a\",offload=\"udp\"} 1\n",
         "meshd_offload_in_use{slot=\"a\",offload=\"tun\"} 0\n",
         "meshd_offload_refused_batches_total{slot=\"a\"} 4\n",
+        "meshd_preshared_key_messages_refused_total{reason=\"epoch\"} 2\n",
         "meshd_peers{state=\"up\"} 0\n",
         "meshd_peers{state=\"idle\"} 1\n",
         "meshd_host_findings{code=\"competing-route\"} 1\n",

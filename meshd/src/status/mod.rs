@@ -53,6 +53,9 @@ pub struct Status {
     pub api: ApiStatus,
     /// The control channel inside the tunnel.
     pub control: ControlStatus,
+    /// Peers' messages about preshared keys that this node refused, by reason.
+    #[serde(default)]
+    pub preshared_refused: BTreeMap<String, u64>,
     /// Chained plugins because of which CNI 1.1.0 is not offered to the runtime.
     #[serde(default)]
     pub cni_limited_by: Vec<String>,

@@ -109,15 +109,23 @@ impl GuardOwner {
         if !stands(guard)? {
             return self.set(guard);
         }
-        let orphaned = GUARD.head()?.is_some_and(|head| head.flags == TableFlags::Persisent);
-        if self.owning()
-            && orphaned
-            && let Err(error) = self.write(vec![GUARD.creation(Some(OWNED))])
-        {
-            // The guard stands, and is set again when its owner is found to be another one.
-            warn!(event = "GuardNotTakenOver", %error, "the guard stands, but does not belong to this process yet");
-        }
+        self.take_over();
         Ok(())
+    }
+
+    /// Becomes the owner of a table whose owner is gone, and leaves what is in it as it is. If that fails, the table is found
+    /// not to belong to this process, and set again.
+    fn take_over(&mut self) {
+        let orphaned = |head: TableHead| head.flags == TableFlags::Persisent;
+        let taken = match GUARD.head() {
+            Ok(head) if self.owning() && head.is_some_and(orphaned) => self
+                .transact(vec![GUARD.creation(Some(OWNED))])
+                .map_err(|source| HostError::netlink("take over", GUARD.subject.clone(), source)),
+            read => read.map(drop),
+        };
+        if let Err(error) = taken {
+            warn!(event = "GuardNotTakenOver", %error, "the guard does not belong to this process yet");
+        }
     }
 
     /// Whether a guard that is in place belongs to this process. Known after the first write.
@@ -125,7 +133,17 @@ impl GuardOwner {
         self.wanted && !self.unsupported
     }
 
+    /// Writes. After a failure the table, which keeps what was in it, belongs to the next socket at once: otherwise anybody
+    /// could change it until a write succeeds.
     fn write(&mut self, changes: Vec<Change>) -> Result<(), NetlinkError> {
+        let written = self.transact(changes);
+        if written.is_err() {
+            self.take_over();
+        }
+        written
+    }
+
+    fn transact(&mut self, changes: Vec<Change>) -> Result<(), NetlinkError> {
         self.last_seen.forget();
         let mut socket = self.socket.take().map_or_else(Socket::open, Ok)?;
         wire::transact_on(&mut socket, changes.into_iter().map(|change| (Family::Inet, change)).collect())?;
@@ -134,7 +152,7 @@ impl GuardOwner {
     }
 }
 
-/// The socket that failed is closed, so a table that has an owner belongs to another one.
+/// What this process owns it could have written, so a table that has an owner belongs to another one.
 fn failed(source: NetlinkError) -> HostError {
     if source.errno() == Some(Errno::PERM.raw_os_error())
         && let Ok(Some(TableHead { owner: Some(port), .. })) = GUARD.head()
@@ -318,18 +336,28 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_fails_to_write_does_not_trust_what_it_saw() {
+    fn an_owner_that_fails_to_write_keeps_the_table() {
         in_namespace(|| {
             let Some(mut owner) = owning() else { return };
+            let handle = handle_of_the_table();
+            let nonsense = || vec![GUARD.creation(Some(TableFlags::from_bits_retain(0x80)))];
+            for _ in 0..3 {
+                let state = FilterState::read(Duration::ZERO);
+                assert!(owner.stays_in_place(state, &guard()).unwrap());
+                owner.write(nonsense()).unwrap_err();
+                assert!(owner.owns().unwrap() && owner.is_in_place(&guard()).unwrap());
+                nft("flush ruleset");
+                assert_eq!(handle_of_the_table(), handle, "the same table, and nobody else's");
+            }
+            // Another process was faster: what was seen before does not count any more.
             let state = FilterState::read(Duration::ZERO);
             assert!(owner.stays_in_place(state, &guard()).unwrap());
-            let nonsense = GUARD.creation(Some(TableFlags::from_bits_retain(0x80)));
-            owner.write(vec![nonsense]).unwrap_err();
-            assert!(
-                FilterState::read(Duration::ZERO) == state,
-                "the socket is closed: no change of nftables"
-            );
-            assert!(!owner.stays_in_place(state, &guard()).unwrap());
+            owner.socket = None;
+            let mut faster = GuardOwner::new(true);
+            faster.take_over();
+            assert!(faster.owns().unwrap());
+            owner.write(nonsense()).unwrap_err();
+            assert!(!owner.stays_in_place(state, &guard()).unwrap() && faster.owns().unwrap());
         });
     }
 
