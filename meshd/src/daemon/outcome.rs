@@ -412,7 +412,7 @@ impl Outcome {
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
-            counters,
+            counters: Counters { brakes: cluster.brakes(), ..self.counters },
             // The relay's part and the control channel are added by who has them.
             ..Status::default()
         }

@@ -286,7 +286,7 @@ mod tests {
 
     use super::*;
 
-    const TIME: Duration = Duration::from_secs(120);
+    const TIME: Duration = Duration::from_mins(2);
 
     #[test]
     fn a_seed_is_a_schedule_for_good() {
