@@ -21,6 +21,7 @@ mod peer_channel;
 mod perform;
 mod pq;
 mod probes;
+mod preshared;
 mod reconcile;
 mod relay;
 mod relay_file;

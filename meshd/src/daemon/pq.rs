@@ -105,6 +105,7 @@ impl Pairs {
             self.unwritten.remove(&former);
             self.unwritten.insert(peer.clone());
             self.write(keys);
+        keys.erase_superseded();
             keys.forget_preshared(&former);
         }
     }

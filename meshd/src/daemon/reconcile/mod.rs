@@ -183,7 +183,8 @@ impl Reconciler {
         let Outputs { wanted, received, node_events, answers } = outputs;
         let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
-        let mut damaged_files = audit.damaged().to_vec();
+        let mut damaged_files: Vec<String> =
+            audit.damaged().iter().cloned().chain(keys.damaged().map(ToOwned::to_owned)).collect();
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
             Err(error) => {
