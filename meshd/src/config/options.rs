@@ -257,6 +257,10 @@ table! {
         "listen", "IP:PORT", "127.0.0.1:9384", value::socket,
         "Address on which health and metrics are served.",
     );
+    METRICS_PER_PEER: Valued<bool> = Valued::new(
+        "metrics-per-peer", "true|false", "false", value::boolean,
+        "Whether the metrics have series for each peer and slot, 15 a peer, besides sums, counts, and the 10 peers in the worst state.",
+    );
     LOG_FORMAT: Valued<bool> = Valued::new(
         "log-format", "text|json", "text", value::log_json,
         "Format of log lines.",

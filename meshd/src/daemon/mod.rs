@@ -20,8 +20,8 @@ mod own_ports;
 mod peer_channel;
 mod perform;
 mod pq;
-mod probes;
 mod preshared;
+mod probes;
 mod reconcile;
 mod relay;
 mod relay_file;
@@ -213,10 +213,9 @@ impl Loop {
                         self.reconciler.take_change(change);
                     }
                     let again = self.reconciler.reconcile().await;
-                    let status = self.reconciler.status();
-                    self.reconciler.report_unreached(&status);
-                    self.reconciler.report_forged(&status);
-                    self.status.send_replace(status);
+                    if let Some(status) = self.reconciler.survey() {
+                        self.status.send_replace(status);
+                    }
                     self.turned.send_replace(Instant::now());
                     due = again.map(|again| Instant::now() + again);
                 }

@@ -24,6 +24,7 @@ use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, 
 use crate::config::Config;
 use crate::status::ControlStatus;
 use crate::status::reach::ProbeRecord;
+use crate::status::totals::RoundTrips;
 
 /// How this node treats a peer: the content of its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -232,6 +233,11 @@ impl PeerChannel {
     /// Tells a peer how many of its datagrams on a slot did not authenticate here.
     pub(super) fn send_forged(&self, peer: &PeerId, slot: Slot, count: u64) {
         self.send_in_use(peer, &Message::Forged { slot, count });
+    }
+
+    /// Round-trip times of all answered probes.
+    pub(super) const fn round_trips(&self) -> RoundTrips {
+        self.probes.round_trips()
     }
 
     /// Which probes a peer has answered.

@@ -73,6 +73,7 @@ impl Pairs {
         }
         self.machines.retain(|peer, _| members.contains_key(peer));
         self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
+        keys.erase_superseded();
         for (peer, member) in &members {
             self.start(&own.id, peer, keys);
             self.handle(peer, Input::Ids { own: own.id.clone(), peer: peer.clone() });
@@ -105,7 +106,6 @@ impl Pairs {
             self.unwritten.remove(&former);
             self.unwritten.insert(peer.clone());
             self.write(keys);
-        keys.erase_superseded();
             keys.forget_preshared(&former);
         }
     }

@@ -13,6 +13,7 @@ use plan::path_mtu::search::{Limits, Search, Source};
 
 use crate::channel::MAX_PROBE_LEN;
 use crate::status::reach::ProbeRecord;
+use crate::status::totals::RoundTrips;
 
 /// The largest packet in bytes that is asked for: a probe's payload with the headers of IPv4 and UDP. What a route allows
 /// beyond that is believed.
@@ -75,6 +76,7 @@ pub(super) struct Probes {
     jitter_seed: u64,
     next: u64,
     peers: BTreeMap<PeerId, PeerProbes>,
+    round_trips: RoundTrips,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -126,7 +128,8 @@ impl Probes {
     /// it, and it decides when within the interval each peer is probed.
     pub(super) fn new(interval: Duration, jitter_seed: u64) -> Self {
         let interval = (!interval.is_zero()).then_some(interval);
-        Self { interval, jitter_seed, next: jitter_seed, peers: BTreeMap::new() }
+        let round_trips = RoundTrips::default();
+        Self { interval, jitter_seed, next: jitter_seed, peers: BTreeMap::new(), round_trips }
     }
 
     /// Takes the paths to all peers; forgets the others.
@@ -214,6 +217,7 @@ impl Probes {
         if let Some(round) = slot.round.as_mut().filter(|round| in_time(&round.small)) {
             let took = now.saturating_sub(round.small.at);
             round.answered = Some((now, took));
+            self.round_trips.observe(took);
             slot.lost = 0;
             watched.answered = Some(now);
             // What comes over the other slot says nothing about the path in use.
@@ -242,6 +246,11 @@ impl Probes {
             let narrow = used.filter(|(_, probes)| probes.search.size() < probes.way.limits.largest);
             narrow.map(move |(slot, probes)| (peer, slot, probes.search.size()))
         })
+    }
+
+    /// Round-trip times of all probes that were answered.
+    pub(super) const fn round_trips(&self) -> RoundTrips {
+        self.round_trips
     }
 
     /// Which probes the peer has answered.

@@ -11,6 +11,7 @@ mod paths;
 mod reach;
 mod relays;
 mod rotation;
+mod survey;
 mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,7 @@ use crate::device::SelectedBackend;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
 use paths::Told;
+use survey::Surveys;
 use whereabouts::ToldHere;
 
 const OBSERVE: Attempt = Attempt::Task("observe");
@@ -136,6 +138,7 @@ pub(super) struct Reconciler {
     /// When keys were last replaced for the sake of their devices.
     renewed: Option<Duration>,
     pub(super) outcome: Outcome,
+    surveys: Surveys,
 }
 
 /// The slot that carries pods' packets to each peer after a turn.
@@ -228,6 +231,7 @@ impl Reconciler {
             node_events,
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::new(chosen, damaged_files),
+            surveys: Surveys::default(),
             started: Instant::now(),
             renewed: None,
             api: ApiQuestions::new(client, answers),
