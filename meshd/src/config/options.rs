@@ -187,7 +187,7 @@ table! {
     );
     PROBE_INTERVAL: Valued<Duration> = Valued::new(
         "probe-interval", "TIME", "30s", value::time,
-        "How often the path to each peer is probed inside the tunnel for its round-trip time and for the path MTU; 0 disables probes.",
+        "How often the path to each peer is probed inside the tunnel for its round-trip time and for the path MTU; at least a second for each 50 peers. 0 disables probes.",
     );
     ROTATION_INTERVAL: Valued<Duration> = Valued::new(
         "rotation-interval", "TIME", "24h", value::time,

@@ -6,6 +6,7 @@
 //!  kernel and engines ──▶ observe ──────▶ Observed ──┘
 //! ```
 
+mod allowance;
 mod audit;
 mod cni_files;
 mod devices;
