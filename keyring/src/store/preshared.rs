@@ -22,7 +22,7 @@ pub const PRESHARED_FILES: [&str; 3] = [FILE, TEMPORARY, DAMAGED];
 /// no longer in use.
 const REPLACED_UP_TO: usize = 256;
 /// How long a file may have keys that are no longer in use.
-const ERASED_WITHIN: Duration = Duration::from_secs(60);
+const ERASED_WITHIN: Duration = Duration::from_mins(1);
 
 /// The open file.
 #[derive(Debug)]

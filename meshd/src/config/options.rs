@@ -215,7 +215,7 @@ table! {
     );
     PQ_INTERVAL: Valued<Duration> = Valued::new(
         "pq-interval", "TIME", "1h", value::pq_interval,
-        "Age at which a preshared key is replaced; 0 replaces it only together with a private key.",
+        "Age at which a preshared key is replaced; at least 4 s for each peer. 0 replaces it only together with a private key.",
     );
     KEY_DIR: Valued<PathBuf> = Valued::new(
         "key-dir", "DIRECTORY", "/run/meshd/keys", value::directory,

@@ -328,6 +328,7 @@ impl Outcome {
             waiting_for,
             generation: keys.journal().generation,
             rotation: self.rotation(config, keys, now),
+            stretched_pq_interval: None,
             slots: PerSlot::from_fn(|slot| {
                 let state = states.get(slot).as_ref()?;
                 Some(SlotStatus {

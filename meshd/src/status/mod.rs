@@ -47,6 +47,9 @@ pub struct Status {
     pub generation: u64,
     /// State of their rotation.
     pub rotation: RotationStatus,
+    /// Seconds after which preshared keys are renewed, where that is more than `pq-interval` because of the number of peers.
+    #[serde(default)]
+    pub stretched_pq_interval: Option<u64>,
     /// This node's devices.
     pub slots: PerSlot<Option<SlotStatus>>,
     /// This node's pod ranges.

@@ -70,6 +70,13 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
         writeln!(text, "peers     {}", status.summary.reach)?;
     }
     writeln!(text, "keys      {}", super::rotation::line(&status.rotation))?;
+    if let Some(seconds) = status.stretched_pq_interval {
+        let every = super::rotation::age(seconds);
+        writeln!(
+            text,
+            "preshared keys are renewed every {every}, not every `pq-interval`, because there are many peers"
+        )?;
+    }
     let guard = &status.guard;
     writeln!(
         text,

@@ -143,6 +143,7 @@ impl Reconciler {
             leases: self.leases.status(self.outcome.admission()),
             round_trips: self.peer_channel.round_trips(),
             totals: self.surveys.totals.sum(),
+            stretched_pq_interval: self.pairs.stretched_interval().as_ref().map(Duration::as_secs),
             summary,
             peers,
             ..base
