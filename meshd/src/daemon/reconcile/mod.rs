@@ -148,6 +148,11 @@ fn carrying(turn: &Turn) -> BTreeMap<NodeUid, Slot> {
     members.filter_map(slot).collect()
 }
 
+/// The files that were found damaged when they were opened.
+fn damaged_files(audit: &Audit, keys: &Keys) -> Vec<String> {
+    audit.damaged().iter().cloned().chain(keys.damaged().map(ToOwned::to_owned)).collect()
+}
+
 /// Where the loop's results go.
 pub(super) struct Outputs {
     /// The annotations that our Node should have.
@@ -186,14 +191,12 @@ impl Reconciler {
         let Outputs { wanted, received, node_events, answers } = outputs;
         let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
-        let mut damaged_files: Vec<String> =
-            audit.damaged().iter().cloned().chain(keys.damaged().map(ToOwned::to_owned)).collect();
+        let mut damaged_files = damaged_files(&audit, &keys);
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
             Err(error) => {
-                let error = Chain(&error).to_string();
-                error!(event = "PeersNotRestored", error, "starting without the last known peers");
-                damaged_files.push(error);
+                damaged_files.push(Chain(&error).to_string());
+                error!(event = "PeersNotRestored", error = %Chain(&error), "starting without the last known peers");
                 None
             }
         };
