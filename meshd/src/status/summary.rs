@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn the_worst_come_first_and_only_ten_are_named_in_any_order_of_arrival() {
-        let names: Vec<String> = (0..5000).map(|number| format!("n{number:04}")).collect();
+        let peers: Vec<String> = (0..5000).map(|number| format!("n{number:04}")).collect();
         let all = |order: &mut dyn Iterator<Item = &String>| {
             let mut summary = Summary::default();
             for name in order {
@@ -181,8 +181,8 @@ mod tests {
             }
             summary
         };
-        let summary = all(&mut names.iter());
-        assert_eq!(summary, all(&mut names.iter().rev()));
+        let summary = all(&mut peers.iter());
+        assert_eq!(summary, all(&mut peers.iter().rev()));
         assert_eq!((summary.reach.down, summary.reach.idle), (50, 4950));
         assert_eq!(summary.troubles, TroubleCounts { blocked: 0, stripped: 3, too_small: 2 });
         assert_eq!((summary.preshared_keys.proven, summary.preshared_keys.set), (5000, 5000));
