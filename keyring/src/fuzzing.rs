@@ -46,8 +46,8 @@ pub fn key_file(bytes: &[u8]) {
     for text in [Some(bytes), checked.as_deref()].into_iter().flatten() {
         let Ok(keys) = format::parse(text) else { continue };
         assert!(keys.journal.keys().all(|key| keys.private(&key).is_some()));
-        let written = format::render(&keys);
-        assert_eq!(format::parse(&written).map(|keys| format::render(&keys)), Ok(written));
+        let written = format::render(&keys, true);
+        assert_eq!(format::parse(&written).map(|keys| format::render(&keys, true)), Ok(written));
     }
 }
 

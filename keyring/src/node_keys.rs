@@ -75,7 +75,7 @@ impl NodeKeys {
         peer: PeerId,
         kept: PerSlot<StoredPreshared>,
     ) -> PerSlot<StoredPreshared> {
-        self.by_id.retain(|_, (known, _)| *known != peer);
+        self.forget_ids(&peer);
         let keys = kept.iter().filter_map(|(slot, kept)| Some((slot, &kept.key.as_ref()?.0)));
         self.by_id.extend(keys.map(|(slot, key)| (key.id(), (peer.clone(), slot))));
         self.preshared.insert(peer, kept).unwrap_or_default()
@@ -98,8 +98,21 @@ impl NodeKeys {
 
     /// Wipes the preshared keys of a peer that is gone.
     pub fn forget_preshared(&mut self, peer: &PeerId) {
+        self.forget_ids(peer);
         self.preshared.remove(peer);
-        self.by_id.retain(|_, (known, _)| known != peer);
+    }
+
+    fn forget_ids(&mut self, peer: &PeerId) {
+        for (_, kept) in self.preshared.get(peer).into_iter().flat_map(PerSlot::iter) {
+            if let Some((key, _)) = &kept.key {
+                self.by_id.remove(&key.id());
+            }
+        }
+    }
+
+    /// What there is to store of a peer; none if it has no keys and never had.
+    pub(crate) fn preshared_stored_of(&self, peer: &PeerId) -> Option<&PerSlot<StoredPreshared>> {
+        self.preshared.get(peer).filter(|kept| kept.iter().any(|(_, kept)| kept.epoch > 0))
     }
 
     /// Every slot of every peer with a state to store.

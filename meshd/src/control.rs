@@ -15,6 +15,8 @@ use tracing::debug;
 pub(crate) enum Request {
     /// The mesh as the daemon sees it.
     Status,
+    /// The same without peers that are well, unless there are few.
+    ShortStatus,
     /// What the daemon would change now.
     Plan,
     /// Replace this node's keys without losing a packet.
@@ -24,11 +26,12 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    const ALL: [Self; 4] = [Self::Status, Self::Plan, Self::Rotate, Self::RotateNow];
+    const ALL: [Self; 5] = [Self::Status, Self::ShortStatus, Self::Plan, Self::Rotate, Self::RotateNow];
 
     const fn line(self) -> &'static str {
         match self {
             Self::Status => "status\n",
+            Self::ShortStatus => "short-status\n",
             Self::Plan => "plan\n",
             Self::Rotate => "rotate\n",
             Self::RotateNow => "rotate-now\n",
@@ -115,7 +118,9 @@ async fn answer(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>) 
     }
     let Some(request) = Request::ALL.into_iter().find(|known| known.line().as_bytes() == &line[..len]) else {
         return stream
-            .write_all(b"{\"error\":\"expected the line status, plan, rotate or rotate-now\"}\n")
+            .write_all(
+                b"{\"error\":\"expected the line status, short-status, plan, rotate or rotate-now\"}\n",
+            )
             .await;
     };
     let (reply, replied) = oneshot::channel();

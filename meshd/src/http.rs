@@ -171,7 +171,9 @@ async fn ready(State(view): State<View>) -> Response {
 
 async fn scrape(State(view): State<View>) -> Response {
     const TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    match metrics::render(view.status, view.closed) {
+    // Read here, when somebody asks, and not by the loop in each turn.
+    let drops = linux::guard::drops().unwrap_or_default();
+    match metrics::render(view.status, drops, view.closed) {
         Ok(text) => ([(header::CONTENT_TYPE, TYPE)], text).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }

@@ -153,6 +153,10 @@ impl Work {
                 self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
             }
         }
+        for name in keyring::store::PRESHARED_FILES {
+            let path = config.key_dir.join(name);
+            self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
+        }
         for path in file::damaged(&cache).chain(file::damaged(&relay)) {
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }

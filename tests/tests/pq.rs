@@ -207,10 +207,18 @@ fn a_pair_that_is_kept_from_its_preshared_keys_is_reported_until_it_has_them() {
     }
     mesh.wait_formed();
     let stripped = |status: &Value| status["peers"][0]["pq"]["stripped_seconds"].as_u64();
+    // The page is as of a moment ago.
     let metric = |mesh: &Mesh, value: u8| {
-        let text = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
-        let sample = format!("\nmeshd_peer_preshared_key_stripped{{peer=\"n2\"}} {value}\n");
-        assert!(text.contains(&sample), "no {sample:?} in {text}");
+        let sample = format!("\nmeshd_troubled_peers{{reason=\"stripped\"}} {value}\n");
+        let since = Instant::now();
+        loop {
+            let text = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
+            if text.contains(&sample) {
+                break;
+            }
+            assert!(since.elapsed() < WITHIN, "no {sample:?} in {text}");
+            thread::sleep(Duration::from_millis(200));
+        }
     };
     metric(&mesh, 0);
     mesh.wait("n1", "it is reported", WITHIN, |status| stripped(status).is_some_and(|lasted| lasted >= 30));

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 pub const RELAY_LABEL: &str = "meshd.node-restriction.kubernetes.io/relay";
 
 /// One Node as the API server has it. All texts are raw and untrusted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct NodeRecord {
     /// `metadata.name`
     pub name: NodeName,

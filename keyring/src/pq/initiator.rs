@@ -15,6 +15,26 @@ use super::slot::{Held, Quality};
 use crate::Slot;
 
 impl Pairing {
+    /// Sets the age at which keys are renewed from now on; zero: only with a static key.
+    pub const fn set_interval(&mut self, interval: Duration) {
+        self.settings.interval = interval;
+    }
+
+    /// Whether the next input begins a scheduled renewal that was not put off yet. First agreements, and those after a static
+    /// key was replaced or the peer has lost a key, are none.
+    pub fn renewal_is_due(&self, now: Duration) -> bool {
+        let due = |slot: Slot| {
+            let scheduled = self.slots.get(slot).held.is_some() && !self.slots.get(slot).differs;
+            scheduled && self.begins_at(now, slot).is_some_and(|at| at <= now)
+        };
+        self.renewal_from.is_none() && Slot::ALL.into_iter().any(due)
+    }
+
+    /// Puts off the next scheduled renewal until a time, at which it needs no further leave.
+    pub const fn put_off_renewal(&mut self, until: Duration) {
+        self.renewal_from = Some(until);
+    }
+
     /// When an exchange for this slot may start, if nothing but time is missing. It runs over the other slot,
     /// which must work and must not be the worse one: pod traffic takes it meanwhile.
     pub(super) fn begins_at(&self, now: Duration, slot: Slot) -> Option<Duration> {
@@ -32,7 +52,9 @@ impl Pairing {
         }
         let state = self.slots.get(slot);
         match self.renews_at(slot) {
-            Some(renewal) if !state.differs => Some(renewal.max(state.not_before)),
+            Some(renewal) if !state.differs => {
+                Some(renewal.max(state.not_before).max(self.renewal_from.unwrap_or_default()))
+            }
             _ => Some(state.not_before),
         }
     }
@@ -45,6 +67,9 @@ impl Pairing {
         });
         if let Some((_, _, slot)) = due.min() {
             let epoch = self.epochs.next();
+            if self.slots.get(slot).held.is_some() {
+                self.renewal_from = None;
+            }
             self.exchange = Some(Exchange { slot, epoch, since: now, stage: Stage::WaitingToOffer });
         }
     }

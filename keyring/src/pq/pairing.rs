@@ -49,6 +49,8 @@ pub struct Pairing {
     last_desired: Desired,
     /// Spreads the renewal of keys over time, in thousandths of the interval.
     renewal_jitter: u32,
+    /// When the next scheduled renewal may begin, if the caller has put it off.
+    pub(super) renewal_from: Option<Duration>,
 }
 
 /// The results that the caller must apply.
@@ -86,6 +88,7 @@ impl Pairing {
             refused: None,
             last_desired: Desired::default(),
             renewal_jitter: u32::try_from(jitter_seed % 200).unwrap_or_default(),
+            renewal_from: None,
         };
         for slot in Slot::ALL {
             pairing.slots.get_mut(slot).hello.from = pairing.number;

@@ -55,9 +55,10 @@ struct Versioned {
     v: u32,
 }
 
-pub(crate) fn render(keys: &NodeKeys) -> Zeroizing<Vec<u8>> {
+/// Renders a file, with the preshared keys only if they are not in one of their own.
+pub(crate) fn render(keys: &NodeKeys, with_preshared: bool) -> Zeroizing<Vec<u8>> {
     let texts: Vec<_> = keys.named().map(PrivateKey::to_base64).collect();
-    let kept = keys.preshared_stored();
+    let kept = if with_preshared { keys.preshared_stored() } else { Vec::new() };
     let held = kept.iter().filter_map(|(_, _, kept)| kept.key.as_ref());
     let preshared_texts: Vec<_> = held.map(|(key, _)| key.to_base64()).collect();
     let preshared: Vec<Preshared> = kept.iter().map(|(peer, slot, kept)| public(peer, *slot, kept)).collect();

@@ -5,6 +5,8 @@
 //! operator would not notice.
 
 pub(crate) mod format;
+mod preshared;
+mod preshared_log;
 mod seal;
 
 use std::fs::{File, OpenOptions};
@@ -16,16 +18,16 @@ use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
 pub use format::FormatError;
+pub use preshared::{DamagedPreshared, PRESHARED_FILES};
 pub use seal::{SealError, SealingKey};
 
 use crate::NodeKeys;
+use preshared::PresharedLog;
 
 /// Name of the key file in its directory.
 const FILE: &str = "keys.json";
 /// Name under which the next key file is written before it replaces the current one.
 const TEMPORARY: &str = "keys.json.new";
-/// Longest key file that is read, in bytes; each peer's preshared keys take about 300.
-const MAX_LEN: u64 = 4 << 20;
 
 /// How the key file is protected against access to the disk.
 #[derive(Debug)]
@@ -44,6 +46,10 @@ pub enum Protection {
 pub struct FileStore {
     directory: PathBuf,
     protection: Protection,
+    /// The file of the preshared keys; none while they are in the key file.
+    log: Option<PresharedLog>,
+    /// In tests: up to how many peers that file is replaced as a whole.
+    replaced_up_to: Option<usize>,
 }
 
 impl FileStore {
@@ -66,7 +72,7 @@ impl FileStore {
         if matches!(protection, Protection::Tmpfs) && !in_memory(directory).map_err(failed)? {
             return Err(StoreError::OnDisk { directory: directory.to_owned() });
         }
-        Ok(Self { directory: directory.to_owned(), protection })
+        Ok(Self { directory: directory.to_owned(), protection, log: None, replaced_up_to: None })
     }
 
     /// The path of the key file.
@@ -74,31 +80,10 @@ impl FileStore {
         self.directory.join(FILE)
     }
 
-    /// Reads the keys. `None` only if there is no key file at all; anything else that is wrong is an error.
+    /// Reads the key file: the private keys, and the preshared keys if version 0.2 wrote it. `None` only if there is no key file at all; anything else that is wrong is an error.
     pub fn load(&self) -> Result<Option<NodeKeys>, StoreError> {
         let path = self.path();
-        let failed = |source| StoreError::Read { path: path.clone(), source };
-        let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-                return Err(StoreError::Link { path });
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let found = file.metadata().map_err(failed)?;
-        if !found.is_file() {
-            return Err(StoreError::Link { path });
-        }
-        refuse_foreign(&path, &found, 0o600)?;
-        // One allocation of the full size: a growing buffer would leave copies that are not wiped.
-        let room = usize::try_from(found.len().min(MAX_LEN)).unwrap_or_default() + 1;
-        let mut text = Zeroizing::new(Vec::with_capacity(room));
-        file.take(MAX_LEN + 1).read_to_end(&mut text).map_err(failed)?;
-        if text.len() as u64 > MAX_LEN {
-            return Err(StoreError::TooLong { path, limit: MAX_LEN });
-        }
+        let Some(text) = read_private(&path)? else { return Ok(None) };
         let damaged = |source| StoreError::Format { path: path.clone(), source };
         let text = match &self.protection {
             Protection::Sealed(key) => {
@@ -117,7 +102,7 @@ impl FileStore {
     pub fn save(&self, keys: &NodeKeys) -> Result<(), StoreError> {
         let path = self.path();
         let temporary = self.directory.join(TEMPORARY);
-        let plain = format::render(keys);
+        let plain = format::render(keys, self.log.is_none());
         let sealed = match &self.protection {
             Protection::Sealed(key) => {
                 Some(key.seal(&plain).map_err(|source| StoreError::Seal { path: path.clone(), source })?)
@@ -125,30 +110,54 @@ impl FileStore {
             Protection::Tmpfs | Protection::PlainOnDisk => None,
         };
         let text = sealed.as_deref().unwrap_or(&plain);
-        if text.len() as u64 > MAX_LEN {
-            // It could not be read again.
-            return Err(StoreError::TooLong { path, limit: MAX_LEN });
-        }
-        self.replace(&temporary, &path, text).map_err(|source| {
+        replace(&self.directory, &temporary, &path, &[text]).map(drop).map_err(|source| {
             // A failed attempt may have left a key behind; if the file can't be removed now, the next save
             // does it.
             let _ = std::fs::remove_file(&temporary);
             StoreError::Write { path, source }
         })
     }
+}
 
-    fn replace(&self, temporary: &Path, path: &Path, text: &[u8]) -> io::Result<()> {
-        match std::fs::remove_file(temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+/// Reads a file of secrets; none if there is none.
+fn read_private(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StoreError> {
+    let failed = |source| StoreError::Read { path: path.to_owned(), source };
+    let flags = i32::try_from((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits()).unwrap_or_default();
+    let mut file = match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            return Err(StoreError::Link { path: path.to_owned() });
         }
-        // 0600 from the start: create_new never opens a file that somebody else created.
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
-        file.write_all(text)?;
-        file.sync_all()?;
-        std::fs::rename(temporary, path)?;
-        File::open(&self.directory)?.sync_all()
+        Err(error) => return Err(failed(error)),
+    };
+    let found = file.metadata().map_err(failed)?;
+    if !found.is_file() {
+        return Err(StoreError::Link { path: path.to_owned() });
     }
+    refuse_foreign(path, &found, 0o600)?;
+    // One allocation of the full size: a growing buffer would leave copies that are not wiped.
+    let room = usize::try_from(found.len()).unwrap_or_default() + 1;
+    let mut text = Zeroizing::new(Vec::with_capacity(room));
+    file.read_to_end(&mut text).map_err(failed)?;
+    Ok(Some(text))
+}
+
+/// Replaces a file of secrets by these parts, one after the other, and returns it. They are on disk when this returns.
+fn replace(directory: &Path, temporary: &Path, path: &Path, parts: &[&[u8]]) -> io::Result<File> {
+    match std::fs::remove_file(temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // 0600 from the start: create_new never opens a file that somebody else created.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(temporary)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    file.sync_all()?;
+    std::fs::rename(temporary, path)?;
+    File::open(directory)?.sync_all()?;
+    Ok(file)
 }
 
 /// Whether a directory is on a file system in memory: `TMPFS_MAGIC`, `RAMFS_MAGIC` of `linux/magic.h`.
@@ -239,14 +248,6 @@ pub enum StoreError {
         /// The mode that it must have.
         expected: u32,
     },
-    /// The file is longer than any key file.
-    #[error("key file {} is longer than {limit} bytes", path.display())]
-    TooLong {
-        /// The file.
-        path: PathBuf,
-        /// The limit in bytes.
-        limit: u64,
-    },
     /// Reading failed.
     #[error("read the key file {}", path.display())]
     Read {
@@ -273,5 +274,7 @@ pub enum StoreError {
     },
 }
 
+#[cfg(test)]
+mod preshared_tests;
 #[cfg(test)]
 mod tests;

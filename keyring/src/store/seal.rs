@@ -84,6 +84,31 @@ impl SealingKey {
         Ok(sealed)
     }
 
+    /// Nonce, encrypted text, tag, for a part of a file; `place` says which, and is authenticated too.
+    pub(super) fn seal_part(&self, place: &[u8], plain: &[u8]) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).map_err(SealError::Random)?;
+        let mut sealed = Vec::with_capacity(NONCE + plain.len() + 16);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(plain);
+        let cipher = XChaCha20Poly1305::new((&*self.0).into());
+        let tag = cipher
+            .encrypt_in_place_detached(XNonce::from_slice(&nonce), place, &mut sealed[NONCE..])
+            .map_err(|_| SealError::WrongKey)?;
+        sealed.extend_from_slice(&tag);
+        Ok(sealed)
+    }
+
+    /// The decrypted text of a part; none if it was sealed with another key, for another place, or changed.
+    pub(super) fn open_part(&self, place: &[u8], sealed: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
+        let (nonce, body) = sealed.split_first_chunk::<NONCE>()?;
+        let (body, tag) = body.split_last_chunk::<16>()?;
+        let mut plain = Zeroizing::new(body.to_vec());
+        let cipher = XChaCha20Poly1305::new((&*self.0).into());
+        cipher.decrypt_in_place_detached(XNonce::from_slice(nonce), place, &mut plain, tag.into()).ok()?;
+        Some(plain)
+    }
+
     /// The decrypted text.
     pub(crate) fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
         let body = sealed.strip_prefix(HEADER).ok_or(SealError::NotSealed)?;

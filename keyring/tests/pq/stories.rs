@@ -51,6 +51,25 @@ fn keys_are_renewed_on_both_slots_and_never_reused() {
 }
 
 #[test]
+fn a_renewal_that_was_put_off_waits_and_what_a_new_static_key_needs_does_not() {
+    let mut world = proven();
+    let first = Slot::ALL.map(|slot| world.engine(0, slot));
+    let until = world.now + Duration::from_hours(3);
+    for end in 0..2 {
+        world.machine_mut(end).put_off_renewal(until);
+    }
+    world.run(Duration::from_hours(2));
+    assert_eq!(Slot::ALL.map(|slot| world.engine(0, slot)), first, "both are two hours old");
+    world.replace_static(1, Slot::B, 99);
+    world.run(Duration::from_secs(20));
+    assert!(world.is_proven(), "{world:?}");
+    assert_ne!(world.engine(0, Slot::B), first[1]);
+    assert_eq!(world.engine(0, Slot::A), first[0]);
+    world.run(Duration::from_hours(2));
+    assert_ne!(world.engine(0, Slot::A), first[0], "once the time has come");
+}
+
+#[test]
 fn two_pairs_never_have_the_same_key() {
     let mut other = world(Mode::Prefer, Mode::Prefer);
     other.replace_static(0, Slot::A, 77);

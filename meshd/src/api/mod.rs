@@ -4,6 +4,7 @@ pub mod connect;
 pub mod events;
 pub mod fence;
 pub mod nodes;
+mod observed_node;
 pub mod publish;
 pub mod servers;
 

@@ -1,20 +1,19 @@
 //! Watches all Nodes and reports what changed, trimmed to the few fields that the mesh reads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::pin::pin;
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
-use k8s_openapi::api::core::v1::Node;
 use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt as _};
-use plan::annotation::names;
-use plan::node::{NodeName, NodeRecord, NodeUid, RELAY_LABEL};
+use kube::{Api, Client};
+use plan::node::{NodeName, NodeRecord, NodeUid};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::API_TIMEOUT;
+use super::observed_node::ObservedNode;
 
 /// What the API server reported about the set of Nodes.
 #[derive(Debug)]
@@ -83,8 +82,8 @@ async fn watch_once(
     store_check_period: Duration,
 ) -> Option<WatchError> {
     let config = watcher::Config::default().timeout(WATCH_SECONDS).page_size(PAGE);
-    let mut events = pin!(watcher(Api::<Node>::all(client.clone()), config));
-    let mut seen = Seen { own: own.clone(), own_uid: None, since: None, listing: BTreeMap::new() };
+    let mut events = pin!(watcher(Api::<ObservedNode>::all(client.clone()), config));
+    let mut seen = Seen::new(own.clone());
     // Polled beside the events, so that an API server that does not answer delays none of them.
     let mut store_check = pin!(own_uid_after(store_check_period, client, own));
     loop {
@@ -135,21 +134,39 @@ struct Seen {
     /// Since when the watch has reported this UID, or that there is no such Node; none during a list.
     since: Option<Instant>,
     listing: BTreeMap<NodeName, NodeRecord>,
+    /// A digest of the last record of each Node, by one of its name. The seeds are this process's own, so nobody can choose a
+    /// record that looks like another one.
+    digests: HashMap<u64, u64>,
+    seeds: RandomState,
 }
 
 impl Seen {
-    /// Takes an event; a list is one change once it is complete.
-    fn change(&mut self, event: watcher::Event<Node>) -> Option<Change> {
+    fn new(own: NodeName) -> Self {
+        Self {
+            own,
+            own_uid: None,
+            since: None,
+            listing: BTreeMap::new(),
+            digests: HashMap::new(),
+            seeds: RandomState::new(),
+        }
+    }
+
+    /// Takes an event; a list is one change once it is complete. A record that is as the last one is no change: kubelets
+    /// report the state of their Nodes every few minutes, in fields that nobody here reads.
+    fn change(&mut self, event: watcher::Event<ObservedNode>) -> Option<Change> {
         let gone = matches!(event, watcher::Event::Delete(_));
         match event {
             watcher::Event::Init => {
                 self.listing.clear();
+                self.digests.clear();
                 self.own_uid = None;
                 self.since = None;
                 None
             }
             watcher::Event::InitApply(node) => {
-                let record = self.record(&node, gone);
+                let record = self.record(node, gone);
+                self.is_new(&record);
                 self.listing.insert(record.name.clone(), record);
                 None
             }
@@ -157,16 +174,26 @@ impl Seen {
                 self.since = Some(Instant::now());
                 Some(Change::Listed(std::mem::take(&mut self.listing)))
             }
-            watcher::Event::Apply(node) => Some(Change::Applied(Box::new(self.record(&node, gone)))),
+            watcher::Event::Apply(node) => {
+                let record = self.record(node, gone);
+                self.is_new(&record).then(|| Change::Applied(Box::new(record)))
+            }
             watcher::Event::Delete(node) => {
-                let record = self.record(&node, gone);
+                let record = self.record(node, gone);
+                self.digests.remove(&self.seeds.hash_one(&record.name));
                 Some(Change::Deleted(record.name, record.uid))
             }
         }
     }
 
-    fn record(&mut self, node: &Node, gone: bool) -> NodeRecord {
-        let record = trim(node);
+    /// Whether a record is another one than the last of its Node.
+    fn is_new(&mut self, record: &NodeRecord) -> bool {
+        let digest = self.seeds.hash_one(record);
+        self.digests.insert(self.seeds.hash_one(&record.name), digest) != Some(digest)
+    }
+
+    fn record(&mut self, node: ObservedNode, gone: bool) -> NodeRecord {
+        let record = node.into_record();
         if record.name == self.own {
             let uid = (!gone).then(|| record.uid.clone());
             if uid != self.own_uid {
@@ -186,48 +213,8 @@ impl Seen {
 
 /// Gets one Node. `Ok(None)` means that the API server does not have it.
 pub async fn find(client: &Client, name: &NodeName) -> Result<Option<NodeRecord>, kube::Error> {
-    let found = Api::<Node>::all(client.clone()).get_opt(name.as_str()).await?;
-    Ok(found.as_ref().map(trim))
-}
-
-/// Keeps what the mesh reads of a Node; the rest (images, conditions, managed fields) is most of it.
-fn trim(node: &Node) -> NodeRecord {
-    let annotation = |name: &str| node.annotations().get(name).cloned();
-    let spec = node.spec.as_ref();
-    let pod_cidrs = spec.and_then(|spec| spec.pod_cidrs.clone());
-    let single = || spec.and_then(|spec| spec.pod_cidr.clone()).into_iter().collect();
-    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_ref());
-    let of_types = |types: &[&str]| -> Vec<String> {
-        let found = addresses.into_iter().flatten().filter(|address| types.contains(&address.type_.as_str()));
-        found.map(|address| address.address.clone()).collect()
-    };
-    let (internal, mut external) = (of_types(&["InternalIP"]), of_types(&["ExternalIP"]));
-    external.retain(|address| !internal.contains(address));
-    NodeRecord {
-        name: NodeName::new(node.name_any()),
-        uid: NodeUid::new(node.uid().unwrap_or_default()),
-        created: node.creation_timestamp().map(|time| time.0.to_string()).unwrap_or_default(),
-        pod_cidrs: pod_cidrs.unwrap_or_else(single),
-        addresses: of_types(&["InternalIP", "ExternalIP"]),
-        external,
-        location: annotation(names::CONFIG_LOCATION).or_else(|| location(node.labels())),
-        control_plane: ["node-role.kubernetes.io/control-plane", "node-role.kubernetes.io/master"]
-            .iter()
-            .any(|role| node.labels().contains_key(*role)),
-        relay: node.labels().get(RELAY_LABEL).is_some_and(|value| value == "true"),
-        state: annotation(names::STATE),
-        endpoints: annotation(names::ENDPOINTS),
-        config_endpoint: annotation(names::CONFIG_ENDPOINT),
-        config_keepalive: annotation(names::CONFIG_KEEPALIVE),
-        config_renewal: annotation(names::CONFIG_RENEWAL),
-    }
-}
-
-/// Region and zone, as a cloud's controller labels a Node.
-fn location(labels: &BTreeMap<String, String>) -> Option<String> {
-    let region = labels.get("topology.kubernetes.io/region")?;
-    let zone = labels.get("topology.kubernetes.io/zone");
-    Some(zone.map_or_else(|| region.clone(), |zone| format!("{region}/{zone}")))
+    let found = Api::<ObservedNode>::all(client.clone()).get_opt(name.as_str()).await?;
+    Ok(found.map(ObservedNode::into_record))
 }
 
 #[cfg(test)]
@@ -240,22 +227,18 @@ mod tests {
     use axum::extract::Query;
     use axum::response::{IntoResponse as _, Response};
     use axum::routing::get;
-    use k8s_openapi::api::core::v1::{NodeAddress, NodeStatus};
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
     use serde_json::json;
 
     use super::*;
 
-    fn node(uid: &str) -> Node {
-        let metadata =
-            ObjectMeta { name: Some("n1".into()), uid: Some(uid.to_owned()), ..ObjectMeta::default() };
-        Node { metadata, ..Node::default() }
+    fn node(uid: &str) -> ObservedNode {
+        serde_json::from_value(json!({"metadata": {"name": "n1", "uid": uid}})).unwrap()
     }
 
     #[test]
     fn only_an_answer_to_a_later_question_contradicts_the_watch() {
         let own = NodeName::new("n1");
-        let mut seen = Seen { own, own_uid: None, since: None, listing: BTreeMap::new() };
+        let mut seen = Seen::new(own);
         let (former, latter) = (NodeUid::new("u1"), NodeUid::new("u2"));
         let before = Instant::now();
         let next = before + Duration::from_mins(1);
@@ -279,22 +262,29 @@ mod tests {
     }
 
     #[test]
-    fn an_address_is_external_if_it_is_not_listed_as_internal_too() {
-        let address =
-            |type_: &str, address: &str| NodeAddress { type_: type_.into(), address: address.into() };
-        let addresses = vec![
-            address("ExternalIP", "203.0.113.1"),
-            address("Hostname", "n1"),
-            address("InternalIP", "192.0.2.1"),
-            address("ExternalIP", "192.0.2.1"),
-        ];
-        let status = NodeStatus { addresses: Some(addresses), ..NodeStatus::default() };
-        let record = trim(&Node { status: Some(status), ..node("u1") });
-        assert_eq!(record.addresses, ["203.0.113.1", "192.0.2.1", "192.0.2.1"]);
-        assert_eq!(record.external, ["203.0.113.1"]);
+    fn a_node_that_is_as_it_was_is_no_change() {
+        let mut seen = Seen::new(NodeName::new("n9"));
+        let observed = |version: &str, podcidr: &str| -> ObservedNode {
+            let metadata = json!({"name": "n1", "uid": "u1", "resourceVersion": version});
+            let status = json!({"conditions": [{"type": "Ready", "lastHeartbeatTime": version}]});
+            serde_json::from_value(
+                json!({"metadata": metadata, "spec": {"podCIDR": podcidr}, "status": status}),
+            )
+            .unwrap()
+        };
+        seen.change(watcher::Event::Init);
+        seen.change(watcher::Event::InitApply(observed("1", "10.244.1.0/24")));
+        seen.change(watcher::Event::InitDone);
+        let mut is_change = |event| seen.change(event).is_some();
+        assert!(!is_change(watcher::Event::Apply(observed("2", "10.244.1.0/24"))), "a kubelet's report");
+        assert!(is_change(watcher::Event::Apply(observed("3", "10.244.2.0/24"))));
+        assert!(!is_change(watcher::Event::Apply(observed("4", "10.244.2.0/24"))));
+        assert!(is_change(watcher::Event::Apply(observed("5", "10.244.1.0/24"))), "back again");
+        assert!(is_change(watcher::Event::Delete(observed("6", "10.244.1.0/24"))));
+        assert!(is_change(watcher::Event::Apply(observed("7", "10.244.1.0/24"))), "after it was deleted");
     }
 
-    /// Lists or watches one Node, which changes every few milliseconds.
+    /// Lists or watches one Node, whose pod range changes every few milliseconds.
     fn list_or_watch(query: &BTreeMap<String, String>) -> Response {
         let metadata = json!({"name": "n1", "uid": "u1", "resourceVersion": "1"});
         if !query.contains_key("watch") {
@@ -304,11 +294,12 @@ mod tests {
             });
             return axum::Json(list).into_response();
         }
-        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata});
-        let line = json!({"type": "MODIFIED", "object": node}).to_string() + "\n";
-        let lines = futures::stream::unfold(line, |line| async move {
+        let lines = futures::stream::unfold((metadata, 0_u8), |(metadata, number)| async move {
             sleep(Duration::from_millis(20)).await;
-            Some((Ok::<_, Infallible>(line.clone()), line))
+            let spec = json!({"podCIDR": format!("10.244.{number}.0/24")});
+            let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec});
+            let line = json!({"type": "MODIFIED", "object": node}).to_string() + "\n";
+            Some((Ok::<_, Infallible>(line), (metadata, number.wrapping_add(1))))
         });
         Body::from_stream(lines).into_response()
     }

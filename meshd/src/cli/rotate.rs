@@ -97,5 +97,5 @@ fn preview(status: &Status) -> String {
 }
 
 fn status(socket: &Path) -> Result<Status, CommandError> {
-    Ok(control::parse(&control::ask(socket, Request::Status)?)?)
+    Ok(control::parse(&control::ask(socket, Request::ShortStatus)?)?)
 }

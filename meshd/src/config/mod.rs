@@ -121,6 +121,8 @@ pub struct Config {
     pub cni_bin_dir: PathBuf,
     /// Address of health and metrics.
     pub listen: SocketAddr,
+    /// Whether metrics have series for each peer.
+    pub metrics_per_peer: bool,
     /// Whether log lines are JSON.
     pub log_json: bool,
     /// Log filter, in `tracing`'s syntax.

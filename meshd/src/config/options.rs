@@ -191,7 +191,7 @@ table! {
     );
     PROBE_INTERVAL: Valued<Duration> = Valued::new(
         "probe-interval", "TIME", "30s", value::time,
-        "How often the path to each peer is probed inside the tunnel for its round-trip time and for the path MTU; 0 disables probes.",
+        "How often the path to each peer is probed inside the tunnel for its round-trip time and for the path MTU; at least a second for each 50 peers. 0 disables probes.",
     );
     ROTATION_INTERVAL: Valued<Duration> = Valued::new(
         "rotation-interval", "TIME", "24h", value::time,
@@ -219,7 +219,7 @@ table! {
     );
     PQ_INTERVAL: Valued<Duration> = Valued::new(
         "pq-interval", "TIME", "1h", value::pq_interval,
-        "Age at which a preshared key is replaced; 0 replaces it only together with a private key.",
+        "Age at which a preshared key is replaced; at least 4 s for each peer. 0 replaces it only together with a private key.",
     );
     KEY_DIR: Valued<PathBuf> = Valued::new(
         "key-dir", "DIRECTORY", "/run/meshd/keys", value::directory,
@@ -260,6 +260,10 @@ table! {
     LISTEN: Valued<SocketAddr> = Valued::new(
         "listen", "IP:PORT", "127.0.0.1:9384", value::socket,
         "Address on which health and metrics are served.",
+    );
+    METRICS_PER_PEER: Valued<bool> = Valued::new(
+        "metrics-per-peer", "true|false", "false", value::boolean,
+        "Whether the metrics have series for each peer and slot, 15 a peer, besides sums, counts, and the 10 peers in the worst state.",
     );
     LOG_FORMAT: Valued<bool> = Valued::new(
         "log-format", "text|json", "text", value::log_json,

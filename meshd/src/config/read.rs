@@ -162,6 +162,7 @@ pub fn from_sources(sources: &Sources) -> Result<Config, ConfigError> {
         cni_conf_dir: values.get(&options::CNI_CONF_DIR)?,
         cni_bin_dir: values.get(&options::CNI_BIN_DIR)?,
         listen: values.get(&options::LISTEN)?,
+        metrics_per_peer: values.get(&options::METRICS_PER_PEER)?,
         log_json: values.get(&options::LOG_FORMAT)?,
         log_filter: values.get(&options::LOG_LEVEL)?,
     };

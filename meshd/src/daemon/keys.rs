@@ -4,7 +4,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
-use keyring::pq::StoredPreshared;
 use keyring::rotation::{
     Ask, Cause, Effect, Input, Journal, Note, Now, PeerId, Rotation, RotationPolicy, Stance,
 };
@@ -23,10 +22,10 @@ use crate::fault;
 /// The key file, its contents, and the state machine that replaces the keys.
 #[derive(Debug)]
 pub(super) struct Keys {
-    store: FileStore,
-    ring: NodeKeys,
+    pub(super) store: FileStore,
+    pub(super) ring: NodeKeys,
     policy: RotationPolicy,
-    started: Instant,
+    pub(super) started: Instant,
     jitter_seed: u64,
     /// None until the own Node's UID is known: announcements are made in its name.
     machine: Option<(NodeUid, Rotation)>,
@@ -44,13 +43,17 @@ pub(super) struct Keys {
     peers: BTreeSet<PeerId>,
     /// The last request for immediate replacement that was fulfilled.
     fulfilled_request: Option<Renewal>,
+    /// What was wrong with the file of the preshared keys.
+    pub(super) damaged: Option<String>,
 }
 
 impl Keys {
     /// Loads the keys, or generates them if there never were any.
     pub(super) fn open(config: &Config) -> Result<Self, KeysError> {
-        let store = FileStore::open(&config.key_dir, protection(&config.key_storage)?)?;
+        let mut store = FileStore::open(&config.key_dir, protection(&config.key_storage)?)?;
+        let damaged;
         let keys = if let Some(mut keys) = store.load()? {
+            damaged = store.load_preshared(&mut keys)?;
             if let Some(journal) = keys.journal.restarted() {
                 warn!(
                     event = "GenerationRestarted",
@@ -67,13 +70,21 @@ impl Keys {
             );
             keys
         } else {
-            let keys = NodeKeys::cold(1, unix())?;
+            let mut keys = NodeKeys::cold(1, unix())?;
             store.save(&keys)?;
+            // Those of a former key file are bound to other static keys, and are not used.
+            damaged = store.load_preshared(&mut keys)?;
             for (slot, record) in keys.journal.slots.iter() {
                 info!(event = "KeyCreated", %slot, key = %record.key.fingerprint(), "generated a key");
             }
             keys
         };
+        if let Some(error) = &damaged {
+            error!(
+                event = "PresharedKeysDamaged", %error,
+                "the file of the preshared keys was damaged; starting with those that are whole"
+            );
+        }
         let jitter_seed = getrandom::u64().map_err(KeyError::Random)?;
         Ok(Self {
             store,
@@ -92,6 +103,7 @@ impl Keys {
             stances: BTreeMap::new(),
             peers: BTreeSet::new(),
             fulfilled_request: None,
+            damaged: damaged.as_ref().map(ToString::to_string),
         })
     }
 
@@ -212,37 +224,6 @@ impl Keys {
             self.handle(Input::Rotate(Cause::Emergency));
         }
         self.handle(Input::RenewBefore(Some(request.before)));
-    }
-
-    /// Writes the state of preshared keys to disk, in one write. If that fails the previous state remains.
-    pub(super) fn store_preshared(&mut self, all: Vec<(PeerId, PerSlot<StoredPreshared>)>) -> bool {
-        let keep = |ring: &mut NodeKeys, (peer, kept): (PeerId, PerSlot<StoredPreshared>)| {
-            let former = ring.store_preshared(peer.clone(), kept);
-            (peer, former)
-        };
-        let former: Vec<_> = all.into_iter().map(|one| keep(&mut self.ring, one)).collect();
-        let saved = self.store.save(&self.ring);
-        if let Err(error) = &saved {
-            error!(
-                event = "PresharedKeysNotStored", error = %Chain(error),
-                "can't write preshared keys to disk; the previous ones stay in use"
-            );
-            for one in former {
-                drop(keep(&mut self.ring, one));
-            }
-        }
-        saved.is_ok()
-    }
-
-    /// Wipes the preshared keys with a node that is gone.
-    pub(super) fn forget_preshared(&mut self, peer: &PeerId) {
-        self.ring.forget_preshared(peer);
-        if let Err(error) = self.store.save(&self.ring) {
-            warn!(
-                event = "PresharedKeysNotDeleted", error = %Chain(&error),
-                "can't remove the preshared keys of a node that is gone from disk"
-            );
-        }
     }
 
     /// The private keys and the preshared keys.

@@ -6,6 +6,7 @@
 //!  kernel and engines ──▶ observe ──────▶ Observed ──┘
 //! ```
 
+mod allowance;
 mod audit;
 mod cni_files;
 mod devices;
@@ -20,6 +21,7 @@ mod own_ports;
 mod peer_channel;
 mod perform;
 mod pq;
+mod preshared;
 mod probes;
 mod reconcile;
 mod relay;
@@ -212,10 +214,9 @@ impl Loop {
                         self.reconciler.take_change(change);
                     }
                     let again = self.reconciler.reconcile().await;
-                    let status = self.reconciler.status();
-                    self.reconciler.report_unreached(&status);
-                    self.reconciler.report_forged(&status);
-                    self.status.send_replace(status);
+                    if let Some(status) = self.reconciler.survey() {
+                        self.status.send_replace(status);
+                    }
                     self.turned.send_replace(Instant::now());
                     due = again.map(|again| Instant::now() + again);
                 }

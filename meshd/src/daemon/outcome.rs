@@ -1,40 +1,37 @@
 //! The results of the last turn: the status, and the files for the CNI plugin.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
 use keyring::{PerSlot, PublicKey, Slot};
-use linux::guard;
 use linux::host_ports::OwnPorts;
-use plan::admission::{Admission, Rejected};
+use plan::admission::{Admission, Member, Rejected};
 use plan::cluster::Cluster;
-use plan::desired::{peer_mtu, pod_mtu};
+use plan::desired::{Setup, Underlay, peer_mtu, pod_mtu};
 use plan::host::Finding;
 use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 use plan::turn::Turn;
-use wireguard::OffloadStatus;
+use wireguard::{DeviceState, OffloadStatus};
 
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::forged::ForgedReports;
 use super::keys::Keys;
 use super::own_ports::own_ports;
-use super::peer_channel::PeerChannel;
-use super::pq::Pairs;
 use super::stripped::Stripped;
 use super::unreached::Unreached;
 use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
-use crate::status::pq::{PairStatus, PqSlotStatus};
-use crate::status::reach::Reach;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
+use crate::status::summary::Summary;
+use crate::status::totals::{PeerTotals, RoundTrips};
 use crate::status::{
-    ApiStatus, Counters, FindingStatus, GuardStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus,
-    SlotStatus, Status,
+    ApiStatus, Counters, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
 };
 
 /// Whom the guard's table belongs to.
@@ -76,7 +73,8 @@ pub(super) struct Outcome {
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
     admission: Admission,
-    peers: Vec<PeerStatus>,
+    /// The setup and the paths' MTUs of the last turn: what each peer has of them is computed when asked for.
+    computed_with: Option<(Setup, Underlay)>,
     mtu: u32,
     installed: bool,
     pub(super) chained: ChainedPlugins,
@@ -108,45 +106,29 @@ impl Outcome {
         let mtu = |slot| desired.devices.get(&slot).map(|device| device.mtu).unwrap_or_default();
         self.mtus = PerSlot::from_fn(mtu);
         self.counters.device_restarts = devices.restarts();
-        self.peers = admission
-            .world
-            .peers
-            .iter()
-            .map(|(name, member)| PeerStatus {
-                node: name.to_string(),
-                state: Reach::default(),
-                pod_cidrs: member.pod_cidrs.clone(),
-                addresses: member.addresses.clone(),
-                active: setup.carrying_slot(member),
-                mtu: Some(peer_mtu(member, &setup, &underlay)),
-                generation: member.state.generation,
-                proven: member.is_proven(),
-                round_trip_microseconds: None,
-                mtu_source: String::new(),
-                full_size_passes: None,
-                pq: PairStatus::default(),
-                slots: PerSlot::from_fn(|slot| {
-                    Some(PeerSlotStatus {
-                        key: member.state.slots.get(slot).key,
-                        endpoint: setup.path(member, slot).endpoint,
-                        path: None,
-                        handshake_age: None,
-                        last_handshake: None,
-                        received: 0,
-                        sent: 0,
-                        endpoint_drifts: 0,
-                        forged: 0,
-                        pq: PqSlotStatus::default(),
-                    })
-                }),
-            })
-            .collect();
+        self.computed_with = Some((setup, underlay));
         self.admission = admission;
     }
 
     /// Who is in the mesh since the last turn.
     pub(super) const fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// The MTU of the routes to a peer.
+    pub(super) fn peer_mtu(&self, member: &Member) -> u32 {
+        let computed_with = self.computed_with.as_ref();
+        computed_with.map_or(0, |(setup, underlay)| peer_mtu(member, setup, underlay))
+    }
+
+    /// The slot that carries pods' packets to a peer.
+    pub(super) fn carrying_slot(&self, member: &Member) -> Option<Slot> {
+        self.computed_with.as_ref()?.0.carrying_slot(member)
+    }
+
+    /// Where datagrams to a peer's slot should go.
+    pub(super) fn endpoint(&self, member: &Member, slot: Slot) -> Option<SocketAddr> {
+        self.computed_with.as_ref()?.0.path(member, slot).endpoint
     }
 
     /// The UID of a peer by its node's name.
@@ -245,7 +227,7 @@ impl Outcome {
 
     /// Why the node is not ready: that, and what keeps the runtime from calling the plugin. Who calls it nevertheless, another
     /// plugin that delegates to it for instance, is served.
-    fn not_ready_because(&self) -> Vec<String> {
+    pub(super) fn not_ready_because(&self) -> Vec<String> {
         let preventing = self.findings.iter().filter(|found| found.code.prevents_ready());
         self.waiting_for().into_iter().chain(preventing.map(|found| found.sentence.clone())).collect()
     }
@@ -256,7 +238,7 @@ impl Outcome {
     }
 
     /// The state of the rotation, with peers by the names of their nodes.
-    fn rotation(&self, config: &Config, keys: &Keys, now: Now) -> RotationStatus {
+    pub(super) fn rotation(&self, config: &Config, keys: &Keys, now: Now) -> RotationStatus {
         let journal = keys.journal();
         let tally = keys.tally();
         let name = |id: &PeerId| name_or_uid(&self.admission, id);
@@ -314,56 +296,23 @@ impl Outcome {
     }
 
     fn guard_status(&self, config: &Config) -> GuardStatus {
-        let drops = guard::drops().unwrap_or_default();
         GuardStatus {
             in_place: self.guard_in_place,
             owned: self.guard_in_place && self.guard_owner == TableOwner::Daemon,
-            dropped_out: drops.outgoing,
-            dropped_in: drops.incoming,
-            dropped_spoofed: drops.spoofed,
-            dropped_closed: drops.closed,
             closed_addresses: self.closed_addresses,
             open_node_cidrs: config.open_node_cidrs.clone(),
+            ..GuardStatus::default()
         }
     }
 
-    /// The status, with the engines' counters of this moment.
+    /// The status of this node without its peers.
     pub(super) fn status(
         &self,
         config: &Config,
         keys: &Keys,
-        pairs: &Pairs,
         cluster: &Cluster,
-        (devices, channel): (&mut Devices, &PeerChannel),
-        now: Duration,
+        (devices, states): (&Devices, &PerSlot<Option<DeviceState>>),
     ) -> Status {
-        let states = PerSlot::from_fn(|slot| devices.state(slot).map(|(link, state)| (link.clone(), state)));
-        let mut peers = self.peers.clone();
-        for (peer, member) in peers.iter_mut().zip(self.admission.world.peers.values()) {
-            let id = PeerId::new(member.uid.as_str());
-            let preshared = pairs.status(&id);
-            peer.pq = preshared.as_ref().map_or_else(PairStatus::default, |(pair, _)| *pair);
-            peer.pq.stripped_seconds = self.stripped.lasted(now, &id).as_ref().map(Duration::as_secs);
-            let mut since_handshake = None;
-            for slot in Slot::ALL {
-                let Some(found) = peer.slots.get_mut(slot) else { continue };
-                if let Some((_, slots)) = &preshared {
-                    found.pq = *slots.get(slot);
-                }
-                let Some((_, state)) = states.get(slot) else { continue };
-                if let Some(live) = state.peers.get(&found.key) {
-                    since_handshake = since_handshake.into_iter().chain(live.since_handshake).min();
-                    found.endpoint = live.config.endpoint;
-                    found.handshake_age = live.since_handshake.as_ref().map(Duration::as_secs);
-                    found.last_handshake = live.last_handshake.and_then(unix_seconds);
-                    found.received = live.received;
-                    found.sent = live.sent;
-                    found.endpoint_drifts = live.endpoint_drifts;
-                    found.forged = live.forged;
-                }
-            }
-            peer.state = Reach::of(since_handshake, channel.probe_record(&id));
-        }
         let waiting_for = self.not_ready_because();
         // Read once: ages are computed from the same moment that they are shown with.
         let now = keys.now();
@@ -377,10 +326,11 @@ impl Outcome {
             waiting_for,
             generation: keys.journal().generation,
             rotation: self.rotation(config, keys, now),
+            stretched_pq_interval: None,
             slots: PerSlot::from_fn(|slot| {
-                let (link, state) = states.get(slot).as_ref()?;
+                let state = states.get(slot).as_ref()?;
                 Some(SlotStatus {
-                    link: link.to_string(),
+                    link: config.links.get(slot).to_string(),
                     key: state.key?,
                     port: state.port,
                     mtu: *self.mtus.get(slot),
@@ -394,7 +344,7 @@ impl Outcome {
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
             guard: self.guard_status(config),
-            preshared_refused: pairs.refused(),
+            preshared_refused: std::collections::BTreeMap::new(),
             api: ApiStatus {
                 listed: cluster.is_listed(),
                 error: self.api_error.clone(),
@@ -402,7 +352,10 @@ impl Outcome {
                 trust_policy: self.fence,
             },
             cni_limited_by: self.chained.limited_by(),
-            peers,
+            summary: Summary::default(),
+            totals: PeerTotals::default(),
+            round_trips: RoundTrips::default(),
+            peers: Vec::new(),
             pending: self.admission.pending.iter().map(ToString::to_string).collect(),
             rejected: self.admission.rejected.iter().map(rejected_status).collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
@@ -441,6 +394,6 @@ fn rejected_status(rejected: &Rejected) -> RejectedStatus {
     }
 }
 
-fn unix_seconds(at: SystemTime) -> Option<u64> {
+pub(super) fn unix_seconds(at: SystemTime) -> Option<u64> {
     at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
 }

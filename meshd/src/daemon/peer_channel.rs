@@ -1,6 +1,6 @@
 //! Messages between this node and its peers inside the tunnel: rotation, probes, preshared keys, audit trail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
 use keyring::audit::Head;
@@ -18,12 +18,19 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
+use super::allowance::Allowance;
 use super::keys::Keys;
 use super::probes::{PathStats, Probe, Probes, Way};
 use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
 use crate::status::ControlStatus;
 use crate::status::reach::ProbeRecord;
+use crate::status::totals::RoundTrips;
+
+/// Questions of the rotation in a second at most: each makes a peer answer, and all answers come at once.
+const ASKS_PER_SECOND: u32 = 500;
+/// The time for which questions that wait are gathered.
+const ASK_BATCH: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// How this node treats a peer: the content of its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +80,10 @@ pub(super) struct PeerChannel {
     rx_packets: BTreeMap<LinkName, u64>,
     started: Instant,
     probes: Probes,
+    /// Questions that wait, and the peers in the order in which they are asked.
+    asks: BTreeMap<PeerId, Ask>,
+    ask_order: VecDeque<PeerId>,
+    ask_allowance: Allowance,
 }
 
 /// How every peer is treated once `setup` is applied.
@@ -95,6 +106,9 @@ impl PeerChannel {
             addresses: BTreeMap::new(),
             views: BTreeMap::new(),
             rx_packets: BTreeMap::new(),
+            asks: BTreeMap::new(),
+            ask_order: VecDeque::new(),
+            ask_allowance: Allowance::per_second(ASKS_PER_SECOND),
         }
     }
 
@@ -157,10 +171,20 @@ impl PeerChannel {
         Ok((busy, bound))
     }
 
-    /// Sends the rotation's questions.
-    pub(super) fn send_asks(&self, asks: Vec<Ask>) {
+    /// Sends the rotation's questions, those beyond so many a second later. One that waits is replaced by a newer one to the
+    /// same peer, in its place.
+    pub(super) fn send_asks(&mut self, asks: Vec<Ask>) {
         for ask in asks {
-            self.send(&ask.peer, ask.over, &Message::Ask { nonce: ask.nonce });
+            let peer = ask.peer.clone();
+            if self.asks.insert(peer.clone(), ask).is_none() {
+                self.ask_order.push_back(peer);
+            }
+        }
+        let room = self.ask_allowance.take(self.started.elapsed(), self.ask_order.len());
+        for peer in self.ask_order.drain(..room).collect::<Vec<_>>() {
+            if let Some(ask) = self.asks.remove(&peer) {
+                self.send(&ask.peer, ask.over, &Message::Ask { nonce: ask.nonce });
+            }
         }
     }
 
@@ -190,9 +214,11 @@ impl PeerChannel {
         before != self.passes()
     }
 
-    /// When the next round of probes ends.
+    /// When the next round of probes ends, or questions that wait may be sent.
     pub(super) fn probes_due(&self) -> Option<Instant> {
-        self.probes.next_step(self.started.elapsed()).map(|at| self.started + at)
+        let now = self.started.elapsed();
+        let asks = (!self.ask_order.is_empty()).then(|| self.ask_allowance.next(now).max(now + ASK_BATCH));
+        self.probes.next_step(now).into_iter().chain(asks).min().map(|at| self.started + at)
     }
 
     /// Asks a peer for an echo over a slot.
@@ -232,6 +258,11 @@ impl PeerChannel {
     /// Tells a peer how many of its datagrams on a slot did not authenticate here.
     pub(super) fn send_forged(&self, peer: &PeerId, slot: Slot, count: u64) {
         self.send_in_use(peer, &Message::Forged { slot, count });
+    }
+
+    /// Round-trip times of all answered probes.
+    pub(super) const fn round_trips(&self) -> RoundTrips {
+        self.probes.round_trips()
     }
 
     /// Which probes a peer has answered.

@@ -28,10 +28,39 @@ const MIN_TICK_INTERVAL: Duration = Duration::from_millis(10);
 /// A peer's state in the device of each slot.
 pub(super) type Entries = PerSlot<Option<Entry>>;
 
+/// The time between two scheduled renewals that this node begins. What nodes do at once for a new peer or a new static key
+/// does not wait for it.
+const RENEWAL_SPACING: Duration = Duration::from_secs(2);
+
+/// The age at which keys are renewed: as configured, or longer, so that a node takes part in one renewal in two seconds at most
+/// on average, two for each of its peers in an interval.
+fn interval_for(configured: Duration, peers: usize) -> Duration {
+    let least = RENEWAL_SPACING * 2 * u32::try_from(peers).unwrap_or(u32::MAX / 8);
+    if configured.is_zero() { configured } else { configured.max(least) }
+}
+
+/// When this node begins scheduled renewals: one after the other.
+#[derive(Debug, Default)]
+struct Pace {
+    free_at: Duration,
+}
+
+impl Pace {
+    /// The time for another one.
+    fn reserve(&mut self, now: Duration) -> Duration {
+        let at = self.free_at.max(now);
+        self.free_at = at + RENEWAL_SPACING;
+        at
+    }
+}
+
 /// The state machines.
 #[derive(Debug)]
 pub(super) struct Pairs {
     settings: PqSettings,
+    /// The age at which keys are renewed as configured; that of `settings` grows with the number of peers.
+    configured_interval: Duration,
+    pace: Pace,
     provider: MlKem768,
     started: Instant,
     machines: BTreeMap<PeerId, Pairing>,
@@ -51,6 +80,8 @@ impl Pairs {
     pub(super) fn new(settings: PqSettings) -> Self {
         Self {
             settings,
+            configured_interval: settings.interval,
+            pace: Pace::default(),
             provider: MlKem768,
             started: Instant::now(),
             machines: BTreeMap::new(),
@@ -78,7 +109,9 @@ impl Pairs {
             self.move_to_new_uid(&own.id, peer, &statics(member), is_there, keys);
         }
         self.machines.retain(|peer, _| members.contains_key(peer));
+        self.pace_renewals(members.len());
         self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
+        keys.erase_superseded();
         for (peer, member) in &members {
             self.start(&own.id, peer, keys);
             self.handle(peer, Input::Ids { own: own.id.clone(), peer: peer.clone() });
@@ -123,6 +156,20 @@ impl Pairs {
         self.unwritten.insert(peer.clone());
         self.write(keys);
         keys.forget_preshared(&former);
+    }
+
+    /// Each pair renews two keys in an interval.
+    fn pace_renewals(&mut self, peers: usize) {
+        let interval = interval_for(self.configured_interval, peers);
+        if interval != self.settings.interval {
+            self.settings.interval = interval;
+            self.machines.values_mut().for_each(|pair| pair.set_interval(interval));
+        }
+    }
+
+    /// The age at which keys are renewed, where that is more than configured because of the number of peers.
+    pub(super) fn stretched_interval(&self) -> Option<Duration> {
+        Some(self.settings.interval).filter(|interval| *interval != self.configured_interval)
     }
 
     fn start(&mut self, own: &PeerId, peer: &PeerId, keys: &Keys) {
@@ -279,6 +326,9 @@ impl Pairs {
     fn handle(&mut self, peer: &PeerId, input: Input) {
         let now = self.now();
         let Some(pair) = self.machines.get_mut(peer) else { return };
+        if pair.renewal_is_due(now) {
+            pair.put_off_renewal(self.pace.reserve(now));
+        }
         for effect in pair.handle(now, &self.provider, input) {
             match effect {
                 Effect::Send { over, message } => {
@@ -399,5 +449,30 @@ fn log_note(peer: &PeerId, note: &Note) {
                 "preshared key: can't be written to disk; not used"
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn renewals_begin_one_after_the_other_and_the_interval_grows_with_the_mesh() {
+        let hour = Duration::from_hours(1);
+        for (peers, expected) in [
+            (0, hour),
+            (900, hour),
+            (1000, Duration::from_secs(4000)),
+            (5000, 20_000 * Duration::from_secs(1)),
+        ] {
+            assert_eq!(interval_for(hour, peers), expected, "{peers}");
+        }
+        assert_eq!(interval_for(Duration::ZERO, 5000), Duration::ZERO, "turned off");
+        let mut pace = Pace::default();
+        let now = Duration::from_secs(100);
+        let begun: Vec<Duration> = (0..1000).map(|_| pace.reserve(now)).collect();
+        assert_eq!(begun[0], now, "the first one does not wait");
+        assert!(begun.windows(2).all(|pair| pair[1] == pair[0] + RENEWAL_SPACING));
+        assert_eq!(pace.reserve(now + hour), now + hour);
     }
 }

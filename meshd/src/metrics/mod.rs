@@ -1,11 +1,13 @@
 //! The status as Prometheus metrics, rendered on request. docs/metrics.md lists them; a test checks that it does.
 
-use std::collections::BTreeSet;
+mod peers;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyring::pq::Protection;
+use linux::guard::Drops;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
@@ -14,23 +16,32 @@ use tokio::sync::watch;
 
 use crate::api::fence::Fence;
 use crate::http::ClosedConnections;
-use crate::status::{PeerSlotStatus, PeerStatus, Status};
+use crate::status::Status;
+use crate::status::totals::RoundTrips;
 
-/// Renders all metrics in the text format of `OpenMetrics` 1.0.
+/// Renders all metrics in the text format of `OpenMetrics` 1.0. Without series of single peers the page is short: then it has
+/// neither help texts nor units, which are optional and would be a third of it. docs/metrics.md has both.
 pub(crate) fn render(
     status: watch::Receiver<Status>,
+    drops: Drops,
     closed: Arc<ClosedConnections>,
 ) -> Result<String, fmt::Error> {
+    let is_short = status.borrow().peers.is_empty();
     let mut registry = Registry::with_prefix("meshd");
-    registry.register_collector(Box::new(View { status, closed }));
+    registry.register_collector(Box::new(View { status, drops, closed }));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
-    Ok(text)
+    if !is_short {
+        return Ok(text);
+    }
+    let is_optional = |line: &str| line.starts_with("# HELP ") || line.starts_with("# UNIT ");
+    Ok(text.split_inclusive('\n').filter(|line| !is_optional(line)).collect())
 }
 
 #[derive(Debug)]
 struct View {
     status: watch::Receiver<Status>,
+    drops: Drops,
     closed: Arc<ClosedConnections>,
 }
 
@@ -52,6 +63,7 @@ struct Sample<'a> {
 enum Value {
     Integer(u64),
     Float(f64),
+    RoundTrips(RoundTrips),
 }
 
 impl From<u64> for Value {
@@ -102,17 +114,22 @@ impl Collector for View {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let status = self.status.borrow();
         let groups = [
-            node(&status),
+            node(&status, self.drops),
             messages(&status),
             mesh(&status),
+            peers::all(&status),
             rotation(&status),
             loop_counters(&status),
-            peers(&status),
+            peers::each(&status),
             offload(&status),
             relay(&status),
             vec![http(&self.closed)],
         ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
+            // A page without anything to say about relays, findings or single peers does not name them.
+            if samples.is_empty() {
+                continue;
+            }
             let mut metric = encoder.encode_descriptor(name, help, unit.as_ref(), kind)?;
             for Sample { labels, value } in samples {
                 let labels = labels.as_slice();
@@ -137,19 +154,26 @@ fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Re
         }
         (_, Value::Integer(value)) => encoder.encode_gauge(&value),
         (_, Value::Float(value)) => encoder.encode_gauge(&value),
+        (_, Value::RoundTrips(trips)) => {
+            let bounds = RoundTrips::BOUNDS.map(|bound| f64::from(bound) / 1000.0);
+            let bounds = bounds.into_iter().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(trips.counts).collect();
+            let sum = Duration::from_micros(trips.sum_microseconds).as_secs_f64();
+            encoder.encode_histogram::<NoLabelSet>(sum, trips.counts.iter().sum(), &buckets, None)
+        }
     }
 }
 
-fn node(status: &Status) -> Vec<Metric<'_>> {
+fn node(status: &Status, drops: Drops) -> Vec<Metric<'_>> {
     let backends = status.slots.iter().filter_map(|(slot, device)| {
         let backend = device.as_ref()?.backend.as_str();
         Some(sample(vec![("slot", slot.as_str()), ("backend", backend)], 1))
     });
     let drops = [
-        ("unencrypted_out", status.guard.dropped_out),
-        ("unencrypted_in", status.guard.dropped_in),
-        ("spoofed_source", status.guard.dropped_spoofed),
-        ("closed_node", status.guard.dropped_closed),
+        ("unencrypted_out", drops.outgoing),
+        ("unencrypted_in", drops.incoming),
+        ("spoofed_source", drops.spoofed),
+        ("closed_node", drops.closed),
     ];
     vec![
         Metric::gauges(
@@ -317,10 +341,14 @@ fn http(closed: &ClosedConnections) -> Metric<'static> {
 }
 
 fn mesh(status: &Status) -> Vec<Metric<'_>> {
-    let reach = status.reach();
+    let reach = status.summary.reach;
     // A node may have been rejected twice for the same reason, such as two of its addresses.
     let rejected: BTreeSet<_> =
-        status.rejected.iter().map(|rejected| (rejected.node.as_str(), rejected.code.as_str())).collect();
+        status.rejected.iter().map(|rejected| (rejected.code.as_str(), rejected.node.as_str())).collect();
+    let mut reasons: BTreeMap<&str, u64> = BTreeMap::new();
+    for (code, _) in rejected {
+        *reasons.entry(code).or_default() += 1;
+    }
     vec![
         Metric::gauges(
             "peers",
@@ -341,11 +369,8 @@ fn mesh(status: &Status) -> Vec<Metric<'_>> {
         ),
         Metric::gauges(
             "rejected_nodes",
-            "Nodes that were rejected, as a whole or in part, with the reason; always 1.",
-            rejected
-                .into_iter()
-                .map(|(node, code)| sample(vec![("node", node), ("reason", code)], 1))
-                .collect(),
+            "Nodes that were rejected, as a whole or in part, by reason; meshd status and the log name them.",
+            reasons.into_iter().map(|(code, count)| sample(vec![("reason", code)], count)).collect(),
         ),
         Metric::gauge(
             "api_server_connected",
@@ -432,79 +457,6 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
 /// The Unix time of something that had this age when the status was taken.
 fn timestamp(status: &Status, age_seconds: u64) -> u64 {
     status.taken_at.saturating_sub(age_seconds)
-}
-
-fn peers(status: &Status) -> Vec<Metric<'_>> {
-    let of_peers = |value: fn(&PeerStatus) -> Option<Value>| -> Vec<_> {
-        let peers = status.peers.iter();
-        peers.filter_map(|peer| Some(sample(vec![("peer", peer.node.as_str())], value(peer)?))).collect()
-    };
-    let of_slots = |value: &dyn Fn(&PeerSlotStatus) -> Option<Value>| -> Vec<_> {
-        let slots = status.peers.iter().flat_map(|peer| peer.slots.iter().map(move |slot| (peer, slot)));
-        slots
-            .filter_map(|(peer, (slot, state))| {
-                let labels = vec![("peer", peer.node.as_str()), ("slot", slot.as_str())];
-                Some(sample(labels, value(state.as_ref()?)?))
-            })
-            .collect()
-    };
-    vec![
-        Metric::gauges(
-            "peer_round_trip",
-            "Round-trip time inside the tunnel; absent if the last probe was not answered.",
-            of_peers(|peer| peer.round_trip_microseconds.map(Duration::from_micros).map(Value::from)),
-        )
-        .unit(Unit::Seconds),
-        Metric::gauges(
-            "peer_mtu",
-            "MTU of the routes to the peer: at most that of the route to its endpoint, less the overhead, and what passes.",
-            of_peers(|peer| peer.mtu.map(u64::from).map(Value::from)),
-        )
-        .unit(Unit::Bytes),
-        Metric::gauges(
-            "peer_full_size_packets_lost",
-            "Whether packets of the smallest allowed MTU are lost on the path while smaller ones arrive; absent while unknown.",
-            of_peers(|peer| peer.full_size_passes.map(|passes| Value::from(!passes))),
-        ),
-        Metric::gauges(
-            "peer_last_handshake_timestamp",
-            "Unix time of the last completed handshake; absent before the first one.",
-            of_slots(&|slot| slot.last_handshake.map(Value::from)),
-        )
-        .unit(Unit::Seconds),
-        Metric::counters(
-            "peer_received",
-            "Bytes received from the peer, since the slot's device has had its key.",
-            of_slots(&|slot| Some(slot.received.into())),
-        )
-        .unit(Unit::Bytes),
-        Metric::counters(
-            "peer_sent",
-            "Bytes sent to the peer, since the slot's device has had its key.",
-            of_slots(&|slot| Some(slot.sent.into())),
-        )
-        .unit(Unit::Bytes),
-        Metric::gauges(
-            "peer_preshared_key_proven",
-            "Whether a handshake with the slot's current preshared key has been seen.",
-            of_slots(&|slot| Some((slot.pq.protection == Protection::Proven).into())),
-        ),
-        Metric::gauges(
-            "peer_preshared_key_stripped",
-            "Whether pods' packets have passed for more than 30 seconds without a preshared key although both nodes want one.",
-            of_peers(|peer| Some(peer.pq.stripped_seconds.is_some().into())),
-        ),
-        Metric::counters(
-            "peer_forged_datagrams",
-            "Datagrams from the peer's endpoint that did not authenticate: damaged by its host or on the path, or forged; counted by the userspace engine.",
-            of_slots(&|slot| Some(slot.forged.into())),
-        ),
-        Metric::counters(
-            "peer_endpoint_drifts",
-            "Authenticated packets from another address than the endpoint, while the peer is not followed.",
-            of_slots(&|slot| Some(slot.endpoint_drifts.into())),
-        ),
-    ]
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyring::{PerSlot, PublicKey};
 
 use super::*;
-use crate::status::reach::Reach;
+use crate::status::reach::{Reach, ReachCounts};
 use crate::status::rotation::KeyStatus;
-use crate::status::{FindingStatus, OffloadUse, RejectedStatus, SlotStatus};
+use crate::status::summary::{Facts, Summary, Trouble, TroubleCounts, TroubledPeer};
+use crate::status::totals::PeerTotals;
+use crate::status::{FindingStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {
@@ -50,6 +52,15 @@ fn full() -> Status {
         taken_at: 1_800_000_000,
         slots: PerSlot { a: Some(device), b: None },
         peers: vec![peer],
+        summary: Summary {
+            reach: ReachCounts { up: 0, idle: 1, down: 0 },
+            troubles: TroubleCounts { stripped: 1, ..TroubleCounts::default() },
+            smallest_mtu: Some(1420),
+            worst: vec![TroubledPeer { trouble: Trouble::Stripped, node: "n2".into() }],
+            ..Summary::default()
+        },
+        totals: PeerTotals { received: 7, sent: 8, endpoint_drifts: 0, forged: 9 },
+        round_trips: RoundTrips { counts: [1, 2, 0, 0, 0, 1], sum_microseconds: 500_000 },
         rejected: vec![RejectedStatus {
             node: "n9".into(),
             code: "key-zero".into(),
@@ -78,7 +89,8 @@ fn full() -> Status {
 
 fn rendered(status: Status) -> String {
     let (_sender, receiver) = watch::channel(status);
-    render(receiver, Arc::default()).unwrap()
+    let drops = Drops { outgoing: 3, ..Drops::default() };
+    render(receiver, drops, Arc::default()).unwrap()
 }
 
 #[test]
@@ -87,7 +99,18 @@ fn samples_have_labels_and_base_units() {
     for line in [
         "meshd_build_info{version=\"1.2.3\"} 1\n",
         "meshd_backend_info{slot=\"a\",backend=\"kernel\"} 1\n",
-        "meshd_rejected_nodes{node=\"n9\",reason=\"key-zero\"} 1\n",
+        "meshd_rejected_nodes{reason=\"key-zero\"} 1\n",
+        "meshd_guard_dropped_packets_total{reason=\"unencrypted_out\"} 3\n",
+        "meshd_troubled_peers{reason=\"stripped\"} 1\n",
+        "meshd_worst_peers{peer=\"n2\",reason=\"stripped\"} 1\n",
+        "meshd_smallest_peer_mtu_bytes 1420\n",
+        "meshd_received_bytes_total 7\n",
+        "meshd_forged_datagrams_total 9\n",
+        "meshd_probe_round_trip_seconds_bucket{le=\"0.001\"} 1\n",
+        "meshd_probe_round_trip_seconds_bucket{le=\"0.32\"} 3\n",
+        "meshd_probe_round_trip_seconds_bucket{le=\"+Inf\"} 4\n",
+        "meshd_probe_round_trip_seconds_sum 0.5\n",
+        "meshd_probe_round_trip_seconds_count 4\n",
         "meshd_offload_in_use{slot=\"a\",offload=\"udp\"} 1\n",
         "meshd_offload_in_use{slot=\"a\",offload=\"tun\"} 0\n",
         "meshd_offload_refused_batches_total{slot=\"a\"} 4\n",
@@ -110,7 +133,7 @@ fn samples_have_labels_and_base_units() {
 }
 
 #[test]
-fn a_node_rejected_twice_for_the_same_reason_is_one_series() {
+fn a_node_rejected_twice_for_the_same_reason_counts_once() {
     let rejected = |node: &str, code: &str, reason: &str| RejectedStatus {
         node: node.into(),
         code: code.into(),
@@ -130,12 +153,46 @@ fn a_node_rejected_twice_for_the_same_reason_is_one_series() {
     let series: Vec<&str> = text.lines().filter(|line| line.starts_with("meshd_rejected_nodes{")).collect();
     assert_eq!(
         series,
-        [
-            "meshd_rejected_nodes{node=\"n8\",reason=\"address\"} 1",
-            "meshd_rejected_nodes{node=\"n9\",reason=\"address\"} 1",
-            "meshd_rejected_nodes{node=\"n9\",reason=\"pod-cidr\"} 1",
-        ]
+        ["meshd_rejected_nodes{reason=\"address\"} 2", "meshd_rejected_nodes{reason=\"pod-cidr\"} 1",]
     );
+}
+
+/// A status in which everything is wrong that can be, of a node with so many peers and as many rejected Nodes.
+fn large(peers: usize) -> Status {
+    let mut status = Status { peers: Vec::new(), rejected: Vec::new(), ..full() };
+    status.summary = Summary::default();
+    for number in 0..peers {
+        let node = format!("n{number}");
+        status.summary.add(&Facts {
+            node: &node,
+            state: Reach::Down,
+            blocked: true,
+            stripped: true,
+            full_size_passes: Some(false),
+            mtu: 1420,
+            protection: PerSlot::default(),
+        });
+        let code = "address".to_owned();
+        status.rejected.push(RejectedStatus { node, code, reason: String::new(), stays: true });
+    }
+    status.slots.b = status.slots.a.clone();
+    let reasons = tunnel::DropReason::ALL.map(|reason| (reason.label().to_owned(), 1));
+    status.tunnel_dropped = reasons.into_iter().collect();
+    let refused = ["malformed", "unauthenticated", "mac", "stale", "replay", "rate"];
+    status.control.refused = refused.map(|why| (why.to_owned(), 1)).into_iter().collect();
+    status.relay = None;
+    status
+}
+
+#[test]
+fn a_page_without_series_of_single_peers_is_short_at_any_number_of_them() {
+    for peers in [0, 50, 1000, 5000, 20_000] {
+        let text = rendered(large(peers));
+        let lines = text.lines().count();
+        assert!(lines <= 150, "{lines} lines with {peers} peers:\n{text}");
+        assert!(!text.contains("meshd_peer_"), "{text}");
+        assert!(text.contains("# TYPE meshd_peers gauge\n") && text.ends_with("# EOF\n"), "{text}");
+    }
 }
 
 /// The rows that docs/metrics.md must have: name, type, unit, labels, meaning.
@@ -152,7 +209,9 @@ fn documentation(text: &str) -> BTreeSet<String> {
             ["#", ..] => {}
             _ => {
                 let name = line.split(['{', ' ']).next().unwrap();
-                let family = name.strip_suffix("_total").unwrap_or(name);
+                let family =
+                    ["_total", "_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+                let family = family.filter(|family| types.contains_key(family)).unwrap_or(name);
                 let inner = line.split_once('{').and_then(|(_, rest)| rest.split_once('}'));
                 let pairs = inner.map_or("", |(inner, _)| inner).split(',');
                 let names = pairs.filter_map(|pair| Some(pair.split_once('=')?.0));

@@ -3,7 +3,9 @@
 pub mod pq;
 pub mod reach;
 pub mod rotation;
+pub mod summary;
 pub mod table;
+pub mod totals;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,8 +17,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::fence::Fence;
 use pq::{PairStatus, PqSlotStatus};
-use reach::{Reach, ReachCounts};
+use reach::Reach;
 use rotation::RotationStatus;
+use summary::Summary;
+use totals::{PeerTotals, RoundTrips};
 
 /// The mesh as one node's daemon sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +47,9 @@ pub struct Status {
     pub generation: u64,
     /// State of their rotation.
     pub rotation: RotationStatus,
+    /// Seconds after which preshared keys are renewed, where that is more than `pq-interval` because of the number of peers.
+    #[serde(default)]
+    pub stretched_pq_interval: Option<u64>,
     /// This node's devices.
     pub slots: PerSlot<Option<SlotStatus>>,
     /// This node's pod ranges.
@@ -59,7 +66,16 @@ pub struct Status {
     /// Chained plugins because of which CNI 1.1.0 is not offered to the runtime.
     #[serde(default)]
     pub cni_limited_by: Vec<String>,
-    /// Other nodes in the mesh.
+    /// All peers in a few numbers.
+    #[serde(default)]
+    pub summary: Summary,
+    /// What was exchanged with all peers, also those that have left.
+    #[serde(default)]
+    pub totals: PeerTotals,
+    /// Round-trip times inside the tunnel, of all answered probes.
+    #[serde(default)]
+    pub round_trips: RoundTrips,
+    /// Other nodes in the mesh: all, or those that were asked for.
     pub peers: Vec<PeerStatus>,
     /// Nodes that have not published keys yet.
     pub pending: Vec<String>,
@@ -91,13 +107,6 @@ pub struct Status {
     pub leases: Vec<LeaseStatus>,
     /// Counters since the daemon started.
     pub counters: Counters,
-}
-
-impl Status {
-    /// How many peers are reached.
-    pub fn reach(&self) -> ReachCounts {
-        self.peers.iter().map(|peer| peer.state).collect()
-    }
 }
 
 /// What a node forwards for others.
@@ -184,6 +193,16 @@ pub struct GuardStatus {
     /// Ranges in which no address of a Node is closed.
     #[serde(default)]
     pub open_node_cidrs: Vec<IpNetwork>,
+}
+
+impl GuardStatus {
+    /// Takes the guard's counters.
+    pub(crate) const fn set_drops(&mut self, drops: linux::guard::Drops) {
+        self.dropped_out = drops.outgoing;
+        self.dropped_in = drops.incoming;
+        self.dropped_spoofed = drops.spoofed;
+        self.dropped_closed = drops.closed;
+    }
 }
 
 /// The daemon's connection to the API server.

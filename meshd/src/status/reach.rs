@@ -66,7 +66,7 @@ impl Reach {
 }
 
 /// How many peers there are in each state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReachCounts {
     /// Those with a session.
     pub up: u64,
@@ -86,17 +86,22 @@ impl ReachCounts {
     pub const fn all(self) -> u64 {
         self.reached() + self.down
     }
+
+    /// Counts a peer.
+    pub const fn add(&mut self, reach: Reach) {
+        *match reach {
+            Reach::Up => &mut self.up,
+            Reach::Idle => &mut self.idle,
+            Reach::Down => &mut self.down,
+        } += 1;
+    }
 }
 
 impl FromIterator<Reach> for ReachCounts {
     fn from_iter<T: IntoIterator<Item = Reach>>(peers: T) -> Self {
         let mut counts = Self::default();
         for reach in peers {
-            *match reach {
-                Reach::Up => &mut counts.up,
-                Reach::Idle => &mut counts.idle,
-                Reach::Down => &mut counts.down,
-            } += 1;
+            counts.add(reach);
         }
         counts
     }

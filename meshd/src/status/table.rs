@@ -7,16 +7,47 @@ use comfy_table::{Table, presets};
 use super::{PeerSlotStatus, PeerStatus, Status};
 use crate::api::fence::Fence;
 
-/// Renders a status.
-pub fn render(status: &Status) -> String {
+/// How many names a list has, and how many lines of one kind there are, unless all are wanted.
+const FEW: usize = 10;
+
+/// Renders a status: its peers, and no more than ten names or lines of each kind unless `all` are wanted.
+pub fn render(status: &Status, all: bool) -> String {
     let mut text = String::new();
     // Writing into a String can't fail.
     let _ = head(&mut text, status);
     if !status.peers.is_empty() {
         let _ = writeln!(text, "\n{}", peers(&status.peers));
     }
-    let _ = tail(&mut text, status);
+    let hidden = status.summary.reach.all().saturating_sub(status.peers.len() as u64);
+    if hidden > 0 {
+        let which =
+            if status.peers.is_empty() { "no peer has a problem" } else { "shown: those with a problem" };
+        let _ = writeln!(text, "\n{which}; {hidden} more: meshd status --all");
+    }
+    let _ = tail(&mut text, status, if all { usize::MAX } else { FEW });
     text
+}
+
+/// The first of these names, and how many more there are.
+fn names(names: &[String], most: usize) -> String {
+    let first = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(most) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+/// Writes the first of these lines, and how many more there are.
+fn lines(text: &mut String, lines: impl Iterator<Item = String>, most: usize) -> std::fmt::Result {
+    let mut more = 0_usize;
+    for (number, line) in lines.enumerate() {
+        if number < most {
+            writeln!(text, "\n{line}")?;
+        } else {
+            more += 1;
+        }
+    }
+    if more > 0 { writeln!(text, "and {more} more: meshd status --all") } else { Ok(()) }
 }
 
 fn head(text: &mut String, status: &Status) -> std::fmt::Result {
@@ -35,10 +66,17 @@ fn head(text: &mut String, status: &Status) -> std::fmt::Result {
         }
     }
     writeln!(text, "backend   {} ({})", status.backend, status.backend_reason)?;
-    if !status.peers.is_empty() {
-        writeln!(text, "peers     {}", status.reach())?;
+    if status.summary.reach.all() > 0 {
+        writeln!(text, "peers     {}", status.summary.reach)?;
     }
     writeln!(text, "keys      {}", super::rotation::line(&status.rotation))?;
+    if let Some(seconds) = status.stretched_pq_interval {
+        let every = super::rotation::age(seconds);
+        writeln!(
+            text,
+            "preshared keys are renewed every {every}, not every `pq-interval`, because there are many peers"
+        )?;
+    }
     let guard = &status.guard;
     writeln!(
         text,
@@ -159,46 +197,43 @@ fn bytes(count: u64) -> String {
     format!("{whole} PiB")
 }
 
-fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
-    relays(text, status)?;
+fn tail(text: &mut String, status: &Status, most: usize) -> std::fmt::Result {
+    relays(text, status, most)?;
     if !status.pending.is_empty() {
-        writeln!(text, "\nno keys published yet: {}", status.pending.join(", "))?;
+        writeln!(text, "\nno keys published yet: {}", names(&status.pending, most))?;
     }
     if !status.kept.is_empty() {
-        writeln!(text, "\nno longer listed by the API server, kept for now: {}", status.kept.join(", "))?;
+        writeln!(text, "\nno longer listed by the API server, kept for now: {}", names(&status.kept, most))?;
     }
-    for peer in status.peers.iter().filter(|peer| peer.full_size_passes == Some(false)) {
+    let too_small = status.peers.iter().filter(|peer| peer.full_size_passes == Some(false)).map(|peer| {
         let mtu = peer.mtu.unwrap_or_default();
-        writeln!(
-            text,
-            "\n{}: too-small: packets of {mtu} bytes are lost, smaller ones arrive: the path must let UDP datagrams of {} \
+        format!(
+            "{}: too-small: packets of {mtu} bytes are lost, smaller ones arrive: the path must let UDP datagrams of {} \
              bytes pass",
             peer.node,
             mtu + wireguard::OVERHEAD
-        )?;
-    }
-    for peer in status.peers.iter().filter(|peer| peer.pq.blocked) {
-        writeln!(
-            text,
-            "\n{}: pod traffic blocked: a preshared key is required, and {}",
-            peer.node,
-            peer.pq.reason()
-        )?;
-    }
-    for peer in &status.peers {
-        if let Some(seconds) = peer.pq.stripped_seconds {
-            writeln!(
-                text,
-                "\n{}: pods' packets have passed without a preshared key for {seconds} s, although both nodes want one: \
-                 check that both UDP ports are open",
-                peer.node
-            )?;
-        }
-    }
-    for rejected in &status.rejected {
+        )
+    });
+    lines(text, too_small, most)?;
+    let blocked = status.peers.iter().filter(|peer| peer.pq.blocked).map(|peer| {
+        let why = peer.pq.reason();
+        format!("{}: pod traffic blocked: a preshared key is required, and {why}", peer.node)
+    });
+    lines(text, blocked, most)?;
+    let stripped = status.peers.iter().filter_map(|peer| {
+        let seconds = peer.pq.stripped_seconds?;
+        Some(format!(
+            "{}: pods' packets have passed without a preshared key for {seconds} s, although both nodes want one: check \
+             that both UDP ports are open",
+            peer.node
+        ))
+    });
+    lines(text, stripped, most)?;
+    let rejected = status.rejected.iter().map(|rejected| {
         let effect = if rejected.stays { "rejected in part" } else { "rejected" };
-        writeln!(text, "\n{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)?;
-    }
+        format!("{} {effect}: {} [{}]", rejected.node, rejected.reason, rejected.code)
+    });
+    lines(text, rejected, most)?;
     for found in &status.findings {
         writeln!(text, "\nhost      {} [{}]\n          fix: {}", found.sentence, found.code, found.fix)?;
     }
@@ -215,14 +250,11 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     for file in &status.damaged_files {
         writeln!(text, "\ndamaged file: {file}")?;
     }
-    for failure in &status.failures {
-        writeln!(text, "\nfailed, will retry: {failure}")?;
-    }
-    Ok(())
+    lines(text, status.failures.iter().map(|failure| format!("failed, will retry: {failure}")), most)
 }
 
 /// This node as a relay, and its leases at others.
-fn relays(text: &mut String, status: &Status) -> std::fmt::Result {
+fn relays(text: &mut String, status: &Status, most: usize) -> std::fmt::Result {
     if let Some(relay) = &status.relay {
         let (leases, waiting) = (relay.leases, relay.waiting);
         let dropped: u64 = relay.dropped.values().sum();
@@ -237,20 +269,48 @@ fn relays(text: &mut String, status: &Status) -> std::fmt::Result {
             writeln!(text, "\nrelay: port {port} can't be opened: {error}")?;
         }
     }
-    for lease in &status.leases {
+    let leases = status.leases.iter().filter_map(|lease| {
         let (node, slot) = (&lease.node, lease.slot);
         if let (Some(relay), Some(port)) = (&lease.relay, lease.port) {
-            writeln!(text, "\n{node}, slot {slot}: port {port} of relay {relay}")?;
-        } else if let Some(trouble) = &lease.trouble {
-            writeln!(text, "\n{node}, slot {slot}: {trouble}")?;
+            Some(format!("{node}, slot {slot}: port {port} of relay {relay}"))
+        } else {
+            Some(format!("{node}, slot {slot}: {}", lease.trouble.as_ref()?))
         }
-    }
-    Ok(())
+    });
+    lines(text, leases, most)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::RejectedStatus;
+
+    #[test]
+    fn the_table_of_a_large_mesh_is_short_unless_all_is_wanted() {
+        let name = |number: usize| format!("n{number}");
+        let mut status = Status { pending: (0..3000).map(name).collect(), ..Status::default() };
+        status.summary.reach.up = 5000;
+        let rejected = |number| RejectedStatus {
+            node: name(number),
+            code: "address".to_owned(),
+            reason: "listed by another Node".to_owned(),
+            stays: true,
+        };
+        status.rejected = (0..5000).map(rejected).collect();
+        let short = render(&status, false);
+        assert!(short.lines().count() < 50, "{short}");
+        for part in [
+            "peers     5000 of 5000 reached (5000 up, 0 idle, 0 down)\n",
+            "no peer has a problem; 5000 more: meshd status --all\n",
+            "n8, n9 and 2990 more\n",
+            "n9 rejected in part: listed by another Node [address]\n",
+            "and 4990 more: meshd status --all\n",
+        ] {
+            assert!(short.contains(part), "{part:?} in\n{short}");
+        }
+        let whole = render(&status, true);
+        assert!(whole.contains("n4999 rejected in part") && whole.contains("n2999\n"), "{whole}");
+    }
 
     #[test]
     fn byte_counts_have_at_most_three_digits_before_the_point() {

@@ -141,6 +141,10 @@ impl World {
         &self.ends[end].life.as_ref().unwrap().machine
     }
 
+    pub(crate) fn machine_mut(&mut self, end: usize) -> &mut Pairing {
+        &mut self.ends[end].life.as_mut().unwrap().machine
+    }
+
     pub(crate) fn tx(&self, end: usize) -> Slot {
         self.ends[end].life.as_ref().unwrap().tx
     }

@@ -11,9 +11,14 @@ use keyring::rotation::PeerId;
 use keyring::{PerSlot, Slot};
 use plan::path_mtu::search::{Limits, Search, Source};
 
+use super::allowance::Allowance;
 use crate::channel::MAX_PROBE_LEN;
 use crate::status::reach::ProbeRecord;
+use crate::status::totals::RoundTrips;
 
+/// How many regular rounds begin in a second at most. Those about a path in doubt, of which there is something to be repaired, are
+/// not limited.
+const ROUNDS_PER_SECOND: u32 = 50;
 /// The largest packet in bytes that is asked for: a probe's payload with the headers of IPv4 and UDP. What a route allows
 /// beyond that is believed.
 const LARGEST_PROBED: u32 = 9028;
@@ -71,10 +76,15 @@ pub(super) struct Way {
 /// The probes of all peers.
 #[derive(Debug)]
 pub(super) struct Probes {
+    /// As configured; none if there are no probes.
+    configured: Option<Duration>,
+    /// The same, or longer where there are many peers.
     interval: Option<Duration>,
+    allowance: Allowance,
     jitter_seed: u64,
     next: u64,
     peers: BTreeMap<PeerId, PeerProbes>,
+    round_trips: RoundTrips,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -126,12 +136,22 @@ impl Probes {
     /// it, and it decides when within the interval each peer is probed.
     pub(super) fn new(interval: Duration, jitter_seed: u64) -> Self {
         let interval = (!interval.is_zero()).then_some(interval);
-        Self { interval, jitter_seed, next: jitter_seed, peers: BTreeMap::new() }
+        Self {
+            configured: interval,
+            interval,
+            allowance: Allowance::per_second(ROUNDS_PER_SECOND),
+            jitter_seed,
+            next: jitter_seed,
+            peers: BTreeMap::new(),
+            round_trips: RoundTrips::default(),
+        }
     }
 
     /// Takes the paths to all peers; forgets the others.
     pub(super) fn set_ways(&mut self, now: Duration, ways: BTreeMap<PeerId, PerSlot<Way>>) {
-        let Some(interval) = self.interval else { return };
+        let Some(configured) = self.configured else { return };
+        let interval = configured.max(least_interval(ways.len()));
+        self.interval = Some(interval);
         let mut former = std::mem::take(&mut self.peers);
         for (peer, ways) in ways {
             let mut watched = former.remove(&peer).unwrap_or_default();
@@ -151,8 +171,8 @@ impl Probes {
         }
     }
 
-    /// The probes due at `now` for these peers, by the slot in use. A new peer is probed at once, and from then on at its
-    /// phase of the interval: all peers at the same time would fill queues and have every daemon answer at once.
+    /// The probes due at `now` for these peers, by the slot in use. A new peer is probed as soon as others leave room, and from
+    /// then on at its phase of the interval: all peers at the same time would fill queues and have every daemon answer at once.
     pub(super) fn due<'a>(
         &mut self,
         now: Duration,
@@ -167,6 +187,7 @@ impl Probes {
                 watched.conclude(now, slot);
             }
         }
+        let (mut wanted, mut regular) = (Vec::new(), Vec::new());
         for (peer, active) in peers {
             let Some(watched) = self.peers.get_mut(peer) else { continue };
             if watched.active != Some(active) {
@@ -175,24 +196,37 @@ impl Probes {
                 watched.active = Some(active);
             }
             for slot in Slot::ALL {
-                if !watched.wants_round(now, slot, slot == active) {
+                let is_active = slot == active;
+                if !watched.wants_round(now, slot, is_active) {
                     continue;
                 }
-                if slot == active {
-                    watched.due = next_due(phase(self.jitter_seed, interval, peer), interval, earliest);
+                if is_active && watched.due <= now && !watched.is_in_doubt(slot) {
+                    regular.push((watched.due, peer, slot));
+                } else {
+                    wanted.push((peer, slot, is_active));
                 }
-                let Some(on_slot) = watched.slots.get_mut(slot) else { continue };
-                let mut send = |size: Option<u32>| {
-                    let nonce = self.next;
-                    self.next = nonce.wrapping_add(1);
-                    probes.push(Probe { peer: peer.clone(), over: slot, nonce, size });
-                    Sent { nonce, at: now, size: size.unwrap_or_default() }
-                };
-                let small = send(None);
-                let sizes = on_slot.search.begin(now).into_iter().map(|size| send(Some(size))).collect();
-                on_slot.round = Some(Round { small, answered: None, sizes });
-                on_slot.probed = (on_slot.way.traffic.0, now);
             }
+        }
+        // Who has waited longest comes first.
+        regular.sort_unstable();
+        let room = self.allowance.take(now, regular.len());
+        wanted.extend(regular.into_iter().take(room).map(|(_, peer, slot)| (peer, slot, true)));
+        for (peer, slot, is_active) in wanted {
+            let Some(watched) = self.peers.get_mut(peer) else { continue };
+            if is_active {
+                watched.due = next_due(phase(self.jitter_seed, interval, peer), interval, earliest);
+            }
+            let Some(on_slot) = watched.slots.get_mut(slot) else { continue };
+            let mut send = |size: Option<u32>| {
+                let nonce = self.next;
+                self.next = nonce.wrapping_add(1);
+                probes.push(Probe { peer: peer.clone(), over: slot, nonce, size });
+                Sent { nonce, at: now, size: size.unwrap_or_default() }
+            };
+            let small = send(None);
+            let sizes = on_slot.search.begin(now).into_iter().map(|size| send(Some(size))).collect();
+            on_slot.round = Some(Round { small, answered: None, sizes });
+            on_slot.probed = (on_slot.way.traffic.0, now);
         }
         probes
     }
@@ -214,6 +248,7 @@ impl Probes {
         if let Some(round) = slot.round.as_mut().filter(|round| in_time(&round.small)) {
             let took = now.saturating_sub(round.small.at);
             round.answered = Some((now, took));
+            self.round_trips.observe(took);
             slot.lost = 0;
             watched.answered = Some(now);
             // What comes over the other slot says nothing about the path in use.
@@ -242,6 +277,11 @@ impl Probes {
             let narrow = used.filter(|(_, probes)| probes.search.size() < probes.way.limits.largest);
             narrow.map(move |(slot, probes)| (peer, slot, probes.search.size()))
         })
+    }
+
+    /// Round-trip times of all probes that were answered.
+    pub(super) const fn round_trips(&self) -> RoundTrips {
+        self.round_trips
     }
 
     /// Which probes the peer has answered.
@@ -275,6 +315,11 @@ impl Probes {
     }
 }
 
+/// The interval with which so many peers need no more rounds than begin in a second.
+fn least_interval(peers: usize) -> Duration {
+    Duration::from_secs((peers as u64).div_ceil(u64::from(ROUNDS_PER_SECOND)))
+}
+
 /// The first time from `earliest` on that has this phase of the interval. Probes in between, after a loss, do not move it.
 fn next_due(phase: Duration, interval: Duration, earliest: Duration) -> Duration {
     let intervals = earliest.saturating_sub(phase).as_nanos().div_ceil(interval.as_nanos());
@@ -291,13 +336,18 @@ fn phase(jitter_seed: u64, interval: Duration, peer: &PeerId) -> Duration {
 }
 
 impl PeerProbes {
+    /// Whether single losses and a broken path have to be told apart.
+    fn is_in_doubt(&self, slot: Slot) -> bool {
+        self.slots.get(slot).as_ref().is_some_and(|probes| (1..LOSSES_BEFORE_REPORT).contains(&probes.lost))
+    }
+
     fn wants_round(&self, now: Duration, slot: Slot, active: bool) -> bool {
         let Some(probes) = self.slots.get(slot) else { return false };
         if probes.round.is_some() {
             return false;
         }
-        // A single loss and a broken path are told apart at once.
-        let in_doubt = (1..LOSSES_BEFORE_REPORT).contains(&probes.lost);
+        // At once.
+        let in_doubt = self.is_in_doubt(slot);
         // A daemon that was away for a moment is asked again, once per interval.
         let patient = probes.lost < LOSSES_BEFORE_REPORT || now >= probes.probed.1 + probes.interval;
         let search = probes.search.due().is_some_and(|due| due <= now) && patient;
@@ -360,6 +410,7 @@ impl SlotProbes {
     /// Takes the present path; returns whether the slot should be probed now because of what is sent on it.
     fn set_way(&mut self, now: Duration, way: Way, interval: Duration) -> bool {
         let way = way.bounded();
+        self.interval = interval;
         let former = std::mem::replace(&mut self.way, way);
         let moved = former.endpoint != way.endpoint;
         if moved || (way.up && !former.up) {

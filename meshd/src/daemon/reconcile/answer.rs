@@ -9,13 +9,15 @@ use plan::paths::Kind;
 use super::Reconciler;
 use crate::chain::Chain;
 use crate::control::Request;
-use crate::status::{PlanReport, Status};
+use crate::status::PlanReport;
+use crate::status::rotation::RotationStatus;
 
 impl Reconciler {
     /// Answers a request from the control socket.
     pub(in crate::daemon) async fn answer(&mut self, request: Request) -> String {
         let text = match request {
             Request::Status => serde_json::to_string_pretty(&self.status()),
+            Request::ShortStatus => serde_json::to_string(&self.short_status()),
             Request::Plan => serde_json::to_string_pretty(&self.plan().await),
             Request::Rotate => self.rotate(Cause::Request),
             Request::RotateNow => self.rotate(Cause::Emergency),
@@ -26,7 +28,11 @@ impl Reconciler {
     fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
         self.keys.handle(Input::Rotate(cause));
         self.peer_channel.send_asks(self.keys.take_asks());
-        serde_json::to_string_pretty(&self.status().rotation)
+        serde_json::to_string_pretty(&self.rotation_status())
+    }
+
+    fn rotation_status(&self) -> RotationStatus {
+        self.outcome.rotation(&self.config, &self.keys, self.keys.now())
     }
 
     async fn plan(&mut self) -> PlanReport {
@@ -45,40 +51,10 @@ impl Reconciler {
         }
     }
 
-    fn path_text(&self, peer: &NodeUid, slot: Slot, kind: Kind) -> String {
+    pub(super) fn path_text(&self, peer: &NodeUid, slot: Slot, kind: Kind) -> String {
         let leased = (!kind.is_direct()).then(|| self.leases.address(peer, slot)).flatten();
         let world = &self.outcome.admission().world;
         let relay = leased.and_then(|leased| world.name_of(leased.relay.as_str()).cloned());
         relay.map_or_else(|| kind.as_str().to_owned(), |relay| format!("{} via {relay}", kind.as_str()))
-    }
-
-    /// The status as of now.
-    pub(in crate::daemon) fn status(&mut self) -> Status {
-        let status = self.outcome.status(
-            &self.config,
-            &self.keys,
-            &self.pairs,
-            &self.cluster,
-            (&mut self.devices, &self.peer_channel),
-            self.started.elapsed(),
-        );
-        let relay = self.relay.status();
-        let leases = self.leases.status(self.outcome.admission());
-        let (control, nat) = (self.peer_channel.status(), self.mapping());
-        let mut status = Status { nat, control, relay, leases, ..status };
-        for peer in &mut status.peers {
-            let Some(uid) = self.outcome.uid(&peer.node) else { continue };
-            for slot in Slot::ALL {
-                if let Some(found) = peer.slots.get_mut(slot) {
-                    found.path = self.paths.up(uid, slot).map(|kind| self.path_text(uid, slot, kind));
-                }
-            }
-            let way = self.peer_channel.path(uid);
-            peer.round_trip_microseconds =
-                way.round_trip.map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-            way.source.as_str().clone_into(&mut peer.mtu_source);
-            peer.full_size_passes = way.full_size;
-        }
-        status
     }
 }

@@ -1,21 +1,20 @@
 //! Datagrams that do not authenticate: the sender is told, and sends one by one from then on.
 
-use keyring::Slot;
 use keyring::rotation::PeerId;
+use keyring::{PerSlot, Slot};
 use tracing::warn;
+use wireguard::DeviceState;
 
 use super::Reconciler;
 use crate::chain::Chain;
-use crate::status::Status;
 
 impl Reconciler {
     /// Tells peers that many of their datagrams do not authenticate here.
-    pub(in crate::daemon) fn report_forged(&mut self, status: &Status) {
-        let counters = status.peers.iter().flat_map(|peer| {
-            let slots = peer.slots.iter();
-            slots.filter_map(|(slot, found)| Some((peer.node.as_str(), slot, found.as_ref()?.forged)))
-        });
-        for (node, slot, count) in self.outcome.forged.update(self.started.elapsed(), counters) {
+    pub(super) fn report_forged(&mut self, devices: &PerSlot<Option<DeviceState>>) {
+        let mut forged = std::mem::take(&mut self.outcome.forged);
+        let told = forged.update(self.started.elapsed(), self.forged_counters(devices));
+        self.outcome.forged = forged;
+        for (node, slot, count) in told {
             if let Some(uid) = self.outcome.uid(&node) {
                 self.peer_channel.send_forged(&PeerId::new(uid.as_str()), slot, count);
             }

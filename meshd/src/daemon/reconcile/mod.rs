@@ -11,6 +11,7 @@ mod paths;
 mod reach;
 mod relays;
 mod rotation;
+mod survey;
 mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -63,6 +64,7 @@ use crate::device::SelectedBackend;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
 use paths::Told;
+use survey::Surveys;
 use whereabouts::ToldHere;
 
 const OBSERVE: Attempt = Attempt::Task("observe");
@@ -136,6 +138,7 @@ pub(super) struct Reconciler {
     /// When keys were last replaced for the sake of their devices.
     renewed: Option<Duration>,
     pub(super) outcome: Outcome,
+    surveys: Surveys,
 }
 
 /// The slot that carries pods' packets to each peer after a turn.
@@ -143,6 +146,11 @@ fn carrying(turn: &Turn) -> BTreeMap<NodeUid, Slot> {
     let members = turn.admission.world.peers.values();
     let slot = |member: &Member| Some((member.uid.clone(), turn.setup.carrying_slot(member)?));
     members.filter_map(slot).collect()
+}
+
+/// The files that were found damaged when they were opened.
+fn damaged_files(audit: &Audit, keys: &Keys) -> Vec<String> {
+    audit.damaged().iter().cloned().chain(keys.damaged().map(ToOwned::to_owned)).collect()
 }
 
 /// Where the loop's results go.
@@ -183,13 +191,12 @@ impl Reconciler {
         let Outputs { wanted, received, node_events, answers } = outputs;
         let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
-        let mut damaged_files = audit.damaged().to_vec();
+        let mut damaged_files = damaged_files(&audit, &keys);
         let memory = match cache.load() {
             Ok(memory) => memory.filter(|memory| memory.node == own),
             Err(error) => {
-                let error = Chain(&error).to_string();
-                error!(event = "PeersNotRestored", error, "starting without the last known peers");
-                damaged_files.push(error);
+                damaged_files.push(Chain(&error).to_string());
+                error!(event = "PeersNotRestored", error = %Chain(&error), "starting without the last known peers");
                 None
             }
         };
@@ -227,6 +234,7 @@ impl Reconciler {
             node_events,
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::new(chosen, damaged_files),
+            surveys: Surveys::default(),
             started: Instant::now(),
             renewed: None,
             api: ApiQuestions::new(client, answers),

@@ -1,16 +1,21 @@
 //! Reports of peers that are no longer reached, and of a node that reaches none.
 
+use plan::node::NodeName;
 use tracing::{info, warn};
 
 use super::Reconciler;
 use crate::daemon::unreached::Change;
-use crate::status::Status;
+use crate::status::reach::{Reach, ReachCounts};
 
 impl Reconciler {
-    /// Logs which peers are no longer reached and which are again, and creates an Event when none is.
-    pub(in crate::daemon) fn report_unreached(&mut self, status: &Status) {
-        let peers = status.peers.iter().map(|peer| (peer.node.as_str(), peer.state));
-        for change in self.outcome.unreached.update(self.started.elapsed(), peers) {
+    /// Logs which peers are no longer reached and which are again, and creates an Event when none is. Takes the state of each
+    /// peer, in the order of the world.
+    pub(super) fn report_unreached(&mut self, reaches: &[Reach]) {
+        let mut unreached = std::mem::take(&mut self.outcome.unreached);
+        let names = self.outcome.admission().world.peers.keys().map(NodeName::as_str);
+        let changes = unreached.update(self.started.elapsed(), names.zip(reaches.iter().copied()));
+        self.outcome.unreached = unreached;
+        for change in changes {
             match change {
                 Change::Lost(node) => {
                     warn!(event = "PeerUnreachable", node, "a peer does not answer");
@@ -20,7 +25,7 @@ impl Reconciler {
                     let message = format!(
                         "none of {} peers answers; check this node's network, and that both UDP ports ({} and {}) are \
                          open",
-                        status.peers.len(),
+                        reaches.len(),
                         self.config.ports.a,
                         self.config.ports.b
                     );
@@ -28,7 +33,7 @@ impl Reconciler {
                     self.send_event(true, "NoPeerReachable", message);
                 }
                 Change::SomebodyReached => {
-                    let message = format!("peers: {}", status.reach());
+                    let message = format!("peers: {}", reaches.iter().copied().collect::<ReachCounts>());
                     info!(event = "PeersReachable", "peers answer again");
                     self.send_event(false, "PeersReachable", message);
                 }
