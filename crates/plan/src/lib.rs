@@ -34,6 +34,7 @@ pub mod publication;
 mod render;
 pub mod renewal;
 mod statement;
+pub mod timers;
 pub mod turn;
 pub mod whereabouts;
 
