@@ -42,6 +42,9 @@ struct Device {
     leased: bool,
 }
 
+/// Endpoint, handshake and counters.
+type Said = (Option<SocketAddr>, Option<Duration>, [u64; 3]);
+
 struct Devices {
     now: Duration,
     slots: BTreeMap<(NodeUid, Slot), Device>,
@@ -158,7 +161,7 @@ struct Run {
     whole: (Paths, BTreeMap<(NodeUid, Slot), u64>),
     parts: (Paths, BTreeMap<(NodeUid, Slot), u64>),
     /// What the devices said at the last step.
-    seen: BTreeMap<(NodeUid, Slot), (Option<SocketAddr>, Option<Duration>, [u64; 3])>,
+    seen: BTreeMap<(NodeUid, Slot), Said>,
     /// Whether a step with all is wanted.
     wanted: bool,
     partial: u32,
@@ -197,7 +200,7 @@ impl Run {
             Happens::Received => device.counts[0] += 100,
             Happens::Sent => device.counts[1] += 100,
             Happens::Both => {
-                device.counts = [device.counts[0] + 100, device.counts[1] + 100, device.counts[2]]
+                device.counts = [device.counts[0] + 100, device.counts[1] + 100, device.counts[2]];
             }
             Happens::Handshake => device.handshake = Some(now),
             Happens::SessionEnds => device.handshake = None,
@@ -206,7 +209,7 @@ impl Run {
                 device.counts[2] += 1;
             }
             Happens::Moves(to) => {
-                device.endpoint = Some(SocketAddr::new([203, 0, 113, 50 + to].into(), 4000))
+                device.endpoint = Some(SocketAddr::new([203, 0, 113, 50 + to].into(), 4000));
             }
             Happens::Relay(leased) => {
                 device.leased = leased;
