@@ -11,6 +11,7 @@ use plan::admission::{Admission, Member};
 use plan::desired::Setup;
 use plan::node::NodeUid;
 use plan::publication;
+use plan::timers::Timers;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -33,6 +34,9 @@ pub(super) struct Pairs {
     provider: MlKem768,
     started: Instant,
     machines: BTreeMap<PeerId, Pairing>,
+    /// When each has its next tick. What one decides differs by time alone only while its hellos are not answered, and then it
+    /// sends the next one within seconds.
+    timers: Timers<PeerId>,
     /// Since when nodes with which there are keys are gone.
     gone: BTreeMap<PeerId, Duration>,
     messages: Vec<(PeerId, Slot, Message)>,
@@ -50,6 +54,7 @@ impl Pairs {
             provider: MlKem768,
             started: Instant::now(),
             machines: BTreeMap::new(),
+            timers: Timers::default(),
             gone: BTreeMap::new(),
             messages: Vec::new(),
             unwritten: BTreeSet::new(),
@@ -72,6 +77,7 @@ impl Pairs {
             self.move_to_new_uid(peer, &statics(member), |known| members.contains_key(known), keys);
         }
         self.machines.retain(|peer, _| members.contains_key(peer));
+        self.timers.retain(|peer| members.contains_key(peer));
         self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
         for (peer, member) in &members {
             self.start(&own.id, peer, keys);
@@ -170,9 +176,7 @@ impl Pairs {
     pub(super) fn tick(&mut self, keys: &mut Keys) {
         self.ticked = Some(Instant::now());
         let now = self.now();
-        let due =
-            self.machines.iter().filter(|(_, pair)| pair.poll_timeout(now).is_some_and(|due| due <= now));
-        let due: Vec<PeerId> = due.map(|(peer, _)| peer.clone()).collect();
+        let due: Vec<PeerId> = self.timers.due(now).cloned().collect();
         for peer in due {
             self.handle(&peer, Input::Tick);
         }
@@ -181,8 +185,7 @@ impl Pairs {
 
     /// When the first tick is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let now = self.now();
-        let due = self.machines.values().filter_map(|pair| pair.poll_timeout(now)).min()?;
+        let due = self.timers.first()?;
         // The state machines share the loop with everything else, however many there are.
         let soonest = self.ticked.map(|ticked| ticked + MIN_TICK_INTERVAL);
         self.started.checked_add(due).max(soonest)
@@ -257,8 +260,13 @@ impl Pairs {
 
     fn handle(&mut self, peer: &PeerId, input: Input) {
         let now = self.now();
-        let Some(pair) = self.machines.get_mut(peer) else { return };
-        for effect in pair.handle(now, &self.provider, input) {
+        let Some(pair) = self.machines.get_mut(peer) else {
+            self.timers.set(peer, None);
+            return;
+        };
+        let effects = pair.handle(now, &self.provider, input);
+        self.timers.set(peer, pair.poll_timeout(now));
+        for effect in effects {
             match effect {
                 Effect::Send { over, message } => self.messages.push((peer.clone(), over, message)),
                 Effect::Persist => drop(self.unwritten.insert(peer.clone())),
