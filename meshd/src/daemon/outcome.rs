@@ -1,6 +1,7 @@
 //! The results of the last turn: the status, and the files for the CNI plugin.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
@@ -73,7 +74,7 @@ pub(super) struct Outcome {
     pub(super) unpublished_addresses: usize,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
-    admission: Admission,
+    admission: Arc<Admission>,
     peers: Vec<PeerStatus>,
     mtu: u32,
     installed: bool,
@@ -139,12 +140,17 @@ impl Outcome {
                 }),
             })
             .collect();
-        self.admission = admission;
+        self.admission = Arc::new(admission);
     }
 
     /// Who is in the mesh since the last turn.
-    pub(super) const fn admission(&self) -> &Admission {
+    pub(super) fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// The same, to be held while this changes.
+    pub(super) fn shared_admission(&self) -> Arc<Admission> {
+        Arc::clone(&self.admission)
     }
 
     /// The UID of a peer by its node's name.

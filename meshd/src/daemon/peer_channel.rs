@@ -169,6 +169,11 @@ impl PeerChannel {
         self.probes.set_ways(self.started.elapsed(), ways);
     }
 
+    /// Takes the bytes sent to and received from a peer so far, by slot.
+    pub(super) fn set_traffic(&mut self, peer: &PeerId, traffic: PerSlot<Option<(u64, u64)>>) {
+        self.probes.set_traffic(self.started.elapsed(), peer, traffic);
+    }
+
     /// What passes to each slot of each peer, where that is less than its route allows.
     pub(super) fn passes(&self) -> BTreeMap<(NodeUid, Slot), u32> {
         self.probes.passes().map(|(peer, slot, mtu)| ((NodeUid::new(peer.as_str()), slot), mtu)).collect()
@@ -193,6 +198,11 @@ impl PeerChannel {
     /// When the next round of probes ends.
     pub(super) fn probes_due(&self) -> Option<Instant> {
         self.probes.next_step(self.started.elapsed()).map(|at| self.started + at)
+    }
+
+    /// The same of one peer.
+    pub(super) fn probes_due_after(&self, peer: &PeerId) -> Option<Instant> {
+        self.probes.next_step_of(self.started.elapsed(), peer).map(|at| self.started + at)
     }
 
     /// Asks a peer for an echo over a slot.

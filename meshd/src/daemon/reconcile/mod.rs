@@ -6,6 +6,7 @@ mod contests;
 mod effects;
 mod forged;
 mod host;
+mod look;
 mod path_mtu;
 mod paths;
 mod reach;
@@ -62,6 +63,7 @@ use crate::config::Config;
 use crate::device::SelectedBackend;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
+use look::Looks;
 use paths::Told;
 use whereabouts::ToldHere;
 
@@ -120,6 +122,7 @@ pub(super) struct Reconciler {
     carrying: BTreeMap<NodeUid, Slot>,
     /// Whether a turn is wanted because a step of a path is due.
     step_wanted: bool,
+    looks: Looks,
     host_checks: HostChecks,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
@@ -143,6 +146,14 @@ fn carrying(turn: &Turn) -> BTreeMap<NodeUid, Slot> {
     let members = turn.admission.world.peers.values();
     let slot = |member: &Member| Some((member.uid.clone(), turn.setup.carrying_slot(member)?));
     members.filter_map(slot).collect()
+}
+
+fn engine_options(config: &Config) -> UserspaceOptions {
+    UserspaceOptions {
+        uapi_dir: config.wireguard_dir.clone(),
+        udp_offload: config.udp_offload,
+        tun_offload: config.tun_offload,
+    }
 }
 
 /// Where the loop's results go.
@@ -212,11 +223,7 @@ impl Reconciler {
             devices: Devices::adopt(
                 chosen.backend,
                 config.threaded_napi,
-                UserspaceOptions {
-                    uapi_dir: config.wireguard_dir.clone(),
-                    udp_offload: config.udp_offload,
-                    tun_offload: config.tun_offload,
-                },
+                engine_options(&config),
                 &config.links,
             ),
             peer_channel: PeerChannel::new(&config, keys.jitter_seed(), received),
@@ -245,6 +252,7 @@ impl Reconciler {
             standing_links: Vec::new(),
             carrying: BTreeMap::new(),
             step_wanted: false,
+            looks: Looks::default(),
             host_checks: HostChecks::default(),
             kernel_changed: false,
             guard: None,
@@ -316,13 +324,21 @@ impl Reconciler {
         self.kernel_changed = true;
     }
 
+    /// Takes a notice that tables of nft have changed. Many programs change theirs all the time; a look sees whether ours are
+    /// as they were.
+    pub(super) const fn filters_changed(&mut self) {
+        (self.looks.wanted, self.looks.filters_changed) = (true, true);
+    }
+
     /// One turn; returns how soon to take another because something failed.
     pub(super) async fn reconcile(&mut self) -> Option<Duration> {
         let now = self.started.elapsed();
         self.question_api_server(now);
+        self.unsettle();
         self.cluster.release(now);
         self.cluster.settle(now, self.outcome.api_error.is_none());
         self.outcome.counters.reconciles += 1;
+        self.outcome.counters.full_reconciles += 1;
         self.filters.begin_turn(now);
         self.read_host(now).await;
         let mut turn = match self.prepare().await {
@@ -343,7 +359,7 @@ impl Reconciler {
                 return self.retry_in(now);
             }
         };
-        self.kernel_changed = false;
+        (self.kernel_changed, self.looks.filters_changed) = (false, false);
         self.guard.clone_from(&turn.desired.guard);
         self.backoff = std::mem::take(&mut turn.backoff);
         self.backoff.succeeded(&OBSERVE);
@@ -366,6 +382,7 @@ impl Reconciler {
         self.settle_backend(now);
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
+        self.settle(now, &turn);
         self.outcome.conclude(turn, &self.devices);
         self.outcome.set_guard_owned(self.guard_owner.owning());
         self.write_cni_files(now);
@@ -409,7 +426,7 @@ impl Reconciler {
             (&mut self.guard_owner, &mut self.filters),
             &mut self.devices,
             desired,
-            self.kernel_changed,
+            self.kernel_changed || self.looks.filters_changed,
         )
         .await?;
         Ok(decide(known, observed, self.started.elapsed()))
