@@ -1,5 +1,7 @@
 //! Notices that something changed in the kernel; what it was is read by the receiver.
 
+use std::time::Duration;
+
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use rtnetlink::MulticastGroup;
@@ -14,6 +16,18 @@ use crate::error::{HostError, Subject};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notice;
 
+/// Notices of two kinds. Of each, any number of changes that were not received yet is one notice.
+#[derive(Debug)]
+pub struct Notices {
+    /// Links, addresses, routes and rules.
+    pub routing: mpsc::Receiver<Notice>,
+    /// Tables of nft, which other programs change all the time.
+    pub filters: mpsc::Receiver<Notice>,
+}
+
+/// How often a change is assumed once changes are no longer noticed.
+const BLIND_PERIOD: Duration = Duration::from_secs(1);
+
 /// `NFNLGRP_NFTABLES` (`include/uapi/linux/netfilter/nfnetlink.h`).
 const NFTABLES: u32 = 7;
 const ROUTING: [MulticastGroup; 7] = [
@@ -27,14 +41,15 @@ const ROUTING: [MulticastGroup; 7] = [
 ];
 
 impl Handle {
-    /// Notices of changes of links, addresses, routes, rules and nft tables, from now until the receiver is
-    /// dropped. Any number of changes that were not received yet is one notice.
-    pub fn monitor(&self) -> Result<mpsc::Receiver<Notice>, HostError> {
-        let (sender, receiver) = mpsc::channel(1);
-        let routing: Vec<u32> = ROUTING.iter().map(|group| *group as u32).collect();
-        tokio::spawn(listen(open(NETLINK_ROUTE, &routing)?, sender.clone()));
-        tokio::spawn(listen(open(NETLINK_NETFILTER, &[NFTABLES])?, sender));
-        Ok(receiver)
+    /// Notices of changes of links, addresses, routes, rules and nft tables, from now until the receivers are
+    /// dropped.
+    pub fn monitor(&self) -> Result<Notices, HostError> {
+        let groups: Vec<u32> = ROUTING.iter().map(|group| *group as u32).collect();
+        let (of_routing, routing) = mpsc::channel(1);
+        let (of_filters, filters) = mpsc::channel(1);
+        tokio::spawn(listen(open(NETLINK_ROUTE, &groups)?, of_routing));
+        tokio::spawn(listen(open(NETLINK_NETFILTER, &[NFTABLES])?, of_filters));
+        Ok(Notices { routing, filters })
     }
 }
 
@@ -63,9 +78,17 @@ async fn listen(socket: TokioSocket, sender: mpsc::Sender<Notice>) {
             && error.raw_os_error() != Some(rustix::io::Errno::NOBUFS.raw_os_error())
         {
             warn!(event = "KernelNoticesLost", %error, "changes in the kernel are no longer noticed at once");
-            return;
+            return assume_changes(&sender).await;
         }
         // A full queue holds a notice that was not received yet; a closed one ends the loop in its next round.
         let _ = sender.try_send(Notice);
+    }
+}
+
+/// Without notices everything has to be read all the time.
+async fn assume_changes(sender: &mpsc::Sender<Notice>) {
+    while !sender.is_closed() {
+        let _ = sender.try_send(Notice);
+        tokio::time::sleep(BLIND_PERIOD).await;
     }
 }

@@ -11,16 +11,20 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::hint::black_box;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use keyring::{PerSlot, PrivateKey, PublicKey, Slot};
-use plan::admission::{Admission, AdmissionPolicy, Ledger, admit};
+use plan::admission::{Admission, AdmissionPolicy, Ledger, Member, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
-use plan::network::MeshInput;
+use plan::look::moved;
+use plan::network::{MeshInput, Network, Peer};
 use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::paths::{Outlook, Part, Paths, Surroundings, View};
 use plan::{desired, diff};
+use wireguard::{DeviceState, PeerState};
 
 const SIZES: [usize; 4] = [50, 500, 1_000, 5_000];
 
@@ -61,6 +65,8 @@ fn measure(nodes: usize, runs: usize) -> Vec<(&'static str, Duration)> {
         let active = admission.world.peers.values().map(|member| setup.active_slot(member));
         (ops, violations, active.collect::<Vec<_>>(), admission.ledger == ledger)
     };
+    let (before, after) = (device(&wanted, false), device(&wanted, true));
+    let mut paths = settled_paths(&admission, &before);
     let states = || records.iter().filter_map(|record| State::parse(record.state.as_deref()?).ok()).count();
     vec![
         ("parse", median(runs, states)),
@@ -71,10 +77,81 @@ fn measure(nodes: usize, runs: usize) -> Vec<(&'static str, Duration)> {
         ("active slots", median(runs, active)),
         ("ledger compare", median(runs, || admission.ledger == ledger)),
         ("whole turn", median(runs, turn)),
+        ("idle look", median(runs, || look(&before, &before, &mut paths, &admission))),
+        ("one moved", median(runs, || look(&before, &after, &mut paths, &admission))),
     ]
 }
 
-fn median<T>(runs: usize, step: impl Fn() -> T) -> Duration {
+/// What the devices say of peers with a session; `later` one of them has received something.
+fn device(wanted: &Network, later: bool) -> DeviceState {
+    let device = &wanted.devices[&Slot::A];
+    let state = |(key, config): (&PublicKey, &Peer)| {
+        let state = PeerState {
+            config: config.clone(),
+            last_handshake: Some(std::time::SystemTime::UNIX_EPOCH),
+            since_handshake: Some(Duration::from_secs(1)),
+            received: 1,
+            ..PeerState::default()
+        };
+        (*key, state)
+    };
+    let mut peers: BTreeMap<PublicKey, PeerState> = device.peers.iter().map(state).collect();
+    if let (true, Some(mut peer)) = (later, peers.first_entry()) {
+        peer.get_mut().received = 2;
+    }
+    DeviceState { key: device.key, port: device.port, fwmark: 0, peers }
+}
+
+struct Devices<'a>(&'a DeviceState);
+
+impl Outlook for Devices<'_> {
+    fn view(&self, member: &Member, slot: Slot) -> Option<View> {
+        let peer = self.0.peers.get(&member.state.slots.get(slot).key)?;
+        let (endpoint, handshake) = (peer.config.endpoint, peer.since_handshake);
+        Some(View { endpoint, handshake, received: peer.received, sent: peer.sent, drifts: 0 })
+    }
+
+    fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
+        None
+    }
+
+    fn is_relay(&self, _: SocketAddr) -> bool {
+        false
+    }
+
+    fn carrying(&self, _: &NodeUid) -> Option<Slot> {
+        None
+    }
+
+    fn is_limited(&self, _: Slot) -> bool {
+        false
+    }
+}
+
+/// Paths to all peers that work.
+fn settled_paths(admission: &Admission, state: &DeviceState) -> Paths {
+    let mut paths = Paths::new(0);
+    for second in 0..3 {
+        paths.step(Duration::from_secs(second), &admission.world, Surroundings::default(), &Devices(state));
+    }
+    paths
+}
+
+/// What the loop does in a second in which it takes no turn: compares the devices, finds which peers want a step.
+fn look(before: &DeviceState, after: &DeviceState, paths: &mut Paths, admission: &Admission) -> Part {
+    let (now, world) = (Duration::from_secs(9), &admission.world);
+    let found = moved(Some(before), Some(after), |_| None);
+    let due = paths.due_peers(now);
+    let wants = |member: &&Member| {
+        let has_moved = |slot| found.peers.contains(&member.state.slots.get(slot).key);
+        due.contains(&member.uid) || Slot::ALL.into_iter().any(has_moved)
+    };
+    let members: Vec<&Member> = world.peers.values().filter(wants).collect();
+    let own = world.own.as_ref().map(|own| &own.uid);
+    paths.step_some(now, own, members.into_iter(), &Devices(after))
+}
+
+fn median<T>(runs: usize, mut step: impl FnMut() -> T) -> Duration {
     black_box(step());
     let time = |_| {
         let started = Instant::now();

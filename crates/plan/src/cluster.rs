@@ -60,6 +60,12 @@ impl Cluster {
         self.listed.is_some()
     }
 
+    /// When something next changes by time alone: kept Nodes are let go, or an annotation has stood for long enough.
+    pub fn changes_at(&self) -> Option<Duration> {
+        let settle = self.announcements.values().filter_map(Announcement::settles_at);
+        self.release_at.into_iter().chain(settle).min()
+    }
+
     /// This node's own Node, if it is listed.
     pub fn own_record(&self) -> Option<&NodeRecord> {
         self.listed.as_ref()?.get(&self.own)

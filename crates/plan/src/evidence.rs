@@ -137,6 +137,11 @@ impl Tests {
         tested.evidence.filter(|_| tested.evidence != former)
     }
 
+    /// Whether nothing is to be tested.
+    pub fn is_idle(&self) -> bool {
+        self.claims.is_empty()
+    }
+
     /// Whether an address of a node is being tested.
     pub fn is_testing(&self, uid: &NodeUid) -> bool {
         self.claims.values().any(|tested| tested.claim.uid == *uid && tested.running.is_some())

@@ -24,6 +24,7 @@ pub mod evidence;
 pub mod fuzzing;
 pub mod host;
 pub mod leases;
+pub mod look;
 pub mod network;
 pub mod node;
 pub mod op;
@@ -34,6 +35,7 @@ pub mod publication;
 mod render;
 pub mod renewal;
 mod statement;
+pub mod timers;
 pub mod turn;
 pub mod whereabouts;
 

@@ -34,6 +34,30 @@ pub struct Network {
     pub rules: BTreeSet<Rule>,
 }
 
+impl Network {
+    /// What of it does not grow with the mesh: without routes, and without the peers of the devices.
+    #[must_use]
+    pub fn without_peers(&self) -> Self {
+        let bare = |device: &Device| Device {
+            link: device.link.clone(),
+            mtu: device.mtu,
+            up: device.up,
+            addresses: device.addresses.clone(),
+            key: device.key,
+            port: device.port,
+            peers: BTreeMap::new(),
+        };
+        Self {
+            guard: self.guard.clone(),
+            accepts: self.accepts.clone(),
+            sysctls: self.sysctls.clone(),
+            devices: self.devices.iter().map(|(slot, device)| (*slot, bare(device))).collect(),
+            routes: BTreeSet::new(),
+            rules: self.rules.clone(),
+        }
+    }
+}
+
 /// One WireGuard device with its link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Device {

@@ -133,6 +133,11 @@ pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
 }
 
 impl Turn {
+    /// Whether it leaves nothing to be done or waited for, so that the next one decides the same while nothing changes.
+    pub fn is_settled(&self, backoff: &Backoff) -> bool {
+        self.due.is_empty() && self.waiting.is_empty() && self.applied(backoff).is_some()
+    }
+
     /// The own generation that is in place if nothing fails or waits in `backoff`: that of the plan, whatever has become of
     /// the keys since.
     pub fn applied(&self, backoff: &Backoff) -> Option<u64> {

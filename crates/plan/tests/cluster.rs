@@ -82,6 +82,22 @@ const STRANGE: [(u64, u8, &str); 4] = [
 ];
 
 #[test]
+fn the_moment_at_which_an_annotation_has_stood_for_long_enough_is_known() {
+    let mut observer = Observer::new(Ledger::default());
+    let at = Duration::from_secs;
+    observer.0.relist(at(5), list(&[node(1, 1, 1), node(2, 1, 3)]));
+    assert_eq!(observer.0.changes_at(), Some(at(5) + SETTLE));
+    observer.0.apply(at(9), node(2, 7, 5));
+    observer.turn(at(5) + SETTLE, true);
+    assert_eq!(observer.0.changes_at(), Some(at(9) + SETTLE));
+    // While changes are not noticed it does not stand.
+    observer.turn(at(20), false);
+    assert_eq!(observer.0.changes_at(), Some(at(20) + SETTLE));
+    observer.turn(at(20) + SETTLE, true);
+    assert_eq!(observer.0.changes_at(), None);
+}
+
+#[test]
 fn an_annotation_that_stands_is_accepted_whatever_its_generation() {
     for (generation, key, code) in STRANGE {
         let mut observer = Observer::new(Ledger::default());

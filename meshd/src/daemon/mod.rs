@@ -36,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use linux::guard::GuardOwner;
-use linux::{Handle, Notice};
+use linux::{Handle, Notices};
 use plan::node::NodeName;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -60,8 +60,10 @@ pub(crate) use relay_file::FILE as RELAY_FILE;
 const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How long a former daemon that still owns the guard's table may take to end when this one starts.
 const FORMER_ENDS_WITHIN: Duration = Duration::from_secs(10);
-/// How often the loop takes a turn without a reason: `wg set` changes the engine without a notice.
+/// How often the loop looks without a reason whether a turn is wanted: `wg set` changes the engine without a notice.
 const RESYNC_PERIOD: Duration = Duration::from_secs(1);
+/// How often the status is computed while no turn is taken.
+const STATUS_PERIOD: Duration = Duration::from_secs(5);
 /// Changes from the API server that may be queued.
 const QUEUE: usize = 256;
 
@@ -177,7 +179,7 @@ struct Loop {
     changes: mpsc::Receiver<api::nodes::Change>,
     answers: mpsc::Receiver<Answer>,
     requests: mpsc::Receiver<ControlRequest>,
-    notices: mpsc::Receiver<Notice>,
+    notices: Notices,
     received: mpsc::Receiver<ReceivedMessage>,
     status: watch::Sender<Status>,
     turned: watch::Sender<Instant>,
@@ -188,24 +190,20 @@ impl Loop {
         let mut resync = tokio::time::interval(RESYNC_PERIOD);
         resync.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut due: Option<Instant> = Some(Instant::now());
+        let mut look: Option<Instant> = None;
+        let mut told = Instant::now();
         loop {
             let soon = Instant::now() + DEBOUNCE;
             if self.reconciler.take_turn() {
                 due = Some(earlier(due, soon));
             }
-            let wait = async {
-                match due {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            if self.reconciler.take_look() {
+                look = Some(earlier(look, soon));
+            }
+            let wait = until(due);
+            let look_due = until(look);
             let rotation = self.reconciler.due();
-            let rotation_due = async {
-                match rotation {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
+            let rotation_due = until(rotation);
             tokio::select! {
                 () = stop.asked() => return Ok(()),
                 () = wait => {
@@ -219,10 +217,25 @@ impl Loop {
                     }
                     self.turned.send_replace(Instant::now());
                     due = again.map(|again| Instant::now() + again);
+                    (look, told) = (None, Instant::now());
+                }
+                () = look_due => {
+                    look = None;
+                    if self.reconciler.look().await {
+                        due = Some(Instant::now());
+                    } else {
+                        self.turned.send_replace(Instant::now());
+                        if told.elapsed() >= STATUS_PERIOD {
+                            told = Instant::now();
+                            if let Some(status) = self.reconciler.survey() {
+                                self.status.send_replace(status);
+                            }
+                        }
+                    }
                 }
                 () = rotation_due => self.reconciler.tick(),
                 Some(received) = self.received.recv() => self.reconciler.receive(&received),
-                _ = resync.tick() => due = Some(earlier(due, soon)),
+                _ = resync.tick() => look = Some(earlier(look, soon)),
                 Some(change) = self.changes.recv() => {
                     if self.reconciler.take_change(change) {
                         due = Some(earlier(due, soon));
@@ -233,16 +246,24 @@ impl Loop {
                         due = Some(earlier(due, soon));
                     }
                 }
-                Some(_) = self.notices.recv() => {
+                Some(_) = self.notices.routing.recv() => {
                     self.reconciler.kernel_changed();
                     due = Some(earlier(due, soon));
                 }
+                Some(_) = self.notices.filters.recv() => self.reconciler.filters_changed(),
                 Some(ControlRequest { request, reply }) = self.requests.recv() => {
                     // The client may have gone away.
                     let _ = reply.send(self.reconciler.answer(request).await);
                 }
             }
         }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

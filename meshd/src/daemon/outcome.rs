@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
@@ -72,7 +73,7 @@ pub(super) struct Outcome {
     pub(super) unpublished_addresses: usize,
     /// MTU of each slot's link.
     mtus: PerSlot<u32>,
-    admission: Admission,
+    admission: Arc<Admission>,
     /// The setup and the paths' MTUs of the last turn: what each peer has of them is computed when asked for.
     computed_with: Option<(Setup, Underlay)>,
     mtu: u32,
@@ -107,11 +108,11 @@ impl Outcome {
         self.mtus = PerSlot::from_fn(mtu);
         self.counters.device_restarts = devices.restarts();
         self.computed_with = Some((setup, underlay));
-        self.admission = admission;
+        self.admission = Arc::new(admission);
     }
 
     /// Who is in the mesh since the last turn.
-    pub(super) const fn admission(&self) -> &Admission {
+    pub(super) fn admission(&self) -> &Admission {
         &self.admission
     }
 
@@ -129,6 +130,11 @@ impl Outcome {
     /// Where datagrams to a peer's slot should go.
     pub(super) fn endpoint(&self, member: &Member, slot: Slot) -> Option<SocketAddr> {
         self.computed_with.as_ref()?.0.path(member, slot).endpoint
+    }
+
+    /// The same, to be held while this changes.
+    pub(super) fn shared_admission(&self) -> Arc<Admission> {
+        Arc::clone(&self.admission)
     }
 
     /// The UID of a peer by its node's name.

@@ -193,6 +193,11 @@ impl PeerChannel {
         self.probes.set_ways(self.started.elapsed(), ways);
     }
 
+    /// Takes the bytes sent to and received from a peer so far, by slot.
+    pub(super) fn set_traffic(&mut self, peer: &PeerId, traffic: PerSlot<Option<(u64, u64)>>) {
+        self.probes.set_traffic(self.started.elapsed(), peer, traffic);
+    }
+
     /// What passes to each slot of each peer, where that is less than its route allows.
     pub(super) fn passes(&self) -> BTreeMap<(NodeUid, Slot), u32> {
         self.probes.passes().map(|(peer, slot, mtu)| ((NodeUid::new(peer.as_str()), slot), mtu)).collect()
@@ -219,6 +224,11 @@ impl PeerChannel {
         let now = self.started.elapsed();
         let asks = (!self.ask_order.is_empty()).then(|| self.ask_allowance.next(now).max(now + ASK_BATCH));
         self.probes.next_step(now).into_iter().chain(asks).min().map(|at| self.started + at)
+    }
+
+    /// The same of one peer.
+    pub(super) fn probes_due_after(&self, peer: &PeerId) -> Option<Instant> {
+        self.probes.next_step_of(self.started.elapsed(), peer).map(|at| self.started + at)
     }
 
     /// Asks a peer for an echo over a slot.

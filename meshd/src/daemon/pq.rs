@@ -13,6 +13,7 @@ use plan::admission::{Admission, Member};
 use plan::desired::Setup;
 use plan::node::NodeUid;
 use plan::publication;
+use plan::timers::Timers;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -64,6 +65,9 @@ pub(super) struct Pairs {
     provider: MlKem768,
     started: Instant,
     machines: BTreeMap<PeerId, Pairing>,
+    /// When each has its next tick. What one decides differs by time alone only while its hellos are not answered, and then it
+    /// sends the next one within seconds.
+    timers: Timers<PeerId>,
     /// Since when nodes with which there are keys are gone.
     gone: BTreeMap<PeerId, Duration>,
     messages: Vec<(PeerId, Slot, Message)>,
@@ -85,6 +89,7 @@ impl Pairs {
             provider: MlKem768,
             started: Instant::now(),
             machines: BTreeMap::new(),
+            timers: Timers::default(),
             gone: BTreeMap::new(),
             messages: Vec::new(),
             unwritten: BTreeSet::new(),
@@ -110,6 +115,7 @@ impl Pairs {
         }
         self.machines.retain(|peer, _| members.contains_key(peer));
         self.pace_renewals(members.len());
+        self.timers.retain(|peer| members.contains_key(peer));
         self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
         keys.erase_superseded();
         for (peer, member) in &members {
@@ -238,9 +244,7 @@ impl Pairs {
     pub(super) fn tick(&mut self, keys: &mut Keys) {
         self.ticked = Some(Instant::now());
         let now = self.now();
-        let due =
-            self.machines.iter().filter(|(_, pair)| pair.poll_timeout(now).is_some_and(|due| due <= now));
-        let due: Vec<PeerId> = due.map(|(peer, _)| peer.clone()).collect();
+        let due: Vec<PeerId> = self.timers.due(now).cloned().collect();
         for peer in due {
             self.handle(&peer, Input::Tick);
         }
@@ -249,8 +253,7 @@ impl Pairs {
 
     /// When the first tick is due.
     pub(super) fn due(&self) -> Option<Instant> {
-        let now = self.now();
-        let due = self.machines.values().filter_map(|pair| pair.poll_timeout(now)).min()?;
+        let due = self.timers.first()?;
         // The state machines share the loop with everything else, however many there are.
         let soonest = self.ticked.map(|ticked| ticked + MIN_TICK_INTERVAL);
         self.started.checked_add(due).max(soonest)
@@ -325,11 +328,16 @@ impl Pairs {
 
     fn handle(&mut self, peer: &PeerId, input: Input) {
         let now = self.now();
-        let Some(pair) = self.machines.get_mut(peer) else { return };
+        let Some(pair) = self.machines.get_mut(peer) else {
+            self.timers.set(peer, None);
+            return;
+        };
         if pair.renewal_is_due(now) {
             pair.put_off_renewal(self.pace.reserve(now));
         }
-        for effect in pair.handle(now, &self.provider, input) {
+        let effects = pair.handle(now, &self.provider, input);
+        self.timers.set(peer, pair.poll_timeout(now));
+        for effect in effects {
             match effect {
                 Effect::Send { over, message } => {
                     if let Message::Refuse { why, .. } = &message {

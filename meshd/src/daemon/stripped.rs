@@ -47,6 +47,11 @@ impl Stripped {
         changes.chain(restored.into_iter().map(Change::Restored)).collect()
     }
 
+    /// Whether it applies to no peer, and everybody knows.
+    pub(super) fn is_empty(&self) -> bool {
+        self.since.is_empty() && self.announced.0 == self.reported
+    }
+
     /// For how long it has applied to a peer, if that is reported.
     pub(super) fn lasted(&self, now: Duration, peer: &PeerId) -> Option<Duration> {
         let since = self.since.get(peer).filter(|_| self.reported.contains(peer))?;

@@ -426,6 +426,11 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
     let steps = [("success", counters.steps), ("failure", counters.failed_steps)];
     vec![
         Metric::counter("reconciliations", "Reconciliations of the node's network.", counters.reconciles),
+        Metric::counter(
+            "full_reconciliations",
+            "Reconciliations that compared the whole network, because something had changed or it was time.",
+            counters.full_reconciles,
+        ),
         Metric::counters(
             "reconcile_steps",
             "Changes made to the node's network; failed ones are retried.",
@@ -435,6 +440,11 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
             "reconcile_retries",
             "Changes that were tried again after a failure, with backoff.",
             counters.retried_steps,
+        ),
+        Metric::counter(
+            "missed_changes",
+            "Changes of the node's network that no notice told of, found by a periodic reconciliation.",
+            counters.missed_changes,
         ),
         Metric::counter(
             "device_recreations",

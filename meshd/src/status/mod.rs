@@ -326,6 +326,9 @@ pub struct FindingStatus {
 pub struct Counters {
     /// Reconciliations.
     pub reconciles: u64,
+    /// Of these, those that compared the whole network; the others only looked whether that was wanted.
+    #[serde(default)]
+    pub full_reconciles: u64,
     /// Steps performed successfully.
     pub steps: u64,
     /// Steps that failed.
@@ -333,6 +336,9 @@ pub struct Counters {
     /// Steps that were tried again after a failure.
     #[serde(default)]
     pub retried_steps: u64,
+    /// Steps for changes of which no notice had told, found by a turn that was taken because it was time.
+    #[serde(default)]
+    pub missed_changes: u64,
     /// Devices that disappeared and were recreated.
     pub device_restarts: u64,
     /// How often the brake held a mass removal of peers.

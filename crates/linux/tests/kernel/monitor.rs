@@ -41,15 +41,21 @@ fn each_kind_of_change_is_noticed() {
             "nft add table inet meshd",
             "nft delete table inet meshd",
         ] {
-            drain(&mut notices).await;
+            drain(&mut notices.routing).await;
+            drain(&mut notices.filters).await;
             let (program, arguments) = change.split_once(' ').unwrap();
-            let run = match program {
-                "nft" => Namespace::nft,
-                _ => Namespace::ip,
+            let listener = if program == "nft" {
+                namespace.nft(arguments);
+                &mut notices.filters
+            } else {
+                namespace.ip(arguments);
+                &mut notices.routing
             };
-            run(&namespace, arguments);
-            let notice = timeout(TIMEOUT, notices.recv()).await;
+            let notice = timeout(TIMEOUT, listener.recv()).await;
             assert_eq!(notice.expect(change), Some(Notice), "{change}");
+            if program == "nft" {
+                assert_eq!(drain(&mut notices.routing).await, 0, "{change} is no change of routing");
+            }
         }
     });
 }
@@ -60,10 +66,11 @@ fn nothing_is_noticed_when_nothing_changes() {
     namespace.ip("link add eth0 type veth peer name out");
     namespace.host(async |host| {
         let mut notices = host.monitor().unwrap();
-        drain(&mut notices).await;
+        drain(&mut notices.routing).await;
         host.routes().await.unwrap();
         host.rules().await.unwrap();
-        assert_eq!(drain(&mut notices).await, 0, "looking is no change");
+        assert_eq!(drain(&mut notices.routing).await, 0, "looking is no change");
+        assert_eq!(drain(&mut notices.filters).await, 0, "looking is no change");
     });
 }
 
@@ -75,7 +82,7 @@ fn any_number_of_changes_that_nobody_looks_at_is_one_notice() {
         writeln!(file, "route add unreachable 10.{}.{}.0/24", number / 250, number % 250).unwrap();
     }
     namespace.host(async |host| {
-        let mut notices = host.monitor().unwrap();
+        let mut notices = host.monitor().unwrap().routing;
         // On this thread: the listeners get no turn while it runs, so their sockets overflow.
         namespace.ip(&format!("-batch {}", file.path().display()));
         assert!(notices.try_recv().is_err(), "the listeners had no turn yet");

@@ -39,6 +39,11 @@ impl Announcement {
         self.settled
     }
 
+    /// When it will have stood for long enough, if it has not yet.
+    pub(crate) fn settles_at(&self) -> Option<Duration> {
+        (!self.settled).then(|| self.since + SETTLE)
+    }
+
     /// Lets time pass. While the API server is away the annotation may have changed without notice: that time does not
     /// count.
     pub(crate) fn settle(&mut self, now: Duration, connected: bool) {

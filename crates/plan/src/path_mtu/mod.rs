@@ -40,6 +40,19 @@ impl PathMtus {
         new.chain(again).collect()
     }
 
+    /// The endpoints that were asked for the longest ago, with what is known, to be asked for between two turns: at least
+    /// `fewest`, and so many that each is in one of `rounds`.
+    pub fn oldest(&mut self, (fewest, rounds): (usize, usize)) -> Vec<(IpAddr, Option<u32>)> {
+        self.turn += 1;
+        let count = fewest.max(self.known.len().div_ceil(rounds.max(1)));
+        let mut by_age: Vec<(u64, IpAddr, Option<u32>)> =
+            self.known.iter().map(|(address, (mtu, asked))| (*asked, *address, *mtu)).collect();
+        if count < by_age.len() {
+            by_age.select_nth_unstable(count);
+        }
+        by_age.into_iter().take(count).map(|(_, address, mtu)| (address, mtu)).collect()
+    }
+
     /// Takes the kernel's answer.
     pub fn learn(&mut self, address: IpAddr, mtu: Option<u32>) {
         self.known.insert(address, (mtu, self.turn));
@@ -65,6 +78,23 @@ mod tests {
             mtus.learn(*address, Some(1500));
         }
         asked.len()
+    }
+
+    #[test]
+    fn between_turns_each_endpoint_is_asked_for_within_the_rounds() {
+        for count in [0, 10, 5_000] {
+            let (mut mtus, all) = (PathMtus::default(), endpoints(count));
+            turn(&mut mtus, &all);
+            let mut asked = BTreeSet::new();
+            for _ in 0..120 {
+                for (address, mtu) in mtus.oldest((4, 120)) {
+                    assert_eq!(mtu, Some(1500));
+                    mtus.learn(address, mtu);
+                    asked.insert(address);
+                }
+            }
+            assert_eq!(asked, all);
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod candidate;
 mod observations;
+mod part;
 mod search;
 mod slot;
 mod standing;
@@ -24,6 +25,7 @@ use crate::node::NodeUid;
 
 pub use candidate::{Candidate, Kind, Surroundings, candidates, is_public, socket};
 pub use observations::{Observations, endpoints, published_addresses};
+pub use part::Part;
 pub use slot::{Action, Event, SlotPath, View};
 use slot::{Context, OtherSlot};
 pub use standing::Standing;

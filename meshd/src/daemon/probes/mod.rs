@@ -171,6 +171,20 @@ impl Probes {
         }
     }
 
+    /// Takes the bytes sent to and received from a peer so far, on paths that are as they were.
+    pub(super) fn set_traffic(&mut self, now: Duration, peer: &PeerId, traffic: PerSlot<Option<(u64, u64)>>) {
+        let (Some(interval), Some(watched)) = (self.interval, self.peers.get_mut(peer)) else { return };
+        for (slot, traffic) in traffic.iter() {
+            let active = watched.active == Some(slot);
+            if let (Some(traffic), Some(probes)) = (*traffic, watched.slots.get_mut(slot)) {
+                let way = Way { traffic, ..probes.way };
+                if probes.set_way(now, way, interval) && active {
+                    watched.due = now;
+                }
+            }
+        }
+    }
+
     /// The probes due at `now` for these peers, by the slot in use. A new peer is probed as soon as others leave room, and from
     /// then on at its phase of the interval: all peers at the same time would fill queues and have every daemon answer at once.
     pub(super) fn due<'a>(
@@ -233,11 +247,12 @@ impl Probes {
 
     /// When the next round ends or begins, besides the regular ones.
     pub(super) fn next_step(&self, now: Duration) -> Option<Duration> {
-        let of_peer = |watched: &PeerProbes| {
-            let ends = watched.slots.iter().filter_map(|(_, slot)| slot.as_ref()?.round.as_ref());
-            ends.map(|round| round.ends().max(now)).min()
-        };
-        self.peers.values().filter_map(of_peer).min()
+        self.peers.values().filter_map(|watched| watched.ends(now)).min()
+    }
+
+    /// The same of one peer.
+    pub(super) fn next_step_of(&self, now: Duration, peer: &PeerId) -> Option<Duration> {
+        self.peers.get(peer)?.ends(now)
     }
 
     /// Processes an answer that came over a slot. Unexpected and late ones are ignored. Returns whether the MTU has changed.
@@ -336,6 +351,12 @@ fn phase(jitter_seed: u64, interval: Duration, peer: &PeerId) -> Duration {
 }
 
 impl PeerProbes {
+    /// When the first of its rounds ends.
+    fn ends(&self, now: Duration) -> Option<Duration> {
+        let rounds = self.slots.iter().filter_map(|(_, slot)| slot.as_ref()?.round.as_ref());
+        rounds.map(|round| round.ends().max(now)).min()
+    }
+
     /// Whether single losses and a broken path have to be told apart.
     fn is_in_doubt(&self, slot: Slot) -> bool {
         self.slots.get(slot).as_ref().is_some_and(|probes| (1..LOSSES_BEFORE_REPORT).contains(&probes.lost))

@@ -11,7 +11,7 @@ use crate::chain::Chain;
 impl Reconciler {
     /// Reads the host if that is due.
     pub(super) async fn read_host(&mut self, now: Duration) {
-        if !self.host_checks.are_due(now, self.kernel_changed) {
+        if !self.host_checks.are_due(now, self.kernel_changed || self.looks.filters_changed) {
             return;
         }
         match self.host_checks.read(now, &self.config, (&self.host, self.filters.state)).await {

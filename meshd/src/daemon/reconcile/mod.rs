@@ -6,6 +6,7 @@ mod contests;
 mod effects;
 mod forged;
 mod host;
+mod look;
 mod path_mtu;
 mod paths;
 mod reach;
@@ -63,6 +64,7 @@ use crate::config::Config;
 use crate::device::SelectedBackend;
 pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
+use look::Looks;
 use paths::Told;
 use survey::Surveys;
 use whereabouts::ToldHere;
@@ -122,6 +124,7 @@ pub(super) struct Reconciler {
     carrying: BTreeMap<NodeUid, Slot>,
     /// Whether a turn is wanted because a step of a path is due.
     step_wanted: bool,
+    looks: Looks,
     host_checks: HostChecks,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
@@ -151,6 +154,14 @@ fn carrying(turn: &Turn) -> BTreeMap<NodeUid, Slot> {
 /// The files that were found damaged when they were opened.
 fn damaged_files(audit: &Audit, keys: &Keys) -> Vec<String> {
     audit.damaged().iter().cloned().chain(keys.damaged().map(ToOwned::to_owned)).collect()
+}
+
+fn engine_options(config: &Config) -> UserspaceOptions {
+    UserspaceOptions {
+        uapi_dir: config.wireguard_dir.clone(),
+        udp_offload: config.udp_offload,
+        tun_offload: config.tun_offload,
+    }
 }
 
 /// Where the loop's results go.
@@ -219,11 +230,7 @@ impl Reconciler {
             devices: Devices::adopt(
                 chosen.backend,
                 config.threaded_napi,
-                UserspaceOptions {
-                    uapi_dir: config.wireguard_dir.clone(),
-                    udp_offload: config.udp_offload,
-                    tun_offload: config.tun_offload,
-                },
+                engine_options(&config),
                 &config.links,
             ),
             peer_channel: PeerChannel::new(&config, keys.jitter_seed(), received),
@@ -253,6 +260,7 @@ impl Reconciler {
             standing_links: Vec::new(),
             carrying: BTreeMap::new(),
             step_wanted: false,
+            looks: Looks::default(),
             host_checks: HostChecks::default(),
             kernel_changed: false,
             guard: None,
@@ -324,13 +332,21 @@ impl Reconciler {
         self.kernel_changed = true;
     }
 
+    /// Takes a notice that tables of nft have changed. Many programs change theirs all the time; a look sees whether ours are
+    /// as they were.
+    pub(super) const fn filters_changed(&mut self) {
+        (self.looks.wanted, self.looks.filters_changed) = (true, true);
+    }
+
     /// One turn; returns how soon to take another because something failed.
     pub(super) async fn reconcile(&mut self) -> Option<Duration> {
         let now = self.started.elapsed();
         self.question_api_server(now);
+        self.unsettle();
         self.cluster.release(now);
         self.cluster.settle(now, self.outcome.api_error.is_none());
         self.outcome.counters.reconciles += 1;
+        self.outcome.counters.full_reconciles += 1;
         self.filters.begin_turn(now);
         self.read_host(now).await;
         let mut turn = match self.prepare().await {
@@ -351,7 +367,7 @@ impl Reconciler {
                 return self.retry_in(now);
             }
         };
-        self.kernel_changed = false;
+        (self.kernel_changed, self.looks.filters_changed) = (false, false);
         self.guard.clone_from(&turn.desired.guard);
         self.backoff = std::mem::take(&mut turn.backoff);
         self.backoff.succeeded(&OBSERVE);
@@ -374,6 +390,7 @@ impl Reconciler {
         self.settle_backend(now);
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
+        self.settle(now, &turn);
         self.outcome.conclude(turn, &self.devices);
         self.outcome.set_guard_owned(self.guard_owner.owning());
         self.write_cni_files(now);
@@ -417,7 +434,7 @@ impl Reconciler {
             (&mut self.guard_owner, &mut self.filters),
             &mut self.devices,
             desired,
-            self.kernel_changed,
+            self.kernel_changed || self.looks.filters_changed,
         )
         .await?;
         Ok(decide(known, observed, self.started.elapsed()))

@@ -8,17 +8,18 @@ use std::time::Duration;
 use keyring::rotation::PeerId;
 use keyring::{PerSlot, Slot};
 use linux::HostError;
-use plan::admission::{Admission, Member};
+use plan::admission::{Admission, Member, World};
 use plan::annotation::Endpoints;
 use plan::network::LinkAddress;
 use plan::node::{NodeRecord, NodeUid};
-use plan::paths::{Action, Event, Outlook, Surroundings, View, published_addresses};
+use plan::paths::{Action, Event, Outlook, Part, Step, Surroundings, View, published_addresses};
 use plan::{paths, publication};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 use wireguard::{Backend, DeviceState, PeerChange, PeerState};
 
 use super::Reconciler;
+use super::look::Aims;
 use crate::daemon::devices::peer_state;
 
 /// After how long peers are told again where their datagrams come from: at first because a message may be lost.
@@ -92,18 +93,66 @@ impl Reconciler {
     pub(super) fn find_paths(&mut self, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
         let now = self.started.elapsed();
         let world = &admission.world;
+        let own = self.surroundings(world);
+        let limited = self.limited_slots();
+        let relays = self.known_relays(admission);
+        let devices = Devices { states, limited, carrying: &self.carrying, relays };
+        let steps = self.paths.step(now, world, own, &devices);
+        self.looks.next_step = self.paths.due();
+        self.take_steps(now, world, steps);
+        self.tell_peers(now, admission, states);
+    }
+
+    /// Takes a step with some peers, in the order of the members. Adds the endpoints that it sets to `aimed`, and returns whether
+    /// there are other paths now.
+    pub(super) fn step_with(
+        &mut self,
+        now: Duration,
+        admission: &Admission,
+        members: &[&Member],
+        (states, aimed): (&PerSlot<Option<DeviceState>>, &mut Aims),
+    ) -> bool {
+        if members.is_empty() {
+            return false;
+        }
+        let world = &admission.world;
+        let limited = self.limited_slots();
+        let relays = self.known_relays(admission);
+        let devices = Devices { states, limited, carrying: &self.carrying, relays };
+        let own_uid = world.own.as_ref().map(|own| &own.uid);
+        let Part { steps, changed } = self.paths.step_some(now, own_uid, members.iter().copied(), &devices);
+        self.looks.next_step = self.paths.due();
+        for step in &steps {
+            let Some(member) = members.iter().find(|member| member.uid == step.uid) else { continue };
+            for action in &step.actions {
+                if let Action::Aim { to, follow } = action {
+                    aimed.insert((step.slot, member.state.slots.get(step.slot).key), (*to, *follow));
+                }
+            }
+        }
+        self.take_steps(now, world, steps);
+        changed
+    }
+
+    /// Slots whose device begins a handshake only every 5 s.
+    fn limited_slots(&self) -> PerSlot<bool> {
+        PerSlot::from_fn(|slot| self.devices.backend(slot) == Some(Backend::Kernel))
+    }
+
+    /// What this node knows of its own place.
+    pub(super) fn surroundings(&self, world: &World) -> Surroundings {
         let links = self.standing_links.iter().map(|link| link.address);
         let links = links.filter(|link| !self.is_in_the_cluster(link.ip())).collect();
-        let own = Surroundings {
+        Surroundings {
             links,
             location: world.own.as_ref().and_then(|own| own.location.clone()),
             observed: self.observations.addresses(),
             mapping: self.mapping(),
-        };
-        let limited = PerSlot::from_fn(|slot| self.devices.backend(slot) == Some(Backend::Kernel));
-        let relays = self.known_relays(admission);
-        let devices = Devices { states, limited, carrying: &self.carrying, relays };
-        let steps = self.paths.step(now, world, own, &devices);
+        }
+    }
+
+    /// Does what steps ask for.
+    fn take_steps(&mut self, now: Duration, world: &World, steps: Vec<Step>) {
         // In the order of the members, as they were taken.
         let mut members = world.peers.iter();
         let mut current = members.next();
@@ -160,7 +209,6 @@ impl Reconciler {
                 }
             }
         }
-        self.tell_peers(now, admission, states);
     }
 
     /// The relays among the members, at the addresses at which this node reaches them.
@@ -193,8 +241,18 @@ impl Reconciler {
         relays
     }
 
+    /// Whether a peer is to be told soon where its datagrams come from, again because a message may have been lost.
+    pub(super) fn is_telling_due(&self, now: Duration) -> bool {
+        self.told.values().any(|told| told.times + 1 < TELL_AGAIN.len() && told.next <= now)
+    }
+
     /// Tells peers where their datagrams come from, if nobody forwards them.
-    fn tell_peers(&mut self, now: Duration, admission: &Admission, states: &PerSlot<Option<DeviceState>>) {
+    pub(super) fn tell_peers(
+        &mut self,
+        now: Duration,
+        admission: &Admission,
+        states: &PerSlot<Option<DeviceState>>,
+    ) {
         let members = &admission.world.peers;
         let uids: BTreeSet<&NodeUid> = members.values().map(|member| &member.uid).collect();
         self.observations.retain(now, |uid| uids.contains(uid));
@@ -309,9 +367,9 @@ impl Reconciler {
         numbered
     }
 
-    /// When the next step of a path is due.
+    /// When the next step of a path is due, as of the last step.
     pub(super) fn paths_due(&self) -> Option<Instant> {
-        self.paths.due().and_then(|due| self.started.checked_add(due))
+        self.looks.next_step.and_then(|due| self.started.checked_add(due))
     }
 }
 

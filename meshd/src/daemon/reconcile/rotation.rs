@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyring::audit::NodeRef;
 use keyring::pq::Entry;
-use keyring::rotation::{Cause, Input, PeerId, Rotation, drained_between, slot_for};
+use keyring::rotation::{Cause, Input, PeerId, Rotation, Stance, drained_between, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::backoff::Attempt;
@@ -42,8 +42,7 @@ impl Reconciler {
         self.pairs.set_peers(admission, self.keys.stance(), &mut self.keys);
         self.keys.set_stances(admission.world.peers.values().map(publication::stance));
         // Without an audit trail nothing is done that would have to be recorded in it.
-        let connected = self.cluster.is_listed() && self.outcome.api_error.is_none();
-        self.keys.handle(Input::Connected(connected && self.audit.is_kept()));
+        self.keys.handle(Input::Connected(self.is_connected() && self.audit.is_kept()));
     }
 
     /// The slot to send to each peer on, by what both announce, which slots have a session, and which paths there are.
@@ -57,17 +56,28 @@ impl Reconciler {
         self.note_traffic(admission, &states);
         let now = self.started.elapsed();
         let members = admission.world.peers.values();
-        let slot = |member: &Member| {
-            let answers = PerSlot::from_fn(|slot| {
-                peer_state(&states, member, slot).is_some_and(|peer| peer.since_handshake.is_some())
-            });
-            let wanted = slot_for(&own, &publication::stance(member), answers);
-            // A slot that one end drains is not used, whatever its path.
-            let drained = drained_between(&own, &publication::stance(member)).is_some();
-            let wanted = if drained { wanted } else { self.paths.steer(now, &member.uid, wanted) };
-            (member.uid.clone(), self.pairs.steer(&PeerId::new(member.uid.as_str()), wanted))
-        };
-        members.map(slot).collect()
+        let slot = |member: &Member| (member.uid.clone(), self.steer_member(now, &own, &states, member));
+        let steer = members.map(slot).collect();
+        self.looks.seen = states;
+        steer
+    }
+
+    /// The slot to send to a peer on.
+    pub(super) fn steer_member(
+        &self,
+        now: Duration,
+        own: &Stance,
+        states: &PerSlot<Option<DeviceState>>,
+        member: &Member,
+    ) -> Slot {
+        let answers = PerSlot::from_fn(|slot| {
+            peer_state(states, member, slot).is_some_and(|peer| peer.since_handshake.is_some())
+        });
+        let wanted = slot_for(own, &publication::stance(member), answers);
+        // A slot that one end drains is not used, whatever its path.
+        let drained = drained_between(own, &publication::stance(member)).is_some();
+        let wanted = if drained { wanted } else { self.paths.steer(now, &member.uid, wanted) };
+        self.pairs.steer(&PeerId::new(member.uid.as_str()), wanted)
     }
 
     /// Shows the state machines of preshared keys what the devices have.
@@ -150,6 +160,9 @@ impl Reconciler {
             Some(PeerMessage::Meet(peer, list)) => self.take_meet(&peer, &list),
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             Some(PeerMessage::Echo(peer, over, nonce, mtu)) => {
+                // Its round may end sooner for it.
+                self.looks.probed.1 =
+                    self.peer_channel.probes_due_after(&peer).into_iter().chain(self.looks.probed.1).min();
                 self.step_wanted |= self.paths.echo(&NodeUid::new(peer.as_str()), over, nonce) || mtu;
             }
             Some(PeerMessage::Seen(peer, over, endpoint)) => self.take_seen(&peer, over, endpoint),
@@ -239,8 +252,13 @@ impl Reconciler {
 
     /// Writes what happened to keys to the audit trail, and its head to peers and the API server.
     pub(super) fn record_audit(&mut self, admission: &Admission) {
-        self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         self.audit.witness(admission);
+        self.write_audit();
+    }
+
+    /// Writes what is not written yet.
+    pub(super) fn write_audit(&mut self) {
+        self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         let Some(own) = self.cluster.own_record() else { return };
         let node = NodeRef { uid: PeerId::new(own.uid.as_str()), name: own.name.to_string() };
         self.audit.account_for_lost_keys(&node.uid, &self.keys);
@@ -267,9 +285,32 @@ impl Reconciler {
         self.peer_channel.send_asks(self.keys.take_asks());
         self.pairs.tick(&mut self.keys);
         self.peer_channel.send_preshared(self.pairs.take_messages());
-        self.step_wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
+        self.looks.wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
         self.ask_relays();
+        self.probe();
+    }
+
+    /// Sends the probes that are due. With many peers that takes long, so that it is done for all that is due in a while at once.
+    fn probe(&mut self) {
+        let now = Instant::now();
+        if self.looks.probed.0.is_some_and(|at| now < at + self.between_probes()) {
+            return;
+        }
         self.step_wanted |= self.peer_channel.send_probes();
+        self.looks.probed = (Some(now), self.peer_channel.probes_due());
+    }
+
+    /// How often the probes are looked after at most.
+    fn between_probes(&self) -> Duration {
+        const FOR_MANY: Duration = Duration::from_millis(100);
+        const MANY: usize = 256;
+        if self.outcome.admission().world.peers.len() > MANY { FOR_MANY } else { Duration::ZERO }
+    }
+
+    /// When the probes want to be looked after.
+    fn probes_due(&self) -> Option<Instant> {
+        let (last, next) = self.looks.probed;
+        Some(next?.max(last? + self.between_probes()))
     }
 
     /// When the next of that is due.
@@ -277,8 +318,13 @@ impl Reconciler {
         let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
         // What is due already is taken by the turn that is coming.
         let paths = self.paths_due().filter(|at| *at > Instant::now());
-        let further = leases.into_iter().chain(paths).chain(self.peer_channel.probes_due());
+        let further = leases.into_iter().chain(paths).chain(self.probes_due());
         self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
+    }
+
+    /// Whether a look is wanted now, if no turn is; the request is cleared.
+    pub(in crate::daemon) const fn take_look(&mut self) -> bool {
+        std::mem::replace(&mut self.looks.wanted, false)
     }
 
     /// Whether a turn is wanted now; the request is cleared.

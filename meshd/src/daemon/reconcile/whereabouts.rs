@@ -61,6 +61,15 @@ impl Reconciler {
         self.ask_neighbours(now, admission, &text);
     }
 
+    /// The same between turns, if there is a list to tell or a peer without a path.
+    pub(super) fn tell_whereabouts_in_look(&mut self, admission: &Admission) {
+        let is_lost = |member: &Member| self.slot_to(&member.uid).is_none();
+        let is_telling = self.told_here.values().any(|told| told.times + 1 < TELL_AGAIN.len());
+        if is_telling || admission.world.peers.values().any(is_lost) || !self.whereabouts.heard().is_empty() {
+            self.tell_whereabouts(admission);
+        }
+    }
+
     fn ask_neighbours(&mut self, now: Duration, admission: &Admission, list: &str) {
         let members = &admission.world.peers;
         let is_lost = |member: &&Member| self.slot_to(&member.uid).is_none();

@@ -1,0 +1,61 @@
+//! A daemon to which nothing happens compares nothing: its cost follows what changes, not the size of the mesh.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use lab::mesh::{Mesh, UNOWNED};
+use lab::{ApiKind, Family, Lab};
+use serde_json::Value;
+
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+fn counter(status: &Value, name: &str) -> u64 {
+    status["counters"][name].as_u64().unwrap()
+}
+
+/// Waits until the loop has taken so many turns in a row that compared nothing.
+fn wait_idle(mesh: &Mesh, turns: u64) {
+    let since: Cell<Option<(u64, u64)>> = Cell::new(None);
+    mesh.wait("n1", "turns that compare nothing", TIMEOUT, |status| {
+        let now = (counter(status, "reconciles"), counter(status, "full_reconciles"));
+        let start = since.get().filter(|start| start.1 == now.1).unwrap_or(now);
+        since.set(Some(start));
+        now.0 - start.0 >= turns
+    });
+}
+
+#[test]
+fn an_idle_second_compares_nothing_and_changes_by_hand_are_seen() {
+    let lab = Lab::builder().nodes(2).family(Family::V4).api(ApiKind::Fake).build().unwrap();
+    let mesh = Mesh::form_with(lab, &UNOWNED).unwrap();
+    mesh.wait_proven();
+    wait_idle(&mesh, 4);
+    let node = mesh.node("n1").unwrap();
+    // Others change their tables of nft all the time: a look sees that the guard stands.
+    let before = mesh.status("n1").unwrap();
+    for number in 0..5 {
+        node.command("nft").args(["add", "table", "ip", &format!("other{number}")]).run().unwrap();
+    }
+    mesh.wait("n1", "five more turns", TIMEOUT, |status| {
+        counter(status, "reconciles") >= counter(&before, "reconciles") + 5
+    });
+    let after = mesh.status("n1").unwrap();
+    let full = counter(&after, "full_reconciles") - counter(&before, "full_reconciles");
+    assert!(full <= 1, "{full} whole comparisons because of tables of others");
+    for change in [
+        "wg set mesh-a peer $(wg show mesh-a peers) remove",
+        "wg set mesh-b peer $(wg show mesh-b peers) allowed-ips 10.99.0.0/24",
+        "sysctl -qw net.ipv4.ip_forward=0",
+        "nft delete table inet meshd",
+        "ip link set mesh-b mtu 1300",
+    ] {
+        wait_idle(&mesh, 2);
+        let steps = counter(&mesh.status("n1").unwrap(), "steps");
+        node.command("sh").args(["-c", change]).run().unwrap();
+        mesh.wait("n1", change, TIMEOUT, |status| counter(status, "steps") > steps);
+    }
+    mesh.wait_settled();
+    assert_eq!(counter(&mesh.status("n1").unwrap(), "missed_changes"), 0, "found only because it was time");
+}
