@@ -24,6 +24,7 @@ pub mod evidence;
 pub mod fuzzing;
 pub mod host;
 pub mod leases;
+pub mod names;
 pub mod network;
 pub mod node;
 pub mod op;

@@ -412,9 +412,8 @@ impl Outcome {
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
-            relay: None,
-            leases: Vec::new(),
             counters,
+            ..Status::default()
         }
     }
 }

@@ -190,6 +190,11 @@ impl PeerChannel {
         before != self.passes()
     }
 
+    /// Whether packets of the present MTU pass along the path to a peer's slot that leads to `endpoint`.
+    pub(super) fn is_measured(&self, uid: &NodeUid, slot: Slot, endpoint: SocketAddr) -> bool {
+        self.probes.is_measured(&PeerId::new(uid.as_str()), slot, endpoint)
+    }
+
     /// When the next round of probes ends.
     pub(super) fn probes_due(&self) -> Option<Instant> {
         self.probes.next_step(self.started.elapsed()).map(|at| self.started + at)

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Table, presets};
 
-use super::{PeerSlotStatus, PeerStatus, Status};
+use super::{NameStatus, PeerSlotStatus, PeerStatus, Status};
 use crate::api::fence::Fence;
 
 /// Renders a status.
@@ -217,6 +217,12 @@ fn tail(text: &mut String, status: &Status) -> std::fmt::Result {
     }
     for failure in &status.failures {
         writeln!(text, "\nfailed, will retry: {failure}")?;
+    }
+    for NameStatus { name, addresses, trouble } in &status.names {
+        let Some(trouble) = trouble else { continue };
+        let used: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let used = if used.is_empty() { "none".to_owned() } else { used.join(" ") };
+        writeln!(text, "\nname {name} can't be resolved, last known addresses: {used}; {trouble}")?;
     }
     Ok(())
 }

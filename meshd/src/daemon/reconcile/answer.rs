@@ -65,7 +65,8 @@ impl Reconciler {
         let relay = self.relay.status();
         let leases = self.leases.status(self.outcome.admission());
         let (control, nat) = (self.peer_channel.status(), self.mapping());
-        let mut status = Status { nat, control, relay, leases, ..status };
+        let names = self.name_statuses();
+        let mut status = Status { nat, control, relay, leases, names, ..status };
         for peer in &mut status.peers {
             let Some(uid) = self.outcome.uid(&peer.node) else { continue };
             for slot in Slot::ALL {
