@@ -14,7 +14,7 @@ struct Document {
     v: u32,
     checksum: String,
     /// The value as text, so that the checksum covers exact bytes. Each file has a name of its own for it.
-    #[serde(alias = "memory", alias = "leases")]
+    #[serde(alias = "memory", alias = "leases", alias = "paths")]
     text: String,
 }
 

@@ -23,5 +23,6 @@ mod harden;
 mod http;
 mod logging;
 mod metrics;
+mod state_file;
 pub mod status;
 mod uninstall;

@@ -130,6 +130,7 @@ impl Work {
         let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
         let cache = config.state_dir.join(cache::FILE);
         let relay = config.state_dir.join(crate::daemon::RELAY_FILE);
+        let paths = config.state_dir.join(crate::daemon::PATHS_FILE);
         let files = [
             config.cni_conf_dir.join(crate::daemon::CONFLIST),
             config.cni_bin_dir.join(crate::daemon::PLUGIN),
@@ -137,6 +138,7 @@ impl Work {
             config.run_dir.join("meshd.sock"),
             cache.clone(),
             relay.clone(),
+            paths.clone(),
             config.run_dir.join(control::BIRTHPLACE).join("sock"),
             config.key_dir.join("keys.json"),
             config.key_dir.join("keys.json.new"),
@@ -157,7 +159,7 @@ impl Work {
             let path = config.key_dir.join(name);
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
-        for path in file::damaged(&cache).chain(file::damaged(&relay)) {
+        for path in [cache, relay, paths].iter().flat_map(|path| file::damaged(path)) {
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
         // Directories that are shared with others stay; those of meshd are removed once they are empty.

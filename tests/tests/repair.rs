@@ -116,8 +116,9 @@ fn wait_heads_recorded(mesh: &Mesh) {
 }
 
 /// Every file that the daemon reads when it starts and that is no key.
-const READ_AT_START: [&str; 5] = [
+const READ_AT_START: [&str; 6] = [
     "/var/lib/meshd/peers.json",
+    "/var/lib/meshd/paths.json",
     "/var/lib/meshd/audit/audit.jsonl",
     "/var/lib/meshd/audit/witness/audit.jsonl",
     "/run/meshd/node.json",
@@ -143,16 +144,17 @@ fn a_daemon_whose_files_are_all_damaged_starts_keeps_them_and_says_so() {
     mesh.wait_formed();
     let kept = |path: &str, bytes: &[u8]| assert_eq!(read(&mesh, path), bytes, "{path}");
     kept("/var/lib/meshd/peers.json.damaged.1", &damaged[0]);
+    kept("/var/lib/meshd/paths.json.damaged.1", &damaged[1]);
     // Named after the first line that can be read.
-    kept("/var/lib/meshd/audit/audit-00000000000000000002.jsonl", &damaged[1]);
-    kept("/var/lib/meshd/audit/witness/audit-00000000000000000002.jsonl", &damaged[2]);
+    kept("/var/lib/meshd/audit/audit-00000000000000000002.jsonl", &damaged[2]);
+    kept("/var/lib/meshd/audit/witness/audit-00000000000000000002.jsonl", &damaged[3]);
     for (path, former) in READ_AT_START.iter().zip(&damaged) {
         assert_ne!(read(&mesh, path), *former, "{path} is as good as new");
     }
     let status = mesh.status("n1").unwrap();
-    assert_eq!(status["damaged_files"].as_array().unwrap().len(), 3, "{status:#}");
+    assert_eq!(status["damaged_files"].as_array().unwrap().len(), 4, "{status:#}");
     let log = mesh.daemon("n1").log().unwrap();
-    for event in ["PeersNotRestored", "FileDamaged"] {
+    for event in ["PeersNotRestored", "PathsNotRestored", "FileDamaged"] {
         assert!(log.contains(event), "{event} in\n{log}");
     }
     let meshd = lab::bin("meshd").unwrap();

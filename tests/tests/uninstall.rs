@@ -65,6 +65,7 @@ fn nothing_is_left() {
         "/etc/cni/net.d/10-meshd.conflist",
         "/opt/cni/bin/loopback",
         "/var/lib/meshd/peers.json",
+        "/var/lib/meshd/paths.json",
         TRAIL,
     ] {
         assert!(installed.1.contains(path), "{path} in\n{}", installed.1);

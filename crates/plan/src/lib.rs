@@ -25,6 +25,7 @@ pub mod fuzzing;
 pub mod host;
 pub mod leases;
 pub mod look;
+pub mod names;
 pub mod network;
 pub mod node;
 pub mod op;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use ipnetwork::IpNetwork;
 use keyring::PerSlot;
 use keyring::rotation::RotationPolicy;
+use plan::names::Host;
 use plan::network::{LinkName, MeshInput};
 use tunnel::OffloadOption;
 
@@ -69,8 +70,8 @@ pub struct Config {
     pub guard_owner: bool,
     /// Further API server addresses that only control-plane nodes may claim.
     pub api_servers: BTreeSet<IpAddr>,
-    /// Addresses at which peers reach this node; empty means those of its Node that are on its own links.
-    pub endpoints: Vec<IpAddr>,
+    /// Further addresses, or names of such, at which peers reach this node.
+    pub endpoints: Vec<Host>,
     /// Whether this node is behind NAT: peers then follow the source address of its packets.
     pub nat: bool,
     /// Name of each slot's interface.

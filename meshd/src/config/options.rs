@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
+use plan::names::Host;
 use plan::network::LinkName;
 use tunnel::OffloadOption;
 
@@ -131,9 +132,9 @@ table! {
         "api-server-address", "IP[,IP]", value::addresses,
         "Further API server addresses that only control-plane nodes may claim, in addition to the endpoints of the service `kubernetes`.",
     );
-    ENDPOINT: Optional<Vec<IpAddr>> = Optional::new(
-        "endpoint", "IP[,IP]", value::addresses,
-        "Further addresses at which peers reach this node, on none of its own links, up to 4. Addresses on its links and its Node's external ones need not be named. The annotation config.meshd.dev/endpoint on the Node overrides all.",
+    ENDPOINT: Optional<Vec<Host>> = Optional::new(
+        "endpoint", "HOST[,HOST]", value::hosts,
+        "Further addresses at which peers reach this node, on none of its own links, up to 4, or fully qualified names that stand for such, resolved once a minute. Addresses on its links and its Node's external ones need not be named. The annotation config.meshd.dev/endpoint on the Node overrides all.",
     );
     NAT: Valued<bool> = Valued::new(
         "nat", "true|false", "false", value::boolean,

@@ -88,7 +88,7 @@ fn every_error_names_the_option_and_what_was_expected() {
         ("listen", "localhost:1", "IP address with a port"),
         ("node-name", "N1", "lower-case"),
         ("log-format", "xml", "text or json"),
-        ("endpoint", "example.org", "IP addresses"),
+        ("endpoint", "example.org:51840", "IP addresses or names"),
         ("port-b", "51840", "two different ports"),
         ("relay-ports", "24000", "24000-28095"),
         ("relay-ports", "24001-24000", "24000-28095"),

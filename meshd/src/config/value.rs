@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use keyring::pq::Mode;
+use plan::names::Host;
 use plan::network::LinkName;
 use tunnel::OffloadOption;
 use wireguard::{Backend, MTU_EXPECTED, MTU_RANGE};
@@ -42,6 +43,12 @@ pub(super) fn addresses<L: FromIterator<IpAddr>>(text: &str) -> Result<L, Expect
 
 fn address(text: &str) -> Result<IpAddr, Expected> {
     text.parse().map_err(|_| "IP addresses, such as 192.0.2.1 or 2001:db8::1")
+}
+
+pub(super) fn hosts(text: &str) -> Result<Vec<Host>, Expected> {
+    let host =
+        |text: &str| text.parse().map_err(|_| "IP addresses or names, such as 192.0.2.1 or node.example.org");
+    list(text, host)
 }
 
 pub(super) fn socket(text: &str) -> Result<SocketAddr, Expected> {

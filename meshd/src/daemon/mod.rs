@@ -15,9 +15,11 @@ mod filters;
 mod forged;
 mod host;
 mod keys;
+mod names;
 mod observe;
 mod outcome;
 mod own_ports;
+mod paths_file;
 mod peer_channel;
 mod perform;
 mod pq;
@@ -53,6 +55,7 @@ use crate::status::Status;
 
 pub(crate) use cni_files::{CONFLIST, LOOPBACK, NODE_FILE, PLUGIN, is_loopback_ours};
 pub(crate) use keys::KeysError;
+pub(crate) use paths_file::FILE as PATHS_FILE;
 use reconcile::{Answer, Outputs, Reconciler};
 pub(crate) use relay_file::FILE as RELAY_FILE;
 

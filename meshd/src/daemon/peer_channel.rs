@@ -219,6 +219,11 @@ impl PeerChannel {
         before != self.passes()
     }
 
+    /// Whether packets of the present MTU pass along the path to a peer's slot that leads to `endpoint`.
+    pub(super) fn is_measured(&self, uid: &NodeUid, slot: Slot, endpoint: SocketAddr) -> bool {
+        self.probes.is_measured(&PeerId::new(uid.as_str()), slot, endpoint)
+    }
+
     /// When the next round of probes ends, or questions that wait may be sent.
     pub(super) fn probes_due(&self) -> Option<Instant> {
         let now = self.started.elapsed();

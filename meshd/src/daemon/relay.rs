@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use wireguard::{DeviceState, PeerState};
 
 use super::devices::peer_state;
-use super::relay_file::RelayFile;
+use super::relay_file::{self, RelayFile};
 use crate::chain::Chain;
 use crate::channel::Message;
 use crate::config::Config;
@@ -49,7 +49,7 @@ impl RelayServer {
                 bytes_per_second: config.relay_rate,
                 pair_bytes_per_second: (config.relay_rate / 2).max(1),
             },
-            file: RelayFile::in_directory(&config.state_dir),
+            file: RelayFile::in_directory(&config.state_dir, relay_file::FORMAT),
             forwarder: None,
             members: BTreeSet::new(),
             seen: BTreeMap::new(),
@@ -95,7 +95,7 @@ impl RelayServer {
         let started = std::time::Instant::now();
         let mut relay = Relay::new(Duration::ZERO, self.limits.clone());
         match self.file.load() {
-            Ok(saved) => relay.restore(Duration::ZERO, saved),
+            Ok(saved) => relay.restore(Duration::ZERO, saved.unwrap_or_default()),
             Err(error) => self.report(&error),
         }
         let leases = relay.count().0;

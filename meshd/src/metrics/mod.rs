@@ -424,6 +424,7 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
     let counters = &status.counters;
     let missing = [("quota", counters.audit_omitted), ("not_written", counters.audit_lost)];
     let steps = [("success", counters.steps), ("failure", counters.failed_steps)];
+    let lookups = [("success", counters.names_resolved), ("failure", counters.names_failed)];
     vec![
         Metric::counter("reconciliations", "Reconciliations of the node's network.", counters.reconciles),
         Metric::counter(
@@ -455,6 +456,11 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
             "brake_activations",
             "Times that the brake held a mass removal of peers.",
             counters.brakes,
+        ),
+        Metric::counters(
+            "name_lookups",
+            "Lookups of names that stand for endpoints.",
+            lookups.map(|(result, count)| sample(vec![("result", result)], count)).into(),
         ),
         Metric::counters(
             "audit_lines_missing",

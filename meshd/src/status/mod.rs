@@ -9,7 +9,7 @@ pub mod totals;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use keyring::{PerSlot, PublicKey, Slot};
@@ -105,6 +105,9 @@ pub struct Status {
     /// Leases of this node at relays.
     #[serde(default)]
     pub leases: Vec<LeaseStatus>,
+    /// Names that stand for endpoints of peers or of this node.
+    #[serde(default)]
+    pub names: Vec<NameStatus>,
     /// Counters since the daemon started.
     pub counters: Counters,
 }
@@ -138,6 +141,17 @@ pub struct LeaseStatus {
     /// The UDP port there that leads to the other end.
     pub port: Option<u16>,
     /// Why there is no lease.
+    pub trouble: Option<String>,
+}
+
+/// A name that stands for endpoints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// The name.
+    pub name: String,
+    /// The addresses that are used.
+    pub addresses: Vec<IpAddr>,
+    /// Why the last lookup failed. The addresses are those of the last one that did not.
     pub trouble: Option<String>,
 }
 
@@ -244,7 +258,7 @@ pub struct PeerStatus {
     /// Its pod ranges.
     pub pod_cidrs: Vec<IpNetwork>,
     /// Its node addresses that pods reach through the tunnel.
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Slot used for traffic to it.
     pub active: Option<Slot>,
     /// MTU of the routes to it, in bytes.
@@ -349,6 +363,12 @@ pub struct Counters {
     /// Events that are not in the audit trail because it could not be written for too long.
     #[serde(default)]
     pub audit_lost: u64,
+    /// Lookups of names that were answered.
+    #[serde(default)]
+    pub names_resolved: u64,
+    /// Those that failed.
+    #[serde(default)]
+    pub names_failed: u64,
 }
 
 /// Output of `meshd plan`.

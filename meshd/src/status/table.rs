@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Table, presets};
 
-use super::{PeerSlotStatus, PeerStatus, Status};
+use super::{NameStatus, PeerSlotStatus, PeerStatus, Status};
 use crate::api::fence::Fence;
 
 /// How many names a list has, and how many lines of one kind there are, unless all are wanted.
@@ -250,7 +250,14 @@ fn tail(text: &mut String, status: &Status, most: usize) -> std::fmt::Result {
     for file in &status.damaged_files {
         writeln!(text, "\ndamaged file: {file}")?;
     }
-    lines(text, status.failures.iter().map(|failure| format!("failed, will retry: {failure}")), most)
+    lines(text, status.failures.iter().map(|failure| format!("failed, will retry: {failure}")), most)?;
+    let unresolved = status.names.iter().filter_map(|NameStatus { name, addresses, trouble }| {
+        let used: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let used = if used.is_empty() { "none".to_owned() } else { used.join(" ") };
+        let trouble = trouble.as_ref()?;
+        Some(format!("name {name} can't be resolved, last known addresses: {used}; {trouble}"))
+    });
+    lines(text, unresolved, most)
 }
 
 /// This node as a relay, and its leases at others.

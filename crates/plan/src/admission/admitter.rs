@@ -13,6 +13,7 @@ use super::claims::Claims;
 use super::ledger::SharedEntry;
 use super::{Admission, AdmissionPolicy, Endpoint, Member, Own, Reason, Rejected, ledger, reason};
 use crate::annotation::{AnnotationError, Endpoints};
+use crate::names::{Host, HostName};
 use crate::node::{NodeName, NodeRecord};
 use crate::prefix;
 use crate::renewal::Renewal;
@@ -111,7 +112,7 @@ impl Admitter<'_> {
         let later = heard.and_then(|heard| heard.told.clone()).filter(|told| told.sequence > published);
         let endpoints = later.unwrap_or(endpoints);
         let nat = endpoints.nat;
-        let prescribed = self.prescribed(record);
+        let (name, prescribed) = self.prescribed(record);
         let mut reach = self.reach(record, endpoints);
         if let Some(heard) = heard {
             self.add_hearsay(&mut reach, heard, state.slots.map(|slot| slot.port));
@@ -121,8 +122,12 @@ impl Admitter<'_> {
             pod_cidrs,
             addresses: Vec::new(),
             state,
-            endpoint: prescribed.or_else(|| reach.first()),
+            endpoint: match &prescribed {
+                Some(endpoints) => endpoints.first().copied(),
+                None => reach.first(),
+            },
             prescribed,
+            name,
             reach,
             published,
             location: record.location.clone(),
@@ -211,15 +216,33 @@ impl Admitter<'_> {
         Ok(accepted)
     }
 
-    /// The endpoint that an operator prescribes.
-    fn prescribed(&mut self, record: &NodeRecord) -> Option<Endpoint> {
-        let text = record.config_endpoint.as_deref()?;
-        let usable = parse_endpoint(text).filter(|endpoint| self.is_usable(endpoint.address));
-        if usable.is_none() {
+    /// The endpoints that an operator prescribes, and the name if it is by one. The node is reached at those that it publishes
+    /// if the operator's can't be used.
+    fn prescribed(&mut self, record: &NodeRecord) -> (Option<HostName>, Option<Vec<Endpoint>>) {
+        let Some(text) = record.config_endpoint.as_deref() else { return (None, None) };
+        let (name, addresses, port) = match parse_endpoint(text) {
+            Some((Host::Address(address), port)) => (None, Some(vec![address]), port),
+            Some((Host::Name(name), port)) => {
+                let Some(addresses) = self.policy.resolved.get(&name) else {
+                    return (Some(name), Some(Vec::new()));
+                };
+                if addresses.is_empty() {
+                    let reason = Reason::ConfigEndpointUnresolved { name: name.clone() };
+                    self.reject(record, reason, true);
+                    return (Some(name), None);
+                }
+                (Some(name), Some(addresses.clone()), port)
+            }
+            None => (None, None, None),
+        };
+        let usable = addresses.into_iter().flatten().filter(|address| self.is_usable(*address));
+        let usable: Vec<Endpoint> = usable.map(|address| Endpoint { address, port }).collect();
+        if usable.is_empty() {
             let reason = Reason::ConfigEndpoint { found: reason::quoted(text) };
             self.reject(record, reason, true);
+            return (name, None);
         }
-        usable
+        (name, Some(usable))
     }
 
     /// The endpoints that this node can send to and that are not inside the cluster: a datagram to a pod or service address
@@ -304,14 +327,17 @@ fn bounded(record: &NodeRecord) -> NodeRecord {
     }
 }
 
-/// Reads an operator's endpoint: an address, or an address with the port of slot a.
-fn parse_endpoint(text: &str) -> Option<Endpoint> {
-    if let Ok(address) = text.parse() {
-        return Some(Endpoint { address, port: None });
+/// Reads an operator's endpoint: an address or a name, each with or without the port of slot a.
+fn parse_endpoint(text: &str) -> Option<(Host, Option<u16>)> {
+    if let Ok(host) = text.parse() {
+        return Some((host, None));
     }
-    let socket: SocketAddr = text.parse().ok()?;
+    let (host, port) = if let Ok(socket) = text.parse::<SocketAddr>() {
+        (Host::Address(socket.ip()), socket.port())
+    } else {
+        let (name, port) = text.rsplit_once(':')?;
+        (Host::Name(name.parse().ok()?), port.parse().ok()?)
+    };
     // Slot b takes the next port, so there must be one.
-    (1..u16::MAX)
-        .contains(&socket.port())
-        .then(|| Endpoint { address: socket.ip(), port: Some(socket.port()) })
+    (1..u16::MAX).contains(&port).then_some((host, Some(port)))
 }

@@ -22,6 +22,7 @@ use keyring::{PerSlot, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
 use crate::annotation::{Endpoints, State};
+use crate::names::{HostName, Resolved};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::renewal::Renewal;
 use crate::whereabouts::Heard;
@@ -59,6 +60,8 @@ pub struct AdmissionPolicy {
     pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
     /// What was heard of nodes besides their annotations, by UID.
     pub heard: BTreeMap<NodeUid, Heard>,
+    /// What the names stand for that operators prescribe as endpoints.
+    pub resolved: Resolved,
     /// Whether this node can send to IPv4 endpoints.
     pub ipv4: bool,
     /// Whether this node can send to IPv6 endpoints.
@@ -129,8 +132,11 @@ pub struct Member {
     pub state: State,
     /// Where datagrams for it go while no path to it is known.
     pub endpoint: Option<Endpoint>,
-    /// The endpoint that an operator prescribes; no other is tried.
-    pub prescribed: Option<Endpoint>,
+    /// The endpoints that an operator prescribes: no other is tried. There are several only if it is by a name, and none while
+    /// that is looked up for the first time.
+    pub prescribed: Option<Vec<Endpoint>>,
+    /// The name that an operator prescribes.
+    pub name: Option<HostName>,
     /// Ways to reach it, those that this node may try. The external addresses of its Node are among them.
     pub reach: Endpoints,
     /// Number of the list of endpoints that it publishes.

@@ -11,6 +11,7 @@ use super::announcement::SETTLE;
 use super::keys::GENERATION_STEP;
 use super::ledger::MAX_LISTED;
 use crate::annotation::{AnnotationError, names};
+use crate::names::HostName;
 use crate::node::NodeUid;
 use crate::renewal::RenewalError;
 
@@ -139,6 +140,11 @@ pub enum Reason {
         /// What was found.
         found: String,
     },
+    /// An operator's endpoint is a name that has never been resolved.
+    ConfigEndpointUnresolved {
+        /// The name.
+        name: HostName,
+    },
     /// An operator's keepalive that is no number of seconds.
     ConfigKeepalive {
         /// What was found.
@@ -177,6 +183,7 @@ impl Reason {
             Self::AddressContested { .. } => "address-contested",
             Self::AddressesCut { .. } => "addresses-cut",
             Self::ConfigEndpoint { .. } => "config-endpoint",
+            Self::ConfigEndpointUnresolved { .. } => "config-endpoint-unresolved",
             Self::ConfigKeepalive { .. } => "config-keepalive",
             Self::ConfigRenewal { .. } => "config-renewal",
         }
@@ -296,7 +303,12 @@ impl fmt::Display for Reason {
             }
             Self::ConfigEndpoint { found } => write!(
                 f,
-                "{} {found:?}: expected an address outside the cluster, such as 192.0.2.1 or 192.0.2.1:51840, of a family that this node has",
+                "{} {found:?}: expected an address outside the cluster, of a family that this node has, or a name that stands for one, such as 192.0.2.1 or node.example.org:51840",
+                names::CONFIG_ENDPOINT
+            ),
+            Self::ConfigEndpointUnresolved { name } => write!(
+                f,
+                "{} {name}: can't be resolved; until it is, the endpoints that the node publishes are tried",
                 names::CONFIG_ENDPOINT
             ),
             Self::ConfigKeepalive { found } => {

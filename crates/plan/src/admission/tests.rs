@@ -138,7 +138,7 @@ fn every_reason_has_a_case() {
             "addresses-cut",
             with(&|node| node.addresses = (3..20).map(|last| format!("192.0.2.{last}")).collect()),
         ),
-        ("config-endpoint", with(&|node| node.config_endpoint = Some("example.org:1".to_owned()))),
+        ("config-endpoint", with(&|node| node.config_endpoint = Some("example_org:1".to_owned()))),
         ("config-endpoint", with(&|node| node.config_endpoint = Some("10.244.2.2".to_owned()))),
         ("config-endpoint", with(&|node| node.config_endpoint = Some("192.0.2.9:65535".to_owned()))),
         ("config-keepalive", with(&|node| node.config_keepalive = Some("-1".to_owned()))),
@@ -244,6 +244,32 @@ fn endpoints_are_those_that_we_can_send_to() {
     record.config_endpoint = Some("203.0.113.7:7000".to_owned());
     assert_eq!(of(&record).socket(Slot::A).unwrap().to_string(), "203.0.113.7:7000");
     assert_eq!(of(&record).socket(Slot::B).unwrap().to_string(), "203.0.113.7:7001");
+}
+
+#[test]
+fn an_operators_name_is_tried_alone_once_it_is_resolved_and_answers_inside_the_cluster_are_refused() {
+    let record = NodeRecord { config_endpoint: Some("N2.example.org:7000".to_owned()), ..node(2) };
+    let of = |answer: Option<&[&str]>| {
+        let name = "n2.example.org".parse().unwrap();
+        let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let resolved = answer.map(|texts| (name, addresses(texts))).into_iter().collect();
+        let policy = AdmissionPolicy { resolved, ..policy() };
+        let admission = admit(&policy, &NodeName::new("n1"), &[node(1), record.clone()], &Ledger::default());
+        let codes: Vec<&str> = admission.rejected.iter().map(|rejected| rejected.reason.code()).collect();
+        let member = admission.world.peers[&NodeName::new("n2")].clone();
+        assert_eq!(member.name.unwrap().as_str(), "n2.example.org");
+        let prescribed = member.prescribed.map(|endpoints| {
+            endpoints.iter().map(|endpoint| (endpoint.address.to_string(), endpoint.port)).collect::<Vec<_>>()
+        });
+        (prescribed, codes)
+    };
+    assert_eq!(of(None), (Some(Vec::new()), Vec::new()), "it is being looked up");
+    assert_eq!(of(Some(&[])), (None, vec!["config-endpoint-unresolved"]));
+    let good = || ("203.0.113.7".to_owned(), Some(7000));
+    assert_eq!(of(Some(&["203.0.113.7"])), (Some(vec![good()]), Vec::new()));
+    // Of pods and services.
+    assert_eq!(of(Some(&["10.244.2.2", "203.0.113.7", "10.96.0.1"])), (Some(vec![good()]), Vec::new()));
+    assert_eq!(of(Some(&["10.244.2.2"])), (None, vec!["config-endpoint"]));
 }
 
 #[test]

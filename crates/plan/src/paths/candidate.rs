@@ -17,6 +17,8 @@ use crate::prefix;
 pub enum Kind {
     /// Prescribed by an operator.
     Prescribed,
+    /// Prescribed by an operator, by a name. What it stands for may change any time, so a path that works is kept.
+    Named,
     /// An address in a prefix of this node's own links.
     Link,
     /// A private address of a node at the same location, or behind the same NAT.
@@ -38,6 +40,7 @@ impl Kind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Prescribed => "prescribed",
+            Self::Named => "named",
             Self::Link => "link",
             Self::Site => "site",
             Self::Global => "global",
@@ -51,6 +54,11 @@ impl Kind {
     /// Whether datagrams go to the peer without another node in between.
     pub const fn is_direct(self) -> bool {
         !matches!(self, Self::Relayed)
+    }
+
+    /// Whether an operator prescribes it.
+    pub const fn is_prescribed(self) -> bool {
+        matches!(self, Self::Prescribed | Self::Named)
     }
 }
 
@@ -96,9 +104,10 @@ impl Surroundings {
 /// The endpoints of a peer's slot, the best first.
 pub fn candidates(own: &Surroundings, member: &Member, slot: Slot) -> Vec<Candidate> {
     let ports = member.state.slots.map(|slot| slot.port);
-    if let Some(prescribed) = member.prescribed {
-        let to = socket(prescribed, &ports, slot);
-        return to.map(|to| Candidate { kind: Kind::Prescribed, to }).into_iter().collect();
+    if let Some(prescribed) = &member.prescribed {
+        let kind = if member.name.is_some() { Kind::Named } else { Kind::Prescribed };
+        let sockets = prescribed.iter().filter_map(|endpoint| socket(*endpoint, &ports, slot));
+        return sockets.map(|to| Candidate { kind, to }).collect();
     }
     let port = *ports.get(slot);
     let same_site = own.is_at_the_same_site(member);
@@ -257,7 +266,7 @@ mod tests {
     #[test]
     fn what_an_operator_prescribes_is_tried_alone() {
         let mut peer = member(reach(&["10.9.9.9"], &["198.51.100.9"], &[]));
-        peer.prescribed = Some(Endpoint { address: ip("198.51.100.7"), port: Some(7000) });
+        peer.prescribed = Some(vec![Endpoint { address: ip("198.51.100.7"), port: Some(7000) }]);
         assert_eq!(found(&home(), &peer), [(Kind::Prescribed, "198.51.100.7:7000".to_owned())]);
         assert_eq!(candidates(&home(), &peer, Slot::B)[0].to.port(), 7001);
     }

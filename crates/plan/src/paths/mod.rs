@@ -33,6 +33,9 @@ pub use standing::Standing;
 /// How long after the end with the lower UID the other one tries a direct path: longer than most trials take.
 const TRIALS_APART: Duration = Duration::from_secs(10);
 
+/// How long what worked before the start is remembered of nodes that are not in the mesh.
+const REMEMBERED: Duration = Duration::from_mins(10);
+
 /// What to do about a slot of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -62,6 +65,11 @@ pub trait Outlook {
 
     /// Whether the device of a slot begins a handshake with a peer only every 5 s.
     fn is_limited(&self, slot: Slot) -> bool;
+
+    /// Whether packets of the present path MTU have been answered along the path to a peer's slot that leads to `endpoint`.
+    fn is_measured(&self, _uid: &NodeUid, _slot: Slot, _endpoint: SocketAddr) -> bool {
+        true
+    }
 }
 
 /// The paths to all peers.
@@ -70,7 +78,14 @@ pub struct Paths {
     pairs: BTreeMap<NodeUid, Pair>,
     own: Surroundings,
     next_nonce: u64,
+    /// The paths that worked before this daemon started, of peers that are not known yet.
+    remembered: Remembered,
+    /// When the last step was taken.
+    stepped: Option<Duration>,
 }
+
+/// The path to each slot of each peer that worked last.
+pub type Remembered = BTreeMap<(NodeUid, Slot), Candidate>;
 
 #[derive(Clone, Debug)]
 struct Pair {
@@ -81,12 +96,14 @@ struct Pair {
     /// The relay's port that was there at the last step.
     relayed: PerSlot<Option<SocketAddr>>,
     slots: PerSlot<SlotPath>,
+    /// Whether packets may be moved to a slot by choice: those of the present path MTU pass there.
+    measured: PerSlot<bool>,
 }
 
 /// What a peer's candidates depend on besides its endpoints.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Basis {
-    prescribed: Option<crate::admission::Endpoint>,
+    prescribed: Option<Vec<crate::admission::Endpoint>>,
     location: Option<String>,
     ports: PerSlot<u16>,
 }
@@ -94,7 +111,7 @@ struct Basis {
 impl Basis {
     fn of(member: &Member) -> Self {
         Self {
-            prescribed: member.prescribed,
+            prescribed: member.prescribed.clone(),
             location: member.location.clone(),
             ports: member.state.slots.map(|slot| slot.port),
         }
@@ -105,6 +122,22 @@ impl Paths {
     /// No paths yet. Probes are numbered from `first_nonce`.
     pub fn new(first_nonce: u64) -> Self {
         Self { next_nonce: first_nonce, ..Self::default() }
+    }
+
+    /// The same, with paths that are tried first.
+    pub fn remembering(first_nonce: u64, remembered: Remembered) -> Self {
+        Self { remembered, ..Self::new(first_nonce) }
+    }
+
+    /// What a daemon that starts anew should remember.
+    pub fn remembered(&self) -> Remembered {
+        let of_slot = |(uid, pair): (&NodeUid, &Pair), slot: Slot| {
+            let worked = pair.slots.get(slot).worked()?;
+            Some(((uid.clone(), slot), worked))
+        };
+        let known = self.pairs.iter().flat_map(|pair| Slot::ALL.map(|slot| of_slot(pair, slot)));
+        let unknown = self.remembered.iter().map(|(place, path)| (place.clone(), *path));
+        unknown.chain(known.flatten()).collect()
     }
 
     /// Takes a step with each peer in `world`; forgets the others.
@@ -118,11 +151,15 @@ impl Paths {
         let moved = self.own.links != own.links;
         let other_place = self.own != own;
         self.own = own;
+        self.stepped = Some(now);
         let own_uid = world.own.as_ref().map(|own| &own.uid);
         let mut former = std::mem::take(&mut self.pairs);
         let mut steps = Vec::new();
         for member in world.peers.values() {
-            let mut pair = former.remove(&member.uid).unwrap_or_else(|| Pair::new(now, member, &self.own));
+            let mut pair = match former.remove(&member.uid) {
+                Some(pair) => pair,
+                None => Pair::new(now, member, &self.own, &mut self.remembered),
+            };
             let reached_otherwise = pair.reach != member.reach || pair.basis != Basis::of(member);
             let mut others = PerSlot { a: false, b: false };
             if reached_otherwise || other_place {
@@ -145,6 +182,9 @@ impl Paths {
                 }
             }
             self.pairs.insert(member.uid.clone(), pair);
+        }
+        if now >= REMEMBERED {
+            self.remembered.clear();
         }
         steps
     }
@@ -189,12 +229,14 @@ impl Paths {
     }
 
     /// The slot to send to instead of `wanted`, where only the other one has a path, or a direct one.
-    /// A slot on which the peer waits for us to try a direct path is left.
+    /// A slot on which the peer waits for us to try a direct path is left. No path is taken by choice before packets of the
+    /// present path MTU have been answered there; a route's MTU that is lowered for a moment would stay in pods for minutes.
     pub fn steer(&self, now: Duration, uid: &NodeUid, wanted: Slot) -> Slot {
         let Some(pair) = self.pairs.get(uid) else { return wanted };
         let rank = |slot| {
-            let path = pair.slots.get(slot);
-            path.up().map(|kind| (kind.is_direct(), !path.is_trying(), !path.is_invited(now)))
+            let (path, measured) = (pair.slots.get(slot), *pair.measured.get(slot));
+            let better = |kind: Kind| kind.is_direct() && measured;
+            path.up().map(|kind| (better(kind), !path.is_trying(), measured, !path.is_invited(now)))
         };
         if rank(wanted.other()) > rank(wanted) { wanted.other() } else { wanted }
     }
@@ -220,22 +262,26 @@ impl Paths {
         }
     }
 
-    /// When the next step is due, if one is.
+    /// When the next step is due, if one is. What was due at the last one has been taken.
     pub fn due(&self) -> Option<Duration> {
-        let due = |pair: &Pair| Slot::ALL.into_iter().filter_map(|slot| pair.slots.get(slot).due()).min();
-        self.pairs.values().filter_map(due).min()
+        let slots = self.pairs.values().flat_map(|pair| Slot::ALL.map(|slot| pair.slots.get(slot)));
+        slots.filter_map(SlotPath::due).filter(|due| Some(*due) > self.stepped).min()
     }
 }
 
 impl Pair {
-    fn new(now: Duration, member: &Member, own: &Surroundings) -> Self {
-        let slots = PerSlot { a: SlotPath::new(now), b: SlotPath::new(now) };
+    fn new(now: Duration, member: &Member, own: &Surroundings, remembered: &mut Remembered) -> Self {
+        let slots = PerSlot::from_fn(|slot| match remembered.remove(&(member.uid.clone(), slot)) {
+            Some(last) => SlotPath::remembered(now, last),
+            None => SlotPath::new(now),
+        });
         let mut pair = Self {
             reach: Endpoints::default(),
             basis: Basis::of(member),
             candidates: PerSlot::default(),
             relayed: PerSlot::default(),
             slots,
+            measured: PerSlot::default(),
         };
         pair.consider(member, own);
         pair
@@ -285,10 +331,96 @@ impl Pair {
             _ => OtherSlot::Tried,
         };
         let context = Context { candidates, carries, limited, trial_after, at_relay, other, nonce };
-        self.slots.get_mut(slot).step(now, view.as_ref(), context)
+        let path = self.slots.get_mut(slot);
+        let (actions, event) = path.step(now, view.as_ref(), context);
+        let endpoint = path.endpoint().0;
+        let passes = |endpoint| outlook.is_measured(&member.uid, slot, endpoint);
+        *self.measured.get_mut(slot) = carries || endpoint.is_some_and(passes);
+        // There is no endpoint yet to try in vain.
+        let is_looked_up = member.prescribed.as_ref().is_some_and(Vec::is_empty);
+        (actions, event.filter(|event| !(is_looked_up && *event == Event::Unreachable)))
     }
 }
 
 fn prepended(first: Candidate, rest: &[Candidate]) -> Vec<Candidate> {
     std::iter::once(first).chain(rest.iter().copied()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Ledger;
+    use crate::admission::tests::{admitted, node};
+
+    struct Seen {
+        answering: PerSlot<bool>,
+        carrying: Slot,
+        measured: bool,
+    }
+
+    impl Outlook for Seen {
+        fn view(&self, member: &Member, slot: Slot) -> Option<View> {
+            let handshake = self.answering.get(slot).then_some(Duration::ZERO);
+            Some(View { endpoint: member.socket(slot), handshake, ..View::default() })
+        }
+
+        fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
+            None
+        }
+
+        fn is_relay(&self, _: SocketAddr) -> bool {
+            false
+        }
+
+        fn carrying(&self, _: &NodeUid) -> Option<Slot> {
+            Some(self.carrying)
+        }
+
+        fn is_limited(&self, _: Slot) -> bool {
+            false
+        }
+
+        fn is_measured(&self, _: &NodeUid, _: Slot, _: SocketAddr) -> bool {
+            self.measured
+        }
+    }
+
+    #[test]
+    fn packets_are_moved_by_choice_only_where_those_of_the_present_size_were_answered() {
+        let world = admitted(&[node(1), node(2)], &Ledger::default()).world;
+        let uid = &world.peers[&crate::node::NodeName::new("n2")].uid;
+        let mut paths = Paths::new(0);
+        let mut seen = Seen { answering: PerSlot { a: true, b: true }, carrying: Slot::A, measured: false };
+        let mut steered = |millis: u64, seen: &Seen, wanted| {
+            let now = Duration::from_millis(millis);
+            paths.step(now, &world, Surroundings::default(), seen);
+            paths.steer(now, uid, wanted)
+        };
+        steered(0, &seen, Slot::B);
+        assert_eq!(steered(100, &seen, Slot::B), Slot::A, "not before it is known");
+        seen.measured = true;
+        assert_eq!(steered(200, &seen, Slot::B), Slot::B);
+        // It is on that one now, and stays while that one is asked again.
+        (seen.measured, seen.carrying) = (false, Slot::B);
+        assert_eq!(steered(300, &seen, Slot::B), Slot::B);
+        // Without a choice there is nothing to wait for.
+        let mut paths = Paths::new(0);
+        seen = Seen { answering: PerSlot { a: false, b: true }, carrying: Slot::A, measured: false };
+        for millis in [0, 100] {
+            paths.step(Duration::from_millis(millis), &world, Surroundings::default(), &seen);
+        }
+        assert_eq!(paths.steer(Duration::from_millis(100), uid, Slot::A), Slot::B);
+    }
+
+    #[test]
+    fn what_is_due_is_said_until_a_step_is_taken_and_not_again() {
+        let world = admitted(&[node(1), node(2)], &Ledger::default()).world;
+        let silent = Seen { answering: PerSlot::default(), carrying: Slot::A, measured: false };
+        let mut paths = Paths::new(0);
+        paths.step(Duration::ZERO, &world, Surroundings::default(), &silent);
+        let due = paths.due().unwrap();
+        assert!(due > Duration::ZERO);
+        paths.step(due, &world, Surroundings::default(), &silent);
+        assert!(paths.due().unwrap() > due);
+    }
 }

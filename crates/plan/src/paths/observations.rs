@@ -44,6 +44,8 @@ struct Report {
     /// The observer's own address, as this node knows it: a NAT may map each destination anew.
     observer: IpAddr,
     at: Duration,
+    /// What the peer had reported before, and when that changed.
+    former: Option<(SocketAddr, Duration)>,
 }
 
 impl Observations {
@@ -54,7 +56,12 @@ impl Observations {
             let oldest = reports.iter().min_by_key(|(_, report)| report.at).map(|(uid, _)| uid.clone());
             oldest.map(|oldest| reports.remove(&oldest));
         }
-        reports.insert(uid, Report { seen, observer, at: now });
+        let former = match reports.get(&uid) {
+            Some(report) if report.seen == seen => report.former,
+            Some(report) => Some((report.seen, now)),
+            None => None,
+        };
+        reports.insert(uid, Report { seen, observer, at: now, former });
     }
 
     /// Forgets everything: the node's own addresses have changed.
@@ -118,13 +125,30 @@ impl Observations {
         observed.a.iter().chain(&observed.b).map(SocketAddr::ip).collect()
     }
 
+    /// The reports on a slot that are not out of date. If two observers have seen the same change, those that have reported the
+    /// former address before, and nothing since then, have not noticed it: idle peers repeat theirs after 10 min.
+    fn current(&self, slot: Slot) -> Vec<Report> {
+        let all = self.reports.get(slot).values();
+        let is_outdated = |report: &Report| {
+            let moved = all.clone().filter(|other| {
+                other.former.is_some_and(|(former, at)| former == report.seen && at > report.at)
+            });
+            let mut agreeing: BTreeMap<SocketAddr, BTreeSet<IpAddr>> = BTreeMap::new();
+            for other in moved {
+                agreeing.entry(other.seen).or_default().insert(other.observer);
+            }
+            agreeing.values().any(|observers| observers.len() > 1)
+        };
+        all.clone().filter(|report| !is_outdated(report)).copied().collect()
+    }
+
     /// The kind of NAT. Observers at the same address can't tell an easy one from a hard one. Two that agree outweigh one
     /// that does not: it may lie, or be reached along another path.
     pub fn mapping(&self, own: &BTreeSet<IpAddr>) -> Mapping {
         let mut kind = Mapping::Unknown;
-        for (_, reports) in self.reports.iter() {
+        for slot in Slot::ALL {
             let (mapped, unmapped): (Vec<Report>, Vec<Report>) =
-                reports.values().copied().partition(|report| !own.contains(&report.seen.ip()));
+                self.current(slot).into_iter().partition(|report| !own.contains(&report.seen.ip()));
             // A neighbour on the same link sees the address itself, whatever NAT there is towards others.
             let outside: Vec<&Report> =
                 mapped.iter().filter(|report| super::is_public(report.seen.ip())).collect();
@@ -163,7 +187,7 @@ impl Observations {
             return Vec::new();
         }
         let mut counted: BTreeMap<SocketAddr, BTreeSet<IpAddr>> = BTreeMap::new();
-        for report in self.reports.get(slot).values().filter(|report| !own.contains(&report.seen.ip())) {
+        for report in self.current(slot).into_iter().filter(|report| !own.contains(&report.seen.ip())) {
             counted.entry(report.seen).or_default().insert(report.observer);
         }
         // Beside what several observers agree on, what a single one reports does not count: it may change all the time.
@@ -271,6 +295,35 @@ mod tests {
             Mapping::None,
             "a cloud's own address"
         );
+    }
+
+    #[test]
+    fn an_address_that_has_changed_replaces_the_former_one_once_two_observers_have_seen_it() {
+        let (external, after, other) = ("198.51.100.1:51840", "198.51.100.2:51840", "198.51.100.3:51840");
+        let own: BTreeSet<IpAddr> = [OWN.into(), [198, 51, 100, 1].into()].into();
+        for (changes, expected, published) in [
+            (&[][..], Mapping::None, &[][..]),
+            // One may lie.
+            (&[(1, after)], Mapping::None, &[]),
+            (&[(1, after), (2, other)], Mapping::None, &[]),
+            (&[(1, after), (2, after)], Mapping::Easy, &[after]),
+            (&[(1, after), (2, after), (3, other)], Mapping::Easy, &[after]),
+            // Those that see the former one still, or again, say so.
+            (&[(1, after), (2, after), (3, external), (4, external), (5, external)], Mapping::None, &[]),
+        ] {
+            let before: Vec<(u8, &str)> = (1..=5).map(|observer| (observer, external)).collect();
+            let mut observations = reported(&before);
+            for ((observer, seen), second) in changes.iter().zip(10..) {
+                let uid = NodeUid::new(format!("u{observer}"));
+                let at = Duration::from_secs(second);
+                observations.report(at, uid, Slot::A, socket(seen), [203, 0, 113, *observer].into());
+            }
+            assert_eq!(observations.mapping(&own), expected, "{changes:?}");
+            observations.publish(Duration::from_secs(20), &own, None);
+            let (found, _) = observations.publish(Duration::from_secs(22), &own, None);
+            let published: Vec<SocketAddr> = published.iter().map(|text| socket(text)).collect();
+            assert_eq!(found.a, published, "{changes:?}");
+        }
     }
 
     #[test]

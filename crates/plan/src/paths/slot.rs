@@ -114,11 +114,14 @@ pub struct SlotPath {
     inviting: Option<Duration>,
     /// Whether a neighbour has said that the peer looks for us.
     met: bool,
+    /// The path that worked last.
+    worked: Option<Candidate>,
     /// Whether the device has no such peer: nothing is due then.
     absent: bool,
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "there are two for each peer, and each was a search once")]
 enum State {
     Searching(Search),
     Up(Up),
@@ -136,8 +139,24 @@ impl SlotPath {
             tried_by_peer: None,
             inviting: None,
             met: false,
+            worked: None,
             absent: false,
         }
+    }
+
+    /// Nothing is known yet but what worked before this daemon started.
+    pub fn remembered(now: Duration, last: Candidate) -> Self {
+        let mut path = Self::new(now);
+        if let State::Searching(search) = &mut path.state {
+            search.last = Some(last);
+        }
+        path.worked = Some(last);
+        path
+    }
+
+    /// The path that worked last.
+    pub const fn worked(&self) -> Option<Candidate> {
+        self.worked
     }
 
     /// The endpoint that datagrams go to, and whether the peer is followed.
@@ -258,6 +277,9 @@ impl SlotPath {
         self.absent = view.is_none();
         let Some(view) = view else { return (Vec::new(), None) };
         let (actions, event) = self.go_on(now, view, context);
+        if let State::Up(Up { kind, to, .. }) = self.state {
+            self.worked = Some(Candidate { kind, to });
+        }
         if actions.iter().any(|action| matches!(action, Action::Probe(_))) {
             self.probe = Some((context.nonce, now));
         }
@@ -299,7 +321,7 @@ impl SlotPath {
             State::Up(up) => {
                 let moved = view.endpoint.filter(|endpoint| up.follow && *endpoint != up.to);
                 if let Some(endpoint) = moved {
-                    *up = Up::at(endpoint, view, context);
+                    *up = Up::at(endpoint, view, None, context);
                 }
                 let is_gone = up.is_replaced(context.candidates);
                 let former = *up;

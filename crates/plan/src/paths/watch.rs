@@ -46,14 +46,15 @@ pub(super) struct Unanswered {
 }
 
 impl Up {
-    /// The path along which a peer has answered.
-    pub(super) fn at(to: SocketAddr, view: &View, context: Context<'_>) -> Self {
+    /// The path along which a peer has answered; `tried` is what was tried then, if anything.
+    pub(super) fn at(to: SocketAddr, view: &View, tried: Option<Candidate>, context: Context<'_>) -> Self {
         let known = context.candidates.iter().find(|candidate| candidate.to == to);
         // After a restart a relay's port is known before it is leased again.
-        let unknown = if context.at_relay { Kind::Relayed } else { Kind::Punched };
+        let relay = Candidate { kind: Kind::Relayed, to };
+        let unknown = if context.at_relay || tried == Some(relay) { Kind::Relayed } else { Kind::Punched };
         let kind = known.map_or(unknown, |candidate| candidate.kind);
         // What comes around a relay has found a better path.
-        let prescribed = context.candidates.first().is_some_and(|one| one.kind == Kind::Prescribed);
+        let prescribed = context.candidates.first().is_some_and(|one| one.kind.is_prescribed());
         let follow = matches!(kind, Kind::Punched | Kind::Relayed) && !prescribed;
         let View { received, sent, drifts, .. } = *view;
         Self { kind, to, follow, received, sent, drifts, checked: None, unanswered: None }
@@ -82,13 +83,14 @@ impl Up {
     }
 
     /// Whether another path has to be taken whether this one works or not: an operator prescribes one, or another port of a
-    /// relay is leased.
+    /// relay is leased. A name is no reason to leave what it once stood for: its DNS server may err.
     pub(super) fn is_replaced(&self, candidates: &[Candidate]) -> bool {
         let elsewhere = |kind: Kind| {
             let mut of_kind = candidates.iter().filter(|one| one.kind == kind).peekable();
             of_kind.peek().is_some() && !of_kind.any(|one| one.to == self.to)
         };
-        elsewhere(Kind::Prescribed) || (self.kind == Kind::Relayed && elsewhere(Kind::Relayed))
+        let named = self.kind != Kind::Named && elsewhere(Kind::Named);
+        named || elsewhere(Kind::Prescribed) || (self.kind == Kind::Relayed && elsewhere(Kind::Relayed))
     }
 }
 

@@ -185,6 +185,7 @@ impl Node {
             },
             endpoint: None,
             prescribed: None,
+            name: None,
             reach: self.known.clone(),
             published: 0,
             location: None,

@@ -299,6 +299,16 @@ impl Probes {
         self.round_trips
     }
 
+    /// Whether packets of the present MTU pass along the path to a peer's slot that leads to `endpoint`. Without probes nobody
+    /// could tell.
+    pub(super) fn is_measured(&self, peer: &PeerId, slot: Slot, endpoint: std::net::SocketAddr) -> bool {
+        if self.interval.is_none() {
+            return true;
+        }
+        let on_slot = self.peers.get(peer).and_then(|watched| watched.slots.get(slot).as_ref());
+        on_slot.is_some_and(|probes| probes.way.endpoint == Some(endpoint) && probes.search.is_settled())
+    }
+
     /// Which probes the peer has answered.
     pub(super) fn record(&self, now: Duration, peer: &PeerId) -> ProbeRecord {
         let Some(watched) = self.peers.get(peer) else {

@@ -10,6 +10,7 @@ use keyring::rotation::Input;
 use plan::admission::Claim;
 use plan::backoff::Attempt;
 use plan::cluster::Lookup;
+use plan::names::HostName;
 use plan::node::NodeName;
 use plan::publication;
 use plan::turn::{ApiServer, questions};
@@ -45,6 +46,8 @@ pub(in crate::daemon) enum Answer {
     ChainedPlugins(Vec<Probed>),
     /// Whether a node completed a handshake at an address that it claims. Not of the API server either.
     AddressTested { claim: Claim, slot: Slot, completed: bool },
+    /// What a name stands for, or why it can't be resolved.
+    Named { name: HostName, answer: Result<Vec<IpAddr>, String> },
 }
 
 /// Asks the API server, and remembers when.
@@ -189,6 +192,7 @@ impl Reconciler {
             Answer::AddressTested { claim, slot, completed } => {
                 self.take_test(self.started.elapsed(), &claim, slot, completed)
             }
+            Answer::Named { name, answer } => self.take_name(&name, answer),
             Answer::ChainedPlugins(probed) => {
                 self.outcome.chained.finish_probe(probed, self.started.elapsed());
                 true

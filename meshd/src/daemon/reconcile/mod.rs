@@ -7,6 +7,7 @@ mod effects;
 mod forged;
 mod host;
 mod look;
+mod names;
 mod path_mtu;
 mod paths;
 mod reach;
@@ -23,13 +24,14 @@ use keyring::Slot;
 use keyring::rotation::Input;
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError};
-use plan::admission::{Admission, AdmissionPolicy, Member};
+use plan::admission::{Admission, AdmissionPolicy, Ledger, Member};
 use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
 use plan::desired::Setup;
 use plan::evidence::Tests;
+use plan::names::Names;
 use plan::network::LinkAddress;
 use plan::node::{NodeName, NodeUid};
 use plan::path_mtu::PathMtus;
@@ -50,6 +52,7 @@ use super::keys::Keys;
 use super::observe;
 use super::observe::ObserveError;
 use super::outcome::Outcome;
+use super::paths_file::PathsFile;
 use super::peer_channel::{PeerChannel, peer_views};
 use super::pq::{self, Pairs};
 use super::relay::RelayServer;
@@ -72,6 +75,7 @@ use whereabouts::ToldHere;
 const OBSERVE: Attempt = Attempt::Task("observe");
 const PLAN: Attempt = Attempt::Task("plan");
 const CACHE: Attempt = Attempt::Task("cache");
+const PATHS: Attempt = Attempt::Task("paths");
 const CNI: Attempt = Attempt::Task("cni");
 const HOST: Attempt = Attempt::Task("host");
 const HOST_PORTS: Attempt = Attempt::Task("host-ports");
@@ -106,13 +110,20 @@ pub(super) struct Reconciler {
     /// The MTU of the routes to each peer since the last turn, and what it comes from.
     peer_mtus: BTreeMap<NodeUid, (u32, Source)>,
     paths: Paths,
+    /// Those that worked last, on disk, and when they were written.
+    paths_file: PathsFile,
+    paths_saved: Option<Duration>,
     observations: Observations,
+    /// Names that stand for endpoints.
+    names: Names,
     /// What each peer was told of where its datagrams come from.
     told: BTreeMap<(NodeUid, Slot), Told>,
     /// Where peers say that they are, and whom to ask.
     whereabouts: Whereabouts,
     /// This node's own list of endpoints, as of the last turn.
     own_list: Option<Endpoints>,
+    /// The one that was told last before this daemon started.
+    last_list: Option<Endpoints>,
     /// Which of its own lists each peer was told.
     told_here: BTreeMap<NodeUid, ToldHere>,
     /// The addresses on the node's links, unless they may have changed.
@@ -189,6 +200,22 @@ pub(super) fn close(
     guard_owner.keep_or_set(&closed, patience)
 }
 
+/// The ledger and the UID of this node from before the daemon started.
+fn last_known(cache: &Cache, own: &NodeName, damaged: &mut Vec<String>) -> (Ledger, Option<NodeUid>) {
+    match cache.load() {
+        Ok(memory) => {
+            let memory = memory.filter(|memory| memory.node == *own);
+            memory.map_or_else(Default::default, |memory| (memory.ledger, memory.uid))
+        }
+        Err(error) => {
+            let error = Chain(&error).to_string();
+            error!(event = "PeersNotRestored", error, "starting without the last known peers");
+            damaged.push(error);
+            Default::default()
+        }
+    }
+}
+
 impl Reconciler {
     /// Starts from the saved ledger. `server` is the API server's address, if the client knows it.
     pub(super) fn new(
@@ -203,15 +230,8 @@ impl Reconciler {
         let cache = Cache::in_directory(&config.state_dir);
         let own = NodeName::new(config.node_name.clone());
         let mut damaged_files = damaged_files(&audit, &keys);
-        let memory = match cache.load() {
-            Ok(memory) => memory.filter(|memory| memory.node == own),
-            Err(error) => {
-                damaged_files.push(Chain(&error).to_string());
-                error!(event = "PeersNotRestored", error = %Chain(&error), "starting without the last known peers");
-                None
-            }
-        };
-        let (ledger, uid) = memory.map_or_else(Default::default, |memory| (memory.ledger, memory.uid));
+        let (ledger, uid) = last_known(&cache, &own, &mut damaged_files);
+        let (paths_file, remembered, last_list) = paths::last_known(&config, &own, &mut damaged_files);
         let policy = AdmissionPolicy {
             cluster_cidrs: config.cluster_cidrs.clone(),
             service_cidrs: config.service_cidrs.clone(),
@@ -219,12 +239,10 @@ impl Reconciler {
             close_external: config.close_external_ips,
             api_servers: config.api_servers.iter().copied().chain(server).collect(),
             own_keys: keys.public().iter().map(|(_, key)| *key).collect(),
-            own_addresses: None,
             accept_unproven: config.accept_unproven,
-            evidence: BTreeMap::new(),
-            heard: BTreeMap::new(),
             ipv4: true,
             ipv6: true,
+            ..AdmissionPolicy::default()
         };
         Self {
             devices: Devices::adopt(
@@ -249,11 +267,15 @@ impl Reconciler {
             path_mtus: PathMtus::default(),
             traffic: BTreeMap::new(),
             peer_mtus: BTreeMap::new(),
-            paths: Paths::new(keys.jitter_seed()),
+            paths: Paths::remembering(keys.jitter_seed(), remembered),
+            paths_file,
+            paths_saved: None,
             observations: Observations::default(),
+            names: Names::default(),
             told: BTreeMap::new(),
             whereabouts: Whereabouts::default(),
             own_list: None,
+            last_list,
             told_here: BTreeMap::new(),
             link_addresses: None,
             standing: Standing::default(),
@@ -385,6 +407,7 @@ impl Reconciler {
         self.report_mtus(&turn);
         self.test_addresses(now, &turn);
         self.publish();
+        self.keep_paths(now);
         self.update_channel(now, &turn.desired).await;
         self.record_audit(&turn.admission);
         self.settle_backend(now);
@@ -392,6 +415,7 @@ impl Reconciler {
         self.judge_host(now, &turn.admission);
         self.settle(now, &turn);
         self.outcome.conclude(turn, &self.devices);
+        self.look_up_names();
         self.outcome.set_guard_owned(self.guard_owner.owning());
         self.write_cni_files(now);
         self.retry_in(now)

@@ -11,19 +11,26 @@ use linux::HostError;
 use plan::admission::{Admission, Member, World};
 use plan::annotation::Endpoints;
 use plan::network::LinkAddress;
-use plan::node::{NodeRecord, NodeUid};
-use plan::paths::{Action, Event, Outlook, Part, Step, Surroundings, View, published_addresses};
+use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::paths::{Action, Event, Outlook, Part, Remembered, Step, Surroundings, View, published_addresses};
 use plan::{paths, publication};
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 use wireguard::{Backend, DeviceState, PeerChange, PeerState};
 
-use super::Reconciler;
 use super::look::Aims;
+use super::{PATHS, Reconciler};
+use crate::chain::Chain;
+use crate::config::Config;
 use crate::daemon::devices::peer_state;
+use crate::daemon::paths_file::{self, PathsFile, SavedPaths};
+use crate::daemon::peer_channel::PeerChannel;
 
 /// After how long peers are told again where their datagrams come from: at first because a message may be lost.
 const TELL_AGAIN: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(5), Duration::from_mins(10)];
+
+/// How often the paths that worked last are written at most.
+const SAVE_PERIOD: Duration = Duration::from_secs(10);
 
 /// What a peer was told of where its datagrams come from.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +47,7 @@ struct Devices<'a> {
     limited: PerSlot<bool>,
     carrying: &'a BTreeMap<NodeUid, Slot>,
     relays: Relays,
+    channel: &'a PeerChannel,
 }
 
 /// The relays as this node reaches them.
@@ -76,6 +84,32 @@ impl Outlook for Devices<'_> {
     fn is_limited(&self, slot: Slot) -> bool {
         *self.limited.get(slot)
     }
+
+    fn is_measured(&self, uid: &NodeUid, slot: Slot, endpoint: SocketAddr) -> bool {
+        self.channel.is_measured(uid, slot, endpoint)
+    }
+}
+
+/// The file with the paths that worked last, those paths, and the list of endpoints that this node told last.
+pub(super) fn last_known(
+    config: &Config,
+    own: &NodeName,
+    damaged: &mut Vec<String>,
+) -> (PathsFile, Remembered, Option<Endpoints>) {
+    let mut file = PathsFile::in_directory(&config.state_dir, paths_file::FORMAT);
+    if let Err(error) = file.load() {
+        let error = Chain(&error).to_string();
+        error!(event = "PathsNotRestored", error, "starting without the paths that worked last");
+        damaged.push(error);
+    }
+    let saved = file.held().filter(|saved| saved.is_of(own));
+    let is_usable = |to: SocketAddr| {
+        let mut ranges = config.cluster_cidrs.iter().chain(&config.service_cidrs);
+        !plan::prefix::is_special(to.ip()) && !ranges.any(|range| range.contains(to.ip()))
+    };
+    let remembered = saved.map(|saved| saved.paths(is_usable)).unwrap_or_default();
+    let list = saved.and_then(SavedPaths::endpoints);
+    (file, remembered, list)
 }
 
 impl Reconciler {
@@ -96,7 +130,8 @@ impl Reconciler {
         let own = self.surroundings(world);
         let limited = self.limited_slots();
         let relays = self.known_relays(admission);
-        let devices = Devices { states, limited, carrying: &self.carrying, relays };
+        let channel = &self.peer_channel;
+        let devices = Devices { states, limited, carrying: &self.carrying, relays, channel };
         let steps = self.paths.step(now, world, own, &devices);
         self.looks.next_step = self.paths.due();
         self.take_steps(now, world, steps);
@@ -118,7 +153,8 @@ impl Reconciler {
         let world = &admission.world;
         let limited = self.limited_slots();
         let relays = self.known_relays(admission);
-        let devices = Devices { states, limited, carrying: &self.carrying, relays };
+        let channel = &self.peer_channel;
+        let devices = Devices { states, limited, carrying: &self.carrying, relays, channel };
         let own_uid = world.own.as_ref().map(|own| &own.uid);
         let Part { steps, changed } = self.paths.step_some(now, own_uid, members.iter().copied(), &devices);
         self.looks.next_step = self.paths.due();
@@ -163,6 +199,9 @@ impl Reconciler {
             let Some((name, member)) = current else { break };
             let key = member.state.slots.get(step.slot).key;
             let (uid, slot) = (&step.uid, step.slot);
+            if let (Some(Event::Lost(_) | Event::Unreachable), Some(name)) = (step.event, &member.name) {
+                self.names.lost(now, name);
+            }
             match step.event {
                 Some(Event::Found(kind)) => info!(
                     event = "PathFound", node = %name, peer_uid = %uid, %slot, path = kind.as_str(),
@@ -224,12 +263,16 @@ impl Reconciler {
         if of_relay.is_empty() {
             return relays;
         }
-        let address = |relay: &NodeUid| {
-            let of_slot = |slot| self.paths.endpoint(relay, slot);
-            let reached = Slot::ALL.into_iter().filter(|slot| self.paths.up(relay, *slot).is_some());
-            reached.filter_map(of_slot).map(|endpoint| endpoint.ip()).next()
+        let reached = |relay: &NodeUid, slot: Slot| {
+            self.paths.up(relay, slot).and_then(|_| self.paths.endpoint(relay, slot)).map(|to| to.ip())
         };
-        relays.addresses = of_relay.iter().copied().filter_map(address).collect();
+        // The slot that packets take is watched; on the other one a path may be out of date without notice.
+        let address = |relay: &NodeUid| {
+            let first = self.carrying.get(relay).copied().unwrap_or(Slot::A);
+            reached(relay, first).or_else(|| reached(relay, first.other()))
+        };
+        let of_slots = of_relay.iter().flat_map(|relay| Slot::ALL.map(|slot| reached(relay, slot)));
+        relays.addresses = of_slots.flatten().collect();
         for member in members.values() {
             for slot in Slot::ALL {
                 let leased = self.leases.address(&member.uid, slot);
@@ -329,7 +372,7 @@ impl Reconciler {
     /// Addresses that lead straight to this node: those on its links, and external ones that keep its ports.
     fn direct_addresses(&self) -> BTreeSet<IpAddr> {
         let mut direct = addresses(self.link_addresses.as_deref().unwrap_or_default());
-        direct.extend(self.config.endpoints.iter().copied());
+        direct.extend(self.given_addresses(None));
         if let Some(record) = self.cluster.own_record() {
             direct.extend(record.external.iter().filter_map(|text| text.parse::<IpAddr>().ok()));
         }
@@ -354,17 +397,47 @@ impl Reconciler {
             );
         }
         self.outcome.unpublished_addresses = left_out;
-        let external = self.config.endpoints.iter().copied().filter(|address| !addresses.contains(address));
+        let shown = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
+        let external = self.given_addresses(shown.as_ref()).into_iter();
+        let external = external.filter(|address| !addresses.contains(address));
         let external = external.take(plan::annotation::MAX_EXTERNAL).collect();
         let direct = self.direct_addresses();
-        let shown = record.endpoints.as_deref().and_then(|text| Endpoints::parse(text).ok());
         let observed = self.observations.publish(self.started.elapsed(), &direct, shown.as_ref());
         let endpoints = paths::endpoints(addresses, external, observed, self.config.nat);
-        let numbered = publication::numbered(record, endpoints, self.own_list.as_ref());
+        let last = self.own_list.as_ref().or(self.last_list.as_ref());
+        let numbered = publication::numbered(record, endpoints, last);
         // Peers are told in the next turn.
         self.step_wanted |= self.own_list.as_ref() != Some(&numbered);
         self.own_list = Some(numbered.clone());
         numbered
+    }
+
+    /// Keeps on disk which paths worked last: now and then, and at once if this node's own list of endpoints is another one,
+    /// before peers are told of it.
+    pub(super) fn keep_paths(&mut self, now: Duration) {
+        let is_told = self.paths_file.held().is_some_and(|held| held.has(self.own_list.as_ref()));
+        let is_due = self.paths_saved.is_none_or(|saved| now >= saved + SAVE_PERIOD);
+        if self.own_list.is_none() || (is_told && !is_due) {
+            return;
+        }
+        let node = NodeName::new(self.config.node_name.clone());
+        let saved = SavedPaths::new(node, self.own_list.as_ref(), self.paths.remembered());
+        self.paths_saved = Some(now);
+        match self.paths_file.save(saved) {
+            Ok(_) => {
+                self.side_tasks.succeeded(&PATHS);
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, PATHS, cause.clone()) {
+                    warn!(
+                        event = "PathsNotStored",
+                        error = cause,
+                        "the paths that worked last are not saved"
+                    );
+                }
+            }
+        }
     }
 
     /// When the next step of a path is due, as of the last step.

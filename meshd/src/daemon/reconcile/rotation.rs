@@ -316,7 +316,7 @@ impl Reconciler {
     /// When the next of that is due.
     pub(in crate::daemon) fn due(&self) -> Option<Instant> {
         let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
-        // What is due already is taken by the turn that is coming.
+        // What is due already is asked for by `take_turn`.
         let paths = self.paths_due().filter(|at| *at > Instant::now());
         let further = leases.into_iter().chain(paths).chain(self.probes_due());
         self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
@@ -328,8 +328,10 @@ impl Reconciler {
     }
 
     /// Whether a turn is wanted now; the request is cleared.
-    pub(in crate::daemon) const fn take_turn(&mut self) -> bool {
+    pub(in crate::daemon) fn take_turn(&mut self) -> bool {
         let (keys, pairs) = (self.keys.take_turn(), self.pairs.take_turn());
+        // A step may have become due while the loop was busy with something else.
+        self.step_wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
         keys || pairs || std::mem::replace(&mut self.step_wanted, false)
     }
 }

@@ -141,6 +141,7 @@ impl Reconciler {
             control: self.peer_channel.status(),
             relay: self.relay.status(),
             leases: self.leases.status(self.outcome.admission()),
+            names: self.name_statuses(),
             round_trips: self.peer_channel.round_trips(),
             totals: self.surveys.totals.sum(),
             preshared_refused: self.pairs.refused(),

@@ -147,6 +147,12 @@ impl Search {
         }
     }
 
+    /// Whether nothing speaks against packets of the size: they have been answered along this path, or the peer answers no
+    /// probe with a size.
+    pub const fn is_settled(&self) -> bool {
+        matches!(&self.state, State::Steady | State::Climb { .. })
+    }
+
     /// When a round is wanted besides the regular ones.
     pub const fn due(&self) -> Option<Duration> {
         match &self.state {

@@ -102,6 +102,7 @@ fn member(number: u8) -> Member {
         },
         endpoint: None,
         prescribed: None,
+        name: None,
         reach: Endpoints {
             addresses: vec![address],
             observed: PerSlot::from_fn(|_| vec![SocketAddr::new([203, 0, 113, number].into(), 4000)]),
