@@ -102,7 +102,7 @@ fn used_by_the_daemon() -> BTreeSet<Right> {
         assert!(kinds.len() <= 1, "{}: more than one kind: {kinds:?}", path.display());
         for kind in kinds {
             let resource = match kind {
-                "Node" => "nodes",
+                "Node" | "ObservedNode" => "nodes",
                 "Endpoints" => "endpoints",
                 "Event" => "events",
                 other => panic!("{}: unknown resource of {other}", path.display()),
