@@ -102,10 +102,12 @@ impl NodeKeys {
         self.preshared.remove(peer);
     }
 
+    /// A key may belong to another peer by now: that of a recreated Node.
     fn forget_ids(&mut self, peer: &PeerId) {
         for (_, kept) in self.preshared.get(peer).into_iter().flat_map(PerSlot::iter) {
-            if let Some((key, _)) = &kept.key {
-                self.by_id.remove(&key.id());
+            let id = kept.key.as_ref().map(|(key, _)| key.id());
+            if let Some(id) = id.filter(|id| self.by_id.get(id).is_some_and(|(owner, _)| owner == peer)) {
+                self.by_id.remove(&id);
             }
         }
     }
@@ -127,5 +129,27 @@ impl NodeKeys {
     /// The keys that the journal names, in its order.
     pub(crate) fn named(&self) -> impl Iterator<Item = &PrivateKey> {
         self.journal.keys().filter_map(|key| self.private.get(&key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_moved_to_another_peer_stays_when_the_former_one_is_forgotten() {
+        let mut keys = NodeKeys::cold(1, 0).unwrap();
+        let key = PresharedKey::from_bytes(&[7; 32]).unwrap();
+        let id = key.id();
+        let statics = crate::pq::StaticKeys { own: keys.journal.slots.a.key, peer: keys.journal.slots.b.key };
+        let kept = |key: &PresharedKey| PerSlot {
+            a: StoredPreshared { epoch: 1, key: Some((key.duplicate(), statics)) },
+            b: StoredPreshared::default(),
+        };
+        let [former, present] = ["former", "present"].map(PeerId::new);
+        keys.store_preshared(former.clone(), kept(&key));
+        keys.store_preshared(present, kept(&key));
+        keys.forget_preshared(&former);
+        assert!(keys.preshared(&id).is_some());
     }
 }

@@ -80,9 +80,9 @@ pub(super) struct PeerChannel {
     rx_packets: BTreeMap<LinkName, u64>,
     started: Instant,
     probes: Probes,
-    /// Questions that wait, and the peers in the order in which they are asked.
-    asks: BTreeMap<PeerId, Ask>,
-    ask_order: VecDeque<PeerId>,
+    /// Questions that wait by peer and slot, and the order in which they are asked.
+    asks: BTreeMap<(PeerId, Slot), Ask>,
+    ask_order: VecDeque<(PeerId, Slot)>,
     ask_allowance: Allowance,
 }
 
@@ -172,17 +172,17 @@ impl PeerChannel {
     }
 
     /// Sends the rotation's questions, those beyond so many a second later. One that waits is replaced by a newer one to the
-    /// same peer, in its place.
+    /// same peer over the same slot, in its place.
     pub(super) fn send_asks(&mut self, asks: Vec<Ask>) {
         for ask in asks {
-            let peer = ask.peer.clone();
-            if self.asks.insert(peer.clone(), ask).is_none() {
-                self.ask_order.push_back(peer);
+            let to = (ask.peer.clone(), ask.over);
+            if self.asks.insert(to.clone(), ask).is_none() {
+                self.ask_order.push_back(to);
             }
         }
         let room = self.ask_allowance.take(self.started.elapsed(), self.ask_order.len());
-        for peer in self.ask_order.drain(..room).collect::<Vec<_>>() {
-            if let Some(ask) = self.asks.remove(&peer) {
+        for to in self.ask_order.drain(..room).collect::<Vec<_>>() {
+            if let Some(ask) = self.asks.remove(&to) {
                 self.send(&ask.peer, ask.over, &Message::Ask { nonce: ask.nonce });
             }
         }

@@ -165,7 +165,7 @@ fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Re
 }
 
 /// Drops of the engines by kind: the page has to stay short.
-fn tunnel_drops(by_reason: &BTreeMap<String, u64>) -> Vec<Sample> {
+fn tunnel_drops(by_reason: &BTreeMap<String, u64>) -> Vec<Sample<'static>> {
     let mut kinds: BTreeMap<&'static str, u64> = BTreeMap::new();
     for (reason, count) in by_reason {
         let kind = match reason.as_str() {
