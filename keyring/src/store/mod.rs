@@ -80,7 +80,8 @@ impl FileStore {
         self.directory.join(FILE)
     }
 
-    /// Reads the key file: the private keys, and the preshared keys if version 0.2 wrote it. `None` only if there is no key file at all; anything else that is wrong is an error.
+    /// Reads the key file: the private keys, and the preshared keys if version 0.1 wrote it. `None` only if there
+    /// is no key file at all; anything else that is wrong is an error.
     pub fn load(&self) -> Result<Option<NodeKeys>, StoreError> {
         let path = self.path();
         let Some(text) = read_private(&path)? else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! The preshared keys of all peers on disk, beside the key file, which had them up to version 0.2.
+//! The preshared keys of all peers on disk, beside the key file, which had them up to version 0.1.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
@@ -62,7 +62,7 @@ impl PresharedLog {
 
 impl FileStore {
     /// Reads the preshared keys into `keys`, which are those that [`FileStore::load`] has read or new ones. Those in a key file
-    /// of version 0.2 are taken over. A damaged file is kept aside; what is whole of it is used. Fails only where the file
+    /// of version 0.1 are taken over. A damaged file is kept aside; what is whole of it is used. Fails only where the file
     /// can't be read or is not private.
     pub fn load_preshared(&mut self, keys: &mut NodeKeys) -> Result<Option<DamagedPreshared>, StoreError> {
         let path = self.directory.join(FILE);

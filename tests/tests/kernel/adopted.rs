@@ -40,15 +40,14 @@ fn a_killed_daemon_loses_no_packet_and_writes_nothing_when_it_is_back() {
 /// The daemon is killed at boundaries of a rotation and restarted; the kernel's devices keep working.
 #[test]
 #[ignore = "needs WireGuard in the kernel: make test-kernel"]
-fn a_rotation_with_a_crash_at_every_kind_of_boundary_loses_nothing() {
+fn a_rotation_with_crashes_at_its_boundaries_loses_nothing() {
     let mut mesh = mesh(&[&KERNEL, &KERNEL]);
     let ends = pods(&mesh);
     let capture = mesh.capture().unwrap();
     let streams = streams(&ends, 50);
     let flags = [QUICK.as_slice(), &KERNEL].concat();
-    let places =
-        ["journal.before:1", "journal.after:1", "step.before:2", "publish.after:2", "destroy.before:1"];
-    for place in places {
+    // Each takes half a minute in an emulated machine. All kinds are tried with the userspace backend.
+    for place in ["journal.after:1", "step.before:2", "destroy.before:1"] {
         mesh.stop("n1", Signal::TERM).unwrap();
         mesh.start_in("n1", &flags, &[("MESHD_DIE_AT", place)]).unwrap();
         formed(&mesh);

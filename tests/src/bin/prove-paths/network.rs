@@ -170,7 +170,7 @@ pub(crate) fn path(status: &Value, to: &str) -> Option<String> {
 
 /// Whether a path of this kind leads to the peer without another node in between.
 pub(crate) fn is_direct(path: &str) -> bool {
-    ["prescribed", "link", "site", "global", "external", "punched", "private"].contains(&path)
+    ["prescribed", "named", "link", "site", "global", "external", "punched", "private"].contains(&path)
 }
 
 /// The node that relays, of a path that is relayed.

@@ -151,6 +151,13 @@ pub(crate) fn table_is_flushed(run: &mut Run<'_>) -> Result<(), Failure> {
 /// The daemon of a relay is killed while another node may relay as well.
 pub(crate) fn relay_dies(run: &mut Run<'_>) -> Result<(), Failure> {
     network::set_relay(&run.mesh, "n3", true)?;
+    // The API server was away before: watches are opened again after some seconds.
+    run.wait(Duration::from_secs(30), |run| {
+        let listed =
+            |name: &String| run.mesh.status(name).is_some_and(|status| status["api"]["error"].is_null());
+        run.mesh.node_names().iter().all(listed)
+            && run.mesh.status("n3").is_some_and(|status| !status["relay"].is_null())
+    });
     run.pass(Duration::from_secs(5));
     let said = run.path("n6", "n7").and_then(|path| relay_of(path[0]).map(ToOwned::to_owned));
     let relay = said.unwrap_or_else(|| "n1".to_owned());
