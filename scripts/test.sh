@@ -136,7 +136,7 @@ main() {
     step "documentation examples" cargo test --locked --workspace --doc
     step "tests with a moved clock" tests_with_moved_clock
     if [ -e "$(rustc --print target-libdir)/librustc-stable_rt.asan.a" ]; then
-        step "the engine under AddressSanitizer" scripts/sanitize.sh
+        step "the engine under AddressSanitizer" scripts/sanitize.sh engine
     else
         not_run "the engine under AddressSanitizer" "this Rust comes without the sanitizer's runtime; rustup's has it"
     fi
