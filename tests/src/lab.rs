@@ -8,6 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use ipnetwork::IpNetwork;
+use plan::node::RELAY_LABEL;
 use serde_json::json;
 
 use crate::address::{self, Family, IpVersion, OUTSIDE};
@@ -166,6 +167,13 @@ impl Lab {
     pub fn report_addresses(&self, node: &Node) -> Result<(), Error> {
         let patch = json!({"status": {"addresses": node.listed_addresses()}});
         self.api().patch_node_status(node.name(), &patch)?;
+        Ok(())
+    }
+
+    /// Permits a node to relay by the label of its Node, or forbids it again.
+    pub fn set_relay(&self, node: &str, may: bool) -> Result<(), Error> {
+        let value = may.then_some("true");
+        self.api().patch_node(node, &json!({"metadata": {"labels": {RELAY_LABEL: value}}}))?;
         Ok(())
     }
 

@@ -49,8 +49,7 @@ fn nothing_is_left() {
     done";
     mesh.node("n1").unwrap().command("sh").args(["-c", drop]).run().unwrap();
     let (before, annotated_before) = (node(&mesh), annotations(&mesh));
-    let label = serde_json::json!({"meshd.node-restriction.kubernetes.io/relay": "true"});
-    mesh.api().patch_node("n1", &serde_json::json!({"metadata": {"labels": label}})).unwrap();
+    mesh.set_relay("n1", true).unwrap();
     for name in mesh.node_names() {
         mesh.start_with(&name, &["--input-from-pods", "false", "--close-external-ips", "true"]).unwrap();
     }

@@ -29,8 +29,6 @@ use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
-use crate::status::summary::Summary;
-use crate::status::totals::{PeerTotals, RoundTrips};
 use crate::status::{
     ApiStatus, Counters, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
 };
@@ -332,7 +330,6 @@ impl Outcome {
             waiting_for,
             generation: keys.journal().generation,
             rotation: self.rotation(config, keys, now),
-            stretched_pq_interval: None,
             slots: PerSlot::from_fn(|slot| {
                 let state = states.get(slot).as_ref()?;
                 Some(SlotStatus {
@@ -350,7 +347,6 @@ impl Outcome {
             }),
             pod_cidrs: self.admission.world.own.as_ref().map(|own| own.pod_cidrs.clone()).unwrap_or_default(),
             guard: self.guard_status(config),
-            preshared_refused: std::collections::BTreeMap::new(),
             api: ApiStatus {
                 listed: cluster.is_listed(),
                 error: self.api_error.clone(),
@@ -358,10 +354,6 @@ impl Outcome {
                 trust_policy: self.fence,
             },
             cni_limited_by: self.chained.limited_by(),
-            summary: Summary::default(),
-            totals: PeerTotals::default(),
-            round_trips: RoundTrips::default(),
-            peers: Vec::new(),
             pending: self.admission.pending.iter().map(ToString::to_string).collect(),
             rejected: self.admission.rejected.iter().map(rejected_status).collect(),
             kept: cluster.kept().map(ToString::to_string).collect(),
@@ -372,7 +364,7 @@ impl Outcome {
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
             counters: Counters { brakes: cluster.brakes(), ..self.counters },
-            // The relay's part and the control channel are added by who has them.
+            // The peers, the relay's part and the control channel are added by who has them.
             ..Status::default()
         }
     }

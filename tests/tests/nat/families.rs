@@ -7,7 +7,7 @@ use lab::mesh::Mesh;
 use lab::nat::{Nat, Site};
 use lab::require::{self, Need};
 use lab::{ApiKind, Flow, Host, IpVersion, Lab, Protocol};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::behaviour::{receive, until};
 
@@ -74,8 +74,7 @@ fn nodes_with_different_families_reach_each_other_directly_or_over_a_relay_that_
         Site::new("office", Nat::Symmetric, lan("10.20.0.0/24"), &[4]).and_v6(range(4)),
     ];
     let lab = Lab::builder().sites(sites).api(ApiKind::Fake).build().unwrap();
-    let label = json!({"meshd.node-restriction.kubernetes.io/relay": "true"});
-    lab.api().patch_node("n1", &json!({"metadata": {"labels": label}})).unwrap();
+    lab.set_relay("n1", true).unwrap();
     let capture = lab.capture().unwrap();
     let mesh = Mesh::form(lab).unwrap();
     let relayed = "relayed via n1";

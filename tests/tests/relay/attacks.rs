@@ -6,10 +6,10 @@ use std::time::Duration;
 use lab::frame::{self, Link};
 use lab::mesh::Mesh;
 use lab::{End, Flow, IpVersion, Protocol, Signal, Stream};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::liar::{self, Leg, Liar, Lie};
-use super::{LABEL, LEASED_WITHIN, SLOTS, apart, port, underlay};
+use super::{LEASED_WITHIN, SLOTS, apart, port, underlay};
 
 /// How long a pair may be down whose relay died: issue 11's goal of 8 s, and some time for slow machines.
 const RECOVERED_WITHIN: Duration = Duration::from_secs(16);
@@ -85,7 +85,7 @@ fn a_lying_relay_changes_nothing_and_is_left_if_it_forwards_nothing() {
     assert!(liar.passed() > 1000, "the liar was not in between");
 
     // It can drop everything: both ends go elsewhere.
-    mesh.api().patch_node("n4", &json!({"metadata": {"labels": {LABEL: "true"}}})).unwrap();
+    mesh.set_relay("n4", true).unwrap();
     mesh.wait("n4", "to be a relay", LEASED_WITHIN, |status| !status["relay"].is_null());
     let streams = streams(&a, &b);
     let since = std::time::Instant::now();
@@ -158,7 +158,7 @@ fn pairs_leave_a_relay_that_died() {
     let mut mesh = apart(4);
     let (a, b) = (end(&mesh, "n1"), end(&mesh, "n2"));
     wait_relayed(&mesh);
-    mesh.api().patch_node("n4", &json!({"metadata": {"labels": {LABEL: "true"}}})).unwrap();
+    mesh.set_relay("n4", true).unwrap();
     mesh.wait("n4", "to be a relay", LEASED_WITHIN, |status| !status["relay"].is_null());
     let streams = streams(&a, &b);
     mesh.stop("n3", Signal::KILL).unwrap();

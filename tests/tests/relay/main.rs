@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use lab::mesh::Mesh;
 use lab::{Family, Flow, IpVersion, Lab, Protocol, flow};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-const LABEL: &str = "meshd.node-restriction.kubernetes.io/relay";
 /// How long both ends may take to come to the relay: its tunnels, five seconds without a session, and the questions.
 const LEASED_WITHIN: Duration = Duration::from_secs(30);
 const SLOTS: [(&str, u16); 2] = [("a", 51840), ("b", 51841)];
@@ -20,7 +19,7 @@ const SLOTS: [(&str, u16); 2] = [("a", 51840), ("b", 51841)];
 /// Some nodes, of which n3 is a relay, and n1 and n2 drop what comes from each other.
 fn apart(nodes: u8) -> Mesh {
     let mut mesh = Mesh::idle(Lab::builder().nodes(nodes).family(Family::V4).build().unwrap());
-    mesh.api().patch_node("n3", &json!({"metadata": {"labels": {LABEL: "true"}}})).unwrap();
+    mesh.set_relay("n3", true).unwrap();
     for (node, other) in [("n1", "n2"), ("n2", "n1")] {
         let other = underlay(&mesh, other);
         nft(&mesh, node, "add table ip apart");
@@ -119,6 +118,6 @@ fn two_nodes_reach_each_other_over_a_third_and_nobody_else_changes_that() {
     capture.report().assert_sealed();
 
     // Without the label it is no relay any more.
-    mesh.api().patch_node("n3", &json!({"metadata": {"labels": {LABEL: null}}})).unwrap();
+    mesh.set_relay("n3", false).unwrap();
     mesh.wait("n3", "the end of the relay", LEASED_WITHIN, |status| status["relay"].is_null());
 }

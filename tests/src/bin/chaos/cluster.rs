@@ -8,14 +8,12 @@ use lab::mesh::{self, Mesh};
 use lab::nat::{Nat, Site};
 use lab::{ApiKind, Capture, Inventory, IpVersion, Lab, Node, Signal, Stream};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::Failure;
 use crate::schedule::{Network, SITES};
 
-/// Label of a node that may relay.
-const RELAY: &str = "meshd.node-restriction.kubernetes.io/relay";
-/// The node that has it.
+/// The node that may relay.
 const RELAY_NODE: &str = "n1";
 /// Datagrams a second from each pod to each other.
 const RATE: u32 = 20;
@@ -55,7 +53,7 @@ impl Cluster {
         let mut mesh = Mesh::idle(lab);
         let before = mesh.nodes().iter().map(|node| Ok((node.name().to_owned(), Inventory::network(node)?)));
         let before = before.collect::<Result<Vec<_>, Failure>>()?;
-        allow_relay(&mesh)?;
+        mesh.set_relay(RELAY_NODE, true)?;
         for name in mesh.node_names() {
             start(&mut mesh, &name)?;
         }
@@ -196,7 +194,10 @@ pub(crate) fn start(mesh: &mut Mesh, node: &str) -> Result<(), Failure> {
 /// Creates a Node object again, with the label that it had.
 pub(crate) fn register(mesh: &Mesh, node: &str) -> Result<(), Failure> {
     mesh.register(mesh.node(node)?)?;
-    if node == RELAY_NODE { allow_relay(mesh) } else { Ok(()) }
+    if node == RELAY_NODE {
+        mesh.set_relay(RELAY_NODE, true)?;
+    }
+    Ok(())
 }
 
 /// A site gets another public address, or each of its nodes does, and a cloud's controller tells the API server if it can.
@@ -212,11 +213,6 @@ pub(crate) fn renumber(mesh: &Mesh, site: &str) -> Result<(), Failure> {
         let _told_later = mesh.report_addresses(node);
     }
     Ok(())
-}
-
-fn allow_relay(mesh: &Mesh) -> Result<(), Failure> {
-    let patch = json!({"metadata": {"labels": {RELAY: "true"}}});
-    Ok(mesh.api().patch_node(RELAY_NODE, &patch).map(drop)?)
 }
 
 fn sites() -> Result<Vec<Site>, Failure> {
@@ -257,6 +253,8 @@ fn uninstall(mesh: &Mesh, node: &Node) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

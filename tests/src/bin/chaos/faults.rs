@@ -2,6 +2,7 @@
 
 use lab::mesh::Mesh;
 use lab::{Node, Signal};
+use plan::annotation::names::STATE;
 use serde_json::json;
 
 use crate::Failure;
@@ -10,8 +11,6 @@ use crate::schedule::{Fault, Random};
 
 /// The file with a node's peers.
 const PEERS: &str = "/var/lib/meshd/peers.json";
-/// The annotation that says which keys a node has.
-const STATE: &str = "meshd.dev/state";
 /// A Node that claims what belongs to another one.
 const LIAR: &str = "liar";
 /// A path that takes less than an Ethernet does.

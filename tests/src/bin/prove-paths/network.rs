@@ -9,9 +9,6 @@ use serde_json::{Value, json};
 
 use crate::Failure;
 
-/// Label of a node that may relay; kubelets can't give it to themselves.
-const RELAY: &str = "meshd.node-restriction.kubernetes.io/relay";
-
 /// Annotation by which an operator prescribes an endpoint.
 const ENDPOINT: &str = "config.meshd.dev/endpoint";
 
@@ -124,7 +121,7 @@ pub(crate) fn describe(site: &Site) -> String {
 /// A mesh without running daemons on such a network, in which one node may relay.
 pub(crate) fn mesh(sites: Vec<Site>) -> Result<Mesh, Failure> {
     let mesh = Mesh::idle(Lab::builder().sites(sites).api(ApiKind::Fake).build()?);
-    set_relay(&mesh, "n1", true)?;
+    mesh.set_relay("n1", true)?;
     Ok(mesh)
 }
 
@@ -146,13 +143,6 @@ pub(crate) fn start(mesh: &mut Mesh, node: &str, settings: &Settings) -> Result<
         }
     }
     Ok(mesh.start_with(node, &flags)?)
-}
-
-/// Permits a node to relay, or forbids it again.
-pub(crate) fn set_relay(mesh: &Mesh, node: &str, may: bool) -> Result<(), Failure> {
-    let value = if may { json!("true") } else { Value::Null };
-    mesh.api().patch_node(node, &json!({"metadata": {"labels": {RELAY: value}}}))?;
-    Ok(())
 }
 
 /// What a node's daemon says about its path to another node, of the peer or of the slot that it sends on, if it says

@@ -150,7 +150,7 @@ pub(crate) fn table_is_flushed(run: &mut Run<'_>) -> Result<(), Failure> {
 
 /// The daemon of a relay is killed while another node may relay as well.
 pub(crate) fn relay_dies(run: &mut Run<'_>) -> Result<(), Failure> {
-    network::set_relay(&run.mesh, "n3", true)?;
+    run.mesh.set_relay("n3", true)?;
     // The API server was away before: watches are opened again after some seconds.
     run.wait(Duration::from_secs(30), |run| {
         let listed =
