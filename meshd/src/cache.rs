@@ -6,15 +6,12 @@ use plan::admission::Ledger;
 use plan::node::{NodeName, NodeUid};
 use serde::{Deserialize, Serialize};
 
-use crate::document;
-use crate::file::{self, FileError, FileIdentity};
+use crate::file::FileIdentity;
+use crate::state_file::{self, Format, StateFileError};
 
-/// Name of the cache in the state directory.
-pub(crate) const FILE: &str = "peers.json";
-/// The version that this code writes and reads.
-const VERSION: u32 = 1;
-/// Longest file that is read: about 1 kB a node for 10,000 nodes.
-const MAX_LEN: u64 = 16 << 20;
+/// The cache in the state directory: about 1 kB a node for 10,000 nodes.
+pub(crate) const FORMAT: Format =
+    Format { name: "peers.json", version: 1, field: "memory", max_len: 16 << 20 };
 
 /// What a node remembers of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -52,25 +49,13 @@ struct Saved {
 impl Cache {
     /// A cache in the given state directory.
     pub(crate) fn in_directory(directory: &Path) -> Self {
-        Self { path: directory.join(FILE), saved: None }
+        Self { path: directory.join(FORMAT.name), saved: None }
     }
 
     /// Reads the memory. `None` if there is no file. A damaged file is an error: its peers can't be trusted. It is kept
     /// under another name.
-    pub(crate) fn load(&self) -> Result<Option<Memory>, CacheError> {
-        self.read().map_err(|source| match source {
-            damage @ (CacheError::Damaged { .. } | CacheError::File(FileError::TooLong { .. })) => {
-                document::set_aside(&self.path, damage, |kept, source| CacheError::SetAside { kept, source })
-            }
-            source => source,
-        })
-    }
-
-    fn read(&self) -> Result<Option<Memory>, CacheError> {
-        let Some(text) = file::read(&self.path, MAX_LEN)? else { return Ok(None) };
-        document::read(&text, VERSION)
-            .map(Some)
-            .ok_or_else(|| CacheError::Damaged { path: self.path.clone() })
+    pub(crate) fn load(&self) -> Result<Option<Memory>, StateFileError> {
+        state_file::load(&self.path, FORMAT)
     }
 
     /// Writes the memory if it differs from what is on disk; returns whether it wrote.
@@ -82,7 +67,7 @@ impl Cache {
         node: &NodeName,
         uid: Option<&NodeUid>,
         ledger: &Ledger,
-    ) -> Result<bool, CacheError> {
+    ) -> Result<bool, StateFileError> {
         let same = |saved: &Saved| {
             let Memory { node: saved_node, uid: saved_uid, ledger: saved_ledger } = &saved.memory;
             (saved_node, saved_uid.as_ref(), saved_ledger) == (node, uid, ledger)
@@ -92,9 +77,7 @@ impl Cache {
             return Ok(false);
         }
         self.saved = None;
-        let text = document::render(&MemoryRef { node, uid, ledger }, VERSION, "memory")
-            .map_err(|source| CacheError::Render { source })?;
-        let written = file::replace(&self.path, &text, 0o600)?;
+        let written = state_file::write(&self.path, FORMAT, &MemoryRef { node, uid, ledger })?;
         self.saved = FileIdentity::of(&self.path).map(|identity| {
             let memory = Memory { node: node.clone(), uid: uid.cloned(), ledger: ledger.clone() };
             Saved { memory, identity }
@@ -103,37 +86,10 @@ impl Cache {
     }
 }
 
-/// Why the memory could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum CacheError {
-    /// The file system refused.
-    #[error("cache the last known peers")]
-    File(#[from] FileError),
-    /// The file is truncated or was changed.
-    #[error("the cache of last known peers {} is damaged: not used", path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The file is damaged, and was renamed.
-    #[error("kept a damaged file as {}", kept.display())]
-    SetAside {
-        /// Its new name.
-        kept: PathBuf,
-        /// What is wrong with it.
-        source: Box<Self>,
-    },
-    /// The memory can't be serialized as JSON.
-    #[error("serialize the last known peers")]
-    Render {
-        /// The cause.
-        source: serde_json::Error,
-    },
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::FileError;
 
     fn n1() -> (NodeName, NodeUid) {
         (NodeName::new("n1"), NodeUid::new("u1"))
@@ -150,8 +106,10 @@ mod tests {
         let whole = std::fs::read(&cache.path).unwrap();
         let damaged = |bytes: &[u8], what: String| {
             std::fs::write(&cache.path, bytes).unwrap();
-            let Err(CacheError::SetAside { kept, source }) = cache.load() else { panic!("{what} is used") };
-            assert!(matches!(*source, CacheError::Damaged { .. }), "{what}");
+            let Err(StateFileError::SetAside { kept, source }) = cache.load() else {
+                panic!("{what} is used")
+            };
+            assert!(matches!(*source, StateFileError::Damaged { .. }), "{what}");
             assert_eq!(std::fs::read(kept).unwrap(), bytes, "{what}");
             assert_eq!(cache.load().unwrap(), None, "{what}: the start goes on without it");
         };
@@ -165,9 +123,11 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 4, "a bounded number is kept");
         let file = std::fs::File::create(&cache.path).unwrap();
-        file.set_len(MAX_LEN + 1).unwrap();
-        let Err(CacheError::SetAside { source, .. }) = cache.load() else { panic!("a long file is used") };
-        assert!(matches!(*source, CacheError::File(FileError::TooLong { .. })));
+        file.set_len(FORMAT.max_len + 1).unwrap();
+        let Err(StateFileError::SetAside { source, .. }) = cache.load() else {
+            panic!("a long file is used")
+        };
+        assert!(matches!(*source, StateFileError::File(FileError::TooLong { .. })));
     }
 
     #[test]

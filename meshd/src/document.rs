@@ -1,12 +1,8 @@
 //! The contents of a state file: one value as JSON, with a version and a checksum over its exact text.
 
-use std::path::{Path, PathBuf};
-
 use serde::de::DeserializeOwned;
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use sha2::{Digest as _, Sha256};
-
-use crate::file;
 
 /// What is in the file.
 #[derive(serde::Deserialize)]
@@ -54,13 +50,4 @@ pub(crate) fn render(
 ) -> Result<Vec<u8>, serde_json::Error> {
     let text = serde_json::to_string(value)?;
     serde_json::to_vec(&Written { version, field, text: &text })
-}
-
-/// Keeps a damaged file under another name, and says so: `kept` makes the error of the new name and of what is wrong. If
-/// it can't be renamed, the error stays as it is.
-pub(crate) fn set_aside<E>(path: &Path, damage: E, kept: impl FnOnce(PathBuf, Box<E>) -> E) -> E {
-    match file::set_aside(path) {
-        Ok(name) => kept(name, Box::new(damage)),
-        Err(_) => damage,
-    }
 }

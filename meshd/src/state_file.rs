@@ -37,20 +37,8 @@ impl<T: Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T> {
 
     /// Reads the value; none without a file. A damaged file is an error, and is kept under another name.
     pub(crate) fn load(&mut self) -> Result<Option<T>, StateFileError> {
-        self.held = self.read().map_err(|source| match source {
-            damage @ (StateFileError::Damaged { .. } | StateFileError::File(FileError::TooLong { .. })) => {
-                let kept = |kept, source| StateFileError::SetAside { kept, source };
-                document::set_aside(&self.path, damage, kept)
-            }
-            source => source,
-        })?;
+        self.held = load(&self.path, self.format)?;
         Ok(self.held.clone())
-    }
-
-    fn read(&self) -> Result<Option<T>, StateFileError> {
-        let Some(text) = file::read(&self.path, self.format.max_len)? else { return Ok(None) };
-        let value = document::read(&text, self.format.version);
-        value.map(Some).ok_or_else(|| StateFileError::Damaged { path: self.path.clone() })
     }
 
     /// What the file holds, as far as this process has read or written it.
@@ -63,9 +51,7 @@ impl<T: Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T> {
         if self.held.as_ref() == Some(&value) {
             return Ok(false);
         }
-        let text = document::render(&value, self.format.version, self.format.field)
-            .map_err(|source| StateFileError::Render { path: self.path.clone(), source })?;
-        let written = file::replace(&self.path, &text, 0o600)?;
+        let written = write(&self.path, self.format, &value)?;
         self.held = Some(value);
         Ok(written)
     }
@@ -77,6 +63,31 @@ impl<T: Clone + PartialEq + Serialize + DeserializeOwned> StateFile<T> {
         file::remove(&self.path).map_err(failed)?;
         Ok(())
     }
+}
+
+/// Reads what a file holds; none without a file. A damaged file is an error, and is kept under another name.
+pub(crate) fn load<T: DeserializeOwned>(path: &Path, format: Format) -> Result<Option<T>, StateFileError> {
+    let damage = match file::read(path, format.max_len) {
+        Ok(None) => return Ok(None),
+        Ok(Some(text)) => match document::read(&text, format.version) {
+            Some(value) => return Ok(Some(value)),
+            None => StateFileError::Damaged { path: path.to_owned() },
+        },
+        Err(source @ FileError::TooLong { .. }) => source.into(),
+        Err(source) => return Err(source.into()),
+    };
+    // If it can't be renamed, the error stays as it is.
+    Err(match file::set_aside(path) {
+        Ok(kept) => StateFileError::SetAside { kept, source: Box::new(damage) },
+        Err(_) => damage,
+    })
+}
+
+/// Writes a value; returns whether the file was another one before.
+pub(crate) fn write(path: &Path, format: Format, value: &impl Serialize) -> Result<bool, StateFileError> {
+    let text = document::render(value, format.version, format.field)
+        .map_err(|source| StateFileError::Render { path: path.to_owned(), source })?;
+    Ok(file::replace(path, &text, 0o600)?)
 }
 
 /// Why a value could not be read or written.

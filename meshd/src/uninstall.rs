@@ -128,7 +128,7 @@ impl Work {
     /// The CNI configuration first: from then on no pod is attached that would lose its network a moment later.
     fn files(&mut self, config: &Config) {
         let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
-        let cache = config.state_dir.join(cache::FILE);
+        let cache = config.state_dir.join(cache::FORMAT.name);
         let relay = config.state_dir.join(crate::daemon::RELAY_FILE);
         let paths = config.state_dir.join(crate::daemon::PATHS_FILE);
         let files = [
