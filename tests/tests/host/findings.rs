@@ -141,7 +141,7 @@ const OTHERS: &str = "mkdir -p /run/systemd/netif /run/NetworkManager
          mkdir /sys/fs/selinux
          echo 1 >/sys/fs/selinux/enforce";
 
-/// The daemon in a context of SELinux, as far as it can tell.
+/// The daemon in a context of `SELinux`, as far as it can tell.
 const CONFINED: &str = "#!/bin/sh
 printf 'system_u:system_r:container_t:s0:c1,c2' >/run/context
 mount --bind /run/context /proc/$$/attr/current
