@@ -30,9 +30,9 @@ test-upgrade: ## upgrade a mesh from version 0.1 under traffic, with both backen
 	scripts/test-upgrade.sh $(BACKEND)
 
 .PHONY: explore
-explore: ## the models of rotation, PQ agreement and paths, 120,000, 12,000 and 4,000 random runs, a crash at every boundary of a rotation, and 50 emergency rotations whose keys are copied
+explore: ## the models of rotation, PQ agreement and paths, 120,000, 12,000 and 20,000 random runs, a crash at every boundary of a rotation, and 50 emergency rotations whose keys are copied
 	ROTATION_CASES=$${ROTATION_CASES:-40000} PQ_CASES=$${PQ_CASES:-6000} cargo test --locked --workspace --test rotation --test pq -- explore
-	PATHS_CASES=$${PATHS_CASES:-4000} cargo test --locked --package plan --test paths -- explore
+	PATHS_CASES=$${PATHS_CASES:-20000} scripts/explore-paths.sh
 	cargo build --locked --workspace --bins
 	CRASHES=all cargo test --locked --workspace --test rotation -- --nocapture crash::
 	EMERGENCIES=50 cargo test --locked --workspace --test rotation -- --nocapture stolen::keys_that_are_copied

@@ -1,6 +1,7 @@
 //! One interface of one container, and the names that are derived from it.
 
 use linux::POD_LINK_PREFIX;
+use linux::veth::Mac;
 use sha2::{Digest as _, Sha256};
 use wireguard::LinkName;
 
@@ -18,6 +19,13 @@ impl Attachment {
     pub(crate) fn host_link(&self) -> String {
         let [first, second, third, fourth, fifth, ..] = self.digest("link");
         format!("{POD_LINK_PREFIX}{first:02x}{second:02x}{third:02x}{fourth:02x}{fifth:02x}")
+    }
+
+    /// An Ethernet address of the attachment's own for one end of the pair: locally administered, unicast (IEEE 802, section
+    /// 8.2).
+    pub(crate) fn mac(&self, end: &str) -> Mac {
+        let [first, second, third, fourth, fifth, sixth, ..] = self.digest(end);
+        [first & 0b1111_1100 | 0b0000_0010, second, third, fourth, fifth, sixth]
     }
 
     /// A digest of the attachment for one purpose.

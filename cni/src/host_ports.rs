@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
 
 use ipnetwork::IpNetwork;
 use linux::host_ports::{self, HostPorts, Mapping, OwnPorts, conntrack};
@@ -10,10 +9,7 @@ use linux::{FilterState, LastAnswer};
 
 use crate::error::CniError;
 use crate::node_file::NodeFile;
-use crate::store::Store;
-
-/// How long the daemon waits for the store's lock: a call holds it for milliseconds.
-const DAEMON_TIMEOUT: Duration = Duration::from_millis(100);
+use crate::store::{DAEMON_TIMEOUT, Store, Stored};
 
 /// What the daemon holds the table to.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +53,8 @@ pub fn hold(
     (filters, last_seen): (FilterState, &mut LastAnswer<HostPorts, bool>),
 ) -> Result<Held, CniError> {
     let Sources { state_dir, node_file, services, own } = sources;
-    let Some(mappings) = Store::mappings_unlocked(state_dir)? else { return Ok(Held::default()) };
+    let Some(stored) = Store::all_unlocked(state_dir)? else { return Ok(Held::default()) };
+    let mappings = stored.iter().flat_map(Stored::mappings).collect();
     let ports = HostPorts { mappings, services: services.iter().copied().collect(), own: own.clone() };
     let unchanged = Held { change: Change::None, overruled: ports.overruled() };
     if last_seen.get(filters, &ports, || host_ports::is_in_place(&ports))? {

@@ -26,6 +26,7 @@ pub mod host_ports;
 mod ipam;
 pub mod loopback;
 pub mod node_file;
+pub mod pod_routes;
 mod ports;
 pub mod probe;
 mod result;

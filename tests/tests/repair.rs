@@ -23,6 +23,7 @@ fn fingerprint(node: &Node) -> String {
         for family in -4 -6; do
             ip $family route show table all proto 84 | sort
             ip $family rule show | grep 518[45]
+            ip $family neigh show nud permanent | sort
         done
         for link in mesh-a mesh-b; do ip -br link show $link; ip -br addr show $link | grep -o '10.244[^ ]*\\|fd00[^ ]*'; done
         nft list table inet meshd | sed 's/counter packets [0-9]* bytes [0-9]*/counter/'
@@ -55,7 +56,12 @@ fn whatever_is_removed_by_hand_is_restored_within_two_seconds() {
     let mesh = Mesh::form_with(lab, &UNOWNED).unwrap();
     mesh.wait_proven();
     let node = mesh.node("n1").unwrap();
+    let pod = node.pod("a").unwrap();
     let whole = settled(node);
+    for address in pod.addresses() {
+        let lines = whole.lines().filter(|line| line.starts_with(&format!("{address} "))).count();
+        assert_eq!(lines, 2, "a route and a neighbour entry for {address} in\n{whole}");
+    }
     for part in ["10.244.2.0/24 dev mesh-a", "unreachable", "lookup 5184", "chain egress", "mesh-b"] {
         assert!(whole.contains(part), "{part} in\n{whole}");
     }
@@ -64,6 +70,9 @@ fn whatever_is_removed_by_hand_is_restored_within_two_seconds() {
         "ip route del 10.244.2.0/24",
         "ip -6 route del fd00:10:244:2::/64",
         "ip route flush table 5184",
+        "ip route flush proto 84; ip -6 route flush proto 84",
+        "ip -6 route flush dev $(ip -o link | grep -o 'mveth[0-9a-f]*')",
+        "link=$(ip -o link | grep -o 'mveth[0-9a-f]*'); ip link set $link down; ip link set $link up",
         "ip route replace 10.244.2.0/24 dev mesh-b metric 84 proto 84",
         "ip route del unreachable 10.244.0.0/16 metric 50000",
         "ip rule del from 10.244.1.0/24 table 5184",
@@ -96,6 +105,7 @@ fn whatever_is_removed_by_hand_is_restored_within_two_seconds() {
         }
         took.push(since.elapsed());
     }
+    pod.check().unwrap();
     took.sort();
     assert!(took[took.len() / 2] < REPAIRED_WITHIN, "half of them took longer: {took:?}");
 }

@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use linux::guard;
 use linux::host_ports::{Mapping, conntrack};
 use linux::netns::NetworkNamespace;
-use linux::veth::{self, Mac, Pair};
+use linux::veth::{self, Pair};
 
 use super::gc::reclaim;
 use crate::attachment::Attachment;
@@ -36,7 +36,7 @@ pub(super) fn run(
     refuse_own(&ports, &node)?;
     let mtu = conf.mtu.unwrap_or(node.mtu);
     let host_link = attachment.host_link();
-    let (host_mac, pod_mac) = (mac(attachment, "host"), mac(attachment, "pod"));
+    let (host_mac, pod_mac) = (attachment.mac("host"), attachment.mac("pod"));
 
     let reserve = || Reservation::new(conf, attachment, netns_path, &node, &ports);
     let reservation = match reserve() {
@@ -189,10 +189,4 @@ fn choose(store: &Store, node: &NodeFile) -> Result<Vec<IpAddr>, CniError> {
         chosen.push(ipam::next_free(&ranges, &taken, store.last(ipv4)).ok_or_else(exhausted)?);
     }
     Ok(chosen)
-}
-
-/// An Ethernet address of the attachment's own: locally administered, unicast (IEEE 802, section 8.2).
-fn mac(attachment: &Attachment, end: &str) -> Mac {
-    let [first, second, third, fourth, fifth, sixth, ..] = attachment.digest(end);
-    [first & 0b1111_1100 | 0b0000_0010, second, third, fourth, fifth, sixth]
 }

@@ -30,6 +30,8 @@ use crate::ports::{PortRequest, mappings};
 
 /// How long a call waits for a lock: far longer than any call holds one, shorter than runtimes' timeouts.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the daemon waits for the store's lock: a call holds it for milliseconds.
+pub(crate) const DAEMON_TIMEOUT: Duration = Duration::from_millis(100);
 /// Between a file's name parts.
 const SEPARATOR: char = '@';
 /// Last part of the name if host ports lead to the pod. Earlier versions, which know addresses alone, pass over it.
@@ -147,20 +149,19 @@ impl Store {
         Ok(Self { dir: dir.to_owned(), boot: boot_tag()?, _lock: lock })
     }
 
-    /// The host ports of every pod, read without the lock: if a change is under way, they may be those before or after it.
-    /// `None` without a directory.
-    pub(crate) fn mappings_unlocked(dir: &Path) -> Result<Option<BTreeSet<Mapping>>, CniError> {
+    /// Every attachment of this boot, read without the lock: if a change is under way, as it was before or after it. `None`
+    /// without a directory.
+    pub(crate) fn all_unlocked(dir: &Path) -> Result<Option<Vec<Stored>>, CniError> {
         let dir = attachments(dir);
         if !dir.is_dir() {
             return Ok(None);
         }
         let boot = boot_tag()?;
-        let mut found = BTreeSet::new();
+        let mut found = Vec::new();
         for entry in std::fs::read_dir(&dir).map_err(failed("list", &dir))? {
             let file = entry.map_err(failed("list", &dir))?.path();
-            if let Some((_, stored)) = stored(&file).filter(|(of_boot, _)| *of_boot == boot) {
-                found.extend(stored.mappings());
-            }
+            let of_this_boot = stored(&file).filter(|(of_boot, _)| *of_boot == boot);
+            found.extend(of_this_boot.map(|(_, stored)| stored));
         }
         Ok(Some(found))
     }

@@ -16,3 +16,4 @@ mod gone;
 mod loopback;
 mod node;
 mod ports;
+mod routes;

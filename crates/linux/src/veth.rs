@@ -5,6 +5,7 @@
 //! both ends, so the first packet does not wait for ARP or neighbour discovery, and no other host can answer in
 //! the other's name. A guest behind a bridge in the pod has no such entry: the node's end answers it for the gateway.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd as _;
@@ -100,15 +101,86 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
         // node's default router.
         sysctl::write(&accept_ra, "0")?;
     }
-    let requests = pair.addresses.iter().flat_map(|address| {
-        [
-            neighbour(index, *address, pair.pod_mac),
-            route_to_pod(index, *address),
-            answer_for_gateway(index, *address),
-        ]
-    });
-    host.perform_all("set neighbours and routes of", &subject, requests, SET)?;
+    host.perform_all(SET_TOWARDS_POD, &subject, towards_pod(index, Some(pair.pod_mac), pair.addresses), SET)?;
     wait_for_carrier(&mut host, pair.host_link, &subject)
+}
+
+/// What the node has to reach a pod, and to answer it.
+fn towards_pod(
+    index: u32,
+    pod_mac: Option<Mac>,
+    addresses: &[IpAddr],
+) -> impl Iterator<Item = RouteNetlinkMessage> {
+    addresses.iter().flat_map(move |address| {
+        [
+            pod_mac.map(|mac| neighbour(index, *address, mac)),
+            Some(route_to_pod(index, *address)),
+            Some(answer_for_gateway(index, *address)),
+        ]
+        .into_iter()
+        .flatten()
+    })
+}
+
+/// A pod as the node's end of its pair leads to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Name of the node's end.
+    pub host_link: String,
+    /// Ethernet address of the pod's end, if it is known.
+    pub pod_mac: Option<Mac>,
+    /// The pod's addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Addresses of pods to which no route leads although the pod's link is there. Most of the time the kernel is only asked for
+/// each address; all routes are read if an answer is not as expected.
+pub fn unrouted(pods: &[Attached]) -> Result<BTreeSet<IpAddr>, HostError> {
+    let mut socket = RouteSocket::open()?;
+    let mut suspects = BTreeMap::new();
+    for pod in pods {
+        let subject = Subject::Veth(pod.host_link.clone());
+        let Some(index) = index_of(&pod.host_link, &subject)? else { continue };
+        for address in &pod.addresses {
+            let request = RouteNetlinkMessage::GetRoute(message::host_route(*address, RouteProtocol::Unspec));
+            let found = match socket.find("read a route of", &subject, &request) {
+                // The answer for an address that is unreachable.
+                Err(error) if error.errno().is_none() => return Err(error),
+                found => found.ok().flatten(),
+            };
+            let leads_there = |message| matches!(message, RouteNetlinkMessage::NewRoute(route) if message::link_of(&route) == Some(index));
+            if !found.is_some_and(leads_there) {
+                suspects.insert(*address, index);
+            }
+        }
+    }
+    if !suspects.is_empty() {
+        // A policy rule of another program may have answered.
+        let all =
+            socket.dump("list", &Subject::Routes, &RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
+        suspects.retain(|address, index| {
+            !all.iter().any(|route| route_by(route, *index) == Some(IpNetwork::from(*address)))
+        });
+    }
+    Ok(suspects.into_keys().collect())
+}
+
+/// Sets again what leads to a pod; returns whether it could be. Not for a link that is gone or down: the kernel takes no
+/// routes for it.
+pub fn restore(pod: &Attached) -> Result<bool, HostError> {
+    let subject = Subject::Veth(pod.host_link.clone());
+    let mut socket = RouteSocket::open()?;
+    let Some(link) = find_link(&mut socket, &pod.host_link, &subject)? else { return Ok(false) };
+    if !link.header.flags.contains(LinkFlags::Up) {
+        return Ok(false);
+    }
+    let requests = towards_pod(link.header.index, pod.pod_mac, &pod.addresses);
+    match socket.perform_all(SET_TOWARDS_POD, &subject, requests, SET) {
+        Ok(()) => Ok(true),
+        // It went meanwhile.
+        Err(error) if error.is_missing() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Waits until the node's end transmits. It was set up while the pod's end was down; the kernel notices that this has
@@ -202,6 +274,8 @@ fn index_of(link: &str, subject: &Subject) -> Result<Option<u32>, HostError> {
     }
 }
 
+/// What is done for the node's end.
+const SET_TOWARDS_POD: &str = "set neighbours and routes of";
 /// Creates what is missing and replaces what is there.
 const SET: u16 = NLM_F_CREATE | NLM_F_REPLACE;
 

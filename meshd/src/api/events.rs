@@ -14,8 +14,8 @@ use crate::chain::Chain;
 
 /// The namespace of Events about cluster-scoped objects.
 const NAMESPACE: &str = "default";
-/// Longest message that the API server accepts (`pkg/apis/core/validation/events.go`).
-const MAX_MESSAGE_LEN: usize = 1024;
+/// Longest message that the API server accepts, in bytes (`pkg/apis/core/validation/events.go`).
+pub(crate) const MAX_MESSAGE_LEN: usize = 1024;
 
 /// An Event to publish.
 #[derive(Clone, Debug, PartialEq, Eq)]

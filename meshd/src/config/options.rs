@@ -134,7 +134,7 @@ table! {
     );
     ENDPOINT: Optional<Vec<Host>> = Optional::new(
         "endpoint", "HOST[,HOST]", value::hosts,
-        "Further addresses at which peers reach this node, on none of its own links, up to 4, or fully qualified names that stand for such, resolved once a minute. Addresses on its links and its Node's external ones need not be named. The annotation config.meshd.dev/endpoint on the Node overrides all.",
+        "Further addresses at which peers reach this node, on none of its own links, up to 4, or fully qualified names that stand for such, resolved once a minute. Peers send to the node's own ports there, `port-a` and `port-b`. Addresses on its links and its Node's external ones need not be named. The annotation config.meshd.dev/endpoint on the Node overrides all.",
     );
     NAT: Valued<bool> = Valued::new(
         "nat", "true|false", "false", value::boolean,

@@ -12,6 +12,7 @@ use plan::op::Op;
 use wireguard::Backend;
 
 use super::cni_files::CONFLIST;
+use crate::api::events::MAX_MESSAGE_LEN;
 use crate::config::Config;
 
 /// How often the host is checked without a reason.
@@ -22,6 +23,8 @@ const SOONEST: Duration = Duration::from_secs(10);
 const REMEMBERED: Duration = Duration::from_mins(10);
 /// Least time between two Events.
 const EVENT_INTERVAL: Duration = Duration::from_mins(1);
+/// What it takes to say how many findings an Event leaves out, in bytes.
+const ROOM_FOR_REST: usize = 40;
 
 /// What was read and found, and what was said of it. Times are monotonic.
 #[derive(Debug, Default)]
@@ -159,13 +162,32 @@ impl HostChecks {
             return None;
         }
         self.announced = (self.findings.clone(), Some(now));
-        let texts: Vec<String> = self
-            .findings
-            .iter()
-            .map(|found| format!("{}: {}", found.code.as_str(), found.sentence))
-            .collect();
-        Some(if texts.is_empty() { "no finding is left".to_owned() } else { texts.join("; ") })
+        Some(announcement(&self.findings))
     }
+}
+
+/// The codes of all findings, and as many of their sentences as an Event has room for.
+fn announcement(findings: &BTreeSet<Finding>) -> String {
+    if findings.is_empty() {
+        return "no finding is left".to_owned();
+    }
+    let codes: BTreeSet<&str> = findings.iter().map(|found| found.code.as_str()).collect();
+    let mut text = Vec::from_iter(codes).join(", ");
+    let mut left_out = 0;
+    for (number, found) in findings.iter().enumerate() {
+        let sentence = format!(
+            "{}{}: {}",
+            if number == left_out { ". " } else { "; " },
+            found.code.as_str(),
+            found.sentence
+        );
+        if text.len() + sentence.len() + ROOM_FOR_REST <= MAX_MESSAGE_LEN {
+            text.push_str(&sentence);
+        } else {
+            left_out += 1;
+        }
+    }
+    if left_out == 0 { text } else { format!("{text}; {left_out} more in meshd status") }
 }
 
 #[cfg(test)]
@@ -203,11 +225,34 @@ mod tests {
         assert_eq!((changes.appeared.len(), changes.gone.len()), (2, 0));
         assert_eq!(checks.take(all), Changes::default());
         let announced = checks.take_announcement(SECOND).unwrap();
-        assert_eq!(announced, "competing-route: a sentence; clock: a sentence");
+        assert_eq!(announced, "clock, competing-route. competing-route: a sentence; clock: a sentence");
         assert_eq!(checks.take_announcement(2 * SECOND), None);
         assert_eq!(checks.take(BTreeSet::new()).gone.len(), 2);
         assert_eq!(checks.take_announcement(60 * SECOND), None, "too soon");
         assert_eq!(checks.take_announcement(61 * SECOND).unwrap(), "no finding is left");
+    }
+
+    #[test]
+    fn an_event_names_all_codes_and_says_how_many_findings_it_leaves_out() {
+        let long = |(code, length): (Code, usize)| Finding {
+            code,
+            sentence: "a".repeat(length),
+            fix: "a command".to_owned(),
+        };
+        // Each is too long for what the others leave, or too long altogether.
+        let lengths = [2_000, 30, 600, 300, 300, 30, 30, 30, 30, 30, 30, 30, 30, 30, 30];
+        let all: BTreeSet<Finding> = Code::ALL.into_iter().zip(lengths).map(long).collect();
+        let text = announcement(&all);
+        assert!(text.len() <= MAX_MESSAGE_LEN, "{}", text.len());
+        let (codes, sentences) = text.split_once(". ").unwrap();
+        for code in Code::ALL {
+            assert!(codes.split(", ").any(|found| found == code.as_str()), "{code:?} in {text}");
+        }
+        let said =
+            Code::ALL.iter().filter(|code| sentences.contains(&format!("{}: ", code.as_str()))).count();
+        assert!(said > 1 && sentences.starts_with("input-policy-drop: "), "{text}");
+        assert!(text.ends_with(&format!("; {} more in meshd status", all.len() - said)), "{text}");
+        assert_eq!(announcement(&BTreeSet::new()), "no finding is left");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What is found on a host is said everywhere, and taken back once it is gone.
 
+use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use lab::mesh::{FORMED_WITHIN, Mesh, is_formed};
@@ -12,6 +14,40 @@ use crate::shell;
 fn codes(status: &Value) -> Vec<&str> {
     let found = status["findings"].as_array().unwrap().iter();
     found.map(|found| found["code"].as_str().unwrap()).collect()
+}
+
+/// Metric, log and an Event name each of these; the Event says how many sentences it has no room for.
+#[track_caller]
+fn assert_said(mesh: &Mesh, codes: &[&str]) {
+    let rendered = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
+    let log = mesh.daemon("n1").log().unwrap();
+    for code in codes {
+        assert!(
+            rendered.contains(&format!("meshd_host_findings{{code=\"{code}\"}} 1\n")),
+            "{code} in\n{rendered}"
+        );
+        assert!(log.contains(&format!("\"code\":\"{code}\"")), "{code} in\n{log}");
+    }
+    let distinct: BTreeSet<&str> = codes.iter().copied().collect();
+    let names_all = |text: &str| {
+        let (named, sentences) = text.split_once(". ").unwrap_or((text, ""));
+        let said = codes.iter().filter(|code| sentences.contains(&format!("{code}: "))).count();
+        let rest = sentences.rsplit("; ").next().and_then(|text| text.strip_suffix(" more in meshd status"));
+        let left_out: usize = rest.map_or(0, |count| count.parse().unwrap());
+        named.split(", ").collect::<BTreeSet<_>>() == distinct
+            && said > 0
+            && said + left_out >= distinct.len()
+    };
+    // One Event in a minute at most.
+    let since = std::time::Instant::now();
+    while !mesh.api().core_events().unwrap().iter().any(|event| {
+        event["reason"] == "HostFindings"
+            && event["type"] == "Warning"
+            && event["message"].as_str().is_some_and(names_all)
+    }) {
+        assert!(since.elapsed() < 2 * FORMED_WITHIN, "{:?}", mesh.api().core_events());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// What makes a node one on which each of these is found.
@@ -73,22 +109,7 @@ fn what_is_found_is_said_until_it_is_gone() {
     }
     let rendered = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
     assert!(rendered.contains("meshd_pods_outside_mesh 1\n"), "{rendered}");
-    let log = mesh.daemon("n1").log().unwrap();
-    for code in all {
-        assert!(
-            rendered.contains(&format!("meshd_host_findings{{code=\"{code}\"}} 1\n")),
-            "{code} in\n{rendered}"
-        );
-        assert!(log.contains(&format!("\"code\":\"{code}\"")), "{code} in\n{log}");
-    }
-    let since = std::time::Instant::now();
-    while !mesh.api().core_events().unwrap().iter().any(|event| {
-        event["reason"] == "HostFindings"
-            && event["type"] == "Warning"
-            && event["message"].as_str().is_some_and(|text| text.contains("forward-policy-drop: "))
-    }) {
-        assert!(since.elapsed() < Duration::from_secs(10), "{:?}", mesh.api().core_events());
-    }
+    assert_said(&mesh, &all);
     // Each is fixed, most of them by the command that is shown.
     shell(
         mesh.node("n1").unwrap(),
@@ -106,4 +127,70 @@ fn what_is_found_is_said_until_it_is_gone() {
     });
     assert!(mesh.daemon("n1").log().unwrap().contains("HostFindingGone"));
     mesh.node("n1").unwrap().pod("a").unwrap();
+}
+
+/// What other programs are like, as far as files and settings of the node tell it.
+const OTHERS: &str = "mkdir -p /run/systemd/netif /run/NetworkManager
+         ip link add uplink type bridge
+         ip addr add 192.0.2.1/24 dev uplink
+         ip link set uplink up
+         ip route add default via 192.0.2.254 dev uplink metric 900
+         sysctl -qw net.ipv4.conf.uplink.rp_filter=1
+         mount -t tmpfs none /dev/net
+         mount -t tmpfs none /sys/fs
+         mkdir /sys/fs/selinux
+         echo 1 >/sys/fs/selinux/enforce";
+
+/// The daemon in a context of `SELinux`, as far as it can tell.
+const CONFINED: &str = "#!/bin/sh
+printf 'system_u:system_r:container_t:s0:c1,c2' >/run/context
+mount --bind /run/context /proc/$$/attr/current
+exec MESHD \"$@\"
+";
+
+/// A clock that is wrong can't be made: there is one for the whole machine.
+#[test]
+fn a_node_without_tun_and_with_programs_that_interfere_says_so_until_it_is_put_right() {
+    let lab = Lab::builder().nodes(1).family(Family::V4).api(ApiKind::Fake).build().unwrap();
+    let mut mesh = Mesh::idle(lab);
+    shell(mesh.node("n1").unwrap(), OTHERS);
+    let (program, meshd) = (mesh.dir().join("meshd-confined"), lab::bin("meshd").unwrap());
+    std::fs::write(&program, CONFINED.replace("MESHD", meshd.to_str().unwrap())).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    mesh.start_program(&program, "n1", &[], &[]).unwrap();
+    let all = ["rp-filter-strict", "tun-missing", "systemd-networkd", "network-manager", "selinux"];
+    mesh.wait("n1", "everything is found", FORMED_WITHIN, |status| {
+        codes(status) == all && status["ready"] == false
+    });
+    let text = mesh.node("n1").unwrap().command(&meshd).arg("status").run().unwrap();
+    for part in [
+        "reverse path filtering on uplink is strict",
+        "fix: sysctl -w net/ipv4/conf/uplink/rp_filter=2",
+        "there is no /dev/net/tun, which the userspace engine needs",
+        "systemd-networkd removes routes and policy rules that it did not make",
+        "NetworkManager is not told to leave the links of pods and of the mesh alone",
+        "SELinux confines meshd to system_u:system_r:container_t:s0:c1,c2",
+    ] {
+        assert!(text.contains(part), "{part} in\n{text}");
+    }
+    assert_said(&mesh, &all);
+    // What the commands do that are shown, with files below /run. Meanwhile somebody switches forwarding off.
+    shell(
+        mesh.node("n1").unwrap(),
+        "sysctl -w net/ipv4/conf/uplink/rp_filter=2
+         umount /dev/net /proc/$(pidof meshd)/attr/current
+         mkdir /run/systemd/networkd.conf.d /run/NetworkManager/conf.d
+         printf '[Network]\nManageForeignRoutes=no\nManageForeignRoutingPolicyRules=no\n' \
+             >/run/systemd/networkd.conf.d/50-meshd.conf
+         printf '[keyfile]\nunmanaged-devices=interface-name:mveth*;interface-name:mesh-a;interface-name:mesh-b\n' \
+             >/run/NetworkManager/conf.d/50-meshd.conf",
+    );
+    mesh.wait("n1", "that it is ready", FORMED_WITHIN, |status| status["ready"] == true);
+    shell(mesh.node("n1").unwrap(), "sysctl -qw net.ipv4.ip_forward=0");
+    // That is remembered for ten minutes.
+    mesh.wait("n1", "the rest is gone", 2 * FORMED_WITHIN, |status| codes(status) == ["forwarding-off"]);
+    let text = mesh.node("n1").unwrap().command(&meshd).arg("status").run().unwrap();
+    assert!(text.contains("another program keeps switching forwarding off"), "{text}");
+    let rendered = mesh.node("n1").unwrap().run(lab::metrics).unwrap().unwrap();
+    assert!(rendered.contains("meshd_host_findings{code=\"forwarding-off\"} 1\n"), "{rendered}");
 }

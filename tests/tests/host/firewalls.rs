@@ -5,11 +5,9 @@ use std::time::{Duration, Instant};
 
 use lab::mesh::{FORMED_WITHIN, Mesh};
 use lab::{ApiKind, Family, Flow, IpVersion, Lab, Node, Protocol, Signal};
+use serde_json::Value;
 
-use crate::{pair, passes, passes_in, shell};
-
-/// What is restored by hand or by a reload comes back within this time.
-const REPAIRED_WITHIN: Duration = Duration::from_secs(3);
+use crate::{must_pass, pair, passes_at_once, shell};
 
 fn saved(node: &Node) -> String {
     ["iptables-save", "ip6tables-save"]
@@ -25,7 +23,7 @@ fn ours(node: &Node) -> usize {
 fn wait_ours(node: &Node, wanted: usize, after: &str) {
     let since = Instant::now();
     while ours(node) != wanted {
-        assert!(since.elapsed() < REPAIRED_WITHIN, "{after}: {wanted} rules in\n{}", saved(node));
+        assert!(since.elapsed() < FORMED_WITHIN, "{after}: {wanted} rules in\n{}", saved(node));
         thread::sleep(Duration::from_millis(20));
     }
 }
@@ -53,13 +51,14 @@ fn pods_reach_each_other_through_chains_that_drop() {
         );
         wait_ours(node, FORWARD + INPUT, "policies that drop");
     }
-    assert!(passes(&one, &other) && passes(&other, &one), "pods on two nodes");
-    assert!(passes(&one, &mesh.internet()), "a pod and the internet");
-    assert!(passes(&one, &n2.end()), "a pod and a node");
+    must_pass(&one, &other, "pods on two nodes");
+    must_pass(&other, &one, "pods on two nodes");
+    must_pass(&one, &mesh.internet(), "a pod and the internet");
+    must_pass(&one, &n2.end(), "a pod and a node");
 
     // What drops particular packets comes first, and still does.
     shell(n1, "iptables -I FORWARD -p udp -s 10.244.1.0/24 -j DROP");
-    assert!(!passes(&one, &other));
+    assert!(!passes_at_once(IpVersion::V4, &one, &other));
     shell(n1, "iptables -D FORWARD -p udp -s 10.244.1.0/24 -j DROP");
 
     // A rule that drops everything, as some images have it, is no obstacle, be it in a chain of its own.
@@ -79,10 +78,11 @@ fn pods_reach_each_other_through_chains_that_drop() {
             ),
         );
         wait_ours(n1, count, end);
-        assert!(passes(&one, &other), "{end}");
+        must_pass(&one, &other, end);
     }
 
-    let before = mesh.status("n1").unwrap()["counters"]["steps"].as_u64().unwrap();
+    let counter = |status: &Value, name: &str| status["counters"][name].as_u64().unwrap();
+    let before = mesh.status("n1").unwrap();
     // Both programs still read the chains, and write back what they read: nothing is left to repair.
     let text = saved(n1);
     shell(
@@ -91,9 +91,10 @@ fn pods_reach_each_other_through_chains_that_drop() {
          iptables-restore </run/saved4; ip6tables-restore </run/saved6",
     );
     assert_eq!(plain(&saved(n1)), plain(&text));
-    thread::sleep(Duration::from_millis(1500));
-    let steps = mesh.status("n1").unwrap()["counters"]["steps"].as_u64().unwrap();
-    assert_eq!(steps, before, "{}", saved(n1));
+    let looked = counter(&mesh.status("n1").unwrap(), "reconciles") + 3;
+    mesh.wait("n1", "that it has looked", FORMED_WITHIN, |status| counter(status, "reconciles") >= looked);
+    let steps = counter(&mesh.status("n1").unwrap(), "steps");
+    assert_eq!(steps, counter(&before, "steps"), "{}", saved(n1));
     // A reload of the firewall's own rules, and rules that were removed, changed or moved by hand.
     for change in [
         "iptables -F FORWARD; ip6tables -F INPUT",
@@ -102,7 +103,7 @@ fn pods_reach_each_other_through_chains_that_drop() {
     ] {
         shell(n1, &format!("iptables -P FORWARD DROP; {change}"));
         wait_ours(n1, FORWARD + INPUT, change);
-        assert!(passes(&one, &other), "{change}");
+        must_pass(&one, &other, change);
     }
 }
 
@@ -132,9 +133,10 @@ fn input_is_opened_for_the_mesh_alone_where_an_option_says_so() {
     assert_eq!(ours(n2), 2 * 4, "two rules for each link in both families:\n{text}");
     shell(n2, "iptables-save >/run/saved4; iptables-restore </run/saved4");
     assert_eq!(plain(&saved(n2)), plain(&text));
-    assert!(passes(&pod, &other) && passes(&other, &pod), "between pods");
+    must_pass(&pod, &other, "between pods");
+    must_pass(&other, &pod, "between pods");
     for version in [IpVersion::V4, IpVersion::V6] {
-        assert!(!passes_in(version, &pod, &n2.end()), "what a node listens on is closed");
+        assert!(!passes_at_once(version, &pod, &n2.end()), "what a node listens on is closed");
         Flow::new(&pod, &n2.end(), version, Protocol::Icmp).must_pass();
     }
     // The same node opens it once the option says so.
@@ -142,10 +144,7 @@ fn input_is_opened_for_the_mesh_alone_where_an_option_says_so() {
     mesh.stop("n2", Signal::TERM).unwrap();
     mesh.start("n2").unwrap();
     wait_ours(mesh.node("n2").unwrap(), 2 * 2, "everything is accepted by one rule for each link");
-    let since = Instant::now();
-    while !passes(&pod, &mesh.node("n2").unwrap().end()) {
-        assert!(since.elapsed() < FORMED_WITHIN, "pods don't reach the node");
-    }
+    must_pass(&pod, &mesh.node("n2").unwrap().end(), "a pod and the node");
 }
 
 /// Without dates and counters.

@@ -1,6 +1,6 @@
 //! Policy rules of other programs before the main table, as cloud agents and VPNs add them.
 
-use crate::{pair, passes, shell};
+use crate::{must_pass, pair, shell};
 
 #[test]
 fn pods_are_reached_although_other_programs_rules_come_before_the_main_table() {
@@ -22,10 +22,11 @@ fn pods_are_reached_although_other_programs_rules_come_before_the_main_table() {
         }
     }
     let [one, other] = [n1, n2].map(|node| node.pod("a").unwrap().end());
-    assert!(passes(&one, &other) && passes(&other, &one), "pods on two nodes");
-    assert!(passes(&n1.end(), &one), "a node and its own pod");
-    assert!(passes(&n1.end(), &other), "a node and a pod on another one");
-    assert!(passes(&one, &n2.end()), "a pod and another node: through the tunnel");
+    must_pass(&one, &other, "pods on two nodes");
+    must_pass(&other, &one, "pods on two nodes");
+    must_pass(&n1.end(), &one, "a node and its own pod");
+    must_pass(&n1.end(), &other, "a node and a pod on another one");
+    must_pass(&one, &n2.end(), "a pod and another node: through the tunnel");
     let tunnelled = n1.command("ip").args(["route", "get", "198.18.0.2", "from", "10.244.1.2", "iif"]);
     let links =
         n1.command("sh").args(["-c", "ip -o link | grep -o 'mveth[0-9a-f]*' | head -1"]).run().unwrap();

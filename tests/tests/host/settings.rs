@@ -8,7 +8,7 @@ use lab::frame::{self, Link};
 use lab::mesh::Mesh;
 use lab::{ApiKind, Family, IpVersion, Lab, Node};
 
-use crate::passes_in;
+use crate::must_pass_in;
 
 /// Link-local address of the router.
 const ROUTER: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xfe);
@@ -83,5 +83,5 @@ fn the_mesh_has_ipv6_although_new_links_have_none() {
     }
     mesh.wait_proven();
     let [one, other] = ["n1", "n2"].map(|name| mesh.node(name).unwrap().pod("a").unwrap().end());
-    assert!(passes_in(IpVersion::V6, &one, &other));
+    must_pass_in(IpVersion::V6, &one, &other, "pods on two nodes");
 }

@@ -272,6 +272,26 @@ mod tests {
     }
 
     #[test]
+    fn without_a_port_an_endpoint_has_that_of_the_slot_itself() {
+        // The ports of a node need not follow each other.
+        let mut peer = member(reach(&[], &["198.51.100.9"], &[]));
+        (peer.state.slots.a.port, peer.state.slots.b.port) = (6000, 4000);
+        let ports = |peer: &Member| {
+            Slot::ALL.map(|slot| {
+                candidates(&home(), peer, slot).into_iter().map(|one| one.to.port()).collect::<Vec<_>>()
+            })
+        };
+        // What the option gives is among a node's external addresses.
+        assert_eq!(ports(&peer), [[6000], [4000]]);
+        let without = |text: &str| Endpoint { address: ip(text), port: None };
+        peer.prescribed = Some(vec![without("198.51.100.7"), without("2001:db8::7")]);
+        assert_eq!(ports(&peer), [[6000, 6000], [4000, 4000]]);
+        peer.name = Some("n2.example.org".parse().unwrap());
+        assert_eq!(found(&home(), &peer)[0], (Kind::Named, "198.51.100.7:6000".to_owned()));
+        assert_eq!(ports(&peer), [[6000, 6000], [4000, 4000]], "by name as well");
+    }
+
+    #[test]
     fn families_alternate_and_nothing_is_tried_twice() {
         let peer = member(reach(
             &["198.51.100.1", "198.51.100.2", "2001:db8::1", "2001:db8::2"],

@@ -1,5 +1,6 @@
 //! Where this node's datagrams come from, as peers see them: which addresses NATs map them to, and what kind of NAT that is.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -53,8 +54,7 @@ impl Observations {
     pub fn report(&mut self, now: Duration, uid: NodeUid, slot: Slot, seen: SocketAddr, observer: IpAddr) {
         let reports = self.reports.get_mut(slot);
         if reports.len() >= MAX_OBSERVERS && !reports.contains_key(&uid) {
-            let oldest = reports.iter().min_by_key(|(_, report)| report.at).map(|(uid, _)| uid.clone());
-            oldest.map(|oldest| reports.remove(&oldest));
+            make_room(reports);
         }
         let former = match reports.get(&uid) {
             Some(report) if report.seen == seen => report.former,
@@ -180,10 +180,7 @@ impl Observations {
 
     /// The mapped addresses of a slot that are of use to others, those first that most observers report.
     fn mapped(&self, slot: Slot, mapping: Mapping, own: &BTreeSet<IpAddr>) -> Vec<SocketAddr> {
-        if mapping == Mapping::Hard {
-            return Vec::new();
-        }
-        if mapping == Mapping::None {
+        if matches!(mapping, Mapping::Hard | Mapping::None) {
             return Vec::new();
         }
         let mut counted: BTreeMap<SocketAddr, BTreeSet<IpAddr>> = BTreeMap::new();
@@ -199,6 +196,20 @@ impl Observations {
         seen.sort_by_key(|seen| (!super::is_public(seen.ip()), *seen));
         seen.truncate(MAX_OBSERVED);
         seen
+    }
+}
+
+/// Removes a report: the oldest of the observers that share an address with most others. So many that are at one address don't
+/// displace those elsewhere.
+fn make_room(reports: &mut BTreeMap<NodeUid, Report>) {
+    let mut crowds: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    for report in reports.values() {
+        *crowds.entry(report.observer).or_default() += 1;
+    }
+    let crowd = |report: &Report| crowds.get(&report.observer).copied().unwrap_or_default();
+    let removed = reports.iter().max_by_key(|(_, report)| (crowd(report), Reverse(report.at)));
+    if let Some(removed) = removed.map(|(uid, _)| uid.clone()) {
+        reports.remove(&removed);
     }
 }
 

@@ -1,12 +1,12 @@
-//! Random worlds: `PATHS_CASES` of them.
+//! Random worlds, by number.
 
 use std::time::Duration;
 
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 
 use super::network::Nat;
 use super::node::Lie;
+use super::runs;
 use super::world::{Chance, World};
 
 /// How long after the last fault the pair has its path. Pauses between two rounds are 15 s, a trial of a direct path is
@@ -85,11 +85,6 @@ fn nat() -> impl Strategy<Value = Nat> {
     prop_oneof![Just(Nat::None), Just(Nat::OneToOne), Just(Nat::Home), Just(Nat::Symmetric)]
 }
 
-#[allow(clippy::disallowed_methods, reason = "how many cases are run is a setting of the test")]
-fn cases() -> u32 {
-    std::env::var("PATHS_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
-}
-
 fn perform(world: &mut World<Dice>, fault: &Fault, number: u8) {
     match *fault {
         Fault::Flush(index) => world.nodes[index].site.flush(),
@@ -115,8 +110,6 @@ fn perform(world: &mut World<Dice>, fault: &Fault, number: u8) {
 
 #[test]
 fn explore() {
-    let mut runner =
-        TestRunner::new(Config { cases: cases(), failure_persistence: None, ..Config::default() });
     let strategy = (
         [nat(), nat()],
         any::<bool>(),
@@ -125,7 +118,7 @@ fn explore() {
         (0..150_u64, 1..4_u64),
         proptest::collection::vec(fault(), 0..8),
     );
-    let outcome = runner.run(&strategy, |(nats, slow, traffic, seed, (loss, slowest), faults)| {
+    runs::explore("explore", 1, &strategy, |(nats, slow, traffic, seed, (loss, slowest), faults)| {
         let mut world = World::new(nats, true, Dice { state: seed, loss, slowest });
         (world.slow, world.traffic) = (slow, traffic);
         world.run(Duration::from_secs(5));
@@ -159,19 +152,14 @@ fn explore() {
         prop_assert!(world.disturbed.is_empty(), "{:?}", world.disturbed);
         Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }
 
 /// Of two ends that begin at the same time, one leaves off as soon as it hears of the other. What says so is lost with other
 /// packets, so none is lost here; what is moved is found along a path that works, whether or not it is tried alone.
 #[test]
 fn both_slots_of_a_pair_are_never_tried_at_once() {
-    let mut runner =
-        TestRunner::new(Config { cases: 2 * cases(), failure_persistence: None, ..Config::default() });
     let strategy = ([nat(), nat()], any::<bool>(), any::<[bool; 2]>(), 1..u64::MAX, 1..4_u64, 1..60_u64);
-    let outcome = runner.run(&strategy, |(nats, traffic, prefers, seed, slowest, moment)| {
+    runs::explore("both_slots", 2, &strategy, |(nats, traffic, prefers, seed, slowest, moment)| {
         let mut world = World::new(nats, true, Dice { state: seed, loss: 0, slowest });
         world.traffic = traffic;
         world.run(Duration::from_millis(moment * 500));
@@ -183,7 +171,4 @@ fn both_slots_of_a_pair_are_never_tried_at_once() {
         prop_assert!(longest <= Duration::from_millis(400), "{longest:?} until {:?}", world.now);
         Ok(())
     });
-    if let Err(error) = outcome {
-        panic!("{error}");
-    }
 }

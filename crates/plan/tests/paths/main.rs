@@ -13,6 +13,10 @@ mod network;
 #[cfg(test)]
 mod node;
 #[cfg(test)]
+mod observers;
+#[cfg(test)]
+mod runs;
+#[cfg(test)]
 mod stories;
 #[cfg(test)]
 mod world;

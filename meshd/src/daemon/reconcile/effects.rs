@@ -12,7 +12,7 @@ use plan::op::Op;
 use tracing::{error, info, warn};
 
 use super::super::{NODE_FILE, perform};
-use super::{Answer, CACHE, CNI, HOST_PORTS, Reconciler, close};
+use super::{Answer, CACHE, CNI, HOST_PORTS, POD_ROUTES, Reconciler, close};
 use crate::chain::Chain;
 use crate::fault;
 
@@ -73,6 +73,34 @@ impl Reconciler {
                 let cause = Chain(&error).to_string();
                 if self.side_tasks.failed(now, HOST_PORTS, cause.clone()) {
                     warn!(event = "HostPortsNotSet", error = cause, "host ports of pods may not work");
+                }
+                self.outcome.failures.push(cause);
+            }
+        }
+    }
+
+    /// Sets routes to this node's own pods that somebody has removed. Only a turn does: the kernel tells of each removal.
+    pub(super) fn hold_pod_routes(&mut self, now: Duration) {
+        match cni::pod_routes::hold(Path::new(cni::STATE_DIR)) {
+            Ok(restored) => {
+                if let Some(first) = restored.first() {
+                    warn!(
+                        event = "PodRoutesRestored",
+                        count = restored.len(),
+                        pod = %first,
+                        "routes to pods of this node restored: another program removed them"
+                    );
+                }
+                self.side_tasks.succeeded(&POD_ROUTES);
+            }
+            Err(error) => {
+                let cause = Chain(&error).to_string();
+                if self.side_tasks.failed(now, POD_ROUTES, cause.clone()) {
+                    warn!(
+                        event = "PodRoutesNotHeld",
+                        error = cause,
+                        "routes to pods of this node may be missing"
+                    );
                 }
                 self.outcome.failures.push(cause);
             }

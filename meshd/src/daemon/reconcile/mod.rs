@@ -79,6 +79,7 @@ const PATHS: Attempt = Attempt::Task("paths");
 const CNI: Attempt = Attempt::Task("cni");
 const HOST: Attempt = Attempt::Task("host");
 const HOST_PORTS: Attempt = Attempt::Task("host-ports");
+const POD_ROUTES: Attempt = Attempt::Task("pod-routes");
 const CHANNEL: Attempt = Attempt::Task("control-channel");
 
 /// Everything that the loop knows and controls.
@@ -417,6 +418,7 @@ impl Reconciler {
         self.outcome.conclude(turn, &self.devices);
         self.look_up_names();
         self.outcome.set_guard_owned(self.guard_owner.owning());
+        self.hold_pod_routes(now);
         self.write_cni_files(now);
         self.retry_in(now)
     }

@@ -46,6 +46,11 @@ pub(crate) fn begin(mesh: &mut Mesh, fault: &Fault, random: &mut Random) -> Resu
                           ip $family route flush table all proto 84 $which; done; done";
             shell(mesh.node(&name(*node))?, script)
         }
+        Fault::PodRoutesRemoved { node } => {
+            let script = "for family in -4 -6; do ip -o link | grep -o 'mveth[0-9a-f]*' | while read -r link; do \
+                          ip $family route flush proto 84 dev $link; done; done";
+            shell(mesh.node(&name(*node))?, script)
+        }
         Fault::RulesRemoved { node } => {
             let script = "for family in -4 -6; do ip $family rule | sed -n 's/^\\(518[0-9]\\):.*/\\1/p' | \
                           while read -r priority; do ip $family rule del priority $priority; done; done";
@@ -105,6 +110,7 @@ pub(crate) fn end(mesh: &mut Mesh, fault: &Fault) -> Result<(), Failure> {
         | Fault::LinkDeleted { .. }
         | Fault::LinkDown { .. }
         | Fault::RoutesRemoved { .. }
+        | Fault::PodRoutesRemoved { .. }
         | Fault::RulesRemoved { .. }
         | Fault::SiteRenumbered { .. }
         | Fault::RouterFlushed { .. }

@@ -37,6 +37,8 @@ pub(crate) enum Fault {
     LinkDown { node: u8, slot: char },
     /// The daemon's routes are removed.
     RoutesRemoved { node: u8 },
+    /// The routes to the node's own pods are removed.
+    PodRoutesRemoved { node: u8 },
     /// The daemon's policy rules are removed.
     RulesRemoved { node: u8 },
     /// A more specific route leads a half of another node's podCIDR out unencrypted.
@@ -139,7 +141,7 @@ fn pick(network: Network, random: &mut Random) -> Fault {
     let node = number(random);
     let slot = random.one_of(&['a', 'b'], 'a');
     let site = random.one_of(&SITES, SITES[0]).0;
-    match (random.below(21), network) {
+    match (random.below(22), network) {
         (0 | 1, _) => Fault::DaemonDown { node, kill: true },
         (2, _) => Fault::DaemonDown { node, kill: false },
         (3, _) => Fault::CacheDamaged { node },
@@ -155,13 +157,14 @@ fn pick(network: Network, random: &mut Random) -> Fault {
         (13, _) => Fault::PortBlocked { node, slot },
         (14 | 15, _) => Fault::Rotated { node, emergency: random.below(3) == 0 },
         (16, _) => Fault::PodsChurn { node },
+        (17, _) => Fault::PodRoutesRemoved { node },
         (_, Network::Switch) => Fault::CableCut { node },
-        (17, Network::Sites) => {
+        (18, Network::Sites) => {
             let at = SITES.iter().position(|(name, _)| *name == site).unwrap_or_default();
             Fault::SitesApart { one: site, other: SITES[(at + 1) % SITES.len()].0 }
         }
-        (18, Network::Sites) => Fault::SiteRenumbered { site },
-        (19, Network::Sites) => Fault::RouterFlushed { site },
+        (19, Network::Sites) => Fault::SiteRenumbered { site },
+        (20, Network::Sites) => Fault::RouterFlushed { site },
         (_, Network::Sites) => Fault::PathNarrow { site },
     }
 }
@@ -182,6 +185,7 @@ impl Fault {
             | Self::LinkDeleted { .. }
             | Self::LinkDown { .. }
             | Self::RoutesRemoved { .. }
+            | Self::PodRoutesRemoved { .. }
             | Self::RulesRemoved { .. }
             | Self::SiteRenumbered { .. }
             | Self::RouterFlushed { .. }
@@ -201,7 +205,9 @@ impl Fault {
             Self::NodeDeleted { node } | Self::AnnotationDamaged { node } => format!("object {node}"),
             Self::AddressClaimed { .. } => "liar".to_owned(),
             Self::LinkDeleted { node, slot } | Self::LinkDown { node, slot } => format!("link {node} {slot}"),
-            Self::RoutesRemoved { node } | Self::RulesRemoved { node } => format!("routes {node}"),
+            Self::RoutesRemoved { node } | Self::PodRoutesRemoved { node } | Self::RulesRemoved { node } => {
+                format!("routes {node}")
+            }
             Self::RouteAdded { node, .. } => format!("route {node}"),
             Self::PortBlocked { node, .. } => format!("ports {node}"),
             Self::CableCut { node } => format!("cable {node}"),
@@ -238,6 +244,7 @@ impl Fault {
             Self::LinkDeleted { .. } => "link deleted",
             Self::LinkDown { .. } => "link set down",
             Self::RoutesRemoved { .. } => "routes removed",
+            Self::PodRoutesRemoved { .. } => "routes to pods removed",
             Self::RulesRemoved { .. } => "rules removed",
             Self::RouteAdded { .. } => "more specific route",
             Self::PortBlocked { .. } => "port blocked",
@@ -272,6 +279,7 @@ impl Fault {
             | Self::AnnotationDamaged { node }
             | Self::AddressClaimed { node }
             | Self::RoutesRemoved { node }
+            | Self::PodRoutesRemoved { node }
             | Self::RulesRemoved { node }
             | Self::CableCut { node }
             | Self::Rotated { node, .. }
@@ -317,7 +325,7 @@ mod tests {
             let seeds = (0..100).filter(|seed| Network::of(*seed) == network);
             seeds.flat_map(|seed| schedule(seed, TIME)).map(|one| one.fault.kind()).collect()
         };
-        assert_eq!(kinds(Network::Switch).len(), 17);
-        assert_eq!(kinds(Network::Sites).len(), 20);
+        assert_eq!(kinds(Network::Switch).len(), 18);
+        assert_eq!(kinds(Network::Sites).len(), 21);
     }
 }
