@@ -163,7 +163,7 @@ fn serve(arguments: &ArgMatches) -> Result<(), Failure> {
     let named = |name: &str| arguments.get_one::<String>(name).map(String::as_str).unwrap_or_default();
     let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy");
     let settings = Settings {
-        id: id.clone(),
+        id,
         nodes: arguments.get_one::<u8>("nodes").copied().unwrap_or(3),
         family: match named("family") {
             "ipv6" => Family::V6,
