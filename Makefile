@@ -6,7 +6,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
 demo: ## three nodes with two pods each on this machine, their traffic and a report (KEEP=1 leaves them running)
@@ -59,6 +59,41 @@ image: ## build the container image as an OCI archive in target/image (IMAGE=nam
 .PHONY: kind-load
 kind-load: ## load the image that `make image` built into the nodes of a kind cluster (CLUSTER=name)
 	kind load image-archive $(TARGET)/image/meshd-*.tar $(if $(CLUSTER),--name $(CLUSTER))
+
+.PHONY: cluster
+cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUAL=1 or IPV6=1, PROXY=iptables, CLUSTER=id, KUBEBUILDER_ASSETS=programs)
+	scripts/cluster.sh --nodes $(or $(NODES),3) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
+		--proxy-mode $(or $(PROXY),iptables) $(if $(CLUSTER),--id $(CLUSTER))
+
+.PHONY: prove-cluster
+prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothing left of them (NODES, DUAL, IPV6, PROXY)
+	cargo build --locked --quiet --package e2e --package lab --bin e2e --bin prove-cluster
+	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
+		--proxy-mode $(or $(PROXY),iptables)
+
+.PHONY: cluster-list
+cluster-list: ## list the clusters of this checkout
+	@$(TARGET)/debug/cluster list
+
+.PHONY: cluster-enter
+cluster-enter: ## a shell on a host of a cluster (NODE=n1, n2, ..., api or outside; CLUSTER=id)
+	@$(TARGET)/debug/cluster enter $(if $(CLUSTER),--id $(CLUSTER)) $(or $(NODE),api)
+
+.PHONY: cluster-logs
+cluster-logs: ## list the logs of a cluster, or print one (LOG=n1-kubelet, CLUSTER=id)
+	@$(TARGET)/debug/cluster logs $(if $(CLUSTER),--id $(CLUSTER)) $(LOG)
+
+.PHONY: cluster-delete
+cluster-delete: ## delete a cluster (CLUSTER=id, or ALL=1)
+	@$(TARGET)/debug/cluster delete $(if $(ALL),--all,$(if $(CLUSTER),--id $(CLUSTER)))
+
+# A KUBECONFIG of the environment is not meant: it may be anybody's cluster.
+E2E_KUBECONFIG = $(if $(filter command line,$(origin KUBECONFIG)),$(KUBECONFIG),$$($(TARGET)/debug/cluster kubeconfig $(if $(CLUSTER),--id $(CLUSTER))))
+
+.PHONY: e2e
+e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, ONLY=N3,N4, KEEP=1)
+	cargo build --locked --quiet --package e2e
+	$(TARGET)/debug/e2e --out $(TARGET)/e2e/report.json --kubeconfig $(E2E_KUBECONFIG) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
 
 .PHONY: hooks
 hooks: ## have git run the fast lints before each commit in this clone

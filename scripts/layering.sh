@@ -19,6 +19,8 @@ relay   | keyring wireguard tunnel  | tokio kube* *netlink* hyper* defguard* aws
 cni     | keyring plan wireguard netlink linux | kube* boringtun hyper* defguard* aws-lc*
 meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay |
 lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay meshd |
+e2e     |                             | kube* *netlink* hyper* boringtun defguard* aws-lc*
+e2e-pod |                             | kube* *netlink* hyper* boringtun defguard* aws-lc* serde*
 "
 # AWS-LC comes with keyring's feature ml-kem, for the daemon alone: it agrees on preshared keys, and the plugin, which is
 # started for each pod, neither needs it nor waits for it. That TLS keeps to ring is deny.toml's to say.

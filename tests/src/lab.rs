@@ -33,6 +33,7 @@ pub struct Lab {
     family: Family,
     dir: PathBuf,
     keep: bool,
+    keep_dir: bool,
 }
 
 /// The settings of a lab; see [`Lab::builder`].
@@ -47,6 +48,7 @@ pub struct Builder {
     sites: Vec<Site>,
     dir: Option<PathBuf>,
     keep: bool,
+    private: Vec<&'static str>,
 }
 
 impl Lab {
@@ -62,6 +64,7 @@ impl Lab {
             sites: Vec::new(),
             dir: None,
             keep: std::env::var_os("LAB_KEEP").is_some_and(|value| value == "1"),
+            private: Vec::new(),
         }
     }
 
@@ -225,6 +228,11 @@ impl Lab {
         }
     }
 
+    /// The host that an API server is to run on, where the lab has started none.
+    pub(crate) fn api_host(&self) -> Result<Host, Error> {
+        self.underlay.plug("api", address::API, 1500, &self.dir)
+    }
+
     fn make_node(&self, number: u8, mtu: u32) -> Result<Node, Error> {
         let host = self.underlay.plug(&format!("n{number}"), number, mtu, &self.dir)?;
         let ranges = self.family.versions().iter().map(|&version| address::pod_range(number, version));
@@ -291,10 +299,18 @@ impl Builder {
         self
     }
 
-    /// The directory of logs, instead of one below `target/lab`.
+    /// The directory of logs, instead of one below `target/lab`. It is not removed with the lab.
     #[must_use]
     pub fn dir(mut self, dir: impl Into<PathBuf>) -> Self {
         self.dir = Some(dir.into());
+        self
+    }
+
+    /// Directories that each host has for itself and empty at the start, besides [`PRIVATE`](crate::PRIVATE). Not with
+    /// [`sites`](Self::sites).
+    #[must_use]
+    pub fn private(mut self, private: &[&'static str]) -> Self {
+        self.private = private.to_vec();
         self
     }
 
@@ -307,6 +323,7 @@ impl Builder {
 
     /// Creates the lab: namespaces, links, API server, Node objects.
     pub fn build(self) -> Result<Lab, Error> {
+        let keep_dir = self.dir.is_some();
         let dir = self.dir.map_or_else(fresh_dir, Ok)?;
         std::fs::create_dir_all(&dir).map_err(|source| Error::File {
             action: "create",
@@ -314,7 +331,7 @@ impl Builder {
             source,
         })?;
         let underlay = if self.sites.is_empty() {
-            Underlay::Switch(Switch::create(self.family)?)
+            Underlay::Switch(Switch::create(self.family, self.private)?)
         } else {
             Underlay::Backbone(Backbone::create(&self.sites, &dir)?)
         };
@@ -333,6 +350,7 @@ impl Builder {
             family: self.family,
             dir,
             keep: self.keep,
+            keep_dir,
         };
         let names: Vec<String> = (1..=self.nodes).map(|number| format!("n{number}")).collect();
         lab.api = match self.api {
@@ -361,7 +379,7 @@ impl Drop for Lab {
         }
         if thread::panicking() {
             eprintln!("logs of the lab: {}", self.dir.display());
-        } else {
+        } else if !self.keep_dir {
             let _nothing_depends_on_it = std::fs::remove_dir_all(&self.dir);
         }
     }

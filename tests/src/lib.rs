@@ -38,6 +38,7 @@ pub mod address;
 mod bin_path;
 pub mod capture;
 pub mod classify;
+pub mod cluster;
 pub mod cni;
 mod command;
 mod daemon;

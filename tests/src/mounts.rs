@@ -30,12 +30,12 @@ pub(crate) const OUTER_PROC: &str = "/run/lab/proc";
 /// Directories that exist below them from the start, as on a node with a container runtime.
 const PREPARED: [&str; 4] = ["/run/netns", OUTER_PROC, "/etc/cni/net.d", "/opt/cni/bin"];
 
-/// Makes the calling thread's mount namespace private and mounts what a host has for itself.
-pub(crate) fn privatize() -> Result<(), Error> {
+/// Makes the calling thread's mount namespace private and mounts what a host has for itself: [`PRIVATE`], and `more`.
+pub(crate) fn privatize(more: &[&str]) -> Result<(), Error> {
     mount_change("/", MountPropagationFlags::REC | MountPropagationFlags::PRIVATE)
         .map_err(|errno| mount_failed("private root", Path::new("/"), errno.into()))?;
     let mut tree = Tree::default();
-    for path in PRIVATE.map(Path::new) {
+    for path in PRIVATE.iter().chain(more).map(Path::new) {
         tree.make_directory(path)?;
         tmpfs(path)?;
     }
@@ -69,7 +69,7 @@ fn mount_sysfs() {
     let _keeps_the_outer_one = mount("sysfs", "/sys", "sysfs", MountFlags::empty(), None::<&CStr>);
 }
 
-fn tmpfs(path: &Path) -> Result<(), Error> {
+pub(crate) fn tmpfs(path: &Path) -> Result<(), Error> {
     mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))
         .map_err(|errno| mount_failed("tmpfs", path, errno.into()))
 }
@@ -179,7 +179,7 @@ fn bind(from: &Path, to: &Path) -> io::Result<()> {
     Ok(mount_bind_recursive(from, to)?)
 }
 
-fn mount_failed(what: &'static str, path: &Path, source: io::Error) -> Error {
+pub(crate) fn mount_failed(what: &'static str, path: &Path, source: io::Error) -> Error {
     Error::Mount { what, path: path.into(), source }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! The holder is `cat` reading a pipe whose other end only this process has: when this process ends, however it
 //! ends, the pipe closes and the holder ends. The holder is the first process of a process namespace, so the kernel
-//! ends with it everything that was started in the host. (A parent-death signal would not do: it fires when the
+//! ends with it everything that was started in the host, and gives it the orphans. It ignores SIGCHLD, so that the kernel
+//! clears those away when they end (wait(2)). (A parent-death signal would not do: it fires when the
 //! *thread* that started the child ends.)
 //!
 //! Everything that happens in a host happens on a thread that entered its namespaces; programs inherit them.
@@ -82,6 +83,11 @@ impl AsFd for NetNs {
 impl Space {
     /// Creates the namespaces with `lo` up, the host name set, and a private file tree (see [`mounts`]).
     pub(crate) fn create(name: &str) -> Result<Self, Error> {
+        Self::create_with(name, &[])
+    }
+
+    /// The same with more private directories.
+    pub(crate) fn create_with(name: &str, private: &[&str]) -> Result<Self, Error> {
         let failed = |source| Error::CreateSpace { host: name.to_owned(), source };
         let space = scoped(|| {
             unshare(
@@ -92,8 +98,9 @@ impl Space {
             )
             .map_err(|errno| failed(errno.into()))?;
             rustix::system::sethostname(name.as_bytes()).map_err(|errno| failed(errno.into()))?;
-            mounts::privatize()?;
-            let holder = Command::new("cat")
+            mounts::privatize(private)?;
+            let holder = Command::new("env")
+                .args(["--ignore-signal=CHLD", "cat"])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())

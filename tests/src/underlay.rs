@@ -69,11 +69,12 @@ impl Underlay {
 pub(crate) struct Switch {
     space: Space,
     family: Family,
+    private: Vec<&'static str>,
 }
 
 impl Switch {
-    /// A switch that nothing is plugged into.
-    pub(crate) fn create(family: Family) -> Result<Self, Error> {
+    /// A switch that nothing is plugged into. Its hosts have these private directories besides [`PRIVATE`](crate::PRIVATE).
+    pub(crate) fn create(family: Family, private: Vec<&'static str>) -> Result<Self, Error> {
         let space = Space::create("switch")?;
         // A switch sends nothing of its own; without this the bridge takes part in IPv6 discovery.
         let silent = || std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
@@ -83,12 +84,12 @@ impl Switch {
             source,
         })?;
         space.ip_batch("link add br0 type bridge mcast_snooping 0\nlink set br0 up\n")?;
-        Ok(Self { space, family })
+        Ok(Self { space, family, private })
     }
 
     /// Creates a host and connects it: addresses by its number, default routes via the outside host.
     pub(crate) fn plug(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
-        let space = Space::create(name)?;
+        let space = Space::create_with(name, &self.private)?;
         let versions = self.family.versions();
         let addresses = versions.iter().map(|&version| address::underlay(number, version)).collect();
         let host = Host::new(number, space, addresses, logs);

@@ -42,11 +42,14 @@ mod tests {
 
     #[test]
     fn the_cache_is_the_directory_that_the_set_up_fills() {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/kube-assets.sh");
-        let script = std::fs::read_to_string(script).unwrap();
-        let value = |name: &str| script.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        let cache = value("cache=${XDG_CACHE_HOME:-$HOME/.cache}/");
-        let directory = value("assets=$cache/").replace("$version", value("version="));
+        let value = |script: &str, name: &str| {
+            let path = format!("{}/../scripts/{script}", env!("CARGO_MANIFEST_DIR"));
+            let script = std::fs::read_to_string(path).unwrap();
+            script.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned()
+        };
+        let cache = value("kube-assets.sh", "cache=${XDG_CACHE_HOME:-$HOME/.cache}/");
+        let version = value("kube-source.sh", "kube_version=");
+        let directory = value("kube-assets.sh", "assets=$cache/").replace("$kube_version", &version);
         assert_eq!(CACHED, format!("{cache}/{directory}"));
     }
 }

@@ -3,7 +3,7 @@
 //! Both are used in the same way: users with tokens and kubeconfigs, stop, start, start with an empty store.
 
 pub mod assets;
-mod real;
+pub(crate) mod real;
 pub(crate) mod users;
 
 use std::collections::BTreeMap;
@@ -146,7 +146,7 @@ impl ApiServer {
         let address = *host.addresses().first().ok_or(ApiError::NoUser("a host without addresses".into()))?;
         let server = url(kind, address);
         let (backend, ca) = if kind == ApiKind::Real {
-            let mut real = RealApi::start(&host, &users)?;
+            let mut real = RealApi::start(&host, real::tokens(&users), &real::for_a_lab(&host))?;
             let ca = real.wait_ready(&host)?;
             (Backend::Real(real), Some(ca))
         } else {
@@ -337,7 +337,7 @@ impl ApiServer {
                 server.resume().map_err(|source| ApiError::Start { what: "the fake API server", source })
             }
             Backend::Real(server) => {
-                server.launch(&self.host, &self.users)?;
+                server.launch(&self.host)?;
                 server.wait_ready(&self.host).map(drop)
             }
         }

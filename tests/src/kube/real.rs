@@ -24,27 +24,33 @@ const DIR: &str = "/run/lab/kube";
 /// How long the server may take; two shared cores that also compile something have needed half a minute.
 const READY_WITHIN: Duration = Duration::from_mins(2);
 
+/// Where the server keeps its key and certificate, on the host's own tmpfs.
+pub(crate) const CERTIFICATES: &str = "/run/lab/kube/certs";
+
 /// The two programs, while they run.
 #[derive(Debug)]
 pub(crate) struct RealApi {
     assets: Assets,
+    tokens: String,
+    arguments: Vec<String>,
     etcd: Option<Daemon>,
     server: Option<Daemon>,
 }
 
 impl RealApi {
-    /// Starts both.
-    pub(crate) fn start(host: &Host, users: &Users) -> Result<Self, ApiError> {
-        let mut api = Self { assets: Assets::find()?, etcd: None, server: None };
-        api.launch(host, users)?;
+    /// Starts both, with the lines of the file of tokens and with arguments besides those that every server here needs.
+    pub(crate) fn start(host: &Host, tokens: String, more: &[String]) -> Result<Self, ApiError> {
+        let assets = Assets::find()?;
+        let arguments = [&arguments(host), more].concat();
+        let mut api = Self { assets, tokens, arguments, etcd: None, server: None };
+        api.launch(host)?;
         Ok(api)
     }
 
     /// Starts both programs with the data that is there.
-    pub(crate) fn launch(&mut self, host: &Host, users: &Users) -> Result<(), ApiError> {
+    pub(crate) fn launch(&mut self, host: &Host) -> Result<(), ApiError> {
         let on_host = |error| ApiError::Host(Box::new(error));
-        let lines: Vec<String> = users.iter().map(token_line).collect();
-        host.write(Path::new(DIR).join("tokens"), lines.join("\n")).map_err(on_host)?;
+        host.write(Path::new(DIR).join("tokens"), &self.tokens).map_err(on_host)?;
         let etcd = host.command(&self.assets.etcd).args([
             &format!("--data-dir={DIR}/etcd"),
             "--listen-client-urls=http://127.0.0.1:2379",
@@ -53,7 +59,7 @@ impl RealApi {
             "--logger=zap",
         ]);
         self.etcd = Some(etcd.daemon("etcd").map_err(on_host)?);
-        let server = host.command(&self.assets.kube_apiserver).args(arguments(host));
+        let server = host.command(&self.assets.kube_apiserver).args(&self.arguments);
         self.server = Some(server.daemon("kube-apiserver").map_err(on_host)?);
         Ok(())
     }
@@ -62,6 +68,11 @@ impl RealApi {
     pub(crate) fn stop(&mut self) {
         self.server = None;
         self.etcd = None;
+    }
+
+    /// The two programs.
+    pub(crate) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
+        self.etcd.iter().chain(&self.server)
     }
 
     /// Stops both and removes etcd's data.
@@ -107,20 +118,32 @@ fn arguments(host: &Host) -> Vec<String> {
         format!("--advertise-address={advertised}"),
         format!("--bind-address={any}"),
         format!("--secure-port={PORT}"),
-        format!("--cert-dir={DIR}/certs"),
+        format!("--cert-dir={CERTIFICATES}"),
         format!("--token-auth-file={DIR}/tokens"),
         // The server makes a key and a certificate for itself if there are none; the same key signs the tokens of
-        // service accounts, of which the lab has none.
-        format!("--service-account-key-file={DIR}/certs/apiserver.key"),
-        format!("--service-account-signing-key-file={DIR}/certs/apiserver.key"),
+        // service accounts.
+        format!("--service-account-key-file={CERTIFICATES}/apiserver.key"),
+        format!("--service-account-signing-key-file={CERTIFICATES}/apiserver.key"),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
-        format!("--service-cluster-ip-range={}", address::service_range(version)),
         "--authorization-mode=Node,RBAC".into(),
         "--enable-admission-plugins=NodeRestriction".into(),
         "--allow-privileged".into(),
+    ]
+}
+
+/// What a server of a lab needs besides: services of one IP version, and Nodes that may have two podCIDRs.
+pub(crate) fn for_a_lab(host: &Host) -> Vec<String> {
+    let version = host.addresses().first().map_or(IpVersion::V4, |address| IpVersion::of(*address));
+    vec![
+        format!("--service-cluster-ip-range={}", address::service_range(version)),
         // Alpha in this version; without it the second podCIDR of a Node is silently dropped.
         "--feature-gates=IPv6DualStack=true".into(),
     ]
+}
+
+/// The lines of the file of tokens for the users of a lab.
+pub(crate) fn tokens(users: &Users) -> String {
+    users.iter().map(token_line).collect::<Vec<_>>().join("\n")
 }
 
 /// Whether the server answers `/readyz` with 200.

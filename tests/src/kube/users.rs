@@ -113,7 +113,7 @@ fn role(name: &str, rules: &Value, subject: &Value) -> Vec<(&'static str, Value)
     ]
 }
 
-fn token() -> io::Result<String> {
+pub(crate) fn token() -> io::Result<String> {
     let mut bytes = [0; 16];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_be_bytes(bytes)))

@@ -15,6 +15,8 @@ use super::{QUICKSTART, list, parse, read};
 const PAGE: &str = "docs/distributions.md";
 /// The directory of the overlays.
 const OVERLAYS: &str = "deploy/overlays";
+/// The overlay for API servers that know no admission policies, whatever the distribution.
+const WITHOUT_POLICIES: &str = "deploy/overlays/without-policies";
 /// Rows of the page whose values an overlay has.
 const OVERLAY: &str = "overlay";
 const CONF_DIR: &str = "CNI configuration directory";
@@ -41,7 +43,9 @@ impl Distribution {
 fn every_overlay_is_that_of_a_distribution_on_the_page() {
     let named: BTreeSet<String> =
         distributions().iter().map(|distribution| distribution.value(OVERLAY).to_owned()).collect();
-    let found: BTreeSet<String> = files(OVERLAYS).iter().map(|name| format!("{OVERLAYS}/{name}")).collect();
+    let mut found: BTreeSet<String> =
+        files(OVERLAYS).iter().map(|name| format!("{OVERLAYS}/{name}")).collect();
+    assert!(found.remove(WITHOUT_POLICIES));
     assert_eq!(named, found);
     let listed: BTreeSet<String> = read(PAGE)
         .lines()
@@ -79,6 +83,20 @@ fn options_that_the_page_does_not_name_are_those_of_the_quickstart() {
         let overlay = distribution.value(OVERLAY);
         assert_eq!(others(overlay), others(QUICKSTART), "{overlay}");
     }
+}
+
+#[test]
+fn without_policies_nothing_else_is_missing() {
+    let mut expected = base_objects();
+    let is_policy =
+        |object: &Value| object["kind"].as_str().unwrap().starts_with("ValidatingAdmissionPolicy");
+    let all = expected.len();
+    expected.retain(|object| !is_policy(object));
+    assert_eq!(all - expected.len(), 6, "three policies and their bindings");
+    let mut found = rendered(WITHOUT_POLICIES);
+    assert_eq!(configuration(&found), configuration(&rendered(QUICKSTART)));
+    assert_eq!(found.pop().unwrap()["kind"], "ConfigMap");
+    assert_eq!(found, expected);
 }
 
 /// The mount points are the daemon's directories, so that `meshd uninstall --config config.yaml` on the node removes

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 11] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -16,6 +16,7 @@ const DOCUMENTS: [&str; 10] = [
     "docs/glossary.md",
     "docs/threat-model.md",
     "docs/upgrade.md",
+    "e2e/README.md",
 ];
 
 #[test]
@@ -98,7 +99,9 @@ fn make_targets(text: &str) -> BTreeSet<String> {
         in_block ^= line.starts_with("```");
         let quoted = line.split("`make ").skip(1);
         for rest in quoted.chain(line.strip_prefix("make ").filter(|_| in_block)) {
-            let name = rest.split(|letter: char| !letter.is_ascii_lowercase() && letter != '-').next();
+            let is_part =
+                |letter: char| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-';
+            let name = rest.split(|letter| !is_part(letter)).next();
             targets.extend(name.filter(|name| !name.is_empty()).map(str::to_owned));
         }
     }

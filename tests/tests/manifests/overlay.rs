@@ -36,6 +36,10 @@ pub(super) fn rendered(overlay: &str) -> Vec<Value> {
             apply_inline(&mut result, patch);
         } else {
             expect_fields(patch, &["target", "patch"], &[]);
+            if patch["target"].get("name").is_none() {
+                delete_kind(&mut result, patch);
+                continue;
+            }
             expect_fields(&patch["target"], &["kind", "name"], &[]);
             let target = target(&mut result, &patch["target"]["kind"], &patch["target"]["name"]);
             for operation in
@@ -70,6 +74,18 @@ pub(super) fn apply_inline(objects: &mut [Value], patch: &Value) {
     for patch in parse("patch", string(patch, "/patch")) {
         merge(target(objects, &patch["kind"], &patch["metadata"]["name"]), &patch, "");
     }
+}
+
+/// Deletes all objects of a kind, of which there has to be one.
+fn delete_kind(objects: &mut Vec<Value>, patch: &Value) {
+    expect_fields(&patch["target"], &["kind"], &[]);
+    let deletion = parse("patch", string(patch, "/patch")).remove(0);
+    expect_fields(&deletion, &["apiVersion", "kind", "metadata", "$patch"], &[]);
+    let kind = &patch["target"]["kind"];
+    assert_eq!((&deletion["kind"], &deletion["$patch"]), (kind, &json!("delete")));
+    let before = objects.len();
+    objects.retain(|object| object["kind"] != *kind);
+    assert!(objects.len() < before, "a patch deletes every {kind}, of which the base has none");
 }
 
 /// The names of the files in a directory of the repository.

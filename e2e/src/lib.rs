@@ -1,0 +1,9 @@
+//! Whether a cluster's network is what Kubernetes promises: scenarios as data, run with kubectl, with a report.
+//!
+//! [`scenario`] reads the rows, [`cases`] makes commands and expectations of them, [`kubectl`] runs those in pods, [`report`]
+//! says what came of it. Nothing here knows meshd: any cluster will do.
+
+pub mod cases;
+pub mod kubectl;
+pub mod report;
+pub mod scenario;
