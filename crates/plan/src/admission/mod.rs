@@ -243,7 +243,7 @@ pub(crate) fn admit_announced<'a>(
     candidates.sort_by(|one, other| one.rank(own).cmp(&other.rank(own)));
     let mut names = BTreeSet::new();
     candidates.retain(|candidate| names.insert(&candidate.record.name));
-    let claims = Claims::of_incumbents(&candidates, policy.accept_unproven);
+    let claims = Claims::of_incumbents(&candidates, own, policy.accept_unproven);
     let mut admitter = Admitter { policy, own, claims, accepted: BTreeMap::new(), out: Admission::default() };
     for candidate in &candidates {
         admitter.consider(candidate);
