@@ -58,6 +58,8 @@ pub struct AdmissionPolicy {
     /// What is known of the addresses that nodes claim, by node and address. An address that is missing has not been
     /// tested yet.
     pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
+    /// Addresses that a node has proven so long ago that it gets them although others that claim them are untested.
+    pub waited_for: BTreeSet<IpAddr>,
     /// What was heard of nodes besides their annotations, by UID.
     pub heard: BTreeMap<NodeUid, Heard>,
     /// What the names stand for that operators prescribe as endpoints.
