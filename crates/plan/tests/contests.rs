@@ -124,7 +124,7 @@ fn decided(liars: &[Liar], seconds: u64) -> Option<u64> {
         let holder = holders.next().map(|member| member.uid.clone());
         assert!(holder.as_ref().is_none_or(|holder| *holder == uid(VICTIM)), "{holder:?} at {second} s");
         assert!(holder.is_some() || since.is_none(), "lost after {second} s: {liars:?}");
-        since = since.or(holder.map(|_| second));
+        since = since.or_else(|| holder.map(|_| second));
         ledger = admission.ledger;
     }
     since
