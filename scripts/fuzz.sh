@@ -11,6 +11,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 fail() { printf 'fuzz: %s\n' "$*" >&2; exit 69; }
 cargo fuzz --version >/dev/null 2>&1 || fail "cargo-fuzz is missing: cargo install --locked cargo-fuzz"
 command -v c++ >/dev/null || fail "a C++ compiler is missing: apt-get install g++"
+# Otherwise other versions of the dependencies would be fuzzed than are released.
+cargo metadata --locked --format-version 1 --manifest-path fuzz/Cargo.toml >/dev/null ||
+    fail "fuzz/Cargo.lock is not up to date: cp Cargo.lock fuzz/, then cargo metadata --manifest-path fuzz/Cargo.toml"
 export RUSTC_BOOTSTRAP=1
 sanitizer=address
 if [ ! -e "$(rustc --print target-libdir)/librustc-stable_rt.asan.a" ]; then

@@ -20,6 +20,9 @@ const MAX_RUNNING: usize = 16;
 /// Results in a row that say nothing because the node has other keys or ports by then. One that changes them for ever would
 /// otherwise never be judged.
 const MAX_VOID: u32 = 3;
+/// How long a node that has proven an address waits for the others that claim it to be tested: a liar can put a test off, and
+/// liars who take turns could do so for ever.
+pub const MAX_UNDECIDED: Duration = Duration::from_secs(30);
 /// A test without a result for so long has failed.
 const MAX_RUN: Duration = Duration::from_secs(10);
 
@@ -32,20 +35,32 @@ pub struct Tests {
 #[derive(Clone, Debug)]
 struct Tested {
     claim: Claim,
-    /// Since when a test runs.
-    running: Option<Duration>,
+    /// When a test was started last, and whether it still runs.
+    started: Option<Duration>,
+    runs: bool,
     due: Duration,
     retry: Duration,
     /// Results since the last one that counted.
     voided: u32,
-    /// When it was proven last.
+    /// When it was proven last, and since when it has been.
     proven: Option<Duration>,
+    proven_since: Option<Duration>,
     evidence: Option<Evidence>,
 }
 
 impl Tested {
     const fn new(now: Duration, claim: Claim) -> Self {
-        Self { claim, running: None, due: now, retry: RETRY.0, voided: 0, proven: None, evidence: None }
+        Self {
+            claim,
+            started: None,
+            runs: false,
+            due: now,
+            retry: RETRY.0,
+            voided: 0,
+            proven: None,
+            proven_since: None,
+            evidence: None,
+        }
     }
 
     fn node(&self) -> NodeUid {
@@ -53,11 +68,12 @@ impl Tested {
     }
 
     fn conclude(&mut self, now: Duration, completed: bool) {
-        self.running = None;
+        self.runs = false;
         self.voided = 0;
         if completed {
             self.evidence = Some(Evidence::Proven);
             self.proven = Some(now);
+            self.proven_since.get_or_insert(now);
             self.due = now + PERIOD;
             self.retry = RETRY.0;
             return;
@@ -67,6 +83,7 @@ impl Tested {
             self.due = now + RETRY.0;
         } else {
             self.evidence = Some(Evidence::Unproven);
+            self.proven_since = None;
             self.due = now + self.retry;
             self.retry = (self.retry * 2).min(RETRY.1);
         }
@@ -95,25 +112,30 @@ impl Tests {
         added
     }
 
-    /// The tests to start now, the longest due first: of each node one at a time. Those of nodes in a rotation are
-    /// `postponed` for a while.
+    /// The tests to start now: of each node one at a time, and first those of the nodes that have waited for one the longest,
+    /// so that who lists many addresses does not keep others waiting. Those of nodes in a rotation are `postponed` for a while.
     pub fn start(&mut self, now: Duration, postponed: impl Fn(&NodeUid) -> bool) -> Vec<Claim> {
         for tested in self.claims.values_mut() {
-            if tested.running.is_some_and(|since| now.saturating_sub(since) > MAX_RUN) {
+            if tested.runs && tested.started.is_some_and(|since| now.saturating_sub(since) > MAX_RUN) {
                 tested.conclude(now, false);
             }
         }
         // Each node has one test at a time, so there are as many tests as nodes.
         let mut nodes: BTreeSet<NodeUid> =
-            self.claims.values().filter(|tested| tested.running.is_some()).map(Tested::node).collect();
+            self.claims.values().filter(|tested| tested.runs).map(Tested::node).collect();
+        let mut last: BTreeMap<NodeUid, Option<Duration>> = BTreeMap::new();
+        for tested in self.claims.values() {
+            let of_node = last.entry(tested.node()).or_default();
+            *of_node = (*of_node).max(tested.started);
+        }
         let mut due: Vec<&mut Tested> =
-            self.claims.values_mut().filter(|tested| tested.running.is_none() && tested.due <= now).collect();
-        due.sort_by_key(|tested| tested.due);
+            self.claims.values_mut().filter(|tested| !tested.runs && tested.due <= now).collect();
+        due.sort_by_key(|tested| (last.get(&tested.claim.uid).copied().flatten(), tested.due));
         let mut started = Vec::new();
         for tested in due {
             let waits = now < tested.due + MAX_POSTPONED && postponed(&tested.claim.uid);
             if nodes.len() < MAX_RUNNING && !waits && nodes.insert(tested.node()) {
-                tested.running = Some(now);
+                (tested.started, tested.runs) = (Some(now), true);
                 started.push(tested.claim.clone());
             }
         }
@@ -126,7 +148,7 @@ impl Tests {
         let tested = self.claims.get_mut(&(claim.uid.clone(), claim.address))?;
         let void = tested.claim != *claim;
         if void {
-            tested.running = None;
+            tested.runs = false;
             tested.voided += 1;
             if tested.voided < MAX_VOID {
                 return None;
@@ -144,13 +166,21 @@ impl Tests {
 
     /// Whether an address of a node is being tested.
     pub fn is_testing(&self, uid: &NodeUid) -> bool {
-        self.claims.values().any(|tested| tested.claim.uid == *uid && tested.running.is_some())
+        self.claims.values().any(|tested| tested.claim.uid == *uid && tested.runs)
     }
 
     /// What is known.
     pub fn evidence(&self) -> BTreeMap<(NodeUid, IpAddr), Evidence> {
         let known = |(place, tested): (&(NodeUid, IpAddr), &Tested)| Some((place.clone(), tested.evidence?));
         self.claims.iter().filter_map(known).collect()
+    }
+
+    /// The addresses for which a node that has proven them has waited long enough at `now`.
+    pub fn waited_for(&self, now: Duration) -> BTreeSet<IpAddr> {
+        let proven =
+            self.claims.values().filter_map(|tested| Some((tested.claim.address, tested.proven_since?)));
+        let late = proven.filter(|(_, since)| now.saturating_sub(*since) >= MAX_UNDECIDED);
+        late.map(|(address, _)| address).collect()
     }
 }
 
@@ -295,5 +325,38 @@ mod tests {
         assert_eq!(tests.conclude(at(1), &former, true), None);
         assert!(tests.evidence().is_empty());
         assert_eq!(test(&mut tests, at(3), &renewed, true), Some(Evidence::Proven));
+    }
+
+    #[test]
+    fn who_lists_many_addresses_keeps_nobody_waiting() {
+        let mut tests = Tests::default();
+        let liars = (0..16).flat_map(|node| (1..=16).map(move |last| claim(node, last)));
+        let victim = claim(99, 1);
+        tests.set_claims(at(0), &liars.chain([victim.clone()]).collect::<Vec<_>>());
+        for second in (0..).step_by(3) {
+            assert!(second <= 3, "the victim is not tested");
+            let started = tests.start(at(second), never);
+            if started.contains(&victim) {
+                break;
+            }
+            for claim in started {
+                tests.conclude(at(second + 3), &claim, false);
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_that_has_proven_an_address_waits_half_a_minute_for_others() {
+        let (mut tests, ours, other) = (Tests::default(), claim(2, 7), claim(3, 7));
+        tests.set_claims(at(0), &[ours.clone(), other.clone(), claim(3, 8)]);
+        tests.start(at(0), never);
+        tests.conclude(at(1), &ours, true);
+        assert!(tests.waited_for(at(30)).is_empty());
+        assert_eq!(tests.waited_for(at(31)), [ours.address].into(), "nobody has proven the other one");
+        for second in (31..200).step_by(4) {
+            tests.start(at(second), never);
+            tests.conclude(at(second), &ours, false);
+        }
+        assert!(tests.waited_for(at(200)).is_empty(), "it is gone");
     }
 }

@@ -110,6 +110,8 @@ pub struct Counters {
     dropped: [u64; DropReason::ALL.len()],
     /// Cookie replies sent because of too many handshakes per second.
     pub cookie_replies: u64,
+    /// Removed peers whose newest timestamp was forgotten, because there were too many of them.
+    pub forgotten_timestamps: u64,
 }
 
 impl Counters {

@@ -85,7 +85,9 @@ impl Device for Userspace {
     }
 
     fn dropped(&self) -> Vec<(&'static str, u64)> {
-        self.interface.counters().iter().map(|(reason, count)| (reason.label(), count)).collect()
+        let counters = self.interface.counters();
+        let dropped = counters.iter().map(|(reason, count)| (reason.label(), count));
+        dropped.chain([("forgotten_timestamps", counters.forgotten_timestamps)]).collect()
     }
 
     fn offload(&self) -> Option<OffloadStatus> {

@@ -20,7 +20,8 @@ pub trait Device: fmt::Debug + Send {
     /// The state of the device and its peers. Fails if the device no longer exists, or if it cannot be read.
     fn state(&mut self) -> Result<DeviceState, DeviceError>;
 
-    /// Packets and datagrams that the device dropped since it was created, by reason, as far as the backend counts them.
+    /// Packets and datagrams that the device dropped since it was created, by reason, as far as the backend counts them; and
+    /// `forgotten_timestamps` of removed peers, of which it remembers a bounded number.
     fn dropped(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
     }

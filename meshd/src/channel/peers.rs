@@ -77,6 +77,8 @@ struct Counts {
     messages: u64,
     sessions: u64,
     refused: [u64; Refused::ALL.len()],
+    /// Messages that could not wait for a session.
+    unsent: u64,
 }
 
 impl Peers {
@@ -129,7 +131,7 @@ impl Peers {
     pub(super) fn seal(&self, over: Slot, to: IpAddr, message: &Message) -> Vec<Vec<u8>> {
         let now = self.started.elapsed();
         let mut state = self.lock();
-        let State { own, peers, .. } = &mut *state;
+        let State { own, peers, counts, .. } = &mut *state;
         let Some(peer) = peers.get_mut(&to) else { return Vec::new() };
         if peer.known.unauthenticated {
             return vec![message.encode(&[UNAUTHENTICATED])];
@@ -143,7 +145,9 @@ impl Peers {
             }
             other => other.encode(&[]),
         };
-        session.seal(now, keys, &body, &mut random)
+        let datagrams = session.seal(now, keys, &body, &mut random);
+        counts.unsent += session.take_unsent();
+        datagrams
     }
 
     /// Takes a datagram that arrived on a slot from a mesh address; returns what it was and what to send there.
@@ -176,6 +180,7 @@ impl Peers {
             session_messages: counts.sessions,
             unknown_senders: of(Refused::Sender),
             refused: refused.map(|why| (why.as_str().to_owned(), of(why))).collect(),
+            unsent: counts.unsent,
         }
     }
 

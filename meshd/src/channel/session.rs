@@ -136,6 +136,8 @@ pub(super) struct Session {
     /// Nonces of the peer's last hellos.
     nonces: VecDeque<u64>,
     waiting: VecDeque<(Duration, Vec<u8>)>,
+    /// Messages that did not get a place among those that wait.
+    unsent: u64,
 }
 
 impl Session {
@@ -152,6 +154,7 @@ impl Session {
             pause: HELLO_INTERVAL,
             nonces: VecDeque::new(),
             waiting: VecDeque::new(),
+            unsent: 0,
         })
     }
 
@@ -168,11 +171,19 @@ impl Session {
             return vec![self.message(keys, peer, body)];
         }
         self.waiting.retain(|(since, _)| now < *since + WAITING_TIME);
-        if body.len() <= MAX_WAITING_LEN {
+        if body.len() > MAX_WAITING_LEN {
+            self.unsent += 1;
+        } else {
+            self.unsent += u64::from(self.waiting.len() >= MAX_WAITING);
             self.waiting.truncate(MAX_WAITING - 1);
             self.waiting.push_front((now, body.to_vec()));
         }
         self.hello(now, keys, random).into_iter().collect()
+    }
+
+    /// How many messages did not get a place among those that wait for a welcome, since the last call.
+    pub(super) fn take_unsent(&mut self) -> u64 {
+        std::mem::take(&mut self.unsent)
     }
 
     /// Opens a datagram from the peer.

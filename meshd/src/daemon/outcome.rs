@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cni::node_file::NodeFile;
@@ -57,6 +58,8 @@ pub(super) struct Outcome {
     /// Pods that another network plugin attached.
     pub(super) pods_outside: usize,
     pub(super) counters: Counters,
+    /// Events that found no place in the queue for the API server.
+    pub(super) events_dropped: AtomicU64,
     pub(super) missing_protections: Vec<String>,
     damaged_files: Vec<String>,
     /// Backend of new devices.
@@ -363,7 +366,11 @@ impl Outcome {
             missing_protections: self.missing_protections.clone(),
             damaged_files: self.damaged_files.clone(),
             tunnel_dropped: devices.dropped(),
-            counters: Counters { brakes: cluster.brakes(), ..self.counters },
+            counters: Counters {
+                brakes: cluster.brakes(),
+                events_dropped: self.events_dropped.load(Ordering::Relaxed),
+                ..self.counters
+            },
             // The peers, the relay's part and the control channel are added by who has them.
             ..Status::default()
         }

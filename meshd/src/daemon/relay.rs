@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use keyring::rotation::PeerId;
@@ -38,6 +39,8 @@ pub(super) struct RelayServer {
     /// What was logged last, so that it is logged once.
     trouble: Option<String>,
     closed_ports: BTreeSet<u16>,
+    /// Leases that were refused because of a quota.
+    refused_leases: AtomicU64,
 }
 
 impl RelayServer {
@@ -56,6 +59,7 @@ impl RelayServer {
             saved: None,
             trouble: None,
             closed_ports: BTreeSet::new(),
+            refused_leases: AtomicU64::new(0),
         }
     }
 
@@ -182,6 +186,8 @@ impl RelayServer {
             Question::Lease { wanted } => {
                 let seen = self.seen.get(&(from.clone(), slot)).copied();
                 let asked = forwarder.with(|now, relay| relay.ask(now, from, peer, slot, seen));
+                let is_quota = matches!(asked, Err(relay::Refusal::Full | relay::Refusal::TooMany));
+                self.refused_leases.fetch_add(u64::from(is_quota), Ordering::Relaxed);
                 let Grant { port, both, offer } = match asked {
                     Ok(grant) => grant,
                     Err(relay::Refusal::Full) => return refuse(Refusal::Full),
@@ -208,6 +214,7 @@ impl RelayServer {
             datagrams: counters.datagrams,
             bytes: counters.bytes,
             dropped: counters.dropped.into_iter().map(|(why, count)| (why.to_owned(), count)).collect(),
+            refused_leases: self.refused_leases.load(Ordering::Relaxed),
             closed_ports: forwarder.closed_ports(),
         })
     }

@@ -1,5 +1,6 @@
 //! The status as Prometheus metrics, rendered on request. docs/metrics.md lists them; a test checks that it does.
 
+mod drops;
 mod peers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,7 +124,7 @@ impl Collector for View {
             peers::each(&status),
             offload(&status),
             relay(&status),
-            vec![http(&self.closed)],
+            vec![http(&self.closed), drops::quotas(&status)],
         ];
         for Metric { name, kind, unit, help, samples } in groups.into_iter().flatten() {
             // A page without anything to say about relays, findings or single peers does not name them.
@@ -162,28 +163,6 @@ fn encode(encoder: &mut MetricEncoder<'_>, kind: MetricType, value: Value) -> Re
             encoder.encode_histogram::<NoLabelSet>(sum, trips.counts.iter().sum(), &buckets, None)
         }
     }
-}
-
-/// Drops of the engines by kind: the page has to stay short.
-fn tunnel_drops(by_reason: &BTreeMap<String, u64>) -> Vec<Sample<'static>> {
-    let mut kinds: BTreeMap<&'static str, u64> = BTreeMap::new();
-    for (reason, count) in by_reason {
-        let kind = match reason.as_str() {
-            "forged" | "invalid_mac" | "invalid_handshake" => "forged",
-            "replay" => "replay",
-            "source_mismatch" => "source_mismatch",
-            "no_session" | "no_peer" | "no_endpoint" | "no_private_key" | "unknown_index"
-            | "unknown_peer" => "no_session",
-            "handshake_rate_limited"
-            | "peer_handshake_rate_limited"
-            | "staged_packets_limited"
-            | "message_limit" => "limit",
-            "tun_write" | "udp_send" => "not_sent",
-            _ => "malformed",
-        };
-        *kinds.entry(kind).or_default() += count;
-    }
-    kinds.into_iter().map(|(kind, count)| sample(vec![("reason", kind)], count)).collect()
 }
 
 fn node(status: &Status, drops: Drops) -> Vec<Metric<'_>> {
@@ -231,7 +210,7 @@ fn node(status: &Status, drops: Drops) -> Vec<Metric<'_>> {
         Metric::counters(
             "tunnel_dropped_packets",
             "Packets and datagrams that the userspace engines of both slots dropped; meshd status -o json has more reasons.",
-            tunnel_drops(&status.tunnel_dropped),
+            drops::of_tunnel(&status.tunnel_dropped),
         ),
         Metric::gauge(
             "memory_protections_missing",

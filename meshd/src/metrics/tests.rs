@@ -75,10 +75,13 @@ fn full() -> Status {
         pods_outside: 2,
         relay: Some(crate::status::RelayStatus {
             dropped: [("unproven".to_owned(), 3)].into(),
+            refused_leases: 7,
             ..crate::status::RelayStatus::default()
         }),
         preshared_refused: [("epoch".to_owned(), 2)].into(),
-        tunnel_dropped: [("replay".to_owned(), 3)].into(),
+        tunnel_dropped: [("replay".to_owned(), 3), ("forgotten_timestamps".to_owned(), 4)].into(),
+        control: crate::status::ControlStatus { unsent: 5, ..crate::status::ControlStatus::default() },
+        counters: crate::status::Counters { events_dropped: 6, ..crate::status::Counters::default() },
         ..Status::default()
     };
     let slot = keyring::Slot::A;
@@ -115,6 +118,10 @@ fn samples_have_labels_and_base_units() {
         "meshd_offload_in_use{slot=\"a\",offload=\"tun\"} 0\n",
         "meshd_offload_refused_batches_total{slot=\"a\"} 4\n",
         "meshd_preshared_key_messages_refused_total{reason=\"epoch\"} 2\n",
+        "meshd_quota_exceeded_total{quota=\"removed_peers\"} 4\n",
+        "meshd_quota_exceeded_total{quota=\"waiting_messages\"} 5\n",
+        "meshd_quota_exceeded_total{quota=\"kubernetes_events\"} 6\n",
+        "meshd_quota_exceeded_total{quota=\"relay_leases\"} 7\n",
         "meshd_peers{state=\"up\"} 0\n",
         "meshd_peers{state=\"idle\"} 1\n",
         "meshd_host_findings{code=\"competing-route\"} 1\n",
@@ -177,8 +184,8 @@ fn large(peers: usize) -> Status {
     }
     status.slots.b = status.slots.a.clone();
     let reasons = tunnel::DropReason::ALL.map(|reason| (reason.label().to_owned(), 1));
-    status.tunnel_dropped = reasons.into_iter().collect();
-    let refused = ["malformed", "unauthenticated", "mac", "stale", "replay", "rate"];
+    status.tunnel_dropped = reasons.into_iter().chain([(drops::FORGOTTEN.to_owned(), 1)]).collect();
+    let refused = ["malformed", "unauthenticated", "mac", "stale", "replay", "rate", "queue"];
     status.control.refused = refused.map(|why| (why.to_owned(), 1)).into_iter().collect();
     status.relay = None;
     status

@@ -125,6 +125,9 @@ pub struct RelayStatus {
     pub bytes: u64,
     /// Datagrams that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
+    /// Leases that were refused: the node that asked has as many as it may, or no port was free.
+    #[serde(default)]
+    pub refused_leases: u64,
     /// Leased ports that could not be opened, with the cause.
     pub closed_ports: BTreeMap<u16, String>,
 }
@@ -245,6 +248,9 @@ pub struct ControlStatus {
     /// Datagrams with a peer's source address that were dropped, by reason.
     #[serde(default)]
     pub refused: BTreeMap<String, u64>,
+    /// Messages to peers that were given up before the session was open, because too many waited for that or they were long.
+    #[serde(default)]
+    pub unsent: u64,
 }
 
 /// Another node.
@@ -363,6 +369,9 @@ pub struct Counters {
     /// Events that are not in the audit trail because it could not be written for too long.
     #[serde(default)]
     pub audit_lost: u64,
+    /// Kubernetes Events that were not created because too many waited for the API server.
+    #[serde(default)]
+    pub events_dropped: u64,
     /// Lookups of names that were answered.
     #[serde(default)]
     pub names_resolved: u64,

@@ -135,7 +135,8 @@ impl<'a> Addresses<'a> {
                 }
                 _ => {
                     to_test.extend(claimants.iter().map(|claimant| claim(claimant.member, address)));
-                    decide(&claimants).map(|claimant| &claimant.member.uid)
+                    let waited = self.policy.waited_for.contains(&address);
+                    decide(&claimants, waited).map(|claimant| &claimant.member.uid)
                 }
             };
             // A Node that is not in the mesh must not cut pods off from the API server here either.
@@ -219,9 +220,9 @@ fn external(record: &NodeRecord) -> BTreeSet<IpAddr> {
     record.external.iter().filter_map(|text| text.parse().ok()).collect()
 }
 
-/// Who of several holds an address: the only one that has proven it, once the others have been tested; of several, the
-/// incumbent. An incumbent keeps it until it has been tested itself.
-fn decide<'a, 'b>(claimants: &'b [Claimant<'a>]) -> Option<&'b Claimant<'a>> {
+/// Who of several holds an address: the only one that has proven it, once the others have been tested or it has waited for
+/// that long enough; of several, the incumbent. An incumbent keeps it until it has been tested itself.
+fn decide<'a, 'b>(claimants: &'b [Claimant<'a>], waited: bool) -> Option<&'b Claimant<'a>> {
     let only = |wanted: fn(&Claimant<'_>) -> bool| {
         let mut found = claimants.iter().filter(|claimant| wanted(claimant));
         found.next().filter(|_| found.next().is_none())
@@ -229,8 +230,9 @@ fn decide<'a, 'b>(claimants: &'b [Claimant<'a>]) -> Option<&'b Claimant<'a>> {
     let incumbent = only(|claimant| claimant.incumbent);
     let kept = incumbent.filter(|claimant| claimant.evidence != Some(Evidence::Unproven));
     let all_tested = claimants.iter().all(|claimant| claimant.evidence.is_some());
-    // While another one is untested, it may prove the address as well.
-    let proven = || only(|claimant| claimant.evidence == Some(Evidence::Proven)).filter(|_| all_tested);
+    // While another one is untested, it may prove the address as well; but liars could put that off for ever.
+    let proven =
+        || only(|claimant| claimant.evidence == Some(Evidence::Proven)).filter(|_| all_tested || waited);
     kept.or_else(proven)
 }
 

@@ -318,6 +318,7 @@ fn bounded(record: &NodeRecord) -> NodeRecord {
         pod_cidrs: list(&record.pod_cidrs),
         addresses: list(&record.addresses),
         external: list(&record.external),
+        location: short(&record.location),
         state: short(&record.state),
         endpoints: short(&record.endpoints),
         config_endpoint: short(&record.config_endpoint),

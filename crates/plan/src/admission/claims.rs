@@ -8,7 +8,7 @@ use keyring::PublicKey;
 
 use super::admitter::Candidate;
 use crate::annotation::State;
-use crate::node::NodeUid;
+use crate::node::{NodeName, NodeUid};
 use crate::prefix;
 
 /// Everything that is held so far.
@@ -28,12 +28,14 @@ struct KeyHolder {
 
 impl Claims {
     /// Reserves what known nodes held before and still claim. Without this a known node could take what another known
-    /// node, considered later, has long had.
-    pub(super) fn of_incumbents(candidates: &[Candidate<'_>], accept_unproven: bool) -> Self {
+    /// node, considered later, has long had. This node's own keys are not those on its Node: a thief of its token could have
+    /// written anybody's there.
+    pub(super) fn of_incumbents(candidates: &[Candidate<'_>], own: &NodeName, accept_unproven: bool) -> Self {
         let mut claims = Self::default();
         for (record, entry) in candidates.iter().filter_map(|one| Some((one.record, one.entry?))) {
             let uid = &record.uid;
-            if let Some(state) = entry.state().filter(|state| state.proofs.is_some() || accept_unproven) {
+            let state = entry.state().filter(|_| record.name != *own);
+            if let Some(state) = state.filter(|state| state.proofs.is_some() || accept_unproven) {
                 claims.hold_keys(uid, state);
             }
             let claimed: Vec<IpNetwork> =

@@ -58,6 +58,8 @@ pub struct AdmissionPolicy {
     /// What is known of the addresses that nodes claim, by node and address. An address that is missing has not been
     /// tested yet.
     pub evidence: BTreeMap<(NodeUid, IpAddr), Evidence>,
+    /// Addresses that a node has proven so long ago that it gets them although others that claim them are untested.
+    pub waited_for: BTreeSet<IpAddr>,
     /// What was heard of nodes besides their annotations, by UID.
     pub heard: BTreeMap<NodeUid, Heard>,
     /// What the names stand for that operators prescribe as endpoints.
@@ -243,7 +245,7 @@ pub(crate) fn admit_announced<'a>(
     candidates.sort_by(|one, other| one.rank(own).cmp(&other.rank(own)));
     let mut names = BTreeSet::new();
     candidates.retain(|candidate| names.insert(&candidate.record.name));
-    let claims = Claims::of_incumbents(&candidates, policy.accept_unproven);
+    let claims = Claims::of_incumbents(&candidates, own, policy.accept_unproven);
     let mut admitter = Admitter { policy, own, claims, accepted: BTreeMap::new(), out: Admission::default() };
     for candidate in &candidates {
         admitter.consider(candidate);

@@ -292,3 +292,24 @@ fn generations_step_and_do_not_jump() {
         assert_eq!(keys_of(&admission, "n2").map(|state| state.generation), Some(stands));
     }
 }
+
+/// Whoever has this node's token can write anybody's keys into its annotation.
+#[test]
+fn what_stands_on_the_own_node_keeps_no_other_node_from_its_keys() {
+    let victim = honest(3);
+    let [a, b] = own_keys(3);
+    let mut copied = state(1, 2, [a, b]);
+    copied.proofs = victim.proofs;
+    for lie in [victim.clone(), copied, state(1, 2, [a, b])] {
+        for accept_unproven in [false, true] {
+            let policy = AdmissionPolicy { accept_unproven, ..policy() };
+            let records = [node(1, 1, &lie), node(3, 3, &victim)];
+            let mut ledger = admitted(&policy, &[own(), records[1].clone()], &Ledger::default()).ledger;
+            for turn in 0..3 {
+                let admission = admitted(&policy, &records, &ledger);
+                assert_eq!(keys_of(&admission, "n3"), Some(&victim), "turn {turn}: {:?}", admission.rejected);
+                ledger = admission.ledger;
+            }
+        }
+    }
+}

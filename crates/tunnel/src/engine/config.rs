@@ -46,6 +46,11 @@ impl Config {
         true
     }
 
+    /// How many removed peers' timestamps were forgotten because there were too many.
+    pub(super) const fn forgotten_timestamps(&self) -> u64 {
+        self.removed.forgotten()
+    }
+
     /// Applies `ops` in their order, all or none. Returns the peers that were removed.
     pub(super) fn apply(&mut self, ops: Vec<PeerOp>) -> Result<Vec<Arc<Peer>>, ChangeError> {
         let mut indices = self.check(&ops)?.into_iter();

@@ -282,7 +282,9 @@ impl Engine {
 
     /// What was dropped and why.
     pub fn counters(&self) -> Counters {
-        self.counters.snapshot()
+        let mut counters = self.counters.snapshot();
+        counters.forgotten_timestamps = self.config.lock().forgotten_timestamps();
+        counters
     }
 
     /// The state of every peer.

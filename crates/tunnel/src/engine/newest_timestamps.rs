@@ -41,6 +41,8 @@ pub(super) struct RemovedPeers {
     /// The keys in the order in which they were removed.
     order: BTreeMap<u64, PublicKey>,
     next: u64,
+    /// How many were forgotten because there were too many.
+    forgotten: u64,
 }
 
 impl RemovedPeers {
@@ -55,7 +57,13 @@ impl RemovedPeers {
             && let Some((_, first)) = self.order.pop_first()
         {
             self.timestamps.remove(&first);
+            self.forgotten += 1;
         }
+    }
+
+    /// How many were forgotten because there were too many.
+    pub(super) const fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// The timestamp of a peer that is added: what is remembered, or none.
@@ -94,6 +102,7 @@ mod tests {
             removed.keep(key(u32::MAX), renewed);
         }
         assert_eq!((removed.timestamps.len(), removed.order.len()), (REMOVED_LIMIT, REMOVED_LIMIT));
+        assert_eq!(removed.forgotten(), 11);
         assert!(!removed.take(&key(u32::MAX)).advance([2; 12]));
         assert!(!removed.take(&key(count - 1)).advance([1; 12]));
         assert!(removed.take(&key(0)).advance([1; 12]), "forgotten");

@@ -6,7 +6,6 @@ use keyring::{PrivateKey, Slot};
 
 use super::*;
 
-/// Deterministic random numbers (xorshift64*, Vigna 2014).
 /// Pseudo-random numbers (xorshift64*).
 pub(crate) struct Dice(pub(crate) u64);
 
@@ -390,4 +389,5 @@ fn few_and_only_short_messages_wait_and_not_for_long() {
     assert_eq!(end.session.waiting.len(), MAX_WAITING);
     end.session.seal(Duration::from_secs(9), &end.keys, &[0; MAX_WAITING_LEN + 1], &mut || Some(7));
     assert!(end.session.waiting.is_empty());
+    assert_eq!((end.session.take_unsent(), end.session.take_unsent()), (100 + 100 - 4 + 1, 0));
 }

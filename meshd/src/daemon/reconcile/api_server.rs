@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -204,7 +205,10 @@ impl Reconciler {
     pub(super) fn send_event(&self, warning: bool, reason: &'static str, message: String) {
         let Some(own) = self.cluster.own_record() else { return };
         // The queue is full while the API server is away: an Event is not worth waiting for.
-        let _ = self.node_events.try_send(NodeEvent { uid: own.uid.clone(), warning, reason, message });
+        let event = NodeEvent { uid: own.uid.clone(), warning, reason, message };
+        if self.node_events.try_send(event).is_err() {
+            self.outcome.events_dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Hands the publisher the annotations of our Node, if they differ.

@@ -446,6 +446,7 @@ impl Reconciler {
     async fn prepare(&mut self) -> Result<Turn, ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         self.policy.evidence = self.tests.evidence();
+        self.policy.waited_for = self.tests.waited_for(self.started.elapsed());
         self.policy.own_addresses = Some(self.own_addresses().await?);
         self.policy.heard.clone_from(self.whereabouts.heard());
         let admission = self.cluster.admit(&self.policy);
