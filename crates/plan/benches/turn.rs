@@ -18,10 +18,12 @@ use keyring::{PerSlot, PrivateKey, PublicKey, Slot};
 use plan::admission::{Admission, AdmissionPolicy, Ledger, Member, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
+use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay};
 use plan::look::moved;
 use plan::network::{MeshInput, Network, Peer};
 use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::part::desired_share;
 use plan::paths::{Outlook, Part, Paths, Surroundings, View};
 use plan::{desired, diff};
 use wireguard::{DeviceState, PeerState};
@@ -77,9 +79,58 @@ fn measure(nodes: usize, runs: usize) -> Vec<(&'static str, Duration)> {
         ("active slots", median(runs, active)),
         ("ledger compare", median(runs, || admission.ledger == ledger)),
         ("whole turn", median(runs, turn)),
+        ("copy admission", median(runs, || admission.clone())),
+        ("admit a part", median(runs * 20, one_change(&policy, &own, &records, None))),
+        ("one change", median(runs * 20, one_change(&policy, &own, &records, Some((&setup, &underlay))))),
         ("idle look", median(runs, || look(&before, &before, &mut paths, &admission))),
         ("one moved", median(runs, || look(&before, &after, &mut paths, &admission))),
     ]
+}
+
+/// What the loop decides when one Node has other endpoints: about that Node and those that compete with it, and with a setup
+/// also what this means for the network, which steps lead there, and whether they may be taken.
+fn one_change(
+    policy: &AdmissionPolicy,
+    own: &NodeName,
+    records: &[NodeRecord],
+    setup: Option<(&Setup, &Underlay)>,
+) -> impl FnMut() {
+    let mut cluster = Cluster::remembered(own.clone(), Ledger::default(), None);
+    let list = records.iter().map(|record| (record.name.clone(), record.clone()));
+    cluster.relist(Duration::ZERO, list.collect());
+    let mut admission = cluster.admit(policy);
+    while cluster.remember(policy, &admission.ledger) {
+        admission = cluster.admit(policy);
+    }
+    let changed = &records[records.len() / 2];
+    let listed = Endpoints::parse(changed.endpoints.as_deref().unwrap()).unwrap();
+    let other = Endpoints { nat: !listed.nat, sequence: listed.sequence + 1, ..listed };
+    let mut next = [NodeRecord { endpoints: Some(other.render()), ..changed.clone() }, changed.clone()];
+    let mut wanted = setup.map(|(setup, underlay)| desired(&admission.world, setup, underlay));
+    let mut observed = wanted.clone();
+    move || {
+        assert!(cluster.apply(Duration::ZERO, next[0].clone()));
+        next.swap(0, 1);
+        let part = cluster.admit_changed(policy).unwrap();
+        assert_eq!((part.nodes().len(), part.changed_peers(&admission).count()), (1, 1));
+        if let (Some((setup, underlay)), Some(wanted), Some(observed)) = (setup, &mut wanted, &mut observed) {
+            let own = admission.world.own.as_ref();
+            let share = |of: &Admission| {
+                let peers = part.nodes().iter().filter_map(|node| of.world.peers.get_key_value(node));
+                desired_share(own, peers, setup, underlay)
+            };
+            let (before, after) = (share(&admission), share(part.admission()));
+            let pending = wanted.replace_share(&before, &after).unwrap();
+            assert!(check(&after, &part.admission().world).is_empty());
+            let steps = pending.steps(wanted, observed);
+            assert_eq!(steps.len(), 2);
+            for step in steps {
+                observed.apply(&step).unwrap();
+            }
+        }
+        admission.splice(&part);
+        assert!(cluster.remember_part(&part));
+    }
 }
 
 /// What the devices say of peers with a session; `later` one of them has received something.

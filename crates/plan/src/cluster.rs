@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::admission::{Admission, AdmissionPolicy, Announcement, Ledger, admit_announced};
+use crate::admission::{
+    Admission, AdmissionPart, AdmissionPolicy, Announcement, Grounds, Index, Ledger, admit_announced,
+    admit_part,
+};
 use crate::brake::{Brake, HOLD, KeptNodes, Relist};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 
@@ -26,6 +29,18 @@ pub struct Cluster {
     ledger: Ledger,
     /// The state annotations of the listed and the kept Nodes, by UID.
     announcements: BTreeMap<NodeUid, Announcement>,
+    /// None if all Nodes have to be admitted next.
+    rest: Option<Rest>,
+}
+
+/// What an admission of all Nodes was decided by that left the ledger as it was, and what has changed since: those Nodes can be
+/// admitted apart.
+#[derive(Clone, Debug)]
+struct Rest {
+    policy: AdmissionPolicy,
+    index: Index,
+    /// Nodes that have changed, that are gone, or whose annotation has stood for long enough.
+    changed: BTreeSet<NodeName>,
 }
 
 /// Missing Nodes that the API server is to be asked for one by one. They stay until it has answered.
@@ -52,6 +67,7 @@ impl Cluster {
             lists: 0,
             ledger,
             announcements: BTreeMap::new(),
+            rest: None,
         }
     }
 
@@ -97,6 +113,7 @@ impl Cluster {
     pub fn relist(&mut self, now: Duration, list: BTreeMap<NodeName, NodeRecord>) -> Option<Lookup> {
         self.lists += 1;
         self.unconfirmed = None;
+        self.rest = None;
         let missing = self.missing_from(&list);
         let known = self.known();
         let names: BTreeSet<NodeName> = known.keys().map(|name| (*name).clone()).collect();
@@ -150,6 +167,7 @@ impl Cluster {
         // Our own Node as well: what it granted us is ours until another one says otherwise.
         let own = &self.own;
         self.kept.retain(|name, _| verdict.keep.contains(name) || name == own);
+        self.rest = None;
         self.release_at = verdict.release_at;
     }
 
@@ -171,6 +189,9 @@ impl Cluster {
             self.release_at = Some(now + HOLD);
             changed = true;
         }
+        if changed {
+            self.rest = None;
+        }
         if let Some(listed) = &mut self.listed
             && listed.get(&record.name) != Some(&record)
         {
@@ -178,6 +199,9 @@ impl Cluster {
             if !known {
                 let read = Announcement::read(&record, &self.ledger, now);
                 self.announcements.insert(record.uid.clone(), read);
+            }
+            if let Some(rest) = &mut self.rest {
+                rest.changed.insert(record.name.clone());
             }
             let former = listed.insert(record.name.clone(), record);
             self.forget_announcement(former);
@@ -210,8 +234,15 @@ impl Cluster {
 
     /// Lets annotations settle that stand unchanged; `connected` says whether changes would be noticed.
     pub fn settle(&mut self, now: Duration, connected: bool) {
-        for announcement in self.announcements.values_mut().filter(|one| !one.is_settled()) {
+        for (uid, announcement) in self.announcements.iter_mut().filter(|(_, one)| !one.is_settled()) {
             announcement.settle(now, connected);
+            // What is accepted already stands as well as before.
+            if announcement.is_settled()
+                && !self.ledger.has_announced(uid, announcement)
+                && let Some(Rest { index, changed, .. }) = &mut self.rest
+            {
+                changed.extend(index.with_uid(uid).cloned());
+            }
         }
     }
 
@@ -222,6 +253,9 @@ impl Cluster {
         {
             let former = listed.remove(name);
             self.forget_announcement(former);
+            if let Some(rest) = &mut self.rest {
+                rest.changed.insert(name.clone());
+            }
             return true;
         }
         false
@@ -231,6 +265,7 @@ impl Cluster {
     pub fn release(&mut self, now: Duration) {
         if self.release_at.is_some_and(|at| at <= now) {
             self.kept.clear();
+            self.rest = None;
             self.release_at = None;
             self.unconfirmed = None;
         }
@@ -244,14 +279,84 @@ impl Cluster {
         admit_announced(policy, &self.own, records, &self.announcements, (&self.ledger, outside))
     }
 
-    /// Takes the ledger of an admission, for the next one. Says whether it differs from the former. Before the first list it
-    /// stays as it was remembered: without the Nodes outside the mesh a member could become the incumbent of what they list.
-    pub fn remember(&mut self, ledger: &Ledger) -> bool {
-        let changed = self.is_listed() && self.ledger != *ledger;
-        if changed {
+    /// Decides about the Nodes that have changed since the last admission, with those that compete with them. None if all are
+    /// to be admitted: the last admission was not at rest, something else has changed, or too many Nodes are concerned.
+    pub fn admit_changed(&self, policy: &AdmissionPolicy) -> Option<AdmissionPart> {
+        let rest = self.rest.as_ref().filter(|rest| rest.policy == *policy)?;
+        admit_part(self.grounds(policy), &rest.index, &rest.changed, |name| self.record(name))
+    }
+
+    /// Whether Nodes have changed since the last admission that was remembered, as far as that is known.
+    pub fn has_changed(&self) -> bool {
+        self.rest.as_ref().is_none_or(|rest| !rest.changed.is_empty())
+    }
+
+    /// Has all Nodes admitted next, because what is known of them may be wrong.
+    pub fn admit_all_next(&mut self) {
+        self.rest = None;
+    }
+
+    /// Takes the ledger of an admission of all by this policy, for the next one. Says whether it differs from the former. Before
+    /// the first list it stays as it was remembered: without the Nodes outside the mesh a member could become the incumbent of
+    /// what they list.
+    pub fn remember(&mut self, policy: &AdmissionPolicy, ledger: &Ledger) -> bool {
+        if !self.is_listed() {
+            return false;
+        }
+        if self.ledger != *ledger {
             self.ledger = ledger.clone();
+            self.rest = None;
+            return true;
+        }
+        self.come_to_rest(policy);
+        false
+    }
+
+    /// Takes the part of the ledger that an admission of some has decided. Says whether it differs from the former.
+    pub fn remember_part(&mut self, part: &AdmissionPart) -> bool {
+        let changed = part.splice_ledger(&mut self.ledger);
+        if let Some(mut rest) = self.rest.take() {
+            let grounds = self.grounds(&rest.policy);
+            for name in part.nodes() {
+                rest.index.set(grounds, name, self.record(name));
+                rest.changed.remove(name);
+            }
+            self.rest = Some(rest);
         }
         changed
+    }
+
+    /// The admission of all would be the same again.
+    fn come_to_rest(&mut self, policy: &AdmissionPolicy) {
+        let former = self.rest.take();
+        let grounds = self.grounds(policy);
+        let rest = if let Some(mut rest) = former {
+            for name in std::mem::take(&mut rest.changed) {
+                rest.index.set(grounds, &name, self.record(&name));
+            }
+            if rest.policy != *policy {
+                rest.policy.clone_from(policy);
+            }
+            rest
+        } else {
+            let mut index = Index::default();
+            for (name, record) in self.known() {
+                index.set(grounds, name, Some(record));
+            }
+            Rest { policy: policy.clone(), index, changed: BTreeSet::new() }
+        };
+        self.rest = Some(rest);
+    }
+
+    fn grounds<'a>(&'a self, policy: &'a AdmissionPolicy) -> Grounds<'a> {
+        Grounds { policy, own: &self.own, announcements: &self.announcements, ledger: &self.ledger }
+    }
+
+    /// The Node of this name that counts.
+    fn record(&self, name: &NodeName) -> Option<&NodeRecord> {
+        let listed = self.listed.as_ref()?.get(name);
+        let is_silent = listed.is_none_or(|record| record.state.is_none());
+        self.kept.get(name).filter(|_| is_silent).or(listed)
     }
 
     /// Every Node that counts, by name.

@@ -29,6 +29,7 @@ pub mod names;
 pub mod network;
 pub mod node;
 pub mod op;
+pub mod part;
 pub mod path_mtu;
 pub mod paths;
 pub mod prefix;

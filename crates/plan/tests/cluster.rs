@@ -66,7 +66,7 @@ impl Observer {
             ..AdmissionPolicy::default()
         };
         let admission = self.0.admit(&policy);
-        self.0.remember(&admission.ledger);
+        self.0.remember(&policy, &admission.ledger);
         let member = admission.world.peers.get(&NodeName::new("n2"));
         let refused = admission.rejected.first().map(|rejected| rejected.reason.code());
         (member.map(|member| member.state.generation), refused)
@@ -190,7 +190,7 @@ fn what_nodes_outside_the_mesh_list_stays_closed_after_a_restart_until_there_is_
     cluster.relist(Duration::from_secs(1), list(&all));
     let before = cluster.admit(&policy);
     assert!(before.world.closed.contains(&place));
-    cluster.remember(&before.ledger);
+    cluster.remember(&policy, &before.ledger);
 
     // As on disk.
     let saved = serde_json::to_string(&before.ledger).unwrap();
@@ -204,7 +204,7 @@ fn what_nodes_outside_the_mesh_list_stays_closed_after_a_restart_until_there_is_
         let liar = &admission.world.peers[&NodeName::new("n2")];
         assert!(!liar.addresses.contains(&place), "{liar:?}");
         assert!(admission.world.closed.contains(&place));
-        assert!(!restarted.remember(&admission.ledger), "the ledger stays as it was read");
+        assert!(!restarted.remember(&policy, &admission.ledger), "the ledger stays as it was read");
     }
     restarted.relist(Duration::from_secs(2), list(&all[..2]));
     let after = restarted.admit(&policy);
@@ -224,11 +224,11 @@ fn a_restart_does_not_forget_that_a_node_outside_the_mesh_has_proved_its_keys() 
     for record in [proven.clone(), NodeRecord { state: None, ..proven.clone() }] {
         cluster.relist(Duration::from_secs(1), list(&[own.clone(), record]));
         cluster.release(Duration::from_hours(1));
-        cluster.remember(&cluster.admit(&policy).ledger);
+        cluster.remember(&policy, &cluster.admit(&policy).ledger);
     }
     let ledger = cluster.admit(&policy).ledger;
     let mut restarted = Cluster::remembered(NodeName::new("n1"), ledger, Some(NodeUid::new("u1")));
-    restarted.remember(&restarted.admit(&policy).ledger);
+    restarted.remember(&policy, &restarted.admit(&policy).ledger);
     let state = State::parse(proven.state.as_deref().unwrap()).unwrap();
     let unproven = NodeRecord { state: Some(state.unproven().render()), ..proven };
     restarted.relist(Duration::from_secs(2), list(&[own, unproven]));
@@ -251,7 +251,7 @@ fn a_recreated_node_joins_once_its_daemon_has_published_whatever_the_brake_think
             let all = [node(1, 1, 10), node(2, 1, 20), node(3, 1, 40)];
             let mut cluster = Cluster::remembered(NodeName::new("n1"), Ledger::default(), None);
             cluster.relist(second(1), list(&all));
-            cluster.remember(&cluster.admit(&policy).ledger);
+            cluster.remember(&policy, &cluster.admit(&policy).ledger);
             // Our own Node has another UID: another store, whose lists don't count for five minutes.
             let own = node_of("v1", 1, 1, 10);
             let published = node_of("v2", 2, 1, seed);
@@ -260,7 +260,7 @@ fn a_recreated_node_joins_once_its_daemon_has_published_whatever_the_brake_think
             let uids = |cluster: &mut Cluster| {
                 cluster.settle(second(3), true);
                 let admission = cluster.admit(&policy);
-                cluster.remember(&admission.ledger);
+                cluster.remember(&policy, &admission.ledger);
                 let uid =
                     |name: &str| admission.world.peers.get(&NodeName::new(name)).map(|peer| peer.uid.clone());
                 (uid("n2"), uid("n3"))

@@ -148,7 +148,7 @@ impl Node {
                 self.backoff.succeeded(&Attempt::step(op));
             }
         }
-        self.cluster.remember(&turn.admission.ledger);
+        self.cluster.remember(&policy, &turn.admission.ledger);
         let due = turn.due.clone();
         self.last = Some(turn);
         due

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::announcement::Announcement;
 use crate::annotation::{Endpoints, State};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 use crate::prefix;
@@ -170,5 +171,34 @@ impl Ledger {
 
     pub(super) fn entry(&self, uid: &NodeUid) -> Option<&SharedEntry> {
         self.nodes.get(uid)
+    }
+
+    /// Whether a Node's annotation is the one that was accepted last.
+    pub(crate) fn has_announced(&self, uid: &NodeUid, announcement: &Announcement) -> bool {
+        self.nodes.get(uid).is_some_and(|entry| announcement.is_of(entry.record()))
+    }
+
+    /// What it has of some Nodes. Which addresses are closed is no part of it.
+    pub(super) fn part(&self, uids: &BTreeSet<NodeUid>) -> Self {
+        let entry = |uid: &NodeUid| Some((uid.clone(), self.nodes.get(uid)?.clone()));
+        Self {
+            nodes: uids.iter().filter_map(entry).collect(),
+            proved: uids.iter().filter(|uid| self.proved.contains(*uid)).cloned().collect(),
+            closed: BTreeSet::new(),
+        }
+    }
+
+    /// Replaces what it has of some Nodes and addresses.
+    pub(super) fn splice(&mut self, uids: &BTreeSet<NodeUid>, addresses: &BTreeSet<IpAddr>, part: &Self) {
+        for uid in uids {
+            self.nodes.remove(uid);
+            self.proved.remove(uid);
+        }
+        for address in addresses {
+            self.closed.remove(address);
+        }
+        self.nodes.extend(part.nodes.iter().map(|(uid, entry)| (uid.clone(), entry.clone())));
+        self.proved.extend(part.proved.iter().cloned());
+        self.closed.extend(&part.closed);
     }
 }

@@ -8,8 +8,10 @@ mod addresses;
 mod admitter;
 mod announcement;
 mod claims;
+mod contenders;
 mod keys;
 mod ledger;
+mod part;
 mod reason;
 
 use std::borrow::Cow;
@@ -32,6 +34,8 @@ pub use announcement::SETTLE;
 use claims::Claims;
 pub use keys::GENERATION_STEP;
 pub use ledger::Ledger;
+pub use part::AdmissionPart;
+pub(crate) use part::{Grounds, Index, admit_part};
 pub use reason::Reason;
 
 /// What this node is configured to accept.

@@ -186,7 +186,7 @@ impl Reconciler {
 
     /// Writes the ledger to disk; returns whether it is there.
     pub(super) fn remember(&mut self, now: Duration, admission: &Admission) -> bool {
-        self.cluster.remember(&admission.ledger);
+        self.cluster.remember(&self.policy, &admission.ledger);
         // Before the first list the ledger is the one that was read from the file.
         if !self.cluster.is_listed() {
             return true;

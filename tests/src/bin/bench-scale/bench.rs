@@ -34,9 +34,16 @@ pub(crate) struct Bench<'run> {
     pub(crate) size: usize,
     pub(crate) rows: Vec<Row>,
     pub(crate) delays: Vec<Delays>,
-    /// CPU of the idle daemon, as a share of one core.
-    pub(crate) idle: Option<f64>,
     daemon: Option<(Daemon, Process)>,
+}
+
+/// What became of a hand-made change.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Repair {
+    /// Whether it was still there at the first look. If not, it was repaired before.
+    pub(crate) was_seen: bool,
+    /// From the change to the first look that shows what was there before; none if that did not come in time.
+    pub(crate) took: Option<Duration>,
 }
 
 /// Measures one number of peers: sets up all that runs beside the daemon, and runs the scenarios.
@@ -65,7 +72,6 @@ pub(crate) fn measure(
             size,
             rows: Vec::new(),
             delays: Vec::new(),
-            idle: None,
             daemon: None,
         };
         let outcome = scenarios(&mut bench);
@@ -171,15 +177,25 @@ impl Bench<'_> {
         Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
     }
 
-    /// Makes a change on the daemon's node, which has to succeed, and returns at once what shows it.
-    pub(crate) fn change(&self, change: &str, shows: &str) -> Result<String, Failure> {
-        // `grep -c` fails if it counts none.
-        let script = format!("{change} || exit 1; {shows}; exit 0");
+    /// Makes a change on the daemon's node, which has to succeed, and looks at what shows it until that is as before. All in one
+    /// script: the time starts at the change, and no look waits for this process.
+    pub(crate) fn repair(&self, change: &str, shows: &str, within: Duration) -> Result<Repair, Failure> {
+        let most = within.as_millis();
+        let script = format!(
+            "look() {{ {shows}; }}; now() {{ date +%s%3N; }}; before=$(look); began=$(now); {change} || exit 1; \
+             found=$(look); took=$(($(now) - began)); [ \"$found\" = \"$before\" ] && echo 0 $took && exit 0; \
+             while [ \"$found\" != \"$before\" ]; do [ $took -gt {most} ] && echo 1 && exit 0; \
+             found=$(look); took=$(($(now) - began)); done; echo 1 $took"
+        );
         let output = self.node()?.command("sh").args(["-c", &script]).output()?;
         if !output.status.success() {
             return Err(format!("{change}: {}", String::from_utf8_lossy(&output.stderr).trim()).into());
         }
-        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut words = text.split_whitespace();
+        let was_seen = words.next() == Some("1");
+        let took = words.next().map(str::parse).transpose()?.map(Duration::from_millis);
+        Ok(Repair { was_seen, took })
     }
 
     /// Adds a measurement.
