@@ -330,23 +330,20 @@ impl Cluster {
     fn come_to_rest(&mut self, policy: &AdmissionPolicy) {
         let former = self.rest.take();
         let grounds = self.grounds(policy);
-        let rest = match former {
-            Some(mut rest) => {
-                for name in std::mem::take(&mut rest.changed) {
-                    rest.index.set(grounds, &name, self.record(&name));
-                }
-                if rest.policy != *policy {
-                    rest.policy.clone_from(policy);
-                }
-                rest
+        let rest = if let Some(mut rest) = former {
+            for name in std::mem::take(&mut rest.changed) {
+                rest.index.set(grounds, &name, self.record(&name));
             }
-            None => {
-                let mut index = Index::default();
-                for (name, record) in self.known() {
-                    index.set(grounds, name, Some(record));
-                }
-                Rest { policy: policy.clone(), index, changed: BTreeSet::new() }
+            if rest.policy != *policy {
+                rest.policy.clone_from(policy);
             }
+            rest
+        } else {
+            let mut index = Index::default();
+            for (name, record) in self.known() {
+                index.set(grounds, name, Some(record));
+            }
+            Rest { policy: policy.clone(), index, changed: BTreeSet::new() }
         };
         self.rest = Some(rest);
     }

@@ -100,14 +100,14 @@ pub(crate) fn record(draft: &Draft) -> NodeRecord {
             0 => Vec::new(),
             1 => vec!["10.244.0.0/22".to_owned()],
             2 => vec!["10.243.0.0/24".to_owned()],
-            number if number % 2 == 0 => {
+            number if number.is_multiple_of(2) => {
                 vec![format!("10.244.{number}.0/24"), format!("fd00:10:244:{}::/64", number / 4)]
             }
             number => vec![format!("10.244.{}.128/25", number / 2)],
         },
         external: addresses.iter().skip(1).take(usize::from(draft.external % 3)).cloned().collect(),
         addresses,
-        control_plane: draft.external % 5 == 0,
+        control_plane: draft.external.is_multiple_of(5),
         state: draft.state.map(|announced| state(&uid, announced)),
         endpoints: Some(published.render()),
         uid,
@@ -138,17 +138,17 @@ pub(crate) fn event() -> impl Strategy<Value = Event> {
 pub(crate) fn policy(choice: u8) -> AdmissionPolicy {
     let tested = |number: u8| {
         let uid = NodeUid::new(format!("u{}-0", number % NODES));
-        let evidence = if number % 3 == 0 { Evidence::Proven } else { Evidence::Unproven };
+        let evidence = if number.is_multiple_of(3) { Evidence::Proven } else { Evidence::Unproven };
         ((uid, address(number.wrapping_mul(choice) % 24)), evidence)
     };
     AdmissionPolicy {
         cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap(), "fd00:10:244::/48".parse().unwrap()],
         service_cidrs: vec!["10.96.0.0/16".parse().unwrap()],
         api_servers: [address(5)].into(),
-        own_addresses: (choice % 4 != 0).then(|| [address(1), address(2)].into()),
+        own_addresses: (!choice.is_multiple_of(4)).then(|| [address(1), address(2)].into()),
         own_keys: [private(17).public()].into(),
-        accept_unproven: choice % 3 != 0,
-        close_external: choice % 2 == 0,
+        accept_unproven: !choice.is_multiple_of(3),
+        close_external: choice.is_multiple_of(2),
         evidence: (0..choice % 40).map(tested).collect(),
         ipv4: true,
         ipv6: true,
