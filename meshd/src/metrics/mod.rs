@@ -441,7 +441,7 @@ fn loop_counters(status: &Status) -> Vec<Metric<'_>> {
         ),
         Metric::counter(
             "missed_changes",
-            "Changes of the node's network that no notice told of, found by a periodic reconciliation.",
+            "Changes of the node's network that no notice told of, found by a periodic reconciliation, and peers about which it decided otherwise.",
             counters.missed_changes,
         ),
         Metric::counter(

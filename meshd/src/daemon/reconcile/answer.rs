@@ -37,7 +37,7 @@ impl Reconciler {
 
     async fn plan(&mut self) -> PlanReport {
         match self.prepare().await {
-            Ok(turn) => PlanReport {
+            Ok((turn, _)) => PlanReport {
                 steps: turn.due.iter().chain(&turn.waiting).map(ToString::to_string).collect(),
                 ops: turn
                     .due

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cni::host_ports::{self, Change};
 use linux::sysctl::Sysctls;
-use plan::admission::Admission;
+use plan::admission::{Admission, AdmissionPart};
 use plan::backoff::Attempt;
 use plan::node::NodeName;
 use plan::op::Op;
@@ -184,9 +184,18 @@ impl Reconciler {
         }
     }
 
-    /// Writes the ledger to disk; returns whether it is there.
-    pub(super) fn remember(&mut self, now: Duration, admission: &Admission) -> bool {
-        self.cluster.remember(&self.policy, &admission.ledger);
+    /// Writes the ledger to disk; returns whether it is there. `part` is what the turn has decided of the admission, unless
+    /// that is all.
+    pub(super) fn remember(
+        &mut self,
+        now: Duration,
+        admission: &Admission,
+        part: Option<&AdmissionPart>,
+    ) -> bool {
+        match part {
+            Some(part) => self.cluster.remember_part(part),
+            None => self.cluster.remember(&self.policy, &admission.ledger),
+        };
         // Before the first list the ledger is the one that was read from the file.
         if !self.cluster.is_listed() {
             return true;

@@ -43,7 +43,9 @@ pub(super) struct Looks {
     /// What the devices said before the last turn was decided.
     pub(super) seen: PerSlot<Option<DeviceState>>,
     /// Whether this turn is taken only because the last one is long ago.
-    periodic: bool,
+    pub(super) periodic: bool,
+    /// When all Nodes were admitted last.
+    pub(super) admitted_all: Option<Duration>,
     /// Whether a look is wanted because a step of a path is due, or tables of nft have changed.
     pub(super) wanted: bool,
     /// Whether tables of nft have changed since the last turn or look.
@@ -60,6 +62,7 @@ impl Default for Looks {
             settled: None,
             seen: PerSlot::from_fn(|_| None),
             periodic: false,
+            admitted_all: None,
             wanted: false,
             filters_changed: false,
             next_step: None,

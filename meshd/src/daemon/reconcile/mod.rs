@@ -1,5 +1,6 @@
 //! The shell around a turn: gathers what it is decided by, performs it and publishes the results.
 
+mod admit;
 mod answer;
 mod api_server;
 mod contests;
@@ -24,7 +25,7 @@ use keyring::Slot;
 use keyring::rotation::Input;
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError};
-use plan::admission::{Admission, AdmissionPolicy, Ledger, Member};
+use plan::admission::{Admission, AdmissionPart, AdmissionPolicy, Ledger, Member};
 use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
@@ -372,8 +373,8 @@ impl Reconciler {
         self.outcome.counters.full_reconciles += 1;
         self.filters.begin_turn(now);
         self.read_host(now).await;
-        let mut turn = match self.prepare().await {
-            Ok(turn) => turn,
+        let (mut turn, part) = match self.prepare().await {
+            Ok(prepared) => prepared,
             Err(error) => {
                 let cause = Chain(&error).to_string();
                 if self.backoff.failed(now, OBSERVE, cause.clone()) {
@@ -398,7 +399,7 @@ impl Reconciler {
         self.host_checks.note_steps(now, &turn.due);
         self.perform(now, &turn.due).await;
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
-        let remembered = self.remember(now, &turn.admission);
+        let remembered = self.remember(now, &turn.admission, part.as_ref());
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
             self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup));
             self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
@@ -442,14 +443,15 @@ impl Reconciler {
         }
     }
 
-    /// Computes a turn. It changes nothing on the node but what finding paths and relays takes.
-    async fn prepare(&mut self) -> Result<Turn, ObserveError> {
+    /// Computes a turn, and the part of the admission that it decides if it does not decide it all. It changes nothing on the
+    /// node but what finding paths and relays takes.
+    async fn prepare(&mut self) -> Result<(Turn, Option<AdmissionPart>), ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         self.policy.evidence = self.tests.evidence();
         self.policy.waited_for = self.tests.waited_for(self.started.elapsed());
         self.policy.own_addresses = Some(self.own_addresses().await?);
         self.policy.heard.clone_from(self.whereabouts.heard());
-        let admission = self.cluster.admit(&self.policy);
+        let (admission, part) = self.admit(self.started.elapsed());
         self.set_peers(&admission);
         let setup = self.setup(&admission);
         let underlay = self.underlay(&admission, &setup).await?;
@@ -464,7 +466,7 @@ impl Reconciler {
             self.kernel_changed || self.looks.filters_changed,
         )
         .await?;
-        Ok(decide(known, observed, self.started.elapsed()))
+        Ok((decide(known, observed, self.started.elapsed()), part))
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {

@@ -1,0 +1,53 @@
+//! Who is in the mesh: decided about the Nodes that have changed, with those that compete with them, and now and then about all.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use plan::admission::{Admission, AdmissionPart};
+use plan::node::NodeName;
+use tracing::warn;
+
+use super::Reconciler;
+
+/// How long all Nodes are not decided about at most, if turns of other reasons follow each other.
+const ALL_PERIOD: Duration = Duration::from_mins(10);
+
+impl Reconciler {
+    /// Decides who is in the mesh; also returns what was decided anew, unless that is all. A turn that is taken only because
+    /// the last one is long ago decides about all.
+    pub(super) fn admit(&mut self, now: Duration) -> (Admission, Option<AdmissionPart>) {
+        let is_time = self.looks.admitted_all.is_none_or(|last| now >= last + ALL_PERIOD);
+        let part = self.cluster.admit_changed(&self.policy);
+        if let (Some(part), false) = (&part, self.looks.periodic || is_time) {
+            let mut admission = self.outcome.admission().clone();
+            admission.splice(part);
+            return (admission, Some(part.clone()));
+        }
+        self.looks.admitted_all = Some(now);
+        let admission = self.cluster.admit(&self.policy);
+        // With nothing new, all must be as it was decided before.
+        if part.is_some() && !self.cluster.has_changed() {
+            self.compare(&admission);
+        }
+        (admission, None)
+    }
+
+    /// Counts the Nodes about which parts have decided otherwise than an admission of all.
+    fn compare(&mut self, all: &Admission) {
+        let former = self.outcome.admission();
+        if former == all {
+            return;
+        }
+        let differs = |name: &&NodeName| former.world.peers.get(*name) != all.world.peers.get(*name);
+        let names: BTreeSet<&NodeName> = former.world.peers.keys().chain(all.world.peers.keys()).collect();
+        let nodes: Vec<&str> = names.into_iter().filter(differs).map(NodeName::as_str).collect();
+        warn!(
+            event = "AdmissionDiffered",
+            count = nodes.len(),
+            nodes = nodes.iter().take(5).copied().collect::<Vec<_>>().join(", "),
+            "all Nodes together are admitted otherwise than one after the other; that is taken now"
+        );
+        self.outcome.counters.missed_changes += u64::try_from(nodes.len().max(1)).unwrap_or(u64::MAX);
+        self.cluster.admit_all_next();
+    }
+}
