@@ -348,7 +348,7 @@ mod tests {
     #[test]
     fn a_node_that_has_proven_an_address_waits_half_a_minute_for_others() {
         let (mut tests, ours, other) = (Tests::default(), claim(2, 7), claim(3, 7));
-        tests.set_claims(at(0), &[ours.clone(), other.clone(), claim(3, 8)]);
+        tests.set_claims(at(0), &[ours.clone(), other, claim(3, 8)]);
         tests.start(at(0), never);
         tests.conclude(at(1), &ours, true);
         assert!(tests.waited_for(at(30)).is_empty());

@@ -45,7 +45,10 @@ pub(crate) fn all(bench: &mut Bench<'_>) -> Result<(), Failure> {
     bench.scenario("rss", rss);
     bench.scenario("scrape", scrape);
     bench.scenario("change", change);
-    bench.scenario("drift", drift);
+    bench.scenario("drift", |bench| {
+        drift(bench);
+        Ok(())
+    });
     bench.scenario("storm", storm);
     bench.scenario("rotate_own", rotate_own);
     if bench.settings.runs("join") {
@@ -241,7 +244,7 @@ impl Cost {
 }
 
 /// Hand-made changes of nine kinds, each with what shows it.
-fn drift(bench: &mut Bench<'_>) -> Result<(), Failure> {
+fn drift(bench: &mut Bench<'_>) {
     let range = fleet::pod_range(bench.size - 1);
     let route = format!("ip route show {range}");
     let kinds: [(String, &str); 9] = [
@@ -279,7 +282,6 @@ fn drift(bench: &mut Bench<'_>) -> Result<(), Failure> {
         thread::sleep(Duration::from_millis(500));
     }
     bench.row("hand-made change repaired, s", worst, json!({"longest_of": times}));
-    Ok(())
 }
 
 /// All peers begin a handshake at once, as after a partition.
