@@ -18,7 +18,7 @@ PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 . "$here/kube-source.sh"
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/meshd
-# The number is increased when the contents change. The lab has the name too, in tests/src/cluster/assets.rs.
+# The number is increased when the contents change. The lab has the name too, in tests/src/cluster/programs.rs.
 assets=$cache/cluster-$kube_version-1
 kube_programs="kubelet kube-proxy kube-controller-manager kube-scheduler"
 # What kubelet, kube-proxy and the lab call by name.

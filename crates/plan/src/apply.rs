@@ -2,7 +2,7 @@
 //!
 //! It refuses what they refuse, so that a plan in the wrong order fails in a test and not on a node.
 
-use crate::network::{Device, LinkName, Network, Route, Via};
+use crate::network::{LinkName, MeshLink, Network, Route, Via};
 use crate::op::Op;
 use ipnetwork::IpNetwork;
 use keyring::{PublicKey, Slot};
@@ -81,7 +81,7 @@ impl Network {
         if self.devices.contains_key(&slot) || self.devices.values().any(|device| device.link == *link) {
             return Err(Refusal::Exists { slot, link: link.clone() });
         }
-        let device = Device {
+        let device = MeshLink {
             link: link.clone(),
             mtu,
             up: false,
@@ -147,18 +147,18 @@ impl Network {
         Ok(())
     }
 
-    fn device(&mut self, slot: Slot) -> Result<&mut Device, Refusal> {
+    fn device(&mut self, slot: Slot) -> Result<&mut MeshLink, Refusal> {
         self.devices.get_mut(&slot).ok_or(Refusal::NoDevice(slot))
     }
 
-    fn link(&mut self, link: &LinkName) -> Result<&mut Device, Refusal> {
+    fn link(&mut self, link: &LinkName) -> Result<&mut MeshLink, Refusal> {
         let mut devices = self.devices.values_mut();
         devices.find(|device| device.link == *link).ok_or_else(|| Refusal::NoLink(link.clone()))
     }
 }
 
 /// A prefix belongs to one peer of a device: giving it to one takes it from the others.
-fn take(device: &mut Device, prefixes: &[IpNetwork]) {
+fn take(device: &mut MeshLink, prefixes: &[IpNetwork]) {
     for peer in device.peers.values_mut() {
         peer.allowed_ips.retain(|prefix| !prefixes.contains(prefix));
     }

@@ -6,7 +6,7 @@ use ipnetwork::IpNetwork;
 use keyring::{PublicKey, Slot};
 
 use crate::admission::World;
-use crate::network::{Device, LinkName, Network, Via};
+use crate::network::{LinkName, MeshLink, Network, Via};
 use crate::prefix;
 
 /// A broken invariant.
@@ -125,7 +125,7 @@ fn granted(network: &Network, world: &World, found: &mut Vec<Violation>) {
 
 fn routed(network: &Network, found: &mut Vec<Violation>) {
     let main = crate::desired::MAIN_TABLE;
-    let allowed = |device: &'_ Device| {
+    let allowed = |device: &'_ MeshLink| {
         Spans::new(device.peers.values().flat_map(|peer| peer.allowed_ips.iter().copied()))
     };
     let taken: BTreeMap<&LinkName, Spans> =
@@ -171,7 +171,7 @@ mod tests {
             ..Peer::default()
         };
         let link: LinkName = "mesh-a".parse().unwrap();
-        let device = Device {
+        let device = MeshLink {
             link: link.clone(),
             mtu: 1420,
             up: true,

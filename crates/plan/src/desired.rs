@@ -8,7 +8,7 @@ use keyring::{PerSlot, PresharedId, PublicKey, Slot};
 pub use wireguard::{MIN_MTU, OVERHEAD};
 
 use crate::admission::{Member, Own, World};
-use crate::network::{Accepts, Device, Guard, LinkName, MeshInput, Network, Peer, Route, Rule, Via};
+use crate::network::{Accepts, Guard, LinkName, MeshInput, MeshLink, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
 use crate::path_mtu::search::{Limits, MIN_IPV4_MTU};
 use crate::prefix;
@@ -222,7 +222,7 @@ fn sysctls(setup: &Setup) -> BTreeMap<String, String> {
     sysctls
 }
 
-fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Device {
+fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> MeshLink {
     let own_nat = setup.nat;
     let peer = |member: &Member| Peer {
         endpoint: setup.path(member, slot).endpoint,
@@ -241,7 +241,7 @@ fn device(world: &World, setup: &Setup, underlay: &Underlay, slot: Slot) -> Devi
     };
     let limits = |member| Slot::ALL.map(|slot| mtu_limits(member, setup, underlay, slot).largest);
     let mtus = world.peers.values().flat_map(limits);
-    Device {
+    MeshLink {
         link: setup.links.get(slot).clone(),
         // The widest path's, so that probes of its size fit: narrower ones are held by the MTU of their routes.
         mtu: mtus.chain([pod_mtu(underlay)]).max().unwrap_or(MIN_MTU),

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyring::{PublicKey, Slot};
 use wireguard::PeerChange;
 
-use crate::network::{Device, LinkName, Network, Peer, Route};
+use crate::network::{LinkName, MeshLink, Network, Peer, Route};
 use crate::op::Op;
 
 /// The steps from `observed` to `desired`; none if they agree.
@@ -100,11 +100,11 @@ fn remove_devices(ops: &mut Vec<Op>, desired: &Network, observed: &Network) {
 }
 
 /// `early` has to be done once the link exists, and before it gets addresses.
-fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>, early: &[Op]) {
+fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &MeshLink, found: Option<&MeshLink>, early: &[Op]) {
     let link = || wanted.link.clone();
     let Some(found) = found else {
         ops.push(Op::CreateDevice { slot, link: link(), mtu: wanted.mtu });
-        let empty = Device {
+        let empty = MeshLink {
             mtu: wanted.mtu,
             up: false,
             addresses: BTreeSet::new(),
@@ -121,7 +121,7 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
         Some(key) => {
             ops.extend(found.peers.keys().map(|key| Op::RemovePeer { slot, key: *key }));
             ops.push(Op::SetKey { slot, key });
-            rekeyed = Device { peers: BTreeMap::new(), ..found.clone() };
+            rekeyed = MeshLink { peers: BTreeMap::new(), ..found.clone() };
             &rekeyed
         }
         None => found,
@@ -144,7 +144,7 @@ fn device(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: Option<&Device>
 
 /// Removals first: a prefix that moves to another peer is free before it is added there, so that no packet for its new
 /// owner is encrypted for the old one.
-fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &Device, found: &Device) {
+fn peers(ops: &mut Vec<Op>, slot: Slot, wanted: &MeshLink, found: &MeshLink) {
     for (key, former) in &found.peers {
         // A session with another preshared key, or with none, must not continue.
         if wanted.peers.get(key).is_none_or(|peer| peer.preshared != former.preshared) {

@@ -27,7 +27,7 @@ pub struct Network {
     /// at least the names that are desired.
     pub sysctls: BTreeMap<String, String>,
     /// The WireGuard device of each slot that exists.
-    pub devices: BTreeMap<Slot, Device>,
+    pub devices: BTreeMap<Slot, MeshLink>,
     /// Routes with [`ROUTE_PROTOCOL`], except those towards pods of this node, which the CNI plugin owns.
     pub routes: BTreeSet<Route>,
     /// Policy rules with [`ROUTE_PROTOCOL`].
@@ -38,7 +38,7 @@ impl Network {
     /// What of it does not grow with the mesh: without routes, and without the peers of the devices.
     #[must_use]
     pub fn without_peers(&self) -> Self {
-        let bare = |device: &Device| Device {
+        let bare = |device: &MeshLink| MeshLink {
             link: device.link.clone(),
             mtu: device.mtu,
             up: device.up,
@@ -60,7 +60,7 @@ impl Network {
 
 /// One WireGuard device with its link.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Device {
+pub struct MeshLink {
     /// Name of the interface.
     pub link: LinkName,
     /// Bytes of the largest IP packet that the link takes.

@@ -12,7 +12,7 @@ use keyring::{PublicKey, Slot};
 use crate::admission::{Member, Own, World};
 use crate::desired::{Setup, Underlay, desired};
 use crate::diff::diff;
-use crate::network::{Device, Network, Peer, Route, Via};
+use crate::network::{MeshLink, Network, Peer, Route, Via};
 use crate::node::NodeName;
 use crate::op::Op;
 
@@ -47,7 +47,7 @@ impl Pending {
         let mut found = Self { rest: one.without_peers() != other.without_peers(), ..Self::default() };
         for slot in Slot::ALL {
             let (one, other) = (one.devices.get(&slot), other.devices.get(&slot));
-            let peer = |of: Option<&Device>, key| of.and_then(|device| device.peers.get(key).cloned());
+            let peer = |of: Option<&MeshLink>, key| of.and_then(|device| device.peers.get(key).cloned());
             let keys = one.into_iter().chain(other).flat_map(|device| device.peers.keys());
             let differ = keys.filter(|key| peer(one, *key) != peer(other, *key));
             found.peers.extend(differ.map(|key| (slot, *key)));
@@ -70,7 +70,7 @@ impl Pending {
 
     /// The steps from `observed` to `desired`, which must not differ elsewhere.
     pub fn steps(&self, desired: &Network, observed: &Network) -> Vec<Op> {
-        let is_kept = |(slot, wanted): (&Slot, &Device)| {
+        let is_kept = |(slot, wanted): (&Slot, &MeshLink)| {
             let found = observed.devices.get(slot);
             found.is_some_and(|found| found.link == wanted.link && found.key == wanted.key)
         };
@@ -126,7 +126,7 @@ impl Network {
         if self.devices.keys().ne(after.devices.keys()) || !differ_in_peers_only(before, after) {
             return None;
         }
-        let narrows = |(slot, device): (&Slot, &Device)| {
+        let narrows = |(slot, device): (&Slot, &MeshLink)| {
             let mtu = |share: &Self| share.devices.get(slot).map(|device| device.mtu);
             mtu(before) == Some(device.mtu) && mtu(after) < mtu(before)
         };
@@ -178,8 +178,8 @@ impl Network {
     }
 }
 
-fn with_peers(device: &Device, peers: BTreeMap<PublicKey, Peer>) -> Device {
-    Device {
+fn with_peers(device: &MeshLink, peers: BTreeMap<PublicKey, Peer>) -> MeshLink {
+    MeshLink {
         link: device.link.clone(),
         mtu: device.mtu,
         up: device.up,

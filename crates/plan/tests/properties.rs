@@ -11,7 +11,7 @@ use plan::admission::{Admission, AdmissionPolicy, Ledger, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
-use plan::network::{Device, MeshInput, Network, Peer, Route, Via};
+use plan::network::{MeshInput, MeshLink, Network, Peer, Route, Via};
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::op::Op;
 use plan::{desired, diff, prefix};
@@ -230,7 +230,7 @@ fn disturbed(mut network: Network, how: &[u8]) -> Network {
     network
 }
 
-fn change_by_hand(device: &mut Device, how: u8, pick: usize) {
+fn change_by_hand(device: &mut MeshLink, how: u8, pick: usize) {
     match how {
         6 => device.peers = device.peers.clone().into_iter().skip(pick % 4).collect(),
         7 => {

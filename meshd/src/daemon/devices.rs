@@ -108,7 +108,7 @@ impl Devices {
         &self,
         slot: Slot,
         state: &DeviceState,
-        wanted: Option<&plan::network::Device>,
+        wanted: Option<&plan::network::MeshLink>,
     ) -> BTreeMap<PublicKey, Peer> {
         let always_roams = self.backend(slot).is_some_and(Backend::always_roams);
         let wanted = |key: &PublicKey| wanted.and_then(|device| device.peers.get(key));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyring::Slot;
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError, sysctl};
-use plan::network::{Device, LinkName, Network};
+use plan::network::{LinkName, MeshLink, Network};
 use plan::turn::Observed;
 use wireguard::DeviceError;
 
@@ -64,12 +64,12 @@ async fn device(
     host: &Handle,
     devices: &mut Devices,
     slot: Slot,
-    wanted: Option<&Device>,
-) -> Result<Option<Device>, ObserveError> {
+    wanted: Option<&MeshLink>,
+) -> Result<Option<MeshLink>, ObserveError> {
     let Some((link, state)) = devices.observe(slot)? else { return Ok(None) };
     let link: LinkName = link.clone();
     let Some(found) = host.link(&link).await? else { return Ok(None) };
-    Ok(Some(Device {
+    Ok(Some(MeshLink {
         mtu: found.mtu,
         up: found.up,
         addresses: found.addresses,
