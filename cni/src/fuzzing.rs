@@ -109,7 +109,7 @@ mod tests {
             cni_state(&std::fs::read(entry.unwrap().path()).unwrap());
             files += 1;
         }
-        assert!(files >= 6, "{} holds {files} files", dir.display());
+        assert!(files >= 10, "{} holds {files} files", dir.display());
     }
 
     #[test]

@@ -19,10 +19,11 @@ pub(crate) struct PortRequest {
     #[serde(with = "protocol_name")]
     protocol: Protocol,
     /// One address of the node, or all of its family if it is the unspecified one; none for all of both.
-    #[serde(rename = "hostIP")]
+    #[serde(rename = "hostIP", default, deserialize_with = "stored::host_address")]
     host_address: Option<IpAddr>,
+    #[serde(deserialize_with = "stored::port")]
     host_port: u16,
-    #[serde(rename = "containerPort")]
+    #[serde(rename = "containerPort", deserialize_with = "stored::port")]
     pod_port: u16,
 }
 
@@ -62,6 +63,27 @@ mod protocol_name {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Protocol, D::Error> {
         String::deserialize(from)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Reads what ADD has stored: the file may have been changed since, and only what ADD accepts may be read.
+mod stored {
+    use std::net::IpAddr;
+    use std::num::NonZeroU16;
+
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer};
+
+    pub(super) fn port<'de, D: Deserializer<'de>>(from: D) -> Result<u16, D::Error> {
+        NonZeroU16::deserialize(from).map(NonZeroU16::get)
+    }
+
+    pub(super) fn host_address<'de, D: Deserializer<'de>>(from: D) -> Result<Option<IpAddr>, D::Error> {
+        let address = Option::<IpAddr>::deserialize(from)?;
+        if address.is_some_and(|address| address.is_loopback()) {
+            return Err(D::Error::custom("a loopback address"));
+        }
+        Ok(address)
     }
 }
 
@@ -177,6 +199,21 @@ mod tests {
         }
         let twice = json!([{"hostPort": 1, "containerPort": 2}, {"hostPort": 1, "containerPort": 2, "protocol": "tcp"}]);
         assert_eq!(mapped(&twice, &DUAL[..1]).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_no_add_would_have_stored_is_not_read() {
+        let stored = |host: &str, host_port: u32, pod_port: u32| {
+            let value =
+                json!({"protocol": "tcp", "hostIP": host, "hostPort": host_port, "containerPort": pod_port});
+            serde_json::from_value::<PortRequest>(value)
+        };
+        let asked = requests(Some(&json!([{"hostIP": "192.0.2.1", "hostPort": 8080, "containerPort": 80}])));
+        assert_eq!(stored("192.0.2.1", 8080, 80).ok().as_ref(), asked.unwrap().first());
+        assert!(stored("192.0.2.1", 0, 80).is_err());
+        assert!(stored("192.0.2.1", 8080, 0).is_err());
+        assert!(stored("127.0.0.1", 8080, 80).is_err());
+        assert!(stored("::1", 8080, 80).is_err());
     }
 
     #[test]
