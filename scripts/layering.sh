@@ -31,14 +31,15 @@ nowhere="openssl openssl-sys native-tls*"
 locked=(--locked)
 ours=$(awk -F'|' 'NF > 1 { gsub(/ /, "", $1); print $1 }' <<<"$rules")
 
-# Prints each violation of a rule in the workspace of directory $1; succeeds if there is none.
+# Prints each violation of a rule in the workspace of directory $1; succeeds if there is none. $2: the crates whose own rules
+# are checked, by default all.
 check() {
-    local directory=$1 violations=0 crate allowed forbidden
+    local directory=$1 only=${2-$ours} violations=0 crate allowed forbidden
     # Before cargo looks at the lock file: it mends one that it may.
     check_sources "$directory" || violations=1
     while IFS='|' read -r crate allowed forbidden; do
         crate=${crate// /}
-        [ -n "$crate" ] || continue
+        [ -n "$crate" ] && is_in "$crate" "$only" || continue
         check_crate "$directory" "$crate" "$allowed" "$forbidden" || violations=1
     done <<<"$rules"
     check_secrets "$directory" || violations=1
@@ -157,14 +158,18 @@ import() {
     printf '\n[%s.%s]\npath = "%s"\n' "${4:-dependencies}" "$3" "$path" >>"$1/crates/$2/Cargo.toml"
 }
 
-# Breaks one rule in a fresh fixture by running the rest of the arguments in it, and expects the message $1.
+# Breaks one rule in a fresh fixture by running the rest of the arguments in it, and expects the message $1. Of the rules of
+# crates only that of the crate in the message is checked: starting cargo for all of them took a minute.
 expect() {
-    local message=$1 directory output
+    local message=$1 directory output word only=
+    for word in $message; do
+        ! is_in "$word" "$ours" || { only=$word; break; }
+    done
     shift
     directory=$(mktemp -d "$scratch/XXXXXX")
     fixture "$directory"
     "$@" "$directory"
-    if output=$(check "$directory" 2>&1); then
+    if output=$(check "$directory" "$only" 2>&1); then
         echo "self-test: not found: $message" >&2
         return 1
     fi
