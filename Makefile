@@ -129,11 +129,6 @@ prove-rotation: ## rotate keys 26 times under traffic and count every packet; wr
 	cargo build --locked --workspace --bins
 	$(TARGET)/debug/prove-rotation
 
-.PHONY: prove-relays
-prove-relays: ## relays that lie or die, forged sources and recorded messages at a relay's ports
-	cargo build --locked --workspace --bins
-	cargo nextest run --locked --package lab --test relay --run-ignored all -j1
-
 .PHONY: prove-paths
 prove-paths: ## seven nodes behind four kinds of NAT find each other, and keep to it; writes target/paths (QUICK=1, ONLY=move,relay, CARRIER=1, PQ=require, BACKEND=kernel or mixed)
 	scripts/setup.sh demo

@@ -11,8 +11,8 @@ use serde_json::Value;
 use super::liar::{self, Leg, Liar, Lie};
 use super::{LEASED_WITHIN, SLOTS, apart, port, underlay};
 
-/// How long a pair may be down whose relay died: issue 11's goal of 8 s, and some time for slow machines.
-const RECOVERED_WITHIN: Duration = Duration::from_secs(16);
+/// How long a pair may be down whose relay died. `make prove-paths` measures it; this leaves time for slow machines.
+const RECOVERED_WITHIN: Duration = Duration::from_secs(30);
 
 fn end(mesh: &Mesh, node: &str) -> End {
     mesh.node(node).unwrap().wait_network(LEASED_WITHIN).unwrap();
@@ -101,19 +101,18 @@ fn a_lying_relay_changes_nothing_and_is_left_if_it_forwards_nothing() {
 }
 
 #[test]
-#[ignore = "long: make prove-relays"]
 fn nobody_takes_the_place_of_an_end_by_forged_sources_and_recorded_messages() {
     let mut mesh = apart(3);
     let (a, b) = (end(&mesh, "n1"), end(&mesh, "n2"));
     wait_relayed(&mesh);
     let legs = legs(&mesh);
     // What comes to the relay is recorded, handshakes among it: those of a daemon that starts anew.
-    let recording = liar::record(mesh.node("n3").unwrap(), &legs, Duration::from_secs(4));
+    let recording = liar::record(mesh.node("n3").unwrap(), &legs);
     mesh.stop("n1", Signal::TERM).unwrap();
     mesh.start_with("n1", &["--backend", "userspace"]).unwrap();
     mesh.wait("n1", "a tunnel to n2", LEASED_WITHIN, |status| via(status, "n2").iter().all(Option::is_some));
     Flow::new(&a, &b, IpVersion::V4, Protocol::Udp).timeout(LEASED_WITHIN).must_pass();
-    let messages = recording.join().unwrap();
+    let messages = recording.end();
     wait_relayed(&mesh);
     let kinds = |kind: u8| messages.iter().filter(|(_, bytes)| bytes.first() == Some(&kind)).count();
     assert!(kinds(1) > 0 && kinds(4) > 0, "{} initiations, {} data", kinds(1), kinds(4));
@@ -153,7 +152,6 @@ fn nobody_takes_the_place_of_an_end_by_forged_sources_and_recorded_messages() {
 }
 
 #[test]
-#[ignore = "long: make prove-relays"]
 fn pairs_leave_a_relay_that_died() {
     let mut mesh = apart(4);
     let (a, b) = (end(&mesh, "n1"), end(&mesh, "n2"));

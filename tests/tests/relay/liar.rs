@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use lab::Host;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, sockopt};
@@ -154,19 +154,33 @@ impl Forwarder {
     }
 }
 
-/// Records what comes to a relay for some time, and what it does meanwhile is not changed: a raw socket gets a copy of each
-/// packet (raw(7)).
-pub(super) fn record(relay: &Host, legs: &[Leg], time: Duration) -> JoinHandle<Vec<Passed>> {
+/// What is being recorded.
+pub(super) struct Recording {
+    ended: Arc<AtomicBool>,
+    thread: JoinHandle<Vec<Passed>>,
+}
+
+impl Recording {
+    /// Ends it; returns what came until then.
+    pub(super) fn end(self) -> Vec<Passed> {
+        self.ended.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap()
+    }
+}
+
+/// Records what comes to a relay, and what it does meanwhile is not changed: a raw socket gets a copy of each packet (raw(7)).
+pub(super) fn record(relay: &Host, legs: &[Leg]) -> Recording {
     let open = || {
         let (family, kind) = (AddressFamily::INET, SocketType::RAW);
         rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, Some(ipproto::UDP))
     };
     let socket = relay.run(open).unwrap().unwrap();
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(Duration::from_millis(20))).unwrap();
-    let legs = legs.to_vec();
-    std::thread::spawn(move || {
-        let (mut passed, mut buffer, since) = (Vec::new(), [0; 2048], Instant::now());
-        while since.elapsed() < time {
+    let (legs, ended) = (legs.to_vec(), Arc::new(AtomicBool::new(false)));
+    let has_ended = Arc::clone(&ended);
+    let thread = std::thread::spawn(move || {
+        let (mut passed, mut buffer) = (Vec::new(), [0; 2048]);
+        while !has_ended.load(Ordering::Relaxed) {
             let Ok((_, length)) = rustix::net::recv(&socket, &mut buffer[..], RecvFlags::empty()) else {
                 continue;
             };
@@ -180,5 +194,6 @@ pub(super) fn record(relay: &Host, legs: &[Leg], time: Duration) -> JoinHandle<V
             }
         }
         passed
-    })
+    });
+    Recording { ended, thread }
 }
