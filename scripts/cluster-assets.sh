@@ -83,13 +83,7 @@ main() {
     fi
     install_missing "$needs$(have_programs || echo "$kube_build_needs")"
     mkdir -p "$assets"
-    # When two set-ups run at once, the second waits and then uses what the first one made.
-    exec 9>"$cache/cluster.lock"
-    flock -n 9 || { say "waiting for another set-up"; flock 9; }
-    work=$(mktemp -d "$cache/build.XXXXXX")
-    # Go writes its caches read-only in places.
-    trap 'chmod -R u+w "$work" && rm -rf "$work"' EXIT
-    cd "$work"
+    enter_build_directory cluster.lock
     [ -x "$assets/containerd" ] || unpack_packages
     have_programs || build_programs
     say "the programs of the nodes are in $assets"

@@ -67,13 +67,7 @@ main() {
     fi
     mkdir -p "$assets"
     if [ ! -x "$assets/kube-apiserver" ]; then install_missing "$kube_build_needs"; fi
-    # When two set-ups run at once, the second waits and then uses what the first one built.
-    exec 9>"$cache/setup.lock"
-    flock -n 9 || { say "waiting for another set-up"; flock 9; }
-    work=$(mktemp -d "$cache/build.XXXXXX")
-    # Go writes its module and build caches read-only in places.
-    trap 'chmod -R u+w "$work" && rm -rf "$work"' EXIT
-    cd "$work"
+    enter_build_directory setup.lock
     [ -x "$assets/etcd" ] || unpack_etcd
     [ -x "$assets/kube-apiserver" ] || build_apiserver
     say "kube-apiserver and etcd are in $assets"

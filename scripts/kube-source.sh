@@ -13,6 +13,18 @@ rsync        rsync
 jq           jq
 "
 
+# Goes to an empty directory that is removed at the end, below $cache. When two set-ups with the lock file $1 run at once, the
+# second waits and then uses what the first one made.
+enter_build_directory() {
+    # shellcheck disable=SC2154 # set by the scripts that source this one
+    exec 9>"$cache/$1"
+    flock -n 9 || { say "waiting for another set-up"; flock 9; }
+    work=$(mktemp -d "$cache/build.XXXXXX")
+    # Go writes its module and build caches read-only in places.
+    trap 'chmod -R u+w "$work" && rm -rf "$work"' EXIT
+    cd "$work"
+}
+
 # A deb-src line for the main suite of this Debian, from the archive that apt is configured with.
 deb_src_line() {
     local keyring=/usr/share/keyrings/debian-archive-keyring.gpg options=

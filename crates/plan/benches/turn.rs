@@ -9,7 +9,10 @@
 )]
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock and its own settings")]
 
-use std::collections::{BTreeMap, BTreeSet};
+#[path = "../tests/setup/mod.rs"]
+mod setup;
+
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -21,7 +24,7 @@ use plan::check::check;
 use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay};
 use plan::look::moved;
-use plan::network::{MeshInput, Network, Peer};
+use plan::network::{Network, Peer};
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::part::desired_share;
 use plan::paths::{Outlook, Part, Paths, Surroundings, View};
@@ -270,23 +273,9 @@ fn setup(admission: &Admission) -> Setup {
             preshared.insert((member.uid.clone(), slot), keyring::PresharedId::from_bytes([5; 8]));
         }
     }
-    Setup {
-        cluster_cidrs: policy().cluster_cidrs.into_iter().collect(),
-        service_cidrs: policy().service_cidrs.into_iter().collect(),
-        open_node_cidrs: BTreeSet::new(),
-        keys: PerSlot { a: key(0), b: key(1) },
-        ports: PerSlot { a: 51840, b: 51841 },
-        links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
-        table: 5184,
-        rule_priority: 5184,
-        router_links: BTreeSet::new(),
-        input: MeshInput::Everything,
-        nat: false,
-        paths: BTreeMap::new(),
-        steer,
-        preshared,
-        barred: BTreeSet::new(),
-    }
+    let policy = policy();
+    let keys = PerSlot { a: key(0), b: key(1) };
+    Setup { steer, preshared, ..setup::setup(&policy.cluster_cidrs, &policy.service_cidrs, keys) }
 }
 
 fn underlay(admission: &Admission) -> Underlay {

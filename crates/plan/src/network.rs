@@ -38,15 +38,7 @@ impl Network {
     /// What of it does not grow with the mesh: without routes, and without the peers of the devices.
     #[must_use]
     pub fn without_peers(&self) -> Self {
-        let bare = |device: &MeshLink| MeshLink {
-            link: device.link.clone(),
-            mtu: device.mtu,
-            up: device.up,
-            addresses: device.addresses.clone(),
-            key: device.key,
-            port: device.port,
-            peers: BTreeMap::new(),
-        };
+        let bare = |device: &MeshLink| device.with_peers(BTreeMap::new());
         Self {
             guard: self.guard.clone(),
             accepts: self.accepts.clone(),
@@ -75,6 +67,16 @@ pub struct MeshLink {
     pub port: u16,
     /// Its peers by public key.
     pub peers: BTreeMap<PublicKey, Peer>,
+}
+
+impl MeshLink {
+    /// The same with other peers.
+    #[must_use]
+    pub fn with_peers(&self, peers: BTreeMap<PublicKey, Peer>) -> Self {
+        let Self { link, mtu, up, addresses, key, port, peers: _ } = self;
+        let (link, addresses) = (link.clone(), addresses.clone());
+        Self { link, mtu: *mtu, up: *up, addresses, key: *key, port: *port, peers }
+    }
 }
 
 /// An address on one of the node's links.

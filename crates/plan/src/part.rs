@@ -3,7 +3,7 @@
 //! [`desired`] and [`diff`](crate::diff()) stay as they are and run on less: on a world of the changed peers alone, and on the
 //! entries that may differ.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 use ipnetwork::IpNetwork;
@@ -12,7 +12,7 @@ use keyring::{PublicKey, Slot};
 use crate::admission::{Member, Own, World};
 use crate::desired::{Setup, Underlay, desired};
 use crate::diff::diff;
-use crate::network::{MeshLink, Network, Peer, Route, Via};
+use crate::network::{MeshLink, Network, Route, Via};
 use crate::node::NodeName;
 use crate::op::Op;
 
@@ -111,7 +111,7 @@ impl Pending {
             let found = network.devices.get(slot).map(|found| &found.peers);
             let keys = self.peers.iter().filter(|(of, _)| of == slot);
             let peers = keys.filter_map(|(_, key)| Some((*key, found?.get(key)?.clone()))).collect();
-            entries.devices.insert(*slot, with_peers(device, peers));
+            entries.devices.insert(*slot, device.with_peers(peers));
         }
         entries.routes = self.routes.iter().flat_map(|place| network.routes_at(*place)).cloned().collect();
         entries
@@ -175,18 +175,6 @@ impl Network {
         from_here
             .take_while(move |route| place(route) <= (table, destination, metric))
             .filter(move |route| place(route) == (table, destination, metric))
-    }
-}
-
-fn with_peers(device: &MeshLink, peers: BTreeMap<PublicKey, Peer>) -> MeshLink {
-    MeshLink {
-        link: device.link.clone(),
-        mtu: device.mtu,
-        up: device.up,
-        addresses: device.addresses.clone(),
-        key: device.key,
-        port: device.port,
-        peers,
     }
 }
 

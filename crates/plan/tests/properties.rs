@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod setup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -11,7 +13,7 @@ use plan::admission::{Admission, AdmissionPolicy, Ledger, admit};
 use plan::annotation::{Endpoints, Phase, SlotState, State};
 use plan::check::check;
 use plan::desired::{Setup, Underlay};
-use plan::network::{MeshInput, MeshLink, Network, Peer, Route, Via};
+use plan::network::{MeshLink, Network, Peer, Route, Via};
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::op::Op;
 use plan::{desired, diff, prefix};
@@ -143,23 +145,9 @@ fn settings_come_before_what_depends_on_them() {
 }
 
 fn setup() -> Setup {
-    Setup {
-        cluster_cidrs: policy().cluster_cidrs.into_iter().collect(),
-        service_cidrs: policy().service_cidrs.into_iter().collect(),
-        open_node_cidrs: BTreeSet::new(),
-        keys: PerSlot { a: key(600), b: key(601) },
-        ports: PerSlot { a: 51840, b: 51841 },
-        links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
-        table: 5184,
-        rule_priority: 5184,
-        router_links: BTreeSet::new(),
-        input: MeshInput::Everything,
-        nat: false,
-        paths: BTreeMap::new(),
-        steer: BTreeMap::new(),
-        preshared: BTreeMap::new(),
-        barred: BTreeSet::new(),
-    }
+    let policy = policy();
+    let keys = PerSlot { a: key(600), b: key(601) };
+    setup::setup(&policy.cluster_cidrs, &policy.service_cidrs, keys)
 }
 
 /// Some slots of some peers have a preshared key, some are barred, by a number drawn for each.

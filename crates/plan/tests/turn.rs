@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
 
+mod setup;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use plan::backoff::{Attempt, Backoff};
 use plan::brake::HOLD;
 use plan::cluster::{Cluster, Lookup};
 use plan::desired::{Setup, Underlay};
-use plan::network::{MeshInput, Network};
+use plan::network::Network;
 use plan::node::{NodeName, NodeRecord, NodeUid};
 use plan::op::Op;
 use plan::turn::{
@@ -117,21 +119,8 @@ impl Node {
         }
         admission.world.closed.clone_from(&self.closed);
         let setup = Setup {
-            cluster_cidrs: policy.cluster_cidrs.iter().copied().collect(),
-            service_cidrs: BTreeSet::new(),
             open_node_cidrs: ["192.0.2.128/25".parse().unwrap()].into(),
-            keys: self.keys,
-            ports: PerSlot { a: 51840, b: 51841 },
-            links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
-            table: 5184,
-            rule_priority: 5184,
-            router_links: BTreeSet::new(),
-            input: MeshInput::Everything,
-            nat: false,
-            paths: BTreeMap::new(),
-            steer: BTreeMap::new(),
-            preshared: BTreeMap::new(),
-            barred: BTreeSet::new(),
+            ..setup::setup(&policy.cluster_cidrs, &[], self.keys)
         };
         let underlay = Underlay { mtu: 1500, mtu_to: BTreeMap::new(), passes: BTreeMap::new() };
         let known = Known::new(admission, setup, underlay, self.generation, self.backoff.clone());

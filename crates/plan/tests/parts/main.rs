@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod network;
+#[path = "../setup/mod.rs"]
+mod setup;
 mod world;
 
 use std::time::Duration;

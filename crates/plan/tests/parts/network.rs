@@ -6,7 +6,7 @@ use std::time::Duration;
 use keyring::{PerSlot, PresharedId, Slot};
 use plan::admission::{Admission, AdmissionPart};
 use plan::desired::{Setup, Underlay};
-use plan::network::{LinkName, MeshInput, Network, Peer, Route, Via};
+use plan::network::{LinkName, Network, Peer, Route, Via};
 use plan::part::{Pending, desired_share};
 use plan::{desired, diff};
 use proptest::prelude::*;
@@ -16,23 +16,9 @@ use crate::world::{Draft, Event, address, policy, private};
 
 /// Some peers have preshared keys, some slots of some are barred.
 fn setup(admission: &Admission) -> Setup {
-    let mut setup = Setup {
-        cluster_cidrs: policy(0).cluster_cidrs.into_iter().collect(),
-        service_cidrs: policy(0).service_cidrs.into_iter().collect(),
-        open_node_cidrs: BTreeSet::new(),
-        keys: PerSlot { a: private(40).public(), b: private(41).public() },
-        ports: PerSlot { a: 51840, b: 51841 },
-        links: PerSlot { a: "mesh-a".parse().unwrap(), b: "mesh-b".parse().unwrap() },
-        table: 5184,
-        rule_priority: 5184,
-        router_links: BTreeSet::new(),
-        input: MeshInput::Everything,
-        nat: false,
-        paths: BTreeMap::new(),
-        steer: BTreeMap::new(),
-        preshared: BTreeMap::new(),
-        barred: BTreeSet::new(),
-    };
+    let policy = policy(0);
+    let keys = PerSlot { a: private(40).public(), b: private(41).public() };
+    let mut setup = crate::setup::setup(&policy.cluster_cidrs, &policy.service_cidrs, keys);
     for member in admission.world.peers.values() {
         let draw =
             member.uid.as_str().bytes().fold(0, |sum: u8, byte| sum.wrapping_mul(7).wrapping_add(byte));

@@ -18,15 +18,16 @@ impl Reconciler {
     pub(super) fn admit(&mut self, now: Duration) -> (Admission, Option<AdmissionPart>) {
         let is_time = self.looks.admitted_all.is_none_or(|last| now >= last + ALL_PERIOD);
         let part = self.cluster.admit_changed(&self.policy);
-        if let (Some(part), false) = (&part, self.looks.periodic || is_time) {
+        let is_comparable = part.is_some() && !self.cluster.has_changed();
+        if let Some(part) = part.filter(|_| !self.looks.periodic && !is_time) {
             let mut admission = self.outcome.admission().clone();
-            admission.splice(part);
-            return (admission, Some(part.clone()));
+            admission.splice(&part);
+            return (admission, Some(part));
         }
         self.looks.admitted_all = Some(now);
         let admission = self.cluster.admit(&self.policy);
         // With nothing new, all must be as it was decided before.
-        if part.is_some() && !self.cluster.has_changed() {
+        if is_comparable {
             self.compare(&admission);
         }
         (admission, None)
