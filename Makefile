@@ -67,7 +67,7 @@ cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUA
 
 .PHONY: prove-cluster
 prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothing left of them (NODES, DUAL, IPV6, PROXY)
-	cargo build --locked --quiet --package e2e --package lab --bin e2e --bin prove-cluster
+	cargo build --locked --quiet --workspace --bins
 	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
 		--proxy-mode $(or $(PROXY),iptables)
 
@@ -87,13 +87,16 @@ cluster-logs: ## list the logs of a cluster, or print one (LOG=n1-kubelet, CLUST
 cluster-delete: ## delete a cluster (CLUSTER=id, or ALL=1)
 	@$(TARGET)/debug/cluster delete $(if $(ALL),--all,$(if $(CLUSTER),--id $(CLUSTER)))
 
-# A KUBECONFIG of the environment is not meant: it may be anybody's cluster.
-E2E_KUBECONFIG = $(if $(filter command line,$(origin KUBECONFIG)),$(KUBECONFIG),$$($(TARGET)/debug/cluster kubeconfig $(if $(CLUSTER),--id $(CLUSTER))))
+# A KUBECONFIG of the environment is not meant: it may be anybody's cluster. That of `make cluster` is asked from the host
+# that is outside of it.
+E2E_FROM = $(if $(filter command line,$(origin KUBECONFIG)),KUBECONFIG=$(KUBECONFIG),$(TARGET)/debug/cluster enter --net $(if $(CLUSTER),--id $(CLUSTER)) outside)
+# What a cluster of others lacks is skipped; here it has to be listed.
+E2E_NOT_HERE = $(if $(filter command line,$(origin KUBECONFIG)),,--not-here e2e/not-here.toml)
 
 .PHONY: e2e
 e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, ONLY=N3,N4, KEEP=1)
-	cargo build --locked --quiet --package e2e
-	$(TARGET)/debug/e2e --out $(TARGET)/e2e/report.json --kubeconfig $(E2E_KUBECONFIG) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
+	cargo build --locked --quiet --package e2e --package e2e-pod
+	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
 
 .PHONY: hooks
 hooks: ## have git run the fast lints before each commit in this clone

@@ -29,7 +29,7 @@ if [ -z "$archive" ]; then
     archive=${found[0]}
 fi
 say "meshd's image: $archive, of $(date -r "$archive" '+%F %T')"
-cargo build --locked --quiet --package lab --bin cluster
+cargo build --locked --quiet --workspace --bin cluster
 # Static, since its image has nothing else in it.
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --quiet --release --target "$triple" \
     --target-dir "$target/static" --package e2e-pod

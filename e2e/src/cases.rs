@@ -1,27 +1,45 @@
 //! From rows and what the cluster has to single commands with what they have to print. Pure.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
 use crate::scenario::{Place, Row};
+use crate::services::{ENDPOINTS, Kind, Service};
 
 /// The port that pods serve.
-const PORT: u16 = 8080;
+pub const PORT: u16 = 8080;
+/// The port that pods serve on localhost alone.
+const LOCAL_PORT: u16 = 9090;
+/// The port of each node that leads to its pod of [`HOST_PORT_SET`].
+const HOST_PORT: u16 = 18_081;
+/// The `DaemonSet` whose pods have a host port.
+const HOST_PORT_SET: &str = "one";
+/// What rows call the machine that the suite runs on.
+pub const OUTSIDE: &str = "outside";
+/// Why something can't be tried.
+const NOT_REACHED: &str = "the machine that the suite runs on does not reach the nodes' addresses";
+const TOO_FEW_NODES: &str = "the cluster has too few nodes";
+const NO_PROTOCOL: &str = "the nodes' kernels lack the protocol";
+const NO_ADDRESS: &str = "nodes or services have no address of this IP version";
+/// Placeholders that stand for several addresses: those of the node, and these and the pod's own.
+const FROM_NODE: &str = "{from-node}";
+const FROM_ANY: &str = "{from-any}";
 
 /// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// The addresses of its status, and those that its own pods see its traffic come from.
+    /// The addresses of its status, then those that its own pods see its traffic come from.
     pub addresses: Vec<IpAddr>,
     /// Its podCIDRs.
     pub ranges: Vec<IpNetwork>,
 }
 
-/// A pod of the suite.
+/// A pod of the suite. So is the machine that the suite runs on, as each node sees it: `node` is then the node that it talks
+/// to, or through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// Its name.
@@ -32,7 +50,9 @@ pub struct Pod {
     pub node: String,
     /// Its addresses.
     pub addresses: Vec<IpAddr>,
-    /// Whether it is in the node's own network.
+    /// The port that it serves.
+    pub port: u16,
+    /// Whether it is in the node's own network, or in none of the cluster's.
     pub host_network: bool,
 }
 
@@ -43,6 +63,10 @@ pub struct Inventory {
     pub nodes: Vec<Node>,
     /// The suite's pods.
     pub pods: Vec<Pod>,
+    /// The suite's services.
+    pub services: BTreeMap<Kind, Service>,
+    /// The protocols that the kernels of all nodes have.
+    pub protocols: Vec<String>,
 }
 
 /// One IP version.
@@ -61,21 +85,32 @@ pub enum Expected {
     OneOf(Vec<String>),
     /// This text somewhere.
     Contains(String),
+    /// It fails.
+    Failure,
 }
 
-/// One command in one pod.
+/// One command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
     /// Which pods and protocol it is about, for the report.
     pub about: String,
     /// IP version.
     pub family: Family,
-    /// The pod that it runs in.
-    pub pod: String,
+    /// The pod that it runs in; none if it runs on the machine that the suite runs on.
+    pub pod: Option<String>,
     /// The command.
     pub command: Vec<String>,
     /// What it has to print.
     pub expected: Expected,
+}
+
+/// What of a row can't be tried.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// The protocol; nothing if it is the whole row.
+    pub about: String,
+    /// Why not.
+    pub reason: &'static str,
 }
 
 impl Family {
@@ -90,17 +125,19 @@ impl Family {
         }
     }
 
-    fn has(self, address: IpAddr) -> bool {
+    /// Whether an address is of this version.
+    pub fn has(self, address: IpAddr) -> bool {
         address.is_ipv4() == (self == Self::V4)
     }
 }
 
 impl Expected {
-    /// Whether a command printed it.
-    pub fn is_met(&self, printed: &str) -> bool {
+    /// Whether a command did what it should: whether it succeeded, and what it printed.
+    pub fn is_met(&self, succeeded: bool, printed: &str) -> bool {
         match self {
-            Self::OneOf(texts) => texts.iter().any(|text| text.trim() == printed.trim()),
-            Self::Contains(text) => printed.contains(text),
+            Self::OneOf(texts) => succeeded && texts.iter().any(|text| text.trim() == printed.trim()),
+            Self::Contains(text) => succeeded && printed.contains(text),
+            Self::Failure => !succeeded && printed.is_empty(),
         }
     }
 
@@ -109,6 +146,7 @@ impl Expected {
         match self {
             Self::OneOf(texts) => texts.join(" or "),
             Self::Contains(text) => format!("... {text} ..."),
+            Self::Failure => "no answer".to_owned(),
         }
     }
 }
@@ -123,55 +161,148 @@ impl Inventory {
         Family::ALL.into_iter().filter(|&family| has(family)).collect()
     }
 
-    /// All commands of a row for one IP version.
-    pub fn cases(&self, row: &Row, family: Family) -> Vec<Case> {
+    /// All commands of a row for one IP version, and what of it can't be tried here.
+    pub fn cases(&self, row: &Row, family: Family) -> (Vec<Case>, Vec<Skip>) {
         let of = |set: &str| -> Vec<&Pod> { self.pods.iter().filter(|pod| pod.set == set).collect() };
         let (from, to) = (of(&row.from), of(&row.to));
         let pairs: Vec<(&Pod, Option<&Pod>)> = match row.place {
             None => Vec::new(),
-            Some(Place::EachPod) => from.into_iter().map(|pod| (pod, None)).collect(),
+            Some(Place::EachPod) => from.iter().map(|&pod| (pod, None)).collect(),
             Some(place) => {
                 let pairs = from.iter().flat_map(|&from| to.iter().map(move |&to| (from, to)));
-                let fits = |(from, to): &(&Pod, &Pod)| (from.node == to.node) == (place == Place::SameNode);
+                let fits = |(from, to): &(&Pod, &Pod)| match place {
+                    Place::Itself => from.name == to.name,
+                    Place::SameNode => from.node == to.node,
+                    Place::BetweenNodes => from.node != to.node,
+                    Place::EachPod => false,
+                };
                 pairs.filter(fits).map(|(from, to)| (from, Some(to))).collect()
             }
         };
+        let (mut cases, mut skipped) = (Vec::new(), Vec::new());
+        if pairs.is_empty() {
+            let has_outside = [&row.from, &row.to].into_iter().all(|set| set != OUTSIDE || !of(set).is_empty());
+            let reason = if has_outside { TOO_FEW_NODES } else { NOT_REACHED };
+            skipped.push(Skip { about: String::new(), reason });
+        }
         let none = [String::new()];
         let protocols = if row.protocols.is_empty() { none.as_slice() } else { &row.protocols };
-        let all = pairs.into_iter().flat_map(|pair| protocols.iter().map(move |protocol| (pair, protocol)));
-        all.filter_map(|((from, to), protocol)| self.case(row, family, from, to, protocol)).collect()
+        for protocol in protocols.iter().filter(|_| !pairs.is_empty()) {
+            let all = || pairs.iter().map(|&(from, to)| self.case(row, family, from, to, protocol));
+            let skip = |reason| Skip { about: protocol.clone(), reason };
+            if !protocol.is_empty() && !self.protocols.contains(protocol) {
+                skipped.push(skip(NO_PROTOCOL));
+            } else if all().any(|case| case.is_none()) {
+                skipped.push(skip(NO_ADDRESS));
+            } else {
+                cases.extend(all().flatten());
+            }
+        }
+        (cases, skipped)
     }
 
     fn case(&self, row: &Row, family: Family, from: &Pod, to: Option<&Pod>, protocol: &str) -> Option<Case> {
-        let mut values = BTreeMap::from([
-            ("{protocol}", protocol.to_owned()),
-            ("{from}", from.address(family)?.to_string()),
-            ("{from-name}", from.name.clone()),
-        ]);
+        let values = self.values(family, from, to, protocol);
+        let fill = |text: &String| {
+            let filled = values.iter().fold(text.clone(), |text, (name, value)| text.replace(name, value));
+            // What is left stands for nothing here.
+            (!filled.contains(['{', '}'])).then_some(filled)
+        };
+        let node = self.nodes.iter().find(|node| node.name == from.node)?;
+        let expected = match (&row.expect, &row.contains, &row.one_of) {
+            (Some(text), _, _) => {
+                let of_node = node.addresses.iter().filter(|&&address| family.has(address));
+                let of_node = of_node.map(ToString::to_string);
+                let own = from.address(family).map(|address| address.to_string());
+                let (name, sources): (_, Vec<String>) = if text.contains(FROM_NODE) {
+                    (FROM_NODE, of_node.collect())
+                } else if text.contains(FROM_ANY) {
+                    (FROM_ANY, own.into_iter().chain(of_node).collect())
+                } else {
+                    (FROM_NODE, vec![String::new()])
+                };
+                let texts: Option<Vec<String>> =
+                    sources.iter().map(|source| fill(&text.replace(name, source))).collect();
+                Expected::OneOf(texts?)
+            }
+            (None, Some(text), _) => Expected::Contains(fill(text)?),
+            (None, None, Some(text)) => {
+                Expected::OneOf(fill(text)?.split_whitespace().map(str::to_owned).collect())
+            }
+            (None, None, None) => Expected::Failure,
+        };
         let mut about = format!("{} on {}", from.set, from.node);
+        if from.set == OUTSIDE {
+            about = format!("{OUTSIDE}, by {}", from.node);
+        }
         if let Some(to) = to {
-            let address = to.address(family)?;
-            values.insert("{to}", address.to_string());
-            values.insert("{to-port}", std::net::SocketAddr::new(address, PORT).to_string());
-            values.insert("{to-name}", to.name.clone());
-            about = format!("{about} to {} on {}", to.set, to.node);
+            about = format!("{about}, to {} on {}", to.set, to.node);
         }
         if !protocol.is_empty() {
             about = format!("{about}, {protocol}");
         }
-        let fill =
-            |text: &String| values.iter().fold(text.clone(), |text, (name, value)| text.replace(name, value));
-        let node = self.nodes.iter().find(|node| node.name == from.node)?;
-        let addresses = node.addresses.iter().filter(|&&address| family.has(address));
-        let expected = match (&row.expect, &row.contains) {
-            (Some(text), _) if text.contains("{from-node}") => Expected::OneOf(
-                addresses.map(|address| fill(text).replace("{from-node}", &address.to_string())).collect(),
-            ),
-            (Some(text), _) => Expected::OneOf(vec![fill(text)]),
-            (None, text) => Expected::Contains(fill(text.as_ref()?)),
+        let command: Option<Vec<String>> = row.run.iter().map(fill).collect();
+        let pod = (from.set != OUTSIDE).then(|| from.name.clone());
+        Some(Case { about, family, pod, command: command?, expected })
+    }
+
+    /// What placeholders stand for. Those that stand for nothing here are left out.
+    fn values(
+        &self,
+        family: Family,
+        from: &Pod,
+        to: Option<&Pod>,
+        protocol: &str,
+    ) -> BTreeMap<&'static str, String> {
+        let place = |name: &str| self.nodes.iter().position(|node| node.name == name);
+        let node_address = |name: &str| {
+            let node = self.nodes.get(place(name)?)?;
+            node.addresses.iter().copied().find(|&address| family.has(address))
         };
-        let command = row.run.iter().map(fill).collect();
-        Some(Case { about, family, pod: from.name.clone(), command, expected })
+        let at = |address: Option<IpAddr>, port: u16| {
+            Some(SocketAddr::new(address?, port)).map(|address| address.to_string())
+        };
+        let service = |kind: Kind| self.services.get(&kind);
+        let cluster_ip = |kind: Kind| Some(service(kind)?.address(family)?.to_string());
+        let endpoints = || self.pods.iter().filter(|pod| pod.set == ENDPOINTS);
+        let mut names: Vec<&str> = endpoints().map(|pod| pod.name.as_str()).collect();
+        names.sort_unstable();
+        let loopback = match family {
+            Family::V4 => "127.0.0.1",
+            Family::V6 => "[::1]",
+        };
+        let mut values = vec![
+            ("{protocol}", Some(protocol.to_owned())),
+            ("{loopback}", Some(loopback.to_owned())),
+            ("{from}", from.address(family).map(|address| address.to_string())),
+            ("{from-name}", Some(from.name.clone())),
+            ("{all-service}", cluster_ip(Kind::All)),
+            ("{sticky-service}", cluster_ip(Kind::Sticky)),
+            ("{all-names}", Some(names.join(" "))),
+            // So often that one of them is never chosen with a probability of less than one in a million.
+            ("{asks}", Some((names.len() * 20).to_string())),
+        ];
+        if let Some(to) = to {
+            let of_node = |kind: fn(usize) -> Kind| {
+                let service = service(kind(place(&to.node)?)).filter(|_| to.set == ENDPOINTS)?;
+                at(node_address(&from.node), *service.node_ports.get(protocol)?)
+            };
+            let own = place(&to.node).filter(|_| to.set == ENDPOINTS);
+            values.extend([
+                ("{to}", to.address(family).map(|address| address.to_string())),
+                ("{to-port}", at(to.address(family), to.port)),
+                ("{to-local-port}", at(to.address(family), LOCAL_PORT)),
+                ("{to-name}", Some(to.name.clone())),
+                ("{to-service}", own.and_then(|place| cluster_ip(Kind::OfNode(place)))),
+                (
+                    "{to-host-port}",
+                    at(node_address(&to.node).filter(|_| to.set == HOST_PORT_SET), HOST_PORT),
+                ),
+                ("{via-port}", of_node(Kind::OfNode)),
+                ("{via-local-port}", of_node(Kind::LocalOfNode)),
+            ]);
+        }
+        values.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     /// What is wrong with the addresses of pods; nothing if each is unique and within a podCIDR of its node.
@@ -218,11 +349,22 @@ mod tests {
             set: set.to_owned(),
             node: format!("n{number}"),
             addresses: vec![IpAddr::from([10, 244, number, last])],
+            port: PORT,
             host_network: false,
+        };
+        let service = |kind| {
+            let number = match kind {
+                Kind::OfNode(node) | Kind::LocalOfNode(node) => u8::try_from(node).unwrap(),
+                Kind::All | Kind::Sticky => 100,
+            };
+            let node_ports = BTreeMap::from([("tcp".to_owned(), 30_000 + u16::from(number))]);
+            (kind, Service { addresses: vec![IpAddr::from([10, 96, 0, number])], node_ports })
         };
         Inventory {
             nodes: (1..=3).map(node).collect(),
             pods: (1..=3).flat_map(|number| [pod("one", number, 2), pod("other", number, 3)]).collect(),
+            services: Kind::all(3).map(service).collect(),
+            protocols: vec!["tcp".into(), "udp".into()],
         }
     }
 
@@ -240,18 +382,18 @@ mod tests {
 
     #[test]
     fn a_row_between_nodes_is_tried_for_every_ordered_pair_and_protocol() {
-        let cases = inventory().cases(&row(Place::BetweenNodes), Family::V4);
+        let cases = inventory().cases(&row(Place::BetweenNodes), Family::V4).0;
         assert_eq!(cases.len(), 3 * 2 * 2);
-        let case = cases.iter().find(|case| case.about == "one on n1 to other on n3, udp").unwrap();
-        assert_eq!(case.pod, "one-1");
+        let case = cases.iter().find(|case| case.about == "one on n1, to other on n3, udp").unwrap();
+        assert_eq!(case.pod.as_deref(), Some("one-1"));
         assert_eq!(case.command, ["ask", "udp", "10.244.3.3:8080"]);
-        assert!(case.expected.is_met("other-3 10.244.1.2\n"));
-        assert!(!case.expected.is_met("other-3 10.244.1.1\n"));
+        assert!(case.expected.is_met(true, "other-3 10.244.1.2\n"));
+        assert!(!case.expected.is_met(true, "other-3 10.244.1.1\n"));
     }
 
     #[test]
     fn on_one_node_there_are_no_others() {
-        let cases = inventory().cases(&row(Place::SameNode), Family::V4);
+        let cases = inventory().cases(&row(Place::SameNode), Family::V4).0;
         assert_eq!(cases.len(), 3 * 2);
         assert!(cases.iter().all(|case| case.about.matches("n1").count() != 1), "{cases:?}");
     }
@@ -261,9 +403,9 @@ mod tests {
         let mut inventory = inventory();
         inventory.nodes[0].addresses.push("10.244.1.1".parse().unwrap());
         let row = Row { expect: Some("{to-name} {from-node}".into()), ..row(Place::SameNode) };
-        let case = inventory.cases(&row, Family::V4).remove(0);
-        assert!(case.expected.is_met("other-1 198.18.0.1") && case.expected.is_met("other-1 10.244.1.1"));
-        assert!(!case.expected.is_met("other-1 198.18.0.2"));
+        let case = inventory.cases(&row, Family::V4).0.remove(0);
+        assert!(case.expected.is_met(true, "other-1 198.18.0.1") && case.expected.is_met(true, "other-1 10.244.1.1"));
+        assert!(!case.expected.is_met(true, "other-1 198.18.0.2"));
     }
 
     #[test]
@@ -277,7 +419,7 @@ mod tests {
         inventory.pods[2].addresses.pop();
         assert_eq!(inventory.families(), [Family::V4]);
         assert_eq!(Inventory::default().families(), []);
-        assert!(inventory.cases(&row(Place::SameNode), Family::V6).len() < 6);
+        assert_eq!(inventory.cases(&row(Place::SameNode), Family::V6).1.len(), 2, "no protocol of it is tried");
     }
 
     #[test]
@@ -288,5 +430,51 @@ mod tests {
         inventory.pods[1].addresses.clear();
         let wrong = inventory.wrong_addresses();
         assert_eq!(wrong.len(), 3, "{wrong:?}");
+    }
+
+    #[test]
+    fn a_node_port_is_asked_through_the_node_that_a_client_outside_talks_to() {
+        let mut inventory = inventory();
+        let through = Row {
+            from: OUTSIDE.into(),
+            protocols: vec!["tcp".into()],
+            run: vec!["ask".into(), "{via-port}".into(), "{via-local-port}".into(), "{to-service}".into()],
+            expect: Some("{to-name} {from}".into()),
+            ..row(Place::BetweenNodes)
+        };
+        let whole = |reason| (vec![], vec![Skip { about: String::new(), reason }]);
+        assert_eq!(inventory.cases(&through, Family::V4), whole(NOT_REACHED));
+        inventory.pods.push(Pod {
+            name: OUTSIDE.into(),
+            set: OUTSIDE.into(),
+            node: "n2".into(),
+            addresses: vec![IpAddr::from([198, 18, 0, 250])],
+            port: 5,
+            host_network: true,
+        });
+        let cases = inventory.cases(&through, Family::V4).0;
+        assert_eq!(cases.len(), 2);
+        assert_eq!(cases[1].about, "outside, by n2, to other on n3, tcp");
+        assert_eq!(cases[1].command, ["ask", "198.18.0.2:30002", "198.18.0.2:30002", "10.96.0.2:80"]);
+        assert_eq!((&cases[1].pod, cases[1].expected.describe()), (&None, "other-3 198.18.0.250".to_owned()));
+        // Nobody has a service for the pods of another set.
+        let (cases, skipped) = inventory.cases(&Row { to: "one".into(), ..through }, Family::V4);
+        assert_eq!((cases.len(), skipped.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_command_that_has_to_fail_may_not_print_an_answer() {
+        let row = Row { expect: None, fails: true, ..row(Place::SameNode) };
+        let expected = inventory().cases(&row, Family::V4).0.remove(0).expected;
+        assert!(expected.is_met(false, ""));
+        assert!(!expected.is_met(true, "") && !expected.is_met(false, "other-1 10.244.1.2"));
+    }
+
+    #[test]
+    fn a_protocol_that_nodes_lack_is_skipped_and_others_are_not() {
+        let row = Row { protocols: vec!["tcp".into(), "sctp".into()], ..row(Place::SameNode) };
+        let (cases, skipped) = inventory().cases(&row, Family::V4);
+        assert_eq!(cases.len(), 3);
+        assert_eq!(skipped, [Skip { about: "sctp".into(), reason: NO_PROTOCOL }]);
     }
 }

@@ -9,13 +9,16 @@ use std::time::{Duration, Instant};
 use ipnetwork::IpNetwork;
 use serde_json::Value;
 
-use crate::cases::{Inventory, Node, Pod};
+use crate::cases::{Inventory, Node, PORT, Pod};
 
-/// kubectl failed.
+/// The port that the suite's pods in a node's own network serve.
+const NODE_PORT: u16 = 18_080;
+
+/// kubectl failed, or a command of a row could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum KubectlError {
     /// It can't be started.
-    #[error("run {program}; install kubectl, or name one by KUBECTL", program = program.display())]
+    #[error("run {program}; install it, or name another kubectl by KUBECTL", program = program.display())]
     Start {
         /// Which.
         program: PathBuf,
@@ -113,11 +116,11 @@ impl Kubectl {
         }
     }
 
-    /// The nodes, and the suite's pods.
+    /// The nodes, and the suite's pods; no services and no protocols yet.
     pub fn inventory(&self, namespace: &str) -> Result<Inventory, KubectlError> {
         let nodes = self.list(&["nodes"])?.iter().map(node).collect();
         let pods = self.list(&["pods", "-n", namespace])?.iter().map(pod).collect();
-        Ok(Inventory { nodes, pods })
+        Ok(Inventory { nodes, pods, ..Inventory::default() })
     }
 }
 
@@ -163,6 +166,7 @@ fn pod(object: &Value) -> Pod {
         set: text("/metadata/labels/pod"),
         node: text("/spec/nodeName"),
         addresses: strings(&object["status"]["podIPs"], "ip").filter_map(|ip| ip.parse().ok()).collect(),
+        port: if object["spec"]["hostNetwork"] == true { NODE_PORT } else { PORT },
         host_network: object["spec"]["hostNetwork"] == true,
     }
 }

@@ -1,20 +1,28 @@
 //! `make e2e`: runs the scenarios in `e2e/scenarios` against a cluster and writes `target/e2e/report.json`.
 
+use std::collections::BTreeSet;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
-use e2e::cases::{Case, Inventory};
+use e2e::cases::{Case, Inventory, Pod, Skip};
 use e2e::kubectl::{Kubectl, KubectlError};
-use e2e::report::{Report, Seen, Verdict};
+use e2e::outside::Outside;
+use e2e::report::{NotHere, Report, Seen, Verdict};
 use e2e::scenario::{self, Row};
+use e2e::services::{self, ENDPOINTS, NODE_LABEL};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Images may have to be pulled.
 const PODS_WITHIN: Duration = Duration::from_mins(10);
+/// kube-proxy has to know the services on all nodes.
+const SERVICES_WITHIN: Duration = Duration::from_mins(2);
+/// The `DaemonSet` of pods in the nodes' own network.
+const AGENTS: &str = "agent";
 /// Beside these files are the scenarios.
 const OWN: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -46,6 +54,8 @@ fn cli() -> clap::Command {
             .env("E2E_IMAGE")
             .default_value("localhost/e2e-pod:1")
             .help("the image of the suite's pods, as the cluster's nodes know it or can pull it"),
+        path("pod-program").help("e2e-pod for this machine; by default the one beside this program"),
+        path("not-here").help("a list of what may be skipped; anything else that is skipped is a failure"),
         Arg::new("only").long("only").value_delimiter(',').help("rows, such as N3,N4"),
         Arg::new("keep")
             .long("keep")
@@ -68,17 +78,28 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     }
     let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let since = Instant::now();
+    let not_here = path("not-here").map(|path| NotHere::read(&path)).transpose()?;
     // Two runs on one cluster are kept apart.
     let namespace = format!("e2e-{:x}-{:x}", started.as_millis(), std::process::id());
     let image = arguments.get_one::<String>("image").map(String::as_str).unwrap_or_default();
-    let cases =
-        within(&kubectl, &namespace, image, |inventory| try_rows(&kubectl, &namespace, &rows, inventory));
+    let beside = || Some(std::env::current_exe().ok()?.with_file_name("e2e-pod"));
+    let outside = Outside::start(path("pod-program").or_else(beside).unwrap_or_else(|| "e2e-pod".into()))?;
+    let suite = Suite { kubectl: &kubectl, namespace: &namespace, outside: &outside };
+    let cases = suite.prepare(image).and_then(|inventory| Ok(suite.try_rows(&rows, &inventory)?));
     if arguments.get_flag("keep") {
         say(&format!("==> the pods are left in namespace {namespace}"));
     } else {
         kubectl.run(&["delete", "namespace", &namespace, "--wait=false", "--ignore-not-found"], "")?;
     }
-    let report = Report::new(cases?, versions(&kubectl)?, started.as_secs(), since.elapsed().as_secs());
+    let cases = cases?;
+    let unlisted = not_here.map(|list| list.unlisted(&cases)).unwrap_or_default();
+    for skip in &unlisted {
+        say(&format!("skipped, and not listed in not-here.toml: {skip}"));
+    }
+    let mut report = Report::new(cases, versions(&kubectl)?, started.as_secs(), since.elapsed().as_secs());
+    if !unlisted.is_empty() {
+        report.verdict = Verdict::Fail;
+    }
     let out = path("out").unwrap_or_default();
     if let Some(above) = out.parent() {
         std::fs::create_dir_all(above)?;
@@ -88,73 +109,148 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     Ok(report)
 }
 
-/// Creates the suite's pods, waits for them, and lets a function use them.
-fn within<T>(
-    kubectl: &Kubectl,
-    namespace: &str,
-    image: &str,
-    work: impl FnOnce(&Inventory) -> Result<T, KubectlError>,
-) -> Result<T, Failure> {
-    let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
-    let manifest = manifest.replace("NAMESPACE", namespace).replace("IMAGE", image);
-    say(&format!("==> creating pods on all nodes, in namespace {namespace}"));
-    kubectl.run(&["apply", "-f", "-"], &manifest)?;
-    kubectl.wait_ready(namespace, PODS_WITHIN)?;
-    Ok(work(&kubectl.inventory(namespace)?)?)
+/// A run: where its pods are, and the machine that it runs on.
+struct Suite<'a> {
+    kubectl: &'a Kubectl,
+    namespace: &'a str,
+    outside: &'a Outside,
 }
 
-fn try_rows(
-    kubectl: &Kubectl,
-    namespace: &str,
-    rows: &[Row],
-    inventory: &Inventory,
-) -> Result<Vec<Seen>, KubectlError> {
-    let mut seen = Vec::new();
-    for row in rows {
-        let before = seen.len();
-        if row.check.is_some() {
-            seen.push(addresses(row, namespace, inventory));
+impl Suite<'_> {
+    /// Creates the suite's pods and services, and waits for them.
+    fn prepare(&self, image: &str) -> Result<Inventory, Failure> {
+        let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
+        let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
+        say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
+        self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
+        self.kubectl.wait_ready(self.namespace, PODS_WITHIN)?;
+        let mut inventory = self.kubectl.inventory(self.namespace)?;
+        self.create_services(&mut inventory)?;
+        inventory.protocols = self.protocols(&inventory)?;
+        let agents: Vec<Pod> = inventory.pods.iter().filter(|pod| pod.set == AGENTS).cloned().collect();
+        for agent in &agents {
+            let node = inventory.nodes.iter().find(|node| node.name == agent.node);
+            let seen = node.and_then(|node| self.outside.towards(node, agent.port));
+            inventory.pods.extend(seen);
         }
-        for family in inventory.families().into_iter().filter(|_| row.check.is_none()) {
-            let cases = inventory.cases(row, family);
-            if cases.is_empty() {
-                seen.push(skipped(row, family.as_str(), "the cluster has too few nodes"));
-            }
-            for case in cases {
-                seen.push(try_case(kubectl, namespace, row, case)?);
-            }
-        }
-        let new = seen.get(before..).unwrap_or_default();
-        let passed = new.iter().filter(|seen| seen.verdict == Verdict::Pass).count();
-        say(&format!("{:4} {passed:3} of {:3}  {}", row.row, new.len(), row.claim));
+        self.wait_for_services(&inventory, &agents)?;
+        Ok(inventory)
     }
-    Ok(seen)
-}
 
-fn try_case(kubectl: &Kubectl, namespace: &str, row: &Row, case: Case) -> Result<Seen, KubectlError> {
-    let since = Instant::now();
-    let mut arguments = vec!["-n", namespace, "exec", case.pod.as_str(), "--"];
-    arguments.extend(case.command.iter().map(String::as_str));
-    let output = kubectl.output(&arguments, "")?;
-    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-    let passed = output.status.success() && case.expected.is_met(&printed);
-    let errors = String::from_utf8_lossy(&output.stderr);
-    Ok(Seen {
-        row: row.row.clone(),
-        claim: row.claim.clone(),
-        family: case.family.as_str(),
-        about: case.about,
-        command: format!("kubectl {}", arguments.join(" ")),
-        expected: case.expected.describe(),
-        seen: if passed {
-            printed.trim().to_owned()
-        } else {
-            format!("{} {}", printed.trim(), errors.trim())
-        },
-        verdict: if passed { Verdict::Pass } else { Verdict::Fail },
-        reason: None,
-        milliseconds: since.elapsed().as_millis(),
-    })
+    fn create_services(&self, inventory: &mut Inventory) -> Result<(), KubectlError> {
+        for (place, node) in inventory.nodes.iter().enumerate() {
+            for pod in inventory.pods.iter().filter(|pod| pod.set == ENDPOINTS && pod.node == node.name) {
+                let label = format!("{NODE_LABEL}={place}");
+                self.kubectl.run(&["-n", self.namespace, "label", "pod", &pod.name, &label], "")?;
+            }
+        }
+        let count = inventory.nodes.len();
+        let manifest = services::manifest(self.namespace, count).to_string();
+        self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
+        inventory.services =
+            services::read(&self.kubectl.list(&["services", "-n", self.namespace])?, count);
+        Ok(())
+    }
+
+    /// The protocols that the kernels of all nodes have.
+    fn protocols(&self, inventory: &Inventory) -> Result<Vec<String>, KubectlError> {
+        let mut common: Option<BTreeSet<String>> = None;
+        for agent in inventory.pods.iter().filter(|pod| pod.set == AGENTS) {
+            let said = self.kubectl.run(&self.exec(&agent.name, &["e2e-pod", "protocols"]), "")?;
+            let own: BTreeSet<String> = said.split_whitespace().map(str::to_owned).collect();
+            common = Some(common.map_or_else(|| own.clone(), |common| &common & &own));
+        }
+        Ok(common.unwrap_or_default().into_iter().collect())
+    }
+
+    /// Waits until every node forwards to every service, or time is up: then the rows show what is missing.
+    fn wait_for_services(&self, inventory: &Inventory, agents: &[Pod]) -> Result<(), KubectlError> {
+        let since = Instant::now();
+        for family in inventory.families() {
+            let servers = inventory.services.values().filter_map(|service| service.address(family));
+            let servers: Vec<String> = servers.map(|server| server.to_string()).collect();
+            for agent in agents {
+                for server in &servers {
+                    let ask = self.exec(&agent.name, &["e2e-pod", "ask", "tcp", server, "2"]);
+                    while !self.kubectl.output(&ask, "")?.status.success() {
+                        if since.elapsed() >= SERVICES_WITHIN {
+                            say(&format!("{server} does not answer on {}", agent.node));
+                            return Ok(());
+                        }
+                        thread::sleep(Duration::from_millis(500));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn exec<'a>(&'a self, pod: &'a str, command: &[&'a str]) -> Vec<&'a str> {
+        [["-n", self.namespace, "exec", pod, "--"].as_slice(), command].concat()
+    }
+
+    fn try_rows(&self, rows: &[Row], inventory: &Inventory) -> Result<Vec<Seen>, KubectlError> {
+        let mut seen = Vec::new();
+        for row in rows {
+            let before = seen.len();
+            if row.check.is_some() {
+                seen.push(addresses(row, self.namespace, inventory));
+            }
+            for family in inventory.families().into_iter().filter(|_| row.check.is_none()) {
+                let (cases, skips) = inventory.cases(row, family);
+                for case in cases {
+                    seen.push(self.try_case(row, case)?);
+                }
+                seen.extend(skips.into_iter().map(|skip| skipped(row, family.as_str(), skip)));
+            }
+            let new = seen.get(before..).unwrap_or_default();
+            let passed = new.iter().filter(|seen| seen.verdict == Verdict::Pass).count();
+            say(&format!("{:4} {passed:3} of {:3}  {}", row.row, new.len(), row.claim));
+        }
+        Ok(seen)
+    }
+
+    fn try_case(&self, row: &Row, case: Case) -> Result<Seen, KubectlError> {
+        let since = Instant::now();
+        let words: Vec<&str> = case.command.iter().map(String::as_str).collect();
+        let (output, command) = match &case.pod {
+            Some(pod) => {
+                let arguments = self.exec(pod, &words);
+                (self.kubectl.output(&arguments, "")?, format!("kubectl {}", arguments.join(" ")))
+            }
+            None => (self.here(&words)?, words.join(" ")),
+        };
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        let passed = case.expected.is_met(output.status.success(), &printed);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        Ok(Seen {
+            row: row.row.clone(),
+            claim: row.claim.clone(),
+            family: case.family.as_str(),
+            about: case.about,
+            command,
+            expected: case.expected.describe(),
+            seen: if passed && output.status.success() {
+                printed.trim().to_owned()
+            } else {
+                format!("{} {}", printed.trim(), errors.trim())
+            },
+            verdict: if passed { Verdict::Pass } else { Verdict::Fail },
+            reason: None,
+            milliseconds: since.elapsed().as_millis(),
+        })
+    }
+
+    /// Runs a command of a row on this machine, where e2e-pod is not in the search path.
+    fn here(&self, words: &[&str]) -> Result<std::process::Output, KubectlError> {
+        let (program, arguments) = words.split_first().unwrap_or((&"e2e-pod", &[]));
+        let program = match *program {
+            "e2e-pod" => self.outside.program().clone(),
+            other => other.into(),
+        };
+        let output = Command::new(&program).args(arguments).output();
+        output.map_err(|source| KubectlError::Start { program, source })
+    }
 }
 
 fn addresses(row: &Row, namespace: &str, inventory: &Inventory) -> Seen {
@@ -175,17 +271,17 @@ fn addresses(row: &Row, namespace: &str, inventory: &Inventory) -> Seen {
     }
 }
 
-fn skipped(row: &Row, family: &'static str, reason: &str) -> Seen {
+fn skipped(row: &Row, family: &'static str, skip: Skip) -> Seen {
     Seen {
         row: row.row.clone(),
         claim: row.claim.clone(),
         family,
-        about: String::new(),
+        about: skip.about,
         command: String::new(),
         expected: String::new(),
         seen: String::new(),
         verdict: Verdict::Skipped,
-        reason: Some(reason.to_owned()),
+        reason: Some(skip.reason.to_owned()),
         milliseconds: 0,
     }
 }

@@ -1,6 +1,8 @@
 //! What a run found: one entry for each row, IP version and command, and a verdict.
 
-use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
 
 /// How a command, a row or a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -68,6 +70,60 @@ pub struct Cell {
     pub passed: usize,
     /// How many there are.
     pub all: usize,
+}
+
+/// What may be skipped on a machine, with reasons: `e2e/not-here.toml`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NotHere {
+    #[serde(default)]
+    skip: Vec<Listed>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Listed {
+    row: String,
+    /// The protocol; the whole row without one.
+    protocol: Option<String>,
+    #[serde(rename = "reason")]
+    _reason: String,
+}
+
+/// The list can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("read {}, the list of what may be skipped: {said}", path.display())]
+pub struct NotHereError {
+    path: PathBuf,
+    said: String,
+}
+
+impl NotHere {
+    /// Reads the list.
+    pub fn read(path: &Path) -> Result<Self, NotHereError> {
+        let failed = |said: String| NotHereError { path: path.into(), said };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        Self::parse(&text).map_err(failed)
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        toml::from_str(text).map_err(|error| error.to_string())
+    }
+
+    /// What was skipped and is not in the list, one line each.
+    pub fn unlisted(&self, cases: &[Seen]) -> Vec<String> {
+        let lists = |case: &Seen| {
+            let of_row = self.skip.iter().filter(|listed| listed.row == case.row);
+            of_row.map(|listed| listed.protocol.as_deref()).any(|what| what.is_none_or(|what| what == case.about))
+        };
+        let skipped = cases.iter().filter(|case| case.verdict == Verdict::Skipped && !lists(case));
+        skipped
+            .map(|case| {
+                let reason = case.reason.as_deref().unwrap_or_default();
+                format!("{} {} {}: {reason}", case.row, case.family, case.about)
+            })
+            .collect()
+    }
 }
 
 impl Report {
@@ -138,5 +194,27 @@ mod tests {
         let shown: Vec<_> =
             cells.iter().map(|cell| (cell.row.as_str(), cell.verdict, cell.passed, cell.all)).collect();
         assert_eq!(shown, [("N1", Verdict::Fail, 1, 2), ("N2", Verdict::Pass, 1, 1)]);
+    }
+
+    #[test]
+    fn a_skip_has_to_be_in_the_list() {
+        let list = "[[skip]]\nrow = 'N4'\nprotocol = 'sctp'\nreason = 'x'\n[[skip]]\nrow = 'N9'\nreason = 'x'\n";
+        let list = NotHere::parse(list).unwrap();
+        let skipped = |row: &str, about: &str| Seen { about: about.to_owned(), ..seen(row, Verdict::Skipped) };
+        let cases = [
+            skipped("N4", "sctp"),
+            skipped("N4", "udp"),
+            skipped("N9", ""),
+            skipped("N9", "udp"),
+            seen("N1", Verdict::Fail),
+        ];
+        assert_eq!(list.unlisted(&cases), ["N4 ipv4 udp: "]);
+        assert_eq!(NotHere::default().unlisted(&cases).len(), 4);
+        NotHere::parse("[[skip]]\nrow = 'N4'\n").unwrap_err();
+    }
+
+    #[test]
+    fn the_list_of_this_repository_is_read() {
+        NotHere::read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("not-here.toml")).unwrap();
     }
 }

@@ -58,10 +58,10 @@ pub struct Row {
     /// Which pods the command runs in, and towards which.
     #[serde(rename = "where", default)]
     pub place: Option<Place>,
-    /// The `DaemonSet` of the pods that the command runs in.
+    /// The `DaemonSet` of the pods that the command runs in, or [`OUTSIDE`](crate::cases::OUTSIDE).
     #[serde(default)]
     pub from: String,
-    /// The `DaemonSet` of the pods that it is about.
+    /// The `DaemonSet` of the pods that it is about, or [`OUTSIDE`](crate::cases::OUTSIDE).
     #[serde(default)]
     pub to: String,
     /// Fills in `{protocol}`.
@@ -76,6 +76,12 @@ pub struct Row {
     /// A part of what it prints.
     #[serde(default)]
     pub contains: Option<String>,
+    /// One of the words of this text, and nothing else.
+    #[serde(default)]
+    pub one_of: Option<String>,
+    /// It fails, because what it asks for does not answer.
+    #[serde(default)]
+    pub fails: bool,
 }
 
 /// Checks of what the API server says.
@@ -92,6 +98,8 @@ pub enum Check {
 pub enum Place {
     /// Each pod alone.
     EachPod,
+    /// Each pod, towards itself.
+    Itself,
     /// Two pods of a node, on each node.
     SameNode,
     /// Each ordered pair of nodes.
@@ -99,8 +107,26 @@ pub enum Place {
 }
 
 /// The placeholders of commands and expectations.
-const PLACEHOLDERS: [&str; 7] =
-    ["{protocol}", "{from}", "{to}", "{to-port}", "{from-name}", "{to-name}", "{from-node}"];
+const PLACEHOLDERS: [&str; 18] = [
+    "{protocol}",
+    "{from}",
+    "{to}",
+    "{to-port}",
+    "{from-name}",
+    "{to-name}",
+    "{from-node}",
+    "{from-any}",
+    "{loopback}",
+    "{to-service}",
+    "{to-host-port}",
+    "{to-local-port}",
+    "{via-port}",
+    "{via-local-port}",
+    "{all-service}",
+    "{sticky-service}",
+    "{all-names}",
+    "{asks}",
+];
 
 /// Reads all files of a directory, in the order of their names.
 pub fn load(directory: &Path) -> Result<Vec<Row>, ScenarioError> {
@@ -138,13 +164,15 @@ impl Row {
             };
             return (*self != alone).then_some("a row with `check` has no command");
         }
-        let pair = matches!(self.place, Some(Place::SameNode | Place::BetweenNodes));
-        let words = || self.run.iter().chain(&self.expect).chain(&self.contains);
+        let pair = matches!(self.place, Some(Place::Itself | Place::SameNode | Place::BetweenNodes));
+        let words = || self.run.iter().chain(&self.expect).chain(&self.contains).chain(&self.one_of);
         if self.place.is_none() || self.run.is_empty() || self.from.is_empty() {
             return Some("it needs `where`, `from` and `run`, or `check`");
         }
-        if self.expect.is_some() == self.contains.is_some() {
-            return Some("it needs one of `expect` and `contains`");
+        let expectations =
+            [self.expect.is_some(), self.contains.is_some(), self.one_of.is_some(), self.fails];
+        if expectations.iter().filter(|&&stated| stated).count() != 1 {
+            return Some("it needs one of `expect`, `contains`, `one-of` and `fails`");
         }
         if pair == self.to.is_empty() {
             return Some("a row about pairs needs `to`, one about each pod has none");
@@ -153,8 +181,9 @@ impl Row {
             return Some("a placeholder is not known");
         }
         let uses = |name: &str| words().any(|word| word.contains(name));
-        if uses("{protocol}") && self.protocols.is_empty() {
-            return Some("{protocol} needs `protocols`");
+        let by_protocol = ["{protocol}", "{via-port}", "{via-local-port}"];
+        if by_protocol.into_iter().any(uses) && self.protocols.is_empty() {
+            return Some("{protocol} and node ports need `protocols`");
         }
         None
     }
@@ -177,8 +206,8 @@ mod tests {
     #[test]
     fn the_scenarios_of_this_repository_are_read() {
         let rows = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")).unwrap();
-        for row in ["N1", "N2", "N3", "N4", "N5", "N6"] {
-            assert!(rows.iter().any(|known| known.row == row), "{row}");
+        for number in 1..=16 {
+            assert!(rows.iter().any(|known| known.row == format!("N{number}")), "N{number}");
         }
     }
 
@@ -186,10 +215,10 @@ mod tests {
     fn a_row_that_would_show_nothing_is_refused() {
         let command = "    where: each-pod\n    from: one\n    run: [ip]\n";
         assert!(mistake("").contains("`check`"));
-        assert!(mistake(command).contains("one of `expect` and `contains`"));
+        assert!(mistake(command).contains("one of `expect`, `contains`, `one-of` and `fails`"));
         assert!(mistake(&format!("{command}    expect: \"{{other}}\"\n")).contains("placeholder"));
         assert!(mistake(&format!("{command}    expect: x\n    to: one\n")).contains("pairs"));
-        assert!(mistake(&format!("{command}    expect: \"{{protocol}}\"\n")).contains("needs `protocols`"));
+        assert!(mistake(&format!("{command}    expect: \"{{protocol}}\"\n")).contains("need `protocols`"));
         assert!(mistake(&format!("{command}    expect: x\n    unknown: y\n")).contains("unknown"));
         assert!(mistake("    check: addresses\n    from: one\n").contains("no command"));
     }

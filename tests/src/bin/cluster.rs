@@ -21,6 +21,8 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 const PROGRESS: &str = "progress";
 /// The file that is there once a cluster is ready.
 const READY: &str = "kubeconfig";
+/// The same with the API server's own address, for programs in a host's network.
+const FOR_HOSTS: &str = "kubeconfig.hosts";
 /// The image of small pods for trying things, and for the suite.
 const POD_IMAGE: &str = "localhost/e2e-pod:1";
 
@@ -88,6 +90,10 @@ fn cli() -> clap::Command {
         .subcommand(
             clap::Command::new("enter").about("run a program, or a shell, on a host of a cluster").args([
                 id(),
+                Arg::new("net")
+                    .long("net")
+                    .action(ArgAction::SetTrue)
+                    .help("enter its network alone: files and processes are this machine's"),
                 Arg::new("host").default_value("api").help("n1, n2, ..., api or outside"),
                 Arg::new("program").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true),
             ]),
@@ -185,6 +191,7 @@ fn serve(arguments: &ArgMatches) -> Result<(), Failure> {
     // From here on it can be entered, also to see why the rest does not succeed.
     records.save(&cluster.record())?;
     cluster.deploy(&mut progress)?;
+    fs::write(directory.join(FOR_HOSTS), cluster.kubeconfig_for_hosts()?)?;
     let new = directory.join("kubeconfig.new");
     fs::write(&new, cluster.publish()?)?;
     fs::rename(&new, directory.join(READY))?;
@@ -260,11 +267,20 @@ fn enter(arguments: &ArgMatches) -> Result<(), Failure> {
     if program.is_empty() {
         program.push(std::env::var("SHELL").unwrap_or_else(|_| "/bin/sh".to_owned()));
     }
+    let holder = host.holder.pid.to_string();
+    let mut namespaces = vec!["--target", holder.as_str(), "--net"];
+    let mut kubeconfig = PathBuf::from("/run/lab/cluster/kubeconfig");
+    if arguments.get_flag("net") {
+        kubeconfig = records.directory(&id).join(FOR_HOSTS);
+    } else {
+        namespaces.extend(["--mount", "--uts", "--pid"]);
+    }
     let error = Command::new("nsenter")
-        .args(["--target", &host.holder.pid.to_string(), "--net", "--mount", "--uts", "--pid", "--"])
+        .args(namespaces)
+        .arg("--")
         .args(program)
         .env("PATH", &record.search_path)
-        .env("KUBECONFIG", "/run/lab/cluster/kubeconfig")
+        .env("KUBECONFIG", kubeconfig)
         .env("CONTAINERD_NAMESPACE", "k8s.io")
         .exec();
     Err(error.into())

@@ -145,6 +145,11 @@ impl Cluster {
         self.control.kubeconfig(crate::kube::ADMIN, Some(address))
     }
 
+    /// An administrator's kubeconfig for programs on the cluster's hosts.
+    pub fn kubeconfig_for_hosts(&self) -> Result<String, ClusterError> {
+        self.control.kubeconfig(crate::kube::ADMIN, None)
+    }
+
     /// kubectl, as the administrator.
     pub fn kubectl(&self) -> Result<Command<'_>, ClusterError> {
         self.control.kubectl(&self.programs)

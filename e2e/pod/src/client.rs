@@ -1,0 +1,156 @@
+//! The clients.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
+
+use crate::{COUNT, PATIENCE, invalid, sctp};
+
+/// Bytes of an IPv4 header and a UDP header, and the same for IPv6.
+const HEADERS: (u32, u32) = (20 + 8, 40 + 8);
+/// The first datagrams may be lost to routers that have to say first how much they let pass.
+const ATTEMPTS: u32 = 5;
+
+/// Asks a server once.
+pub(crate) fn ask(protocol: &str, server: SocketAddr, within: Duration) -> io::Result<String> {
+    match protocol {
+        "tcp" => question(TcpStream::connect_timeout(&server, within)?, within),
+        "sctp" => question(sctp::stream(server, within)?, within),
+        "udp" => {
+            let socket = datagrams(server, within)?;
+            socket.send(b"?")?;
+            answer(&socket)
+        }
+        other => Err(invalid(&format!("tcp, udp or sctp, not {other}"))),
+    }
+}
+
+/// Asks many times, over a new connection each; the names of those that answered, in order.
+pub(crate) fn spread(times: u32, server: SocketAddr) -> io::Result<String> {
+    let mut names = BTreeSet::new();
+    for _ in 0..times {
+        let said = ask("tcp", server, PATIENCE)?;
+        names.extend(said.split_whitespace().next().map(str::to_owned));
+    }
+    Ok(format!("{}\n", names.into_iter().collect::<Vec<_>>().join(" ")))
+}
+
+/// Sends bytes over one connection; the server says how many it has received.
+pub(crate) fn send(bytes: u32, server: SocketAddr) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&server, PATIENCE)?;
+    stream.set_read_timeout(Some(Duration::from_mins(1)))?;
+    stream.write_all(&[COUNT])?;
+    io::copy(&mut io::repeat(b'x').take(bytes.into()), &mut stream)?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+/// Sends a datagram as large as the path's MTU, which has to arrive whole, and one a byte larger, which this host has to
+/// refuse. Neither may be fragmented.
+pub(crate) fn fit(server: SocketAddr) -> io::Result<String> {
+    let socket = datagrams(server, PATIENCE / ATTEMPTS)?;
+    if server.is_ipv4() {
+        sockopt::set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::DO)?;
+    } else {
+        sockopt::set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::DO)?;
+    }
+    let mut last = io::Error::from(io::ErrorKind::TimedOut);
+    for _ in 0..ATTEMPTS {
+        // Read anew: it may have become smaller by what the first datagram was refused for.
+        let (mtu, headers) = if server.is_ipv4() {
+            (sockopt::ip_mtu(&socket)?, HEADERS.0)
+        } else {
+            (sockopt::ipv6_mtu(&socket)?, HEADERS.1)
+        };
+        let fits = usize::try_from(mtu.saturating_sub(headers)).unwrap_or(usize::MAX);
+        match socket.send(&vec![COUNT; fits]).and_then(|_| answer(&socket)) {
+            Ok(said) if said.trim() == fits.to_string() => {
+                let refused = socket.send(&vec![COUNT; fits + 1]).err();
+                return match refused {
+                    Some(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => {
+                        Ok(format!("{mtu} bytes arrive, {} are refused\n", mtu + 1))
+                    }
+                    Some(error) => Err(error),
+                    None => Err(io::Error::other(format!("{} bytes are not refused", mtu + 1))),
+                };
+            }
+            Ok(said) => last = io::Error::other(format!("of {fits} bytes arrived {}", said.trim())),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn question(mut stream: TcpStream, within: Duration) -> io::Result<String> {
+    stream.set_read_timeout(Some(within))?;
+    stream.write_all(b"?")?;
+    let mut said = String::new();
+    stream.read_to_string(&mut said)?;
+    Ok(said)
+}
+
+/// A socket for one server's datagrams.
+fn datagrams(server: SocketAddr, within: Duration) -> io::Result<UdpSocket> {
+    let any: SocketAddr = if server.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(server)?;
+    socket.set_read_timeout(Some(within))?;
+    Ok(socket)
+}
+
+fn answer(socket: &UdpSocket) -> io::Result<String> {
+    let mut buffer = [0; 2048];
+    let length = socket.recv(&mut buffer)?;
+    Ok(String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+    use crate::server::{serve_datagrams, serve_streams};
+
+    /// A server on a free port of both protocols.
+    fn server() -> SocketAddr {
+        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = tcp.local_addr().unwrap();
+        let udp = UdpSocket::bind(address).unwrap();
+        thread::spawn(move || serve_streams(&tcp, "me"));
+        thread::spawn(move || serve_datagrams(&udp, "me"));
+        address
+    }
+
+    #[test]
+    fn a_client_is_told_who_answers_and_its_own_address() {
+        let server = server();
+        for protocol in ["tcp", "udp"] {
+            assert_eq!(ask(protocol, server, PATIENCE).unwrap(), "me 127.0.0.1\n");
+        }
+        assert_eq!(spread(3, server).unwrap(), "me\n");
+    }
+
+    #[test]
+    fn bytes_that_are_sent_are_counted() {
+        assert_eq!(send(300_000, server()).unwrap(), "300000\n");
+    }
+
+    #[test]
+    fn a_server_that_is_not_there_is_an_error() {
+        let nobody = "127.0.0.1:1".parse().unwrap();
+        ask("tcp", nobody, PATIENCE).unwrap_err();
+        ask("quic", nobody, PATIENCE).unwrap_err();
+        fit(nobody).unwrap_err();
+    }
+}
