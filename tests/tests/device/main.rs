@@ -81,6 +81,8 @@ macro_rules! sessions {
                 a_removed_peer_receives_nothing_more,
                 sessions_need_the_same_preshared_key_on_both_sides,
                 another_preshared_key_leaves_the_session_as_it_is,
+                another_preshared_key_leaves_the_memory_of_handshakes_as_it_is,
+                a_peer_that_is_added_again_is_forgotten_by_the_kernel_only,
                 a_device_that_is_gone_says_so,
             ]
         );
