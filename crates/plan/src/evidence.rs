@@ -332,7 +332,10 @@ mod tests {
         for period in [1, 2, 5, 30, 59] {
             assert!(tests_of(period, true, false) <= 11, "{period} s, one that answers");
             assert!(tests_of(period, false, false) <= 15, "{period} s, one that does not");
-            assert!(tests_of(period, true, true) <= 600 / 15 + 1, "{period} s, one that answers and changes its ports");
+            assert!(
+                tests_of(period, true, true) <= 600 / 15 + 1,
+                "{period} s, one that answers and changes its ports"
+            );
             assert!(tests_of(period, false, true) <= 600 / 15 + 5, "{period} s, one that changes its ports");
         }
     }

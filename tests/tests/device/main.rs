@@ -81,9 +81,22 @@ macro_rules! sessions {
                 a_removed_peer_receives_nothing_more,
                 sessions_need_the_same_preshared_key_on_both_sides,
                 another_preshared_key_leaves_the_session_as_it_is,
+                a_device_that_is_gone_says_so,
+            ]
+        );
+    };
+}
+
+macro_rules! replays {
+    ($module:ident, $place:tt, $make:expr) => {
+        suite!(
+            $module,
+            sessions,
+            $place,
+            $make,
+            [
                 another_preshared_key_leaves_the_memory_of_handshakes_as_it_is,
                 a_peer_that_is_added_again_is_forgotten_by_the_kernel_only,
-                a_device_that_is_gone_says_so,
             ]
         );
     };
@@ -95,3 +108,6 @@ settings!(kernel_settings, kernel, crate::subject::kernel());
 sessions!(userspace_sessions, anywhere, crate::subject::pair(Kind::Userspace, Kind::Userspace));
 sessions!(kernel_sessions, kernel, crate::subject::pair(Kind::Kernel, Kind::Kernel));
 sessions!(mixed_sessions, kernel, crate::subject::pair(Kind::Kernel, Kind::Userspace));
+// With one device: the other one is silent.
+replays!(userspace_replays, anywhere, crate::subject::pair(Kind::Userspace, Kind::Userspace));
+replays!(kernel_replays, kernel, crate::subject::pair(Kind::Kernel, Kind::Kernel));
