@@ -5,9 +5,9 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use lab::mesh::{Mesh, UNOWNED};
-use lab::{ApiKind, Family, Lab};
-use serde_json::Value;
+use lab::mesh::{Mesh, UNOWNED, refusals};
+use lab::{ApiKind, Family, IpVersion, Lab};
+use serde_json::{Value, json};
 
 const TIMEOUT: Duration = Duration::from_mins(1);
 
@@ -59,4 +59,22 @@ fn an_idle_second_compares_nothing_and_changes_by_hand_are_seen() {
     }
     mesh.wait_settled();
     assert_eq!(counter(&mesh.status("n1").unwrap(), "missed_changes"), 0, "found only because it was time");
+
+    // One liar is enough to have an address contested for ever.
+    let own = mesh.node("n2").unwrap().address(IpVersion::V4).unwrap().to_string();
+    let listed = |addresses: &[&str]| {
+        let address = |address: &&str| json!({"type": "InternalIP", "address": address});
+        json!({"addresses": addresses.iter().map(address).collect::<Vec<_>>()})
+    };
+    let other = json!({
+        "apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"}, "spec": {},
+        "status": listed(&["192.0.2.77"]),
+    });
+    mesh.api().create_node(other).unwrap();
+    let status = json!({"status": listed(&[&own, "192.0.2.77"])});
+    mesh.api().patch_node_status("n2", &status).unwrap();
+    mesh.wait("n1", "an address that no Node has proven", TIMEOUT, |status| {
+        refusals(status, "n2") == ["address-taken"] || refusals(status, "n2") == ["address-contested"]
+    });
+    wait_idle(&mesh, 6);
 }

@@ -25,11 +25,22 @@ const MAX_VOID: u32 = 3;
 pub const MAX_UNDECIDED: Duration = Duration::from_secs(30);
 /// A test without a result for so long has failed.
 const MAX_RUN: Duration = Duration::from_secs(10);
+/// Other keys or ports bring a test forward, but not closer than this to the former one.
+const CHANGE_APART: Duration = Duration::from_secs(15);
+/// Claims that are not contested any more and are remembered: those of 64 nodes with 64 addresses each.
+const MAX_SETTLED: usize = 4096;
+
+/// A node, and an address that it lists.
+type Place = (NodeUid, IpAddr);
 
 /// All claims that are contested now.
+///
+/// A claim that is not contested any more is remembered for as long as its last test counts: who lists an address again and
+/// again has nobody tested more often than who lists it all the time.
 #[derive(Clone, Debug, Default)]
 pub struct Tests {
-    claims: BTreeMap<(NodeUid, IpAddr), Tested>,
+    claims: BTreeMap<Place, Tested>,
+    settled: BTreeMap<Place, Tested>,
 }
 
 #[derive(Clone, Debug)]
@@ -67,6 +78,37 @@ impl Tested {
         self.claim.uid.clone()
     }
 
+    /// Until when it is remembered although nobody else lists the address any more: longer than anything waits for a test.
+    fn remembered_until(&self) -> Duration {
+        self.due.max(self.started.unwrap_or_default()) + PERIOD
+    }
+
+    /// Takes other keys or ports of the node.
+    fn change(&mut self, now: Duration, claim: &Claim) {
+        self.claim = claim.clone();
+        let apart = self.started.map_or(Duration::ZERO, |started| started + CHANGE_APART);
+        self.due = self.due.min(apart.max(now + RETRY.0));
+    }
+
+    /// Is contested again. What is due is tested as if for the first time, and others have as long as then to prove that the
+    /// address is theirs; only the pauses go on.
+    fn resume(&mut self, now: Duration) {
+        if !self.is_proven(now) {
+            (self.proven, self.proven_since) = (None, None);
+            self.evidence = self.evidence.filter(|_| now < self.due);
+        }
+        self.proven_since = self.proven_since.map(|_| now);
+    }
+
+    /// Whether the last test began so long ago that it has failed.
+    fn is_overdue(&self, now: Duration) -> bool {
+        self.started.is_some_and(|since| now.saturating_sub(since) > MAX_RUN)
+    }
+
+    fn is_proven(&self, now: Duration) -> bool {
+        self.proven.is_some_and(|at| now.saturating_sub(at) < PROOF_TTL)
+    }
+
     fn conclude(&mut self, now: Duration, completed: bool) {
         self.runs = false;
         self.voided = 0;
@@ -78,8 +120,7 @@ impl Tested {
             self.retry = RETRY.0;
             return;
         }
-        let still_proven = self.proven.is_some_and(|at| now.saturating_sub(at) < PROOF_TTL);
-        if still_proven {
+        if self.is_proven(now) {
             self.due = now + RETRY.0;
         } else {
             self.evidence = Some(Evidence::Unproven);
@@ -91,38 +132,61 @@ impl Tested {
 }
 
 impl Tests {
-    /// Takes what has to be tested; returns what is contested only since now. What is not contested any more is
-    /// forgotten.
+    /// Takes what has to be tested; returns what is contested only since now.
     pub fn set_claims(&mut self, now: Duration, to_test: &[Claim]) -> Vec<Claim> {
         let mut former = std::mem::take(&mut self.claims);
         let mut added = Vec::new();
         for claim in to_test {
             let place = (claim.uid.clone(), claim.address);
-            let mut tested = former.remove(&place).unwrap_or_else(|| {
+            let known = former.remove(&place).or_else(|| self.take_settled(now, &place));
+            let mut tested = known.unwrap_or_else(|| {
                 added.push(claim.clone());
                 Tested::new(now, claim.clone())
             });
             if tested.claim != *claim {
-                // The same node with other keys or ports.
-                tested.claim = claim.clone();
-                tested.due = tested.due.min(now + RETRY.0);
+                tested.change(now, claim);
             }
             self.claims.insert(place, tested);
         }
+        // One that never began has nothing to be remembered.
+        self.settled.extend(former.into_iter().filter(|(_, tested)| tested.started.is_some()));
+        self.forget_settled(now);
         added
+    }
+
+    /// What is remembered of a claim that is contested again.
+    fn take_settled(&mut self, now: Duration, place: &Place) -> Option<Tested> {
+        let mut tested = self.settled.remove(place).filter(|tested| now < tested.remembered_until())?;
+        tested.resume(now);
+        Some(tested)
+    }
+
+    /// Forgets what is too old, and the oldest if there is too much.
+    fn forget_settled(&mut self, now: Duration) {
+        self.settled.retain(|_, tested| now < tested.remembered_until());
+        let excess = self.settled.len().saturating_sub(MAX_SETTLED);
+        if excess == 0 {
+            return;
+        }
+        let end = |(place, tested): (&Place, &Tested)| (tested.remembered_until(), place.clone());
+        let mut ends: Vec<_> = self.settled.iter().map(end).collect();
+        ends.sort_unstable();
+        for (_, place) in ends.into_iter().take(excess) {
+            self.settled.remove(&place);
+        }
     }
 
     /// The tests to start now: of each node one at a time, and first those of the nodes that have waited for one the longest,
     /// so that who lists many addresses does not keep others waiting. Those of nodes in a rotation are `postponed` for a while.
     pub fn start(&mut self, now: Duration, postponed: impl Fn(&NodeUid) -> bool) -> Vec<Claim> {
         for tested in self.claims.values_mut() {
-            if tested.runs && tested.started.is_some_and(|since| now.saturating_sub(since) > MAX_RUN) {
+            if tested.runs && tested.is_overdue(now) {
                 tested.conclude(now, false);
             }
         }
         // Each node has one test at a time, so there are as many tests as nodes.
         let mut nodes: BTreeSet<NodeUid> =
-            self.claims.values().filter(|tested| tested.runs).map(Tested::node).collect();
+            self.all().filter(|tested| tested.runs && !tested.is_overdue(now)).map(Tested::node).collect();
         let mut last: BTreeMap<NodeUid, Option<Duration>> = BTreeMap::new();
         for tested in self.claims.values() {
             let of_node = last.entry(tested.node()).or_default();
@@ -145,7 +209,11 @@ impl Tests {
     /// Takes the result of a test; returns the evidence if it is another one now. A result for keys or ports that the
     /// node has replaced says nothing, unless that happens again and again: then it counts as a failure.
     pub fn conclude(&mut self, now: Duration, claim: &Claim, completed: bool) -> Option<Evidence> {
-        let tested = self.claims.get_mut(&(claim.uid.clone(), claim.address))?;
+        let place = (claim.uid.clone(), claim.address);
+        let tested = match self.claims.get_mut(&place) {
+            Some(tested) => tested,
+            None => self.settled.get_mut(&place)?,
+        };
         let void = tested.claim != *claim;
         if void {
             tested.runs = false;
@@ -159,19 +227,29 @@ impl Tests {
         tested.evidence.filter(|_| tested.evidence != former)
     }
 
-    /// Whether nothing is to be tested.
-    pub fn is_idle(&self) -> bool {
-        self.claims.is_empty()
+    /// Whether more or less is known than what addresses were decided by, so that they have to be decided anew.
+    pub fn differ(
+        &self,
+        now: Duration,
+        evidence: &BTreeMap<Place, Evidence>,
+        waited_for: &BTreeSet<IpAddr>,
+    ) -> bool {
+        self.evidence() != *evidence || self.waited_for(now) != *waited_for
     }
 
     /// Whether an address of a node is being tested.
     pub fn is_testing(&self, uid: &NodeUid) -> bool {
-        self.claims.values().any(|tested| tested.claim.uid == *uid && tested.runs)
+        self.all().any(|tested| tested.claim.uid == *uid && tested.runs)
+    }
+
+    /// Claims that are contested, and those that are remembered.
+    fn all(&self) -> impl Iterator<Item = &Tested> {
+        self.claims.values().chain(self.settled.values())
     }
 
     /// What is known.
-    pub fn evidence(&self) -> BTreeMap<(NodeUid, IpAddr), Evidence> {
-        let known = |(place, tested): (&(NodeUid, IpAddr), &Tested)| Some((place.clone(), tested.evidence?));
+    pub fn evidence(&self) -> BTreeMap<Place, Evidence> {
+        let known = |(place, tested): (&Place, &Tested)| Some((place.clone(), tested.evidence?));
         self.claims.iter().filter_map(known).collect()
     }
 
@@ -228,6 +306,112 @@ mod tests {
         assert_eq!(test(&mut tests, at(61), &ours, true), Some(Evidence::Proven));
         tests.set_claims(at(62), &[]);
         assert!(tests.evidence().is_empty(), "not contested any more");
+    }
+
+    /// Has a claim contested every other `period` for ten minutes; returns how often it was tested.
+    fn tests_of(period: u64, answers: bool, changes: bool) -> usize {
+        let (mut tests, mut ours, mut begun) = (Tests::default(), claim(2, 7), 0);
+        for second in 0..600 {
+            let contested = (second / period).is_multiple_of(2);
+            if changes {
+                ours.ports.a = u16::try_from(1000 + second).unwrap();
+            }
+            tests.set_claims(at(second), if contested { from_ref(&ours) } else { &[] });
+            for started in tests.start(at(second), never) {
+                begun += 1;
+                tests.conclude(at(second), &started, answers);
+            }
+            let known = tests.evidence().len();
+            assert_eq!(known, usize::from(contested), "known at once and from then on, at {second} s");
+        }
+        begun
+    }
+
+    #[test]
+    fn who_lists_an_address_again_and_again_has_nobody_tested_more_often() {
+        for period in [1, 2, 5, 30, 59] {
+            assert!(tests_of(period, true, false) <= 11, "{period} s, one that answers");
+            assert!(tests_of(period, false, false) <= 15, "{period} s, one that does not");
+            assert!(
+                tests_of(period, true, true) <= 600 / 15 + 1,
+                "{period} s, one that answers and changes its ports"
+            );
+            assert!(tests_of(period, false, true) <= 600 / 15 + 5, "{period} s, one that changes its ports");
+        }
+    }
+
+    #[test]
+    fn what_is_contested_again_is_proven_for_as_long_as_it_was_and_waits_for_others_anew() {
+        let (mut tests, ours) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&ours));
+        test(&mut tests, at(0), &ours, true);
+        tests.set_claims(at(10), &[]);
+        assert!(tests.set_claims(at(50), from_ref(&ours)).is_empty(), "known");
+        assert_eq!(tests.evidence().len(), 1);
+        assert!(tests.waited_for(at(79)).is_empty() && !tests.waited_for(at(80)).is_empty());
+        tests.set_claims(at(81), &[]);
+        tests.set_claims(at(95), from_ref(&ours));
+        assert!(tests.evidence().is_empty(), "too long ago");
+        assert_eq!(test(&mut tests, at(95), &ours, false), Some(Evidence::Unproven));
+    }
+
+    #[test]
+    fn a_result_that_comes_when_nobody_contests_the_claim_counts_when_somebody_does() {
+        let (mut tests, ours) = (Tests::default(), claim(2, 7));
+        tests.set_claims(at(0), from_ref(&ours));
+        tests.start(at(0), never);
+        tests.set_claims(at(1), &[]);
+        assert!(tests.is_testing(&ours.uid));
+        tests.conclude(at(2), &ours, true);
+        tests.set_claims(at(3), from_ref(&ours));
+        assert!(tests.start(at(3), never).is_empty() && tests.evidence().len() == 1);
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_the_oldest_is_forgotten_first() {
+        let mut tests = Tests::default();
+        for last in 0..=255 {
+            let second = u64::from(last) / 8;
+            let claims: Vec<Claim> = (0..20).map(|node| claim(node, last)).collect();
+            tests.set_claims(at(second), &claims);
+            // Sixteen, and the rest.
+            for _ in 0..2 {
+                for started in tests.start(at(second), never) {
+                    tests.conclude(at(second), &started, false);
+                }
+            }
+        }
+        tests.set_claims(at(32), &[]);
+        assert_eq!(tests.settled.len(), MAX_SETTLED);
+        assert!(tests.settled.keys().all(|(_, address)| *address > IpAddr::from([192, 0, 2, 47])));
+        tests.set_claims(at(200), &[]);
+        assert!(tests.settled.is_empty());
+    }
+
+    #[test]
+    fn addresses_are_decided_anew_only_when_more_or_less_is_known() {
+        let (mut tests, ours, other) = (Tests::default(), claim(2, 7), claim(3, 7));
+        let known = |tests: &Tests, second| (tests.evidence(), tests.waited_for(at(second)));
+        let differ = |tests: &Tests, second, (evidence, late): &_| tests.differ(at(second), evidence, late);
+        tests.set_claims(at(0), &[ours.clone(), other.clone()]);
+        let before = known(&tests, 0);
+        tests.start(at(0), never);
+        assert!(!differ(&tests, 1, &before), "tests run");
+        tests.conclude(at(1), &ours, true);
+        assert!(differ(&tests, 1, &before), "one is proven");
+        let one = known(&tests, 1);
+        assert!(!differ(&tests, 30, &one) && differ(&tests, 31, &one), "it has waited for the other");
+        tests.conclude(at(3), &other, false);
+        assert!(differ(&tests, 3, &one), "both are known");
+        let both = known(&tests, 31);
+        for second in 31..59 {
+            for started in tests.start(at(second), never) {
+                tests.conclude(at(second), &started, started == ours);
+            }
+            assert!(!differ(&tests, second, &both), "tests that say the same, at {second} s");
+        }
+        tests.set_claims(at(59), from_ref(&ours));
+        assert!(differ(&tests, 59, &both), "less is contested");
     }
 
     #[test]

@@ -117,6 +117,11 @@ impl Outcome {
         &self.admission
     }
 
+    /// What the last turn was decided with.
+    pub(super) fn setup(&self) -> Option<&Setup> {
+        Some(&self.computed_with.as_ref()?.0)
+    }
+
     /// The MTU of the routes to a peer.
     pub(super) fn peer_mtu(&self, member: &Member) -> u32 {
         let computed_with = self.computed_with.as_ref();

@@ -87,9 +87,27 @@ macro_rules! sessions {
     };
 }
 
+macro_rules! replays {
+    ($module:ident, $place:tt, $make:expr) => {
+        suite!(
+            $module,
+            sessions,
+            $place,
+            $make,
+            [
+                another_preshared_key_leaves_the_memory_of_handshakes_as_it_is,
+                a_peer_that_is_added_again_is_forgotten_by_the_kernel_only,
+            ]
+        );
+    };
+}
+
 settings!(fake_settings, anywhere, crate::fake::subject());
 settings!(userspace_settings, anywhere, crate::subject::userspace());
 settings!(kernel_settings, kernel, crate::subject::kernel());
 sessions!(userspace_sessions, anywhere, crate::subject::pair(Kind::Userspace, Kind::Userspace));
 sessions!(kernel_sessions, kernel, crate::subject::pair(Kind::Kernel, Kind::Kernel));
 sessions!(mixed_sessions, kernel, crate::subject::pair(Kind::Kernel, Kind::Userspace));
+// With one device: the other one is silent.
+replays!(userspace_replays, anywhere, crate::subject::pair(Kind::Userspace, Kind::Userspace));
+replays!(kernel_replays, kernel, crate::subject::pair(Kind::Kernel, Kind::Kernel));

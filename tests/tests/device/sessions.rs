@@ -1,13 +1,15 @@
 //! What two devices do with each other's packets.
 
+use std::net::UdpSocket;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use keyring::PresharedKey;
+use keyring::{PresharedKey, PrivateKey};
 use lab::{Flow, IpVersion, ProbeResult, Protocol, Stream};
+use tunnel::Initiator;
 use wireguard::{Peer, PeerChange, PeerState};
 
-use crate::subject::{Pair, link};
+use crate::subject::{Kind, Pair, link};
 
 /// Time for a handshake and its retries, on an emulated machine.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -65,7 +67,7 @@ pub(crate) fn a_handshake_leaves_the_interval_as_it_is(mut pair: Pair) {
         pair.devices[0].initiate_handshake(other).unwrap();
         assert_eq!(seen(&mut pair, 0).config.keepalive, interval);
     }
-    let stranger = keyring::PrivateKey::generate().unwrap().public();
+    let stranger = PrivateKey::generate().unwrap().public();
     let _refused_or_not = pair.devices[0].initiate_handshake(stranger);
     assert_eq!(pair.devices[0].state().unwrap().peers.len(), 1);
 }
@@ -78,7 +80,7 @@ pub(crate) fn changes_lose_no_packet_of_a_stream(mut pair: Pair) {
     let prefix = |text: &str| [text.parse().unwrap()].into();
     let endpoint = pair.peer(1).endpoint;
     let other = pair.public(1);
-    let stranger = keyring::PrivateKey::generate().unwrap().public();
+    let stranger = PrivateKey::generate().unwrap().public();
     for _ in 0..20 {
         let changes = [
             PeerChange { allow: prefix("10.1.0.0/16"), ..PeerChange::default() },
@@ -144,6 +146,94 @@ pub(crate) fn another_preshared_key_leaves_the_session_as_it_is(mut pair: Pair) 
     pair.devices[0].set_preshared_key(other, Some(&key)).unwrap();
     // The other side does not know the key, so no new session can be made: what passes passes by the old one.
     assert!(passes(&pair));
+}
+
+/// Who has recorded handshake initiations of device 1 and sends them to device 0, from another port.
+struct Replayer {
+    socket: UdpSocket,
+    initiator: Box<Initiator>,
+    next: u32,
+}
+
+impl Replayer {
+    /// Device 1 itself is silent from now on.
+    fn new(pair: &mut Pair) -> Self {
+        let (socket, first) = (pair.socket(), pair.public(0));
+        pair.devices[1].remove_peer(first).unwrap();
+        socket.set_read_timeout(Some(SESSION_TIMEOUT)).unwrap();
+        Self { socket, initiator: Box::new(pair.initiator()), next: 1 }
+    }
+
+    /// An initiation that is newer than all others.
+    fn record(&mut self) -> Recorded {
+        // Timestamps are cut to 17 ms.
+        thread::sleep(Duration::from_millis(50));
+        let ephemeral = PrivateKey::generate().unwrap();
+        let index = self.next;
+        self.next += 1;
+        Recorded { index, message: self.initiator.begin(index, &ephemeral, SystemTime::now()).unwrap() }
+    }
+
+    fn send(&self, recorded: &Recorded) {
+        // The kernel takes 50 a second of each peer (`INITIATIONS_PER_SECOND` in `drivers/net/wireguard`).
+        thread::sleep(Duration::from_millis(50));
+        self.socket.send(&recorded.message).unwrap();
+    }
+
+    /// Index of the initiation that device 0 responds to next.
+    fn response(&self) -> u32 {
+        let mut reply = [0; 256];
+        loop {
+            let len = self.socket.recv(&mut reply).unwrap();
+            if len == 92 && reply[0] == 2 {
+                return u32::from_le_bytes(reply[8..12].try_into().unwrap());
+            }
+        }
+    }
+
+    fn is_accepted(&mut self, recorded: &Recorded) -> bool {
+        self.send(recorded);
+        self.response() == recorded.index
+    }
+
+    /// Whether only a newer one is answered, which is sent next.
+    fn is_refused(&mut self, recorded: &Recorded) -> bool {
+        self.send(recorded);
+        let newer = self.record();
+        self.is_accepted(&newer)
+    }
+}
+
+/// A handshake initiation that somebody has seen.
+struct Recorded {
+    index: u32,
+    message: [u8; 148],
+}
+
+pub(crate) fn another_preshared_key_leaves_the_memory_of_handshakes_as_it_is(mut pair: Pair) {
+    let (mut replayer, other) = (Replayer::new(&mut pair), pair.public(1));
+    let recorded = replayer.record();
+    assert!(replayer.is_accepted(&recorded) && replayer.is_refused(&recorded));
+    let key = PresharedKey::from_bytes(&[7; 32]).unwrap();
+    pair.devices[0].set_preshared_key(other, Some(&key)).unwrap();
+    assert!(replayer.is_refused(&recorded), "one from before");
+}
+
+/// Which is why finding 9 is not closed with the kernel's backend (SECURITY.md, section 4).
+pub(crate) fn a_peer_that_is_added_again_is_forgotten_by_the_kernel_only(mut pair: Pair) {
+    let (mut replayer, other, peer) = (Replayer::new(&mut pair), pair.public(1), pair.peer(1));
+    let recorded = [replayer.record(), replayer.record()];
+    assert!(replayer.is_accepted(&recorded[1]) && replayer.is_refused(&recorded[0]));
+    pair.devices[0].remove_peer(other).unwrap();
+    pair.devices[0].add_peer(other, &peer).unwrap();
+    if pair.kind(0) == Kind::Kernel {
+        for one in &recorded {
+            assert!(replayer.is_accepted(one), "each, in the order in which they were made");
+        }
+    }
+    for one in &recorded {
+        assert!(replayer.is_refused(one), "by then at the latest: the peer has begun a handshake");
+    }
 }
 
 pub(crate) fn a_device_that_is_gone_says_so(mut pair: Pair) {

@@ -1,11 +1,12 @@
 //! Devices to be tested, in hosts of the lab.
 
 use std::fmt;
+use std::net::UdpSocket;
 
 use kernel_wireguard::Kernel;
 use keyring::{PrivateKey, PublicKey};
 use lab::{ApiKind, End, Family, IpVersion, Lab, Node};
-use tunnel::{Userspace, UserspaceOptions};
+use tunnel::{Initiator, Userspace, UserspaceOptions};
 use wireguard::{Device, LinkName, Peer};
 
 /// A device and what is around it.
@@ -68,7 +69,7 @@ fn single(kind: Kind) -> Subject {
     let device = make(kind, node);
     let end = node.end();
     let occupy = move |port| {
-        let bind = || std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap();
+        let bind = || UdpSocket::bind(("0.0.0.0", port)).unwrap();
         // Stays until the test's process ends.
         std::mem::forget(end.net().run(bind).unwrap());
     };
@@ -88,6 +89,7 @@ pub(crate) fn kernel() -> Subject {
 /// Two devices on two hosts of one underlay, each with the other as its peer, and addresses to talk to each other.
 pub(crate) struct Pair {
     pub(crate) devices: [Box<dyn Device>; 2],
+    kinds: [Kind; 2],
     keys: [PrivateKey; 2],
     pub(crate) lab: Lab,
 }
@@ -107,7 +109,7 @@ pub(crate) fn pair(first: Kind, second: Kind) -> Pair {
         let link = link();
         lab.nodes()[index].ip(&format!("addr add {address}/24 dev {link}\n")).unwrap();
     }
-    let mut pair = Pair { devices, keys, lab };
+    let mut pair = Pair { devices, kinds: [first, second], keys, lab };
     pair.introduce();
     pair
 }
@@ -128,6 +130,27 @@ impl Pair {
     /// Public key of one of them.
     pub(crate) fn public(&self, index: usize) -> PublicKey {
         self.keys[index].public()
+    }
+
+    /// What one of them is.
+    pub(crate) const fn kind(&self, index: usize) -> Kind {
+        self.kinds[index]
+    }
+
+    /// Begins handshakes with device 0 in the name of device 1.
+    pub(crate) fn initiator(&self) -> Initiator {
+        Initiator::new(self.keys[1].duplicate(), &self.public(0), None)
+    }
+
+    /// A socket on the host of device 1 that sends to device 0.
+    pub(crate) fn socket(&self) -> UdpSocket {
+        let [to, from] = [0, 1].map(|index| self.lab.nodes()[index].address(IpVersion::V4).unwrap());
+        let connect = || {
+            let socket = UdpSocket::bind((from, 0))?;
+            socket.connect((to, PORT))?;
+            std::io::Result::Ok(socket)
+        };
+        self.lab.nodes()[1].run(connect).unwrap().unwrap()
     }
 
     /// One of them as a peer.

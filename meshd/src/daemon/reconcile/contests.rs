@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use keyring::Slot;
 use keyring::rotation::Rotation;
-use plan::admission::{Claim, Evidence, Member};
+use plan::admission::{Admission, Claim, Evidence, Member};
 use plan::turn::Turn;
 use tracing::{info, warn};
 use tunnel::Initiator;
@@ -14,20 +14,24 @@ use super::{Answer, Reconciler};
 use crate::daemon::evidence;
 
 impl Reconciler {
-    /// Starts the tests that are due.
-    pub(super) fn test_addresses(&mut self, now: Duration, turn: &Turn) {
+    /// Takes what is contested since a turn.
+    pub(super) fn contest_addresses(&mut self, now: Duration, turn: &Turn) {
         for claim in self.tests.set_claims(now, &turn.admission.to_test) {
             warn!(
                 event = "AddressContested", peer_uid = %claim.uid, address = %claim.address,
                 "several Nodes list an address; testing whether this one is there"
             );
         }
-        let members = &turn.admission.world.peers;
+    }
+
+    /// Starts the tests that are due. That takes no turn: one liar would have a node compare everything all the time.
+    pub(super) fn start_tests(&mut self, now: Duration, admission: &Admission) {
+        let members = &admission.world.peers;
         let member = |claim: &Claim| members.values().find(|member| member.uid == claim.uid);
         let busy = self.keys.rotation().is_none_or(Rotation::busy);
         let rotating = |uid: &_| members.values().any(|one| one.uid == *uid && evidence::is_rotating(one));
         for claim in self.tests.start(now, |uid| busy || rotating(uid)) {
-            let started = member(&claim).and_then(|member| self.initiator(turn, member));
+            let started = member(&claim).and_then(|member| self.initiator(member));
             let Some((slot, initiator)) = started else {
                 self.tests.conclude(now, &claim, false);
                 continue;
@@ -41,10 +45,11 @@ impl Reconciler {
     }
 
     /// What a member is tested with: the keys that the device has for it on a slot.
-    fn initiator(&self, turn: &Turn, member: &Member) -> Option<(Slot, Box<Initiator>)> {
+    fn initiator(&self, member: &Member) -> Option<(Slot, Box<Initiator>)> {
         let slot = evidence::slot_to_test(&self.keys, member)?;
-        let own = self.keys.private(turn.setup.keys.get(slot))?.duplicate();
-        let id = turn.setup.preshared.get(&(member.uid.clone(), slot));
+        let setup = self.outcome.setup()?;
+        let own = self.keys.private(setup.keys.get(slot))?.duplicate();
+        let id = setup.preshared.get(&(member.uid.clone(), slot));
         let preshared = id.and_then(|id| self.keys.ring().preshared(id));
         let peer = member.state.slots.get(slot).key;
         Some((slot, Box::new(Initiator::new(own, &peer, preshared))))

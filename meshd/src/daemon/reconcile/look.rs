@@ -99,7 +99,6 @@ impl Reconciler {
             && self.outcome.failures.is_empty()
             && !rotating
             && self.cluster.is_listed()
-            && self.tests.is_idle()
             && self.outcome.stripped.is_empty()
             && self.held_changes.is_none();
         let states = std::mem::replace(&mut self.looks.seen, PerSlot::from_fn(|_| None));
@@ -179,6 +178,10 @@ impl Reconciler {
         if !self.is_connected() {
             // What changes meanwhile is not noticed, so no annotation stands for as long as it seems.
             self.cluster.settle(now, false);
+        }
+        self.start_tests(now, &self.outcome.shared_admission());
+        if self.tests.differ(now, &self.policy.evidence, &self.policy.waited_for) {
+            return Ok(true);
         }
         if self.filters_differ(now, &settled.network)? || self.host_differs(&settled.network).await? {
             return Ok(true);

@@ -407,7 +407,7 @@ impl Reconciler {
         }
         self.carrying = carrying(&turn);
         self.report_mtus(&turn);
-        self.test_addresses(now, &turn);
+        self.contest_addresses(now, &turn);
         self.publish();
         self.keep_paths(now);
         self.update_channel(now, &turn.desired).await;
@@ -417,6 +417,7 @@ impl Reconciler {
         self.judge_host(now, &turn.admission);
         self.settle(now, &turn);
         self.outcome.conclude(turn, &self.devices);
+        self.start_tests(now, &self.outcome.shared_admission());
         self.look_up_names();
         self.outcome.set_guard_owned(self.guard_owner.owning());
         self.hold_pod_routes(now);
