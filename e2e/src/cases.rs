@@ -181,7 +181,8 @@ impl Inventory {
         };
         let (mut cases, mut skipped) = (Vec::new(), Vec::new());
         if pairs.is_empty() {
-            let has_outside = [&row.from, &row.to].into_iter().all(|set| set != OUTSIDE || !of(set).is_empty());
+            let has_outside =
+                [&row.from, &row.to].into_iter().all(|set| set != OUTSIDE || !of(set).is_empty());
             let reason = if has_outside { TOO_FEW_NODES } else { NOT_REACHED };
             skipped.push(Skip { about: String::new(), reason });
         }
@@ -294,10 +295,7 @@ impl Inventory {
                 ("{to-local-port}", at(to.address(family), LOCAL_PORT)),
                 ("{to-name}", Some(to.name.clone())),
                 ("{to-service}", own.and_then(|place| cluster_ip(Kind::OfNode(place)))),
-                (
-                    "{to-host-port}",
-                    at(node_address(&to.node).filter(|_| to.set == HOST_PORT_SET), HOST_PORT),
-                ),
+                ("{to-host-port}", at(node_address(&to.node).filter(|_| to.set == HOST_PORT_SET), HOST_PORT)),
                 ("{via-port}", of_node(Kind::OfNode)),
                 ("{via-local-port}", of_node(Kind::LocalOfNode)),
             ]);
@@ -404,7 +402,10 @@ mod tests {
         inventory.nodes[0].addresses.push("10.244.1.1".parse().unwrap());
         let row = Row { expect: Some("{to-name} {from-node}".into()), ..row(Place::SameNode) };
         let case = inventory.cases(&row, Family::V4).0.remove(0);
-        assert!(case.expected.is_met(true, "other-1 198.18.0.1") && case.expected.is_met(true, "other-1 10.244.1.1"));
+        assert!(
+            case.expected.is_met(true, "other-1 198.18.0.1")
+                && case.expected.is_met(true, "other-1 10.244.1.1")
+        );
         assert!(!case.expected.is_met(true, "other-1 198.18.0.2"));
     }
 
@@ -419,7 +420,11 @@ mod tests {
         inventory.pods[2].addresses.pop();
         assert_eq!(inventory.families(), [Family::V4]);
         assert_eq!(Inventory::default().families(), []);
-        assert_eq!(inventory.cases(&row(Place::SameNode), Family::V6).1.len(), 2, "no protocol of it is tried");
+        assert_eq!(
+            inventory.cases(&row(Place::SameNode), Family::V6).1.len(),
+            2,
+            "no protocol of it is tried"
+        );
     }
 
     #[test]

@@ -147,8 +147,7 @@ impl Suite<'_> {
         let count = inventory.nodes.len();
         let manifest = services::manifest(self.namespace, count).to_string();
         self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-        inventory.services =
-            services::read(&self.kubectl.list(&["services", "-n", self.namespace])?, count);
+        inventory.services = services::read(&self.kubectl.list(&["services", "-n", self.namespace])?, count);
         Ok(())
     }
 

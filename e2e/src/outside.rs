@@ -79,11 +79,8 @@ impl Drop for Outside {
 /// The address of this machine that a server sees, if it answers.
 fn own_address(server: SocketAddr) -> Option<IpAddr> {
     // No route is told at once.
-    let any: SocketAddr = if server.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
-    };
+    let any: SocketAddr =
+        if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     UdpSocket::bind(any).and_then(|socket| socket.connect(server)).ok()?;
     let stream = TcpStream::connect_timeout(&server, REACHED_WITHIN).ok()?;
     Some(stream.local_addr().ok()?.ip())

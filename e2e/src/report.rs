@@ -114,7 +114,9 @@ impl NotHere {
     pub fn unlisted(&self, cases: &[Seen]) -> Vec<String> {
         let lists = |case: &Seen| {
             let of_row = self.skip.iter().filter(|listed| listed.row == case.row);
-            of_row.map(|listed| listed.protocol.as_deref()).any(|what| what.is_none_or(|what| what == case.about))
+            of_row
+                .map(|listed| listed.protocol.as_deref())
+                .any(|what| what.is_none_or(|what| what == case.about))
         };
         let skipped = cases.iter().filter(|case| case.verdict == Verdict::Skipped && !lists(case));
         skipped
@@ -198,9 +200,11 @@ mod tests {
 
     #[test]
     fn a_skip_has_to_be_in_the_list() {
-        let list = "[[skip]]\nrow = 'N4'\nprotocol = 'sctp'\nreason = 'x'\n[[skip]]\nrow = 'N9'\nreason = 'x'\n";
+        let list =
+            "[[skip]]\nrow = 'N4'\nprotocol = 'sctp'\nreason = 'x'\n[[skip]]\nrow = 'N9'\nreason = 'x'\n";
         let list = NotHere::parse(list).unwrap();
-        let skipped = |row: &str, about: &str| Seen { about: about.to_owned(), ..seen(row, Verdict::Skipped) };
+        let skipped =
+            |row: &str, about: &str| Seen { about: about.to_owned(), ..seen(row, Verdict::Skipped) };
         let cases = [
             skipped("N4", "sctp"),
             skipped("N4", "udp"),

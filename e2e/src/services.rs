@@ -106,7 +106,8 @@ pub fn read(objects: &[Value], nodes: usize) -> BTreeMap<Kind, Service> {
 fn service(spec: &Value) -> Service {
     // Clusters that know one IP version only have the second field alone, which repeats the first of the list elsewhere.
     let ip = |value: &Value| value.as_str()?.parse().ok();
-    let mut addresses: Vec<IpAddr> = spec["clusterIPs"].as_array().into_iter().flatten().filter_map(ip).collect();
+    let mut addresses: Vec<IpAddr> =
+        spec["clusterIPs"].as_array().into_iter().flatten().filter_map(ip).collect();
     if addresses.is_empty() {
         addresses.extend(ip(&spec["clusterIP"]));
     }

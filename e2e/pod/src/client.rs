@@ -97,11 +97,8 @@ fn question(mut stream: TcpStream, within: Duration) -> io::Result<String> {
 
 /// A socket for one server's datagrams.
 fn datagrams(server: SocketAddr, within: Duration) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if server.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (Ipv6Addr::UNSPECIFIED, 0).into()
-    };
+    let any: SocketAddr =
+        if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.connect(server)?;
     socket.set_read_timeout(Some(within))?;
