@@ -39,15 +39,18 @@ impl PortRequest {
     }
 }
 
-/// A request as runtimes write it.
+/// A request as runtimes write it. containerd names the fields as its Go structure does (`PortMapping` in `types.go` of
+/// github.com/containerd/go-cni, which has no JSON names); plugins in Go don't notice, since their decoder ignores case.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawRequest {
-    #[serde(default)]
+    #[serde(default, alias = "Protocol")]
     protocol: Option<String>,
-    #[serde(default, rename = "hostIP")]
+    #[serde(default, rename = "hostIP", alias = "HostIP")]
     host_address: Option<String>,
+    #[serde(alias = "HostPort")]
     host_port: u16,
+    #[serde(alias = "ContainerPort")]
     container_port: u16,
 }
 
@@ -171,6 +174,15 @@ mod tests {
     }
 
     const DUAL: [&str; 2] = ["10.244.1.5", "fd00::5"];
+
+    #[test]
+    fn a_request_is_read_as_containerd_writes_it() {
+        let theirs =
+            json!([{"HostPort": 8080, "ContainerPort": 80, "Protocol": "udp", "HostIP": "192.0.2.1"}]);
+        let ours = json!([{"hostPort": 8080, "containerPort": 80, "protocol": "udp", "hostIP": "192.0.2.1"}]);
+        assert_eq!(requests(Some(&theirs)).unwrap(), requests(Some(&ours)).unwrap());
+        assert_eq!(requests(Some(&theirs)).unwrap().len(), 1);
+    }
 
     #[test]
     fn a_port_is_mapped_in_each_family_that_it_is_asked_for() {
