@@ -181,22 +181,23 @@ impl Inventory {
         };
         let (mut cases, mut skipped) = (Vec::new(), Vec::new());
         if pairs.is_empty() {
-            let has_outside =
-                [&row.from, &row.to].into_iter().all(|set| set != OUTSIDE || !of(set).is_empty());
-            let reason = if has_outside { TOO_FEW_NODES } else { NOT_REACHED };
+            let not_reached =
+                (row.from == OUTSIDE && from.is_empty()) || (row.to == OUTSIDE && to.is_empty());
+            let reason = if not_reached { NOT_REACHED } else { TOO_FEW_NODES };
             skipped.push(Skip { about: String::new(), reason });
         }
         let none = [String::new()];
         let protocols = if row.protocols.is_empty() { none.as_slice() } else { &row.protocols };
         for protocol in protocols.iter().filter(|_| !pairs.is_empty()) {
-            let all = || pairs.iter().map(|&(from, to)| self.case(row, family, from, to, protocol));
             let skip = |reason| Skip { about: protocol.clone(), reason };
             if !protocol.is_empty() && !self.protocols.contains(protocol) {
                 skipped.push(skip(NO_PROTOCOL));
-            } else if all().any(|case| case.is_none()) {
-                skipped.push(skip(NO_ADDRESS));
-            } else {
-                cases.extend(all().flatten());
+                continue;
+            }
+            let all = pairs.iter().map(|&(from, to)| self.case(row, family, from, to, protocol));
+            match all.collect::<Option<Vec<Case>>>() {
+                Some(all) => cases.extend(all),
+                None => skipped.push(skip(NO_ADDRESS)),
             }
         }
         (cases, skipped)
@@ -215,15 +216,16 @@ impl Inventory {
                 let of_node = node.addresses.iter().filter(|&&address| family.has(address));
                 let of_node = of_node.map(ToString::to_string);
                 let own = from.address(family).map(|address| address.to_string());
-                let (name, sources): (_, Vec<String>) = if text.contains(FROM_NODE) {
-                    (FROM_NODE, of_node.collect())
+                let texts: Option<Vec<String>> = if text.contains(FROM_NODE) {
+                    of_node.map(|source| fill(&text.replace(FROM_NODE, &source))).collect()
                 } else if text.contains(FROM_ANY) {
-                    (FROM_ANY, own.into_iter().chain(of_node).collect())
+                    own.into_iter()
+                        .chain(of_node)
+                        .map(|source| fill(&text.replace(FROM_ANY, &source)))
+                        .collect()
                 } else {
-                    (FROM_NODE, vec![String::new()])
+                    fill(text).map(|text| vec![text])
                 };
-                let texts: Option<Vec<String>> =
-                    sources.iter().map(|source| fill(&text.replace(name, source))).collect();
                 Expected::OneOf(texts?)
             }
             (None, Some(text), _) => Expected::Contains(fill(text)?),

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::cases::{Inventory, Node, PORT, Pod};
 
 /// The port that the suite's pods in a node's own network serve.
-const NODE_PORT: u16 = 18_080;
+const HOST_NETWORK_PORT: u16 = 18_080;
 
 /// kubectl failed, or a command of a row could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -166,7 +166,7 @@ fn pod(object: &Value) -> Pod {
         set: text("/metadata/labels/pod"),
         node: text("/spec/nodeName"),
         addresses: strings(&object["status"]["podIPs"], "ip").filter_map(|ip| ip.parse().ok()).collect(),
-        port: if object["spec"]["hostNetwork"] == true { NODE_PORT } else { PORT },
+        port: if object["spec"]["hostNetwork"] == true { HOST_NETWORK_PORT } else { PORT },
         host_network: object["spec"]["hostNetwork"] == true,
     }
 }

@@ -1,7 +1,7 @@
 //! The machine that the suite runs on, as a client and as a server outside of the cluster.
 
 use std::io::{self, BufRead as _, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -78,10 +78,6 @@ impl Drop for Outside {
 
 /// The address of this machine that a server sees, if it answers.
 fn own_address(server: SocketAddr) -> Option<IpAddr> {
-    // No route is told at once.
-    let any: SocketAddr =
-        if server.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    UdpSocket::bind(any).and_then(|socket| socket.connect(server)).ok()?;
     let stream = TcpStream::connect_timeout(&server, REACHED_WITHIN).ok()?;
     Some(stream.local_addr().ok()?.ip())
 }

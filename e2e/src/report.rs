@@ -129,11 +129,18 @@ impl NotHere {
 }
 
 impl Report {
-    /// Sums up.
-    pub fn new(cases: Vec<Seen>, versions: Vec<String>, started: u64, seconds: u64) -> Self {
+    /// Sums up; `unlisted` is what was skipped and had to be tried.
+    pub fn new(
+        cases: Vec<Seen>,
+        unlisted: &[String],
+        versions: Vec<String>,
+        started: u64,
+        seconds: u64,
+    ) -> Self {
         let worst = cases.iter().map(|case| case.verdict).max();
         // A run in which nothing was tried shows nothing.
-        let verdict = if worst == Some(Verdict::Pass) { Verdict::Pass } else { Verdict::Fail };
+        let passed = worst == Some(Verdict::Pass) && unlisted.is_empty();
+        let verdict = if passed { Verdict::Pass } else { Verdict::Fail };
         Self { verdict, versions, started, seconds, cases }
     }
 
@@ -182,17 +189,20 @@ mod tests {
 
     #[test]
     fn one_failure_is_a_failure_and_so_is_nothing() {
-        let verdict = |cases: Vec<Seen>| Report::new(cases, Vec::new(), 0, 0).verdict;
+        let verdict = |cases: Vec<Seen>| Report::new(cases, &[], Vec::new(), 0, 0).verdict;
         assert_eq!(verdict(Vec::new()), Verdict::Fail);
         assert_eq!(verdict(vec![seen("N1", Verdict::Skipped)]), Verdict::Fail);
         assert_eq!(verdict(vec![seen("N1", Verdict::Pass), seen("N2", Verdict::Skipped)]), Verdict::Pass);
         assert_eq!(verdict(vec![seen("N1", Verdict::Pass), seen("N1", Verdict::Fail)]), Verdict::Fail);
+        let unlisted = ["N2 ipv4 sctp: x".to_owned()];
+        let report = Report::new(vec![seen("N1", Verdict::Pass)], &unlisted, Vec::new(), 0, 0);
+        assert_eq!(report.verdict, Verdict::Fail);
     }
 
     #[test]
     fn a_cell_is_as_good_as_its_worst_command() {
         let cases = vec![seen("N1", Verdict::Fail), seen("N1", Verdict::Pass), seen("N2", Verdict::Pass)];
-        let cells = Report::new(cases, Vec::new(), 0, 0).cells();
+        let cells = Report::new(cases, &[], Vec::new(), 0, 0).cells();
         let shown: Vec<_> =
             cells.iter().map(|cell| (cell.row.as_str(), cell.verdict, cell.passed, cell.all)).collect();
         assert_eq!(shown, [("N1", Verdict::Fail, 1, 2), ("N2", Verdict::Pass, 1, 1)]);

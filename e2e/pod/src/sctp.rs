@@ -1,7 +1,7 @@
 //! SCTP in its one-to-one style (RFC 6458, section 4), where a socket behaves as one of TCP does.
 
 use std::io;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -13,21 +13,12 @@ pub(crate) fn is_known() -> bool {
     socket(AddressFamily::INET).is_ok()
 }
 
-/// A server's socket on a port, for both IP versions where there are both.
-pub(crate) fn listener(addresses: &[SocketAddr]) -> io::Result<TcpListener> {
-    let mut last = io::Error::from(io::ErrorKind::InvalidInput);
-    for address in addresses {
-        let bound = socket(family(*address)).and_then(|fd| {
-            bind(&fd, address)?;
-            listen(&fd, 16)?;
-            Ok(fd)
-        });
-        match bound {
-            Ok(fd) => return Ok(TcpListener::from(fd)),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
+/// A server's socket.
+pub(crate) fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let fd = socket(family(address))?;
+    bind(&fd, &address)?;
+    listen(&fd, 16)?;
+    Ok(TcpListener::from(fd))
 }
 
 /// A client's socket. Connecting ends after the time of a write (`sctp_connect_new_asoc` in the kernel's
@@ -37,11 +28,6 @@ pub(crate) fn stream(server: SocketAddr, within: Duration) -> io::Result<TcpStre
     set_socket_timeout(&fd, Timeout::Send, Some(within))?;
     connect(&fd, &server)?;
     Ok(TcpStream::from(fd))
-}
-
-/// All addresses of one kind, the ones for both IP versions first.
-pub(crate) fn everywhere(port: u16) -> [SocketAddr; 2] {
-    [(Ipv6Addr::UNSPECIFIED, port).into(), ([0, 0, 0, 0], port).into()]
 }
 
 fn family(address: SocketAddr) -> AddressFamily {

@@ -16,12 +16,12 @@ pub(crate) fn serve(place: &str) -> io::Result<()> {
     };
     let port: u16 = port.parse().map_err(|_| invalid("a port, at most 65535"))?;
     let name = env::var("POD_NAME").or_else(|_| env::var("HOSTNAME")).unwrap_or_default();
-    let sockets = if local { loopback(port)? } else { vec![everywhere(port)?] };
+    let sockets = if local { loopback(port)? } else { vec![everywhere(port, pair)?] };
     let port = sockets.first().and_then(|(tcp, _)| tcp.local_addr().ok()).map_or(port, |own| own.port());
     writeln!(io::stdout(), "{port}")?;
     io::stdout().flush()?;
     let mut servers = Vec::new();
-    if let (false, Ok(listener)) = (local, sctp::listener(&sctp::everywhere(port))) {
+    if let (false, Ok(listener)) = (local, everywhere(port, sctp::listener)) {
         let name = name.clone();
         servers.push(thread::spawn(move || serve_streams(&listener, &name)));
     }
@@ -36,9 +36,9 @@ pub(crate) fn serve(place: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Sockets for all addresses. A node without IPv6 has only the wildcard of IPv4.
-fn everywhere(port: u16) -> io::Result<(TcpListener, UdpSocket)> {
-    pair((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|_| pair((Ipv4Addr::UNSPECIFIED, port).into()))
+/// Binds to all addresses. A node without IPv6 has only the wildcard of IPv4.
+fn everywhere<T>(port: u16, bind: impl Fn(SocketAddr) -> io::Result<T>) -> io::Result<T> {
+    bind((Ipv6Addr::UNSPECIFIED, port).into()).or_else(|_| bind((Ipv4Addr::UNSPECIFIED, port).into()))
 }
 
 /// Sockets for the loopback address of each IP version that there is.
