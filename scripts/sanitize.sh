@@ -14,6 +14,10 @@ if [ ! -e "$runtime" ]; then
     exit 69
 fi
 export RUSTC_BOOTSTRAP=1 RUSTFLAGS="${RUSTFLAGS:-} -Zsanitizer=address"
+# Build scripts of dependencies are run again where that flag is another one, and all that depends on them is built again: in
+# a directory of its own the next ordinary build finds everything as it was.
+CARGO_TARGET_DIR=$(realpath -m "${CARGO_TARGET_DIR:-target}")/sanitize
+export CARGO_TARGET_DIR
 # The sanitizer keeps freed memory for a while to detect its use; a test that measures memory must not count that as growth.
 export ASAN_OPTIONS=quarantine_size_mb=1
 
