@@ -40,6 +40,9 @@ pub mod udp {
 pub use batch::{Datagrams, Packets};
 pub use counters::{Counters, DropReason};
 pub use device::{Userspace, UserspaceOptions};
-pub use engine::{ClockReading, Engine, EngineOptions, InitiationError, Initiator, Received};
+pub use engine::{
+    ClockReading, Engine, EngineOptions, InitiationError, Initiator, Received, answered_index,
+    initiation_from,
+};
 pub use error::{ChangeError, Failure, TunnelError};
 pub use interface::{Health, Interface, InterfaceConfig, OffloadOption, uapi_dir};

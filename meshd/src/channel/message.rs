@@ -95,6 +95,12 @@ pub(crate) enum Message {
         /// Its list, as it told the neighbour; empty if it has told none.
         list: String,
     },
+    /// "This is my time": handshakes of this node from before are not to be accepted once the peer's device has another
+    /// preshared key.
+    Clock {
+        /// Milliseconds since 1970 by this node's wall clock, which its handshakes' timestamps are from.
+        millis: u64,
+    },
 }
 
 impl Message {
@@ -146,7 +152,7 @@ mod tests {
     use super::super::session::tests::Dice;
     use super::*;
 
-    fn messages() -> [Message; 17] {
+    fn messages() -> [Message; 18] {
         let peer = PeerId::new("d5e0ae7b-7d5e-4f0c-9b1a-0f1e2d3c4b5a");
         let to = |question| Message::ToRelay { peer: peer.clone(), slot: Slot::A, question };
         let from = |answer| Message::FromRelay { peer: peer.clone(), slot: Slot::B, answer };
@@ -169,6 +175,7 @@ mod tests {
             Message::Here("x".repeat(plan::annotation::MAX_LEN)),
             Message::Locate { peer: peer.clone(), list: "x".repeat(plan::annotation::MAX_LEN) },
             Message::Meet { peer: peer.clone(), list: String::new() },
+            Message::Clock { millis: u64::MAX },
         ]
     }
 

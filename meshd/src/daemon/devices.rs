@@ -1,6 +1,7 @@
 //! The WireGuard devices of both slots, whichever backend they run on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use linux::LinkState;
@@ -12,7 +13,10 @@ use wireguard::{
 };
 
 use crate::chain::Chain;
-use crate::device::{self, Drifts};
+use crate::device::{self, Drifts, Former};
+
+/// Keys of peers removed from a device that are known at most: those that come back are told from new ones.
+const REMOVED_LIMIT: usize = 16_384;
 
 /// The devices that this process runs or manages.
 #[derive(Debug)]
@@ -32,13 +36,23 @@ struct Running {
     drifts: Drifts,
     /// Whether threaded NAPI has yet to be turned on.
     unthreaded: bool,
+    /// Peers that were on it before, where the backend forgets them.
+    removed: BTreeSet<PublicKey>,
+}
+
+/// This node's key and port of a slot, and a time by a peer's clock up to which its handshakes are not to be accepted again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Told<'a> {
+    pub(super) own: &'a PrivateKey,
+    pub(super) port: u16,
+    pub(super) clock: SystemTime,
 }
 
 impl Running {
     fn new(link: &LinkName, device: Box<dyn Device>, threaded: bool) -> Self {
         let unthreaded = threaded && device.backend() == Backend::Kernel;
         let drifts = Drifts::new(device.backend());
-        Self { link: link.clone(), device, drifts, unthreaded }
+        Self { link: link.clone(), device, drifts, unthreaded, removed: BTreeSet::new() }
     }
 }
 
@@ -77,7 +91,7 @@ impl Devices {
     /// of an engine stays, and drops what is routed into it.
     pub(super) fn observe(&mut self, slot: Slot) -> Result<Option<(&LinkName, DeviceState)>, DeviceError> {
         let running = self.running.get_mut(slot);
-        let Some(Running { link, device, drifts, unthreaded }) = running else { return Ok(None) };
+        let Some(Running { link, device, drifts, unthreaded, .. }) = running else { return Ok(None) };
         match drifts.state(device.as_mut()) {
             Ok(state) => {
                 // A thread serves a peer: without one there is nothing to turn on (`modify_napi_threaded` in
@@ -223,20 +237,27 @@ impl Devices {
         self.change(slot, |running| running.device.set_mtu(mtu))
     }
 
-    /// Adds a peer, with the preshared key that the plan names.
+    /// Adds a peer, with the preshared key that the plan names. `told` is what is known of its clock.
     pub(super) fn add_peer(
         &mut self,
         slot: Slot,
-        key: PublicKey,
-        peer: &Peer,
+        (key, peer): (PublicKey, &Peer),
         preshared: Option<&PresharedKey>,
+        told: Option<Told<'_>>,
     ) -> Result<(), SlotError> {
         // Without it the peer would be less protected than the plan says.
         if peer.preshared != preshared.map(PresharedKey::id) {
             return Err(SlotError::ForeignPreshared { slot, key });
         }
         self.change(slot, |running| {
-            running.device.add_peer_with(key, peer, preshared)?;
+            let device = running.device.as_mut();
+            match told.filter(|_| running.removed.remove(&key)) {
+                Some(Told { own, port, clock }) => {
+                    let former = Former { own, port, until: clock };
+                    device::add_again(device, (key, peer), preshared, former)?;
+                }
+                None => device.add_peer_with(key, peer, preshared)?,
+            }
             running.drifts.added(key, peer);
             Ok(())
         })
@@ -261,6 +282,13 @@ impl Devices {
         self.change(slot, |running| {
             running.device.remove_peer(key)?;
             running.drifts.removed(&key);
+            // The engine remembers a removed peer's handshakes itself.
+            if running.device.backend() == Backend::Kernel {
+                running.removed.insert(key);
+                if running.removed.len() > REMOVED_LIMIT {
+                    running.removed.pop_first();
+                }
+            }
             Ok(())
         })
     }

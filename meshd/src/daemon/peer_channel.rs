@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, SystemTime};
 
 use keyring::audit::Head;
 use keyring::pq;
@@ -30,7 +31,7 @@ use crate::status::totals::RoundTrips;
 /// Questions of the rotation in a second at most: each makes a peer answer, and all answers come at once.
 const ASKS_PER_SECOND: u32 = 500;
 /// The time for which questions that wait are gathered.
-const ASK_BATCH: std::time::Duration = std::time::Duration::from_millis(50);
+const ASK_BATCH: Duration = Duration::from_millis(50);
 
 /// How this node treats a peer: the content of its answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub(super) enum PeerMessage {
     Invitation(PeerId, Slot),
     /// Where a peer sees this node's datagrams on a slot come from.
     Seen(PeerId, Slot, SocketAddr),
+    /// A peer's time, by its own clock.
+    Clock(PeerId, SystemTime),
     /// So many datagrams on a slot did not authenticate at a peer.
     Forged(PeerId, Slot, u64),
     /// A node asks this relay about a peer and slot.
@@ -133,6 +136,11 @@ impl PeerChannel {
             admission.world.peers.values().filter_map(of_family).collect();
         self.addresses = peers.iter().map(|(address, peer)| (peer.id.clone(), *address)).collect();
         self.channel.peers().set(|key| keys.ring().private(key), &keys.public(), peers);
+    }
+
+    /// Whether this is a peer with a mesh address.
+    pub(super) fn is_peer(&self, peer: &PeerId) -> bool {
+        self.addresses.contains_key(peer)
     }
 
     /// Sets what answers to peers say, once it has been applied.
@@ -285,9 +293,15 @@ impl PeerChannel {
         self.probes.record(self.started.elapsed(), peer)
     }
 
-    /// Sends messages of the preshared key exchange.
+    /// Sends messages of the preshared key exchange. Before the other end sets another key it learns this node's time: its
+    /// kernel forgets the newest timestamp of this node's handshakes then.
     pub(super) fn send_preshared(&self, messages: Vec<(PeerId, Slot, pq::Message)>) {
         for (peer, over, message) in messages {
+            if matches!(message, pq::Message::Accept(_) | pq::Message::Confirm { .. }) {
+                let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+                let millis = u64::try_from(since.as_millis()).unwrap_or_default();
+                self.send(&peer, over, &Message::Clock { millis });
+            }
             self.send(&peer, over, &Message::Pair(message.encode()));
         }
     }
@@ -340,6 +354,10 @@ impl PeerChannel {
             }
             Message::Invite(slot) => Some(PeerMessage::Invitation(peer.clone(), *slot)),
             Message::Seen(endpoint) => Some(PeerMessage::Seen(peer.clone(), received.over, *endpoint)),
+            Message::Clock { millis } => {
+                let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(*millis))?;
+                Some(PeerMessage::Clock(peer.clone(), time))
+            }
             Message::Forged { slot, count } => Some(PeerMessage::Forged(peer.clone(), *slot, *count)),
             Message::ToRelay { peer: about, slot, question } => {
                 Some(PeerMessage::ToRelay(peer.clone(), about.clone(), *slot, *question))

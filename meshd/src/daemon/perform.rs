@@ -1,13 +1,16 @@
 //! Performs the steps of a plan one by one. A step that fails does not stop the others.
 
-use keyring::{PublicKey, Slot};
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use keyring::{PerSlot, PublicKey, Slot};
 use linux::guard::{self, GuardOwner};
 use linux::sysctl::Sysctls;
 use linux::{Handle, HostError};
 use plan::op::Op;
 use tracing::warn;
 
-use super::devices::{Devices, SlotError};
+use super::devices::{Devices, SlotError, Told};
 use super::keys::Keys;
 use crate::chain::Chain;
 
@@ -33,13 +36,30 @@ pub(super) fn to_handshake_with(ops: &[Op]) -> impl Iterator<Item = (Slot, &Publ
     })
 }
 
+/// What this node has and knows beside the plan.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Known<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) ports: PerSlot<u16>,
+    /// The clocks of peers that are added, by each of their keys, as far as they have told.
+    pub(super) clocks: &'a BTreeMap<PublicKey, SystemTime>,
+}
+
+impl Known<'_> {
+    fn told(&self, slot: Slot, peer: &PublicKey) -> Option<Told<'_>> {
+        let clock = *self.clocks.get(peer)?;
+        let own = self.keys.private(self.keys.public().get(slot))?;
+        Some(Told { own, port: *self.ports.get(slot), clock })
+    }
+}
+
 /// Performs one step.
 pub(super) async fn perform(
     op: &Op,
     (host, guard_owner): (&Handle, &mut GuardOwner),
     sysctls: &Sysctls,
     devices: &mut Devices,
-    keys: &Keys,
+    known: Known<'_>,
 ) -> Result<(), StepError> {
     match op {
         Op::SetGuard(wanted) => guard_owner.set(wanted)?,
@@ -73,7 +93,7 @@ pub(super) async fn perform(
             host.delete_link(link).await?;
         }
         Op::SetKey { slot, key } => {
-            let private = keys.private(key).ok_or(SlotError::ForeignKey { slot: *slot, key: *key })?;
+            let private = known.keys.private(key).ok_or(SlotError::ForeignKey { slot: *slot, key: *key })?;
             devices.set_key(*slot, private)?;
         }
         Op::SetPort { slot, port } => devices.set_port(*slot, *port)?,
@@ -85,8 +105,8 @@ pub(super) async fn perform(
         Op::RemoveAddress { link, address } => host.remove_address(link, *address).await?,
         Op::SetUp { link } => host.set_up(link).await?,
         Op::AddPeer { slot, key, peer } => {
-            let preshared = peer.preshared.and_then(|id| keys.ring().preshared(&id));
-            devices.add_peer(*slot, *key, peer, preshared)?;
+            let preshared = peer.preshared.and_then(|id| known.keys.ring().preshared(&id));
+            devices.add_peer(*slot, (*key, peer), preshared, known.told(*slot, key))?;
         }
         Op::UpdatePeer { slot, key, change } => devices.update_peer(*slot, *key, change)?,
         Op::RemovePeer { slot, key } => devices.remove_peer(*slot, *key)?,

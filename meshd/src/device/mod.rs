@@ -1,12 +1,14 @@
-//! What the daemon adds to WireGuard devices: the selection of a backend, and how often endpoints drifted where the backend
-//! does not count that itself.
+//! What the daemon adds to WireGuard devices: the selection of a backend, and what the kernel's does not do itself: it counts
+//! how often endpoints drifted, and refuses handshakes of a peer from before it was added again.
 
+mod again;
 mod backend;
 mod drift;
 
 use kernel_wireguard::Kernel;
 use wireguard::{Device, DeviceError, LinkName};
 
+pub use again::{Former, add_again};
 pub use backend::{BackendOption, KernelUnavailable, ProbeError, SelectedBackend, select};
 pub use drift::Drifts;
 

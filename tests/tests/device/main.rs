@@ -111,3 +111,10 @@ sessions!(mixed_sessions, kernel, crate::subject::pair(Kind::Kernel, Kind::Users
 // With one device: the other one is silent.
 replays!(userspace_replays, anywhere, crate::subject::pair(Kind::Userspace, Kind::Userspace));
 replays!(kernel_replays, kernel, crate::subject::pair(Kind::Kernel, Kind::Kernel));
+suite!(
+    kernel_added_again,
+    sessions,
+    kernel,
+    crate::subject::pair(Kind::Kernel, Kind::Kernel),
+    [a_peer_that_is_added_again_with_its_time_is_remembered]
+);

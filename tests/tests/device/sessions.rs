@@ -6,10 +6,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use keyring::{PresharedKey, PrivateKey};
 use lab::{Flow, IpVersion, ProbeResult, Protocol, Stream};
+use meshd::device::{Former, add_again};
 use tunnel::Initiator;
 use wireguard::{Peer, PeerChange, PeerState};
 
-use crate::subject::{Kind, Pair, link};
+use crate::subject::{Kind, PORT, Pair, link};
 
 /// Time for a handshake and its retries, on an emulated machine.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(20);
@@ -219,7 +220,7 @@ pub(crate) fn another_preshared_key_leaves_the_memory_of_handshakes_as_it_is(mut
     assert!(replayer.is_refused(&recorded), "one from before");
 }
 
-/// Which is why finding 9 is not closed with the kernel's backend (SECURITY.md, section 4).
+/// Which is why the daemon adds a peer to the kernel's device with the time that it has told (the next test).
 pub(crate) fn a_peer_that_is_added_again_is_forgotten_by_the_kernel_only(mut pair: Pair) {
     let (mut replayer, other, peer) = (Replayer::new(&mut pair), pair.public(1), pair.peer(1));
     let recorded = [replayer.record(), replayer.record()];
@@ -234,6 +235,30 @@ pub(crate) fn a_peer_that_is_added_again_is_forgotten_by_the_kernel_only(mut pai
     for one in &recorded {
         assert!(replayer.is_refused(one), "by then at the latest: the peer has begun a handshake");
     }
+}
+
+pub(crate) fn a_peer_that_is_added_again_with_its_time_is_remembered(mut pair: Pair) {
+    let (mut replayer, other, peer) = (Replayer::new(&mut pair), pair.public(1), pair.peer(1));
+    let recorded = [replayer.record(), replayer.record()];
+    assert!(replayer.is_accepted(&recorded[0]));
+    let until = SystemTime::now() + Duration::from_millis(50);
+    pair.devices[0].remove_peer(other).unwrap();
+    let own = pair.private(0);
+    let former = Former { own: &own, port: PORT, until };
+    let device = &mut pair.devices[0];
+    let add = || add_again(device.as_mut(), (other, &peer), None, former).unwrap();
+    assert!(pair.lab.nodes()[0].run(add).unwrap(), "the kernel has answered");
+    let shown = seen(&mut pair, 0).config;
+    assert_eq!((shown.endpoint, shown.allowed_ips), (peer.endpoint, peer.allowed_ips));
+    for one in &recorded {
+        assert!(replayer.is_refused(one), "from before");
+    }
+    // The peer itself is not kept out.
+    let former = pair.peer(0);
+    let first = pair.public(0);
+    pair.devices[1].add_peer(first, &former).unwrap();
+    pair.devices[1].initiate_handshake(first).unwrap();
+    assert!(passes(&pair));
 }
 
 pub(crate) fn a_device_that_is_gone_says_so(mut pair: Pair) {

@@ -95,7 +95,7 @@ pub(crate) struct Pair {
 }
 
 /// UDP port of both.
-const PORT: u16 = 51840;
+pub(crate) const PORT: u16 = 51840;
 
 /// Two hosts with a device each.
 pub(crate) fn pair(first: Kind, second: Kind) -> Pair {
@@ -130,6 +130,11 @@ impl Pair {
     /// Public key of one of them.
     pub(crate) fn public(&self, index: usize) -> PublicKey {
         self.keys[index].public()
+    }
+
+    /// Private key of one of them.
+    pub(crate) fn private(&self, index: usize) -> PrivateKey {
+        self.keys[index].duplicate()
     }
 
     /// What one of them is.

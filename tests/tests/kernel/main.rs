@@ -10,6 +10,7 @@ mod adopted;
 mod contested;
 mod mixed;
 mod noisy;
+mod recorded;
 mod repaired;
 mod scale;
 mod selection;

@@ -165,8 +165,15 @@ impl Handshake {
         let timestamp = identity.timestamps.next(now.reading.wall);
         let cookie = self.cookie.as_ref().map(|(cookie, _)| cookie);
         let mut message = [0; INITIATION];
-        let initiation =
-            Initiation::begin(identity, statics, index, &ephemeral, timestamp, cookie, &mut message);
+        let initiation = Initiation::begin(
+            &identity.secret_public,
+            statics,
+            index,
+            &ephemeral,
+            timestamp,
+            cookie,
+            &mut message,
+        );
         // Refused only for a peer whose key has low order, with which no handshake is possible.
         let Ok(initiation) = initiation else { return };
         self.last_sent = Some((initiation.mac1, index));

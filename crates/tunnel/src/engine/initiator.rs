@@ -67,9 +67,9 @@ impl Initiator {
     ) -> Result<[u8; INITIATION], InitiationError> {
         let mut message = [0; INITIATION];
         let cookie = self.cookie.as_ref();
-        let (identity, statics, timestamp) = (&self.identity, &self.statics, just_before(wall));
+        let (own, timestamp) = (&self.identity.secret_public, just_before(wall));
         let ephemeral = Zeroizing::new(*ephemeral.expose());
-        let begun = Initiation::begin(identity, statics, index, &ephemeral, timestamp, cookie, &mut message);
+        let begun = Initiation::begin(own, &self.statics, index, &ephemeral, timestamp, cookie, &mut message);
         if self.begun.len() == MAX_BEGUN {
             self.begun.remove(0);
         }
@@ -106,6 +106,32 @@ impl Initiator {
         let index = u32::from_le_bytes(*receiver.first_chunk()?);
         self.begun.iter().find(|begun| begun.local == index)
     }
+}
+
+/// An initiation to the owner of `own` as `peer` itself would have begun it at `wall`. Both can write it: what authenticates
+/// the initiator is a secret that the two share (WireGuard paper, section 5.4.2). Whoever receives it with the key `own`
+/// takes no older one of the peer from then on. The index in the response is `index`.
+pub fn initiation_from(
+    own: &PrivateKey,
+    peer: &PublicKey,
+    index: u32,
+    ephemeral: &PrivateKey,
+    wall: SystemTime,
+) -> Result<[u8; INITIATION], InitiationError> {
+    let identity = Identity::new(own.duplicate(), 0);
+    let peer = x25519::PublicKey::from(*peer.as_bytes());
+    let statics = Statics::of_peer(&identity, &peer);
+    let ephemeral = Zeroizing::new(*ephemeral.expose());
+    let mut message = [0; INITIATION];
+    Initiation::begin(&peer, &statics, index, &ephemeral, just_before(wall), None, &mut message)
+        .map_err(|_| InitiationError)?;
+    Ok(message)
+}
+
+/// The receiver's index in a handshake response.
+pub fn answered_index(datagram: &[u8]) -> Option<u32> {
+    let message: &[u8; RESPONSE] = datagram.try_into().ok().filter(|_| datagram.first() == Some(&2))?;
+    Some(u32::from_le_bytes(*message[8..].first_chunk()?))
 }
 
 /// A timestamp that is smaller than the one that a device with the same key takes at the same time, and greater than

@@ -38,7 +38,7 @@ use self::clock::Origin;
 pub(crate) use self::config::Config;
 use self::handshake_limiter::Decision;
 use self::identity::Identity;
-pub use self::initiator::{InitiationError, Initiator, Received};
+pub use self::initiator::{InitiationError, Initiator, Received, answered_index, initiation_from};
 use self::noise::Opened;
 use self::packet::Header;
 use self::run::{Batch, Inbound, Outbound};

@@ -1,9 +1,12 @@
 //! What a turn does to the node: its steps, the guard when nothing else can be seen, and files.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cni::host_ports::{self, Change};
+use keyring::PublicKey;
+use keyring::rotation::PeerId;
 use linux::sysctl::Sysctls;
 use plan::admission::{Admission, AdmissionPart};
 use plan::backoff::Attempt;
@@ -135,8 +138,9 @@ impl Reconciler {
         }
     }
 
-    pub(super) async fn perform(&mut self, now: Duration, ops: &[Op]) {
+    pub(super) async fn perform(&mut self, now: Duration, ops: &[Op], admission: &Admission) {
         let sysctls = Sysctls::at(&self.config.sysctl_dir);
+        let clocks = self.clocks_of_added(ops, admission);
         let mut still_there = Vec::new();
         for op in ops {
             // A peer that was to be removed to end its session must not get its new settings: the session would go on.
@@ -149,7 +153,7 @@ impl Reconciler {
                 (&self.host, &mut self.guard_owner),
                 &sysctls,
                 &mut self.devices,
-                &self.keys,
+                perform::Known { keys: &self.keys, ports: self.config.ports, clocks: &clocks },
             )
             .await;
             let subject = Attempt::step(op);
@@ -182,6 +186,21 @@ impl Reconciler {
         for (slot, key) in perform::to_handshake_with(ops) {
             self.devices.initiate_handshake(slot, key);
         }
+    }
+
+    /// The clocks of the peers that a plan adds, by the keys that it adds, as far as they have told.
+    fn clocks_of_added(&self, ops: &[Op], admission: &Admission) -> BTreeMap<PublicKey, SystemTime> {
+        let added: BTreeSet<&PublicKey> = perform::to_handshake_with(ops).map(|(_, key)| key).collect();
+        let mut clocks = BTreeMap::new();
+        if added.is_empty() {
+            return clocks;
+        }
+        for member in admission.world.peers.values() {
+            let Some(clock) = self.peer_clocks.get(&PeerId::new(member.uid.as_str())) else { continue };
+            let keys = member.state.slots.iter().map(|(_, slot)| slot.key);
+            clocks.extend(keys.filter(|key| added.contains(key)).map(|key| (key, *clock)));
+        }
+        clocks
     }
 
     /// Writes the ledger to disk; returns whether it is there. `part` is what the turn has decided of the admission, unless

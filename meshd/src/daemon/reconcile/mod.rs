@@ -19,10 +19,10 @@ mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use keyring::Slot;
-use keyring::rotation::Input;
+use keyring::rotation::{Input, PeerId};
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError};
 use plan::admission::{Admission, AdmissionPart, AdmissionPolicy, Ledger, Member};
@@ -118,6 +118,8 @@ pub(super) struct Reconciler {
     observations: Observations,
     /// Names that stand for endpoints.
     names: Names,
+    /// The time that each peer has told with the last message about a preshared key.
+    peer_clocks: BTreeMap<PeerId, SystemTime>,
     /// What each peer was told of where its datagrams come from.
     told: BTreeMap<(NodeUid, Slot), Told>,
     /// Where peers say that they are, and whom to ask.
@@ -274,6 +276,7 @@ impl Reconciler {
             paths_saved: None,
             observations: Observations::default(),
             names: Names::default(),
+            peer_clocks: BTreeMap::new(),
             told: BTreeMap::new(),
             whereabouts: Whereabouts::default(),
             own_list: None,
@@ -397,7 +400,7 @@ impl Reconciler {
         self.backoff.succeeded(&OBSERVE);
         self.refuse(now, &turn.violations);
         self.host_checks.note_steps(now, &turn.due);
-        self.perform(now, &turn.due).await;
+        self.perform(now, &turn.due, &turn.admission).await;
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
         let remembered = self.remember(now, &turn.admission, part.as_ref());
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {

@@ -39,6 +39,7 @@ impl Reconciler {
         }
         self.keys.set_renewal(admission.world.own.as_ref().and_then(|own| own.renewal));
         self.peer_channel.set_members(admission, &self.keys);
+        self.peer_clocks.retain(|peer, _| self.peer_channel.is_peer(peer));
         self.pairs.set_peers(admission, self.keys.stance(), &mut self.keys);
         self.keys.set_stances(admission.world.peers.values().map(publication::stance));
         // Without an audit trail nothing is done that would have to be recorded in it.
@@ -148,6 +149,7 @@ impl Reconciler {
                 self.pairs.receive(&peer, over, message, &mut self.keys);
                 self.peer_channel.send_preshared(self.pairs.take_messages());
             }
+            Some(PeerMessage::Clock(peer, time)) => drop(self.peer_clocks.insert(peer, time)),
             Some(PeerMessage::Forged(peer, slot, count)) => self.take_forged(&peer, slot, count),
             Some(PeerMessage::ToRelay(from, peer, slot, question)) => {
                 self.answer_as_relay(&from, &peer, slot, question);

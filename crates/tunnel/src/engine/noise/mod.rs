@@ -39,8 +39,17 @@ pub(crate) struct Statics {
 
 impl Statics {
     pub(crate) fn new(identity: &Identity, peer: Point) -> Self {
+        Self::with(identity.secret.diffie_hellman(&peer), peer)
+    }
+
+    /// The same as the peer computes it, to which we are the peer.
+    pub(crate) fn of_peer(identity: &Identity, peer: &Point) -> Self {
+        Self::with(identity.secret.diffie_hellman(peer), identity.secret_public)
+    }
+
+    fn with(shared: SharedSecret, peer: Point) -> Self {
         Self {
-            shared: identity.secret.diffie_hellman(&peer),
+            shared,
             mac1_key: labelled(*b"mac1----", &peer),
             cookie_key: labelled(*b"cookie--", &peer),
             peer,
@@ -58,9 +67,10 @@ pub(crate) struct Initiation {
 }
 
 impl Initiation {
-    /// Writes an initiation to `message`. `local` is our index for the session, `ephemeral` fresh randomness.
+    /// Writes an initiation of the one with the public key `own` to `message`. `local` is its index for the session,
+    /// `ephemeral` fresh randomness.
     pub(crate) fn begin(
-        identity: &Identity,
+        own: &Point,
         statics: &Statics,
         local: u32,
         ephemeral: &Zeroizing<[u8; 32]>,
@@ -76,7 +86,7 @@ impl Initiation {
         message[8..40].copy_from_slice(public.as_bytes());
         transcript.mix_point(&public);
         let key = transcript.mix_secret(&ephemeral.diffie_hellman(&statics.peer))?;
-        transcript.seal(&key, identity.secret_public.as_bytes(), &mut message[40..88]);
+        transcript.seal(&key, own.as_bytes(), &mut message[40..88]);
         let key = transcript.mix_secret(&statics.shared)?;
         transcript.seal(&key, &timestamp, &mut message[88..116]);
         let mac1 = put_macs(message, &statics.mac1_key, cookie);

@@ -26,7 +26,15 @@ fn tunn(own: &Identity, peer: &Identity, preshared: [u8; 32]) -> Tunn {
 fn begin(side: &Side) -> (Initiation, [u8; INITIATION]) {
     let mut message = [0; INITIATION];
     let ephemeral = Zeroizing::new([9; 32]);
-    let begun = Initiation::begin(&side.identity, &side.statics, 77, &ephemeral, [3; 12], None, &mut message);
+    let begun = Initiation::begin(
+        &side.identity.secret_public,
+        &side.statics,
+        77,
+        &ephemeral,
+        [3; 12],
+        None,
+        &mut message,
+    );
     (begun.ok().unwrap(), message)
 }
 

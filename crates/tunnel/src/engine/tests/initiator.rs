@@ -9,7 +9,7 @@ use keyring::{PresharedKey, PrivateKey};
 use wireguard::PeerChange;
 
 use super::net::{Net, Node, packet};
-use crate::engine::initiator::{Initiator, Received, just_before};
+use crate::engine::initiator::{Initiator, Received, answered_index, initiation_from, just_before};
 use crate::engine::timestamp::Timestamps;
 use crate::engine::{ClockReading, EngineOptions};
 
@@ -100,4 +100,36 @@ fn a_peer_under_load_is_asked_again_with_its_cookie() {
     let again = begin(&mut ours, 2, now + Duration::from_secs(1));
     let answers = net.nodes[1].open(elsewhere(), &again);
     assert_eq!(ours.receive(&answers[0].1), Received::Response);
+}
+
+#[test]
+fn an_initiation_in_the_name_of_a_peer_makes_its_former_ones_void() {
+    let [own, peer] = [2, 1].map(|byte| PrivateKey::from_bytes(&[byte; 32]).unwrap());
+    let mut net = Net::mesh(2);
+    let now = ClockReading::now();
+    let later = |seconds| ClockReading {
+        instant: now.instant + Duration::from_secs(seconds),
+        wall: now.wall + Duration::from_secs(seconds),
+    };
+    let mut theirs = initiator(1, &net.nodes[1], None);
+    let [former, same, newer] = [1, 2, 3].map(|index| {
+        let wall = [now.wall, later(10).wall, later(20).wall][index as usize - 1];
+        begin(&mut theirs, index, wall)
+    });
+    let ephemeral = PrivateKey::from_bytes(&[8; 32]).unwrap();
+    let ours = initiation_from(&own, &peer.public(), 77, &ephemeral, later(10).wall).unwrap();
+    let answers = net.nodes[1].open_at(later(11), elsewhere(), &ours);
+    assert_eq!(answered_index(&answers[0].1), Some(77));
+    assert_eq!(net.nodes[1].open_at(later(12), elsewhere(), &former), [], "from before");
+    assert_eq!(net.nodes[1].open_at(later(13), elsewhere(), &same), [], "the very same time");
+    assert_eq!(net.nodes[1].open_at(later(21), elsewhere(), &newer).len(), 1);
+    // Neither another node's device nor that of the peer itself takes it.
+    let stranger = PrivateKey::from_bytes(&[3; 32]).unwrap();
+    for own in [&stranger, &peer] {
+        let other = initiation_from(own, &peer.public(), 78, &ephemeral, later(30).wall).unwrap();
+        assert_eq!(net.nodes[1].open_at(later(31), elsewhere(), &other), []);
+    }
+    for other in [&ours[..], &answers[0].1[..91], &[]] {
+        assert_eq!(answered_index(other), None);
+    }
 }
