@@ -332,10 +332,15 @@ impl Pair {
         };
         let context = Context { candidates, carries, limited, trial_after, at_relay, other, nonce };
         let path = self.slots.get_mut(slot);
+        let was_doubted = path.is_doubted();
         let (actions, event) = path.step(now, view.as_ref(), context);
+        let doubted = path.is_doubted() && !was_doubted;
         let endpoint = path.endpoint().0;
         let passes = |endpoint| outlook.is_measured(&member.uid, slot, endpoint);
         *self.measured.get_mut(slot) = carries || endpoint.is_some_and(passes);
+        if doubted {
+            self.slots.get_mut(slot.other()).suspect_too(now);
+        }
         // There is no endpoint yet to try in vain.
         let is_looked_up = member.prescribed.as_ref().is_some_and(Vec::is_empty);
         (actions, event.filter(|event| !(is_looked_up && *event == Event::Unreachable)))
@@ -410,6 +415,60 @@ mod tests {
             paths.step(Duration::from_millis(millis), &world, Surroundings::default(), &seen);
         }
         assert_eq!(paths.steer(Duration::from_millis(100), uid, Slot::A), Slot::B);
+    }
+
+    /// A peer whose device is gone: packets are sent to it on one slot, and nothing comes back.
+    struct Dead {
+        now: Duration,
+        carrying: Slot,
+    }
+
+    impl Outlook for Dead {
+        fn view(&self, member: &Member, slot: Slot) -> Option<View> {
+            let sent = if slot == self.carrying { u64::try_from(self.now.as_millis()).unwrap() } else { 7 };
+            Some(View { endpoint: member.socket(slot), handshake: Some(self.now), sent, ..View::default() })
+        }
+
+        fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
+            None
+        }
+
+        fn is_relay(&self, _: SocketAddr) -> bool {
+            false
+        }
+
+        fn carrying(&self, _: &NodeUid) -> Option<Slot> {
+            Some(self.carrying)
+        }
+
+        fn is_limited(&self, _: Slot) -> bool {
+            false
+        }
+
+        fn is_measured(&self, _: &NodeUid, _: Slot, _: SocketAddr) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn both_slots_of_a_peer_that_is_gone_are_lost_at_the_same_time_although_one_carries_nothing() {
+        let world = admitted(&[node(1), node(2)], &Ledger::default()).world;
+        for carrying in Slot::ALL {
+            let mut paths = Paths::new(0);
+            let mut lost = BTreeMap::new();
+            for millis in (0..10_000).step_by(10) {
+                let now = Duration::from_millis(millis);
+                let steps = paths.step(now, &world, Surroundings::default(), &Dead { now, carrying });
+                for step in steps {
+                    if let Some(Event::Lost(_)) = step.event {
+                        lost.entry(step.slot).or_insert(now);
+                    }
+                }
+            }
+            let [first, second] = [carrying, carrying.other()].map(|slot| lost[&slot]);
+            assert!(first < Duration::from_secs(5), "{lost:?}");
+            assert!(second < first + Duration::from_millis(100), "{lost:?}");
+        }
     }
 
     #[test]

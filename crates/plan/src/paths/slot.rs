@@ -14,6 +14,8 @@ use super::watch::{Unanswered, Up};
 const TRIAL: (Duration, Duration) = (Duration::from_mins(1), Duration::from_mins(15));
 /// How long an invitation is good: the peer tries a mapped address for 4 s, and the slot may have to be left first.
 const INVITATION: Duration = Duration::from_secs(3);
+/// What is due so long after a step is due in the next one.
+const NEXT_STEP: Duration = Duration::from_millis(1);
 /// How long after an invitation the peer says, for each endpoint, that it tries it.
 const ANSWERED: Duration = Duration::from_secs(10);
 
@@ -230,6 +232,21 @@ impl SlotPath {
             up.unanswered =
                 Some(Unanswered { since: now, probe: now, probes: 0, gone: false, drifted: false });
         }
+    }
+
+    /// The peer does not answer over its other slot, whose path may have ended in the same way: this one is probed at once, or a
+    /// path that carries nothing would only be missed once packets have been moved there.
+    pub const fn suspect_too(&mut self, now: Duration) {
+        if let State::Up(Up { unanswered: unanswered @ None, .. }) = &mut self.state {
+            // Not in the step that goes on, in which this slot may have had its turn.
+            let probe = now.saturating_add(NEXT_STEP);
+            *unanswered = Some(Unanswered { since: now, probe, probes: 0, gone: false, drifted: false });
+        }
+    }
+
+    /// Whether the first probe of a path that may be broken has been sent, and nothing has been heard since.
+    pub const fn is_doubted(&self) -> bool {
+        matches!(&self.state, State::Up(Up { unanswered: Some(Unanswered { probes: 1, .. }), .. }))
     }
 
     /// The peer sends to our mapped address now. Returns whether that is news: not if it was invited itself, and only says

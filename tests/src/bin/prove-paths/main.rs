@@ -4,7 +4,7 @@
 //!
 //! `QUICK=1` measures for a shorter time, `BACKEND` and `PQ` are the daemon's options, `CARRIER=1` puts a carrier's NAT
 //! before the second home, `HELP=1` has an operator say what the nodes should find out themselves, `ONLY=move,relay` runs
-//! only these scenarios after all nodes have come up.
+//! only these scenarios after all nodes have come up, `LOGS=directory` keeps the daemons' logs there.
 
 mod joins;
 mod network;
@@ -61,7 +61,7 @@ fn prove() -> Result<bool, Failure> {
         vec![Row { what, goal, measured: lab::chain(&*error), met: false, details: Value::Null }]
     });
     say("seven nodes on five networks; n1 may relay");
-    let mesh = network::mesh(network::seven_nodes(settings.carrier)?)?;
+    let mesh = network::mesh(network::seven_nodes(settings.carrier)?, &settings)?;
     let mut run = Run::start(mesh, &settings)?;
     run.scenario("ordered pairs up within 15 s", scenarios::come_up);
     scenarios::become_direct(&mut run);

@@ -1,5 +1,6 @@
 //! Seven nodes on five networks, and the mesh that runs there.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use lab::mesh::Mesh;
@@ -26,6 +27,8 @@ pub(crate) struct Settings {
     /// `HELP=1`: an operator annotates the clouds' nodes with their public addresses and tells the others that they are
     /// behind NAT. Shows that the lab lets through what it should.
     pub(crate) help: bool,
+    /// `LOGS`: a directory for the daemons' logs, which stay there.
+    logs: Option<PathBuf>,
     /// `ONLY`: names of the scenarios to run, separated by commas; all if there are none.
     only: Vec<String>,
 }
@@ -40,6 +43,7 @@ impl Settings {
             pq: or(read("PQ"), "prefer"),
             carrier: read("CARRIER") == "1",
             help: read("HELP") == "1",
+            logs: std::env::var_os("LOGS").filter(|logs| !logs.is_empty()).map(PathBuf::from),
             only: read("ONLY").split(',').filter(|name| !name.is_empty()).map(ToOwned::to_owned).collect(),
         }
     }
@@ -119,8 +123,12 @@ pub(crate) fn describe(site: &Site) -> String {
 }
 
 /// A mesh without running daemons on such a network, in which one node may relay.
-pub(crate) fn mesh(sites: Vec<Site>) -> Result<Mesh, Failure> {
-    let mesh = Mesh::idle(Lab::builder().sites(sites).api(ApiKind::Fake).build()?);
+pub(crate) fn mesh(sites: Vec<Site>, settings: &Settings) -> Result<Mesh, Failure> {
+    let mut lab = Lab::builder().sites(sites).api(ApiKind::Fake);
+    if let Some(logs) = &settings.logs {
+        lab = lab.dir(logs);
+    }
+    let mesh = Mesh::idle(lab.build()?);
     mesh.set_relay("n1", true)?;
     Ok(mesh)
 }
