@@ -10,14 +10,17 @@ pub(super) const FORGOTTEN: &str = "forgotten_timestamps";
 
 /// Quotas whose excess is no packet and in no other metric.
 pub(super) fn quotas(status: &Status) -> Metric<'_> {
-    let always =
-        [("kubernetes_events", status.counters.events_dropped), ("waiting_messages", status.control.unsent)];
+    let always = [
+        ("kubernetes_events", status.counters.events_dropped),
+        ("waiting_messages", status.control.unsent),
+        ("address_reports", status.counters.reports_displaced),
+    ];
     let of_engine = status.tunnel_dropped.get(FORGOTTEN).map(|count| ("removed_peers", *count));
     let of_relay = status.relay.as_ref().map(|relay| ("relay_leases", relay.refused_leases));
     let samples = always.into_iter().chain(of_engine).chain(of_relay);
     Metric::counters(
         "quota_exceeded",
-        "What was given up because of a quota: Events for the API server, messages to peers that waited for a session, memories of removed peers' handshakes, leases of a relay.",
+        "What was given up because of a quota: Events for the API server, messages to peers that waited for a session, memories of removed peers' handshakes, leases of a relay, reports of where this node's datagrams come from (usual with more than 32 peers).",
         samples.map(|(quota, count)| sample(vec![("quota", quota)], count)).collect(),
     )
 }

@@ -7,7 +7,9 @@ use crate::status::reach::{Reach, ReachCounts};
 use crate::status::rotation::KeyStatus;
 use crate::status::summary::{Facts, Summary, Trouble, TroubleCounts, TroubledPeer};
 use crate::status::totals::PeerTotals;
-use crate::status::{FindingStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus};
+use crate::status::{
+    Counters, FindingStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
+};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {
@@ -81,7 +83,7 @@ fn full() -> Status {
         preshared_refused: [("epoch".to_owned(), 2)].into(),
         tunnel_dropped: [("replay".to_owned(), 3), ("forgotten_timestamps".to_owned(), 4)].into(),
         control: crate::status::ControlStatus { unsent: 5, ..crate::status::ControlStatus::default() },
-        counters: crate::status::Counters { events_dropped: 6, ..crate::status::Counters::default() },
+        counters: Counters { events_dropped: 6, reports_displaced: 8, ..Counters::default() },
         ..Status::default()
     };
     let slot = keyring::Slot::A;
@@ -122,6 +124,7 @@ fn samples_have_labels_and_base_units() {
         "meshd_quota_exceeded_total{quota=\"waiting_messages\"} 5\n",
         "meshd_quota_exceeded_total{quota=\"kubernetes_events\"} 6\n",
         "meshd_quota_exceeded_total{quota=\"relay_leases\"} 7\n",
+        "meshd_quota_exceeded_total{quota=\"address_reports\"} 8\n",
         "meshd_peers{state=\"up\"} 0\n",
         "meshd_peers{state=\"idle\"} 1\n",
         "meshd_host_findings{code=\"competing-route\"} 1\n",

@@ -372,6 +372,9 @@ pub struct Counters {
     /// Kubernetes Events that were not created because too many waited for the API server.
     #[serde(default)]
     pub events_dropped: u64,
+    /// Reports of peers about where this node's datagrams come from, given up because there were others.
+    #[serde(default)]
+    pub reports_displaced: u64,
     /// Lookups of names that were answered.
     #[serde(default)]
     pub names_resolved: u64,

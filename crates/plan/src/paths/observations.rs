@@ -36,6 +36,8 @@ pub struct Observations {
     changed: Option<Duration>,
     spent: u32,
     refilled: Duration,
+    /// Reports that were given up for others, because there were too many.
+    displaced: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +57,7 @@ impl Observations {
         let reports = self.reports.get_mut(slot);
         if reports.len() >= MAX_OBSERVERS && !reports.contains_key(&uid) {
             make_room(reports);
+            self.displaced += 1;
         }
         let former = match reports.get(&uid) {
             Some(report) if report.seen == seen => report.former,
@@ -62,6 +65,11 @@ impl Observations {
             None => None,
         };
         reports.insert(uid, Report { seen, observer, at: now, former });
+    }
+
+    /// How many reports were given up because as many as are kept were there. In a large mesh that is usual.
+    pub const fn displaced(&self) -> u64 {
+        self.displaced
     }
 
     /// Forgets everything: the node's own addresses have changed.
@@ -401,6 +409,7 @@ mod tests {
         let all: Vec<(u8, &str)> = (1..=100).map(|observer| (observer, "198.51.100.1:7")).collect();
         let mut observations = reported(&all);
         assert_eq!(observations.reports.a.len(), MAX_OBSERVERS);
+        assert!(observations.displaced() > 0);
         assert!(!observations.reports.a.contains_key(&NodeUid::new("u1")), "the oldest makes room");
         let now = Duration::from_secs(100);
         observations.retain(now, |uid| uid.as_str() == "u90");

@@ -340,6 +340,7 @@ impl SlotPath {
                 if let Some(endpoint) = moved {
                     *up = Up::at(endpoint, view, None, context);
                 }
+                up.rename(context.candidates);
                 let is_gone = up.is_replaced(context.candidates);
                 let former = *up;
                 let (actions, lost) = up.watch(now, view, self.echoed, (context.nonce, context.limited));

@@ -55,9 +55,17 @@ impl Up {
         let kind = known.map_or(unknown, |candidate| candidate.kind);
         // What comes around a relay has found a better path.
         let prescribed = context.candidates.first().is_some_and(|one| one.kind.is_prescribed());
-        let follow = matches!(kind, Kind::Punched | Kind::Relayed) && !prescribed;
+        let follow = follows(kind) && !prescribed;
         let View { received, sent, drifts, .. } = *view;
         Self { kind, to, follow, received, sent, drifts, checked: None, unanswered: None }
+    }
+
+    /// An endpoint that was found before anybody named it may be one of those that are named now.
+    pub(super) fn rename(&mut self, candidates: &[Candidate]) {
+        if let Some(named) = candidates.iter().find(|one| one.to == self.to) {
+            self.kind = named.kind;
+            self.follow &= follows(named.kind);
+        }
     }
 
     /// Whether the peer is no longer said to be there.
@@ -92,6 +100,11 @@ impl Up {
         let named = self.kind != Kind::Named && elsewhere(Kind::Named);
         named || elsewhere(Kind::Prescribed) || (self.kind == Kind::Relayed && elsewhere(Kind::Relayed))
     }
+}
+
+/// Whether a peer is followed to wherever it sends from: where only its packets tell where it is.
+const fn follows(kind: Kind) -> bool {
+    matches!(kind, Kind::Punched | Kind::Relayed)
 }
 
 impl Up {
@@ -247,6 +260,20 @@ mod tests {
         assert_eq!(step(&mut alone, at(2_000), &view(at(1_000), 1_900, 1_900), &[]), None);
         assert_eq!(step(&mut alone, at(3_000), &view(at(1_000), 2_800, 2_800), &[]), None);
         assert_eq!(alone.up(), Some(Kind::External));
+    }
+
+    #[test]
+    fn a_path_has_the_name_of_its_endpoint_once_that_is_named() {
+        let mut path = SlotPath::new(at(0));
+        assert_eq!(
+            step(&mut path, at(100), &view(at(100), 100, 100), &[]),
+            Some(Event::Found(Kind::Punched))
+        );
+        assert_eq!(path.endpoint(), (Some(FORMER.parse().unwrap()), true));
+        let named = [external("198.51.100.2:51840"), Candidate { kind: Kind::Named, ..external(FORMER) }];
+        assert_eq!(step(&mut path, at(200), &view(at(200), 200, 200), &named), None);
+        assert_eq!(path.up(), Some(Kind::Named));
+        assert_eq!(path.endpoint(), (Some(FORMER.parse().unwrap()), false));
     }
 
     #[test]

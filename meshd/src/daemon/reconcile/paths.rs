@@ -334,6 +334,7 @@ impl Reconciler {
             && endpoint.port() != 0
         {
             self.observations.report(self.started.elapsed(), uid, slot, endpoint, observer.ip());
+            self.outcome.counters.reports_displaced = self.observations.displaced();
         }
     }
 
