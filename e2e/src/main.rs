@@ -8,11 +8,12 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use e2e::capture::{self, Capture, CaptureError};
 use e2e::cases::{Case, Inventory, Pod, Skip};
 use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
 use e2e::report::{NotHere, Report, Seen, Verdict};
-use e2e::scenario::{self, Row};
+use e2e::scenario::{self, Check, Row};
 use e2e::services::{self, ENDPOINTS, NODE_LABEL};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -23,6 +24,8 @@ const PODS_WITHIN: Duration = Duration::from_mins(10);
 const SERVICES_WITHIN: Duration = Duration::from_mins(2);
 /// The `DaemonSet` of pods in the nodes' own network.
 const AGENTS: &str = "agent";
+/// Why what the uplinks carry can't be said.
+const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
 /// Beside these files are the scenarios.
 const OWN: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -56,6 +59,9 @@ fn cli() -> clap::Command {
             .help("the image of the suite's pods, as the cluster's nodes know it or can pull it"),
         path("pod-program").help("e2e-pod for this machine; by default the one beside this program"),
         path("not-here").help("a list of what may be skipped; anything else that is skipped is a failure"),
+        path("capture")
+            .env("E2E_CAPTURE")
+            .help("the socket of a capture on the uplinks of all nodes; without one row E1 is skipped"),
         Arg::new("only").long("only").value_delimiter(',').help("rows, such as N3,N4"),
         Arg::new("keep")
             .long("keep")
@@ -84,8 +90,10 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let image = arguments.get_one::<String>("image").map(String::as_str).unwrap_or_default();
     let beside = || Some(std::env::current_exe().ok()?.with_file_name("e2e-pod"));
     let outside = Outside::start(path("pod-program").or_else(beside).unwrap_or_else(|| "e2e-pod".into()))?;
-    let suite = Suite { kubectl: &kubectl, namespace: &namespace, outside: &outside };
-    let cases = suite.prepare(image).and_then(|inventory| Ok(suite.try_rows(&rows, &inventory)?));
+    let capture = path("capture").filter(|path| !path.as_os_str().is_empty()).map(Capture::at);
+    let suite =
+        Suite { kubectl: &kubectl, namespace: &namespace, outside: &outside, capture: capture.as_ref() };
+    let cases = suite.prepare(image).and_then(|inventory| suite.try_all(&rows, &inventory));
     if arguments.get_flag("keep") {
         say(&format!("==> the pods are left in namespace {namespace}"));
     } else {
@@ -112,6 +120,7 @@ struct Suite<'a> {
     kubectl: &'a Kubectl,
     namespace: &'a str,
     outside: &'a Outside,
+    capture: Option<&'a Capture>,
 }
 
 impl Suite<'_> {
@@ -186,11 +195,30 @@ impl Suite<'_> {
         [["-n", self.namespace, "exec", pod, "--"].as_slice(), command].concat()
     }
 
+    /// All rows, and what the nodes' uplinks carried meanwhile.
+    fn try_all(&self, rows: &[Row], inventory: &Inventory) -> Result<Vec<Seen>, Failure> {
+        let of_uplinks = |row: &Row| row.check == Some(Check::Uplinks);
+        let uplinks = rows.iter().find(|row| of_uplinks(row));
+        let others: Vec<Row> = rows.iter().filter(|row| !of_uplinks(row)).cloned().collect();
+        let (Some(row), Some(capture)) = (uplinks, self.capture) else {
+            let mut seen = self.try_rows(&others, inventory)?;
+            seen.extend(
+                uplinks.map(|row| skipped(row, "", Skip { about: String::new(), reason: NO_CAPTURE })),
+            );
+            return Ok(seen);
+        };
+        let controls = capture.controls(inventory)?;
+        let before = capture.counts()?;
+        let mut seen = self.try_rows(&others, inventory)?;
+        seen.push(uplinks_row(row, &controls, &before, capture)?);
+        Ok(seen)
+    }
+
     fn try_rows(&self, rows: &[Row], inventory: &Inventory) -> Result<Vec<Seen>, KubectlError> {
         let mut seen = Vec::new();
         for row in rows {
             let before = seen.len();
-            if row.check.is_some() {
+            if row.check == Some(Check::Addresses) {
                 seen.push(addresses(row, self.namespace, inventory));
             }
             for family in inventory.families().into_iter().filter(|_| row.check.is_none()) {
@@ -268,6 +296,30 @@ fn addresses(row: &Row, namespace: &str, inventory: &Inventory) -> Seen {
     }
 }
 
+fn uplinks_row(
+    row: &Row,
+    controls: &[capture::Control],
+    before: &capture::Counts,
+    capture: &Capture,
+) -> Result<Seen, CaptureError> {
+    let (verdict, seen) = capture::judge(controls, before, &capture.counts()?);
+    say(&format!("{:4} {seen}", row.row));
+    Ok(Seen {
+        row: row.row.clone(),
+        claim: row.claim.clone(),
+        family: "",
+        about: "uplinks of all nodes".to_owned(),
+        command: "make e2e, on a cluster of make cluster".to_owned(),
+        expected:
+            "in the clear 0; some of a tunnel, none missed, each control seen and dropped as it has to be"
+                .to_owned(),
+        seen,
+        verdict,
+        reason: None,
+        milliseconds: 0,
+    })
+}
+
 fn skipped(row: &Row, family: &'static str, skip: Skip) -> Seen {
     Seen {
         row: row.row.clone(),
@@ -304,19 +356,24 @@ fn versions(kubectl: &Kubectl) -> Result<Vec<String>, KubectlError> {
 
 fn print(report: &Report, out: &Path) -> io::Result<()> {
     let mut stdout = io::stdout();
-    for case in report.cases.iter().filter(|case| case.verdict == Verdict::Fail) {
-        writeln!(stdout, "FAIL {} {} {}", case.row, case.family, case.about)?;
+    for case in report.cases.iter().filter(|case| case.verdict > Verdict::Pass) {
+        writeln!(stdout, "{} {} {} {}", word(case.verdict), case.row, case.family, case.about)?;
         writeln!(stdout, "  {}\n  expected {}\n  seen     {}", case.command, case.expected, case.seen)?;
     }
     for cell in report.cells() {
-        let verdict = match cell.verdict {
-            Verdict::Pass => "pass",
-            Verdict::Fail => "FAIL",
-            Verdict::Skipped => "skipped",
-        };
+        let verdict = word(cell.verdict);
         writeln!(stdout, "{:4} {:4} {verdict} ({} of {})", cell.row, cell.family, cell.passed, cell.all)?;
     }
     writeln!(stdout, "{} s; {}", report.seconds, out.display())
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "FAIL",
+        Verdict::NotDetermined => "NOT DETERMINED",
+        Verdict::Skipped => "skipped",
+    }
 }
 
 fn say(text: &str) {

@@ -12,6 +12,8 @@ pub enum Verdict {
     Skipped,
     /// It is as claimed.
     Pass,
+    /// It was tried, and what was seen shows neither.
+    NotDetermined,
     /// It is not.
     Fail,
 }
@@ -45,7 +47,7 @@ pub struct Seen {
 /// A run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Fail if anything failed, or if nothing was tried.
+    /// Fail if anything failed, or if nothing was tried; not determined if that is the worst.
     pub verdict: Verdict,
     /// Of server and kubelets.
     pub versions: Vec<String>,
@@ -140,7 +142,11 @@ impl Report {
         let worst = cases.iter().map(|case| case.verdict).max();
         // A run in which nothing was tried shows nothing.
         let passed = worst == Some(Verdict::Pass) && unlisted.is_empty();
-        let verdict = if passed { Verdict::Pass } else { Verdict::Fail };
+        let verdict = match worst {
+            _ if passed => Verdict::Pass,
+            Some(Verdict::NotDetermined) if unlisted.is_empty() => Verdict::NotDetermined,
+            _ => Verdict::Fail,
+        };
         Self { verdict, versions, started, seconds, cases }
     }
 
@@ -194,6 +200,9 @@ mod tests {
         assert_eq!(verdict(vec![seen("N1", Verdict::Skipped)]), Verdict::Fail);
         assert_eq!(verdict(vec![seen("N1", Verdict::Pass), seen("N2", Verdict::Skipped)]), Verdict::Pass);
         assert_eq!(verdict(vec![seen("N1", Verdict::Pass), seen("N1", Verdict::Fail)]), Verdict::Fail);
+        let unknown = vec![seen("N1", Verdict::Pass), seen("E1", Verdict::NotDetermined)];
+        assert_eq!(verdict(unknown.clone()), Verdict::NotDetermined);
+        assert_eq!(verdict([unknown, vec![seen("N2", Verdict::Fail)]].concat()), Verdict::Fail);
         let unlisted = ["N2 ipv4 sctp: x".to_owned()];
         let report = Report::new(vec![seen("N1", Verdict::Pass)], &unlisted, Vec::new(), 0, 0);
         assert_eq!(report.verdict, Verdict::Fail);

@@ -84,12 +84,14 @@ pub struct Row {
     pub fails: bool,
 }
 
-/// Checks of what the API server says.
+/// Checks of what the API server says, or a capture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
     /// Addresses of pods are unique, and within the podCIDRs of their nodes.
     Addresses,
+    /// No packet with a pod's address is in the clear on a node's uplink.
+    Uplinks,
 }
 
 /// Which pods a row is about.
@@ -209,6 +211,7 @@ mod tests {
         for number in 1..=16 {
             assert!(rows.iter().any(|known| known.row == format!("N{number}")), "N{number}");
         }
+        assert!(rows.iter().any(|known| known.check == Some(Check::Uplinks)));
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! but a few directories ends with it.
 
 use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -23,6 +24,10 @@ const PROGRESS: &str = "progress";
 const READY: &str = "kubeconfig";
 /// The same with the API server's own address, for programs in a host's network.
 const FOR_HOSTS: &str = "kubeconfig.hosts";
+/// The socket on which a cluster answers what was seen on its nodes' uplinks.
+const CAPTURE: &str = "capture.sock";
+/// A client that neither asks nor listens for so long is left alone.
+const CLIENT_WITHIN: Duration = Duration::from_secs(5);
 /// The image of small pods for trying things, and for the suite.
 const POD_IMAGE: &str = "localhost/e2e-pod:1";
 
@@ -191,13 +196,25 @@ fn serve(arguments: &ArgMatches) -> Result<(), Failure> {
     // From here on it can be entered, also to see why the rest does not succeed.
     records.save(&cluster.record())?;
     cluster.deploy(&mut progress)?;
+    let listener = UnixListener::bind(directory.join(CAPTURE))?;
     fs::write(directory.join(FOR_HOSTS), cluster.kubeconfig_for_hosts()?)?;
     let new = directory.join("kubeconfig.new");
     fs::write(&new, cluster.publish()?)?;
     fs::rename(&new, directory.join(READY))?;
+    let mut excused = 0;
     loop {
-        thread::sleep(Duration::from_hours(1));
+        // A client that is gone needs no answer.
+        let _ended = listener.accept().and_then(|(client, _)| answer(&cluster, &client, &mut excused));
     }
+}
+
+/// Answers one question about the capture.
+fn answer(cluster: &Cluster, mut client: &UnixStream, excused: &mut u64) -> io::Result<()> {
+    client.set_read_timeout(Some(CLIENT_WITHIN))?;
+    client.set_write_timeout(Some(CLIENT_WITHIN))?;
+    let mut question = String::new();
+    BufReader::new(client).read_line(&mut question)?;
+    writeln!(client, "{}", cluster.answer(&question, excused))
 }
 
 /// The pause image and that of small pods.
@@ -281,6 +298,7 @@ fn enter(arguments: &ArgMatches) -> Result<(), Failure> {
         .args(program)
         .env("PATH", &record.search_path)
         .env("KUBECONFIG", kubeconfig)
+        .env("E2E_CAPTURE", records.directory(&id).join(CAPTURE))
         .env("CONTAINERD_NAMESPACE", "k8s.io")
         .exec();
     Err(error.into())

@@ -13,6 +13,7 @@ mod image;
 mod programs;
 mod record;
 mod relay;
+mod uplinks;
 mod worker;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ use crate::lab::Lab;
 use cgroups::Cgroups;
 use config::Shape;
 use control_plane::ControlPlane;
+use uplinks::Uplinks;
 use worker::Worker;
 
 /// The pause image, which every cluster needs.
@@ -66,6 +68,7 @@ pub struct Cluster {
     // Dropped in order: users come before what they use.
     workers: Vec<Worker>,
     control: ControlPlane,
+    uplinks: Uplinks,
     lab: Lab,
     programs: Programs,
     shape: Shape,
@@ -91,6 +94,8 @@ impl Cluster {
             .dir(settings.directory.join("logs"))
             .keep(false)
             .build()?;
+        // Before anything runs on the nodes: nothing that they send is missed.
+        let uplinks = Uplinks::start(&lab)?;
         say(&format!("starting etcd, kube-apiserver, controller manager and scheduler ({})", shape.version));
         let names: Vec<String> = lab.nodes().iter().map(|node| node.name().to_owned()).collect();
         let control = ControlPlane::start(lab.api_host()?, shape, &programs, &names)?;
@@ -101,7 +106,7 @@ impl Cluster {
         ));
         let workers: Result<Vec<_>, _> =
             lab.nodes().iter().map(|node| Worker::start(node, &cgroups, &programs)).collect();
-        let mut own = Self { workers: workers?, control, lab, programs, shape, settings };
+        let mut own = Self { workers: workers?, control, uplinks, lab, programs, shape, settings };
         for (worker, node) in own.workers.iter().zip(own.lab.nodes()) {
             worker.import(node, &own.programs, &own.settings.images)?;
         }

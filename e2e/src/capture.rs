@@ -1,0 +1,170 @@
+//! Row E1: what a capture on the nodes' uplinks shows, asked over the socket of a cluster that has one.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::cases::{Family, Inventory, Pod};
+use crate::report::Verdict;
+
+/// Controls wait for several frames; more than so long and nobody answers.
+const ANSWERED_WITHIN: Duration = Duration::from_mins(1);
+
+/// The capture does not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("ask the capture at {}", path.display())]
+pub struct CaptureError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// What was seen on the uplinks of all nodes since the cluster began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Counts {
+    /// Packets with a pod's address in the clear.
+    pub clear: u64,
+    /// Packets of tunnels.
+    pub tunnel: u64,
+    /// Everything else.
+    pub other: u64,
+    /// Packets that the capture missed.
+    pub missed: u64,
+    /// The first packets in the clear, those of controls among them.
+    pub found: Vec<String>,
+}
+
+/// A packet that was sent to see what capture and guard do with it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Control {
+    /// Which, and from where.
+    pub sent: String,
+    /// Whether the capture showed it if, and only if, it was on an uplink.
+    pub seen: bool,
+    /// Whether it was dropped.
+    pub dropped: bool,
+}
+
+/// The capture of a cluster.
+#[derive(Clone, Debug)]
+pub struct Capture(PathBuf);
+
+impl Capture {
+    /// That which answers at a socket.
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// What was seen up to now.
+    pub fn counts(&self) -> Result<Counts, CaptureError> {
+        self.ask(&json!({"ask": "counts"}))
+    }
+
+    /// Runs the controls for each IP version; none if the cluster has a single node.
+    pub fn controls(&self, inventory: &Inventory) -> Result<Vec<Control>, CaptureError> {
+        #[derive(Deserialize)]
+        struct Answer {
+            controls: Vec<Control>,
+        }
+        let mut controls = Vec::new();
+        for family in inventory.families() {
+            if let Some((from, to)) = ends(inventory, family) {
+                let answer: Answer = self.ask(&json!({"ask": "controls", "from": from, "to": to}))?;
+                controls.extend(answer.controls);
+            }
+        }
+        Ok(controls)
+    }
+
+    fn ask<T: DeserializeOwned>(&self, question: &Value) -> Result<T, CaptureError> {
+        exchange(&self.0, question).map_err(|source| CaptureError { path: self.0.clone(), source })
+    }
+}
+
+fn exchange<T: DeserializeOwned>(path: &Path, question: &Value) -> io::Result<T> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(ANSWERED_WITHIN))?;
+    writeln!(stream, "{question}")?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line)?;
+    let answer: Value = serde_json::from_str(&line)?;
+    match answer["error"].as_str() {
+        Some(error) => Err(io::Error::other(error.to_owned())),
+        None => Ok(serde_json::from_value(answer)?),
+    }
+}
+
+/// Pods of two nodes, as the question names them.
+fn ends(inventory: &Inventory, family: Family) -> Option<(Value, Value)> {
+    let address = |pod: &Pod| pod.addresses.iter().copied().find(|&address| family.has(address));
+    let mut of_nodes = BTreeMap::new();
+    for pod in inventory.pods.iter().filter(|pod| !pod.host_network) {
+        if let Some(address) = address(pod) {
+            of_nodes.entry(&pod.node).or_insert_with(|| json!({"node": pod.node, "pod": address}));
+        }
+    }
+    let mut ends = of_nodes.into_values();
+    Some((ends.next()?, ends.next()?))
+}
+
+/// What the capture shows: nothing, unless each control was seen as it had to be and no packet was missed. One packet in
+/// the clear is a failure whatever else is not known.
+pub fn judge(controls: &[Control], before: &Counts, after: &Counts) -> (Verdict, String) {
+    let wrong: Vec<&str> =
+        controls.iter().filter(|control| !control.seen).map(|control| control.sent.as_str()).collect();
+    let passed: Vec<&str> =
+        controls.iter().filter(|control| !control.dropped).map(|control| control.sent.as_str()).collect();
+    let tunnel = after.tunnel.saturating_sub(before.tunnel);
+    let mut said = format!(
+        "in the clear {} since the cluster began, {} in this run; tunnel {tunnel}, missed {}, controls {}",
+        after.clear,
+        after.clear.saturating_sub(before.clear),
+        after.missed,
+        controls.len()
+    );
+    let mut add = |what: &str, of: &[&str]| {
+        if !of.is_empty() {
+            said = format!("{said}; {what}: {}", of.join(", "));
+        }
+    };
+    add("not seen as it had to be", &wrong);
+    add("not dropped", &passed);
+    let verdict = if after.clear > 0 || !passed.is_empty() {
+        let found: Vec<&str> = after.found.iter().map(String::as_str).collect();
+        add("seen", &found);
+        Verdict::Fail
+    } else if !wrong.is_empty() || controls.is_empty() || after.missed > 0 || tunnel == 0 {
+        Verdict::NotDetermined
+    } else {
+        Verdict::Pass
+    };
+    (verdict, said)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_controls_or_with_missed_packets_nothing_is_shown() {
+        let control = |seen, dropped| Control { sent: "by n1".into(), seen, dropped };
+        let counts = |clear, tunnel, missed| Counts { clear, tunnel, missed, ..Counts::default() };
+        let good = [control(true, true)];
+        let judge = |controls: &[Control], after: Counts| judge(controls, &counts(0, 5, 0), &after).0;
+        assert_eq!(judge(&good, counts(0, 9, 0)), Verdict::Pass);
+        assert_eq!(judge(&[], counts(0, 9, 0)), Verdict::NotDetermined);
+        assert_eq!(judge(&[control(false, true)], counts(0, 9, 0)), Verdict::NotDetermined);
+        assert_eq!(judge(&good, counts(0, 9, 1)), Verdict::NotDetermined);
+        // No tunnel was seen at all.
+        assert_eq!(judge(&good, counts(0, 5, 0)), Verdict::NotDetermined);
+        assert_eq!(judge(&good, counts(1, 9, 0)), Verdict::Fail);
+        assert_eq!(judge(&[control(false, true)], counts(1, 5, 1)), Verdict::Fail);
+        assert_eq!(judge(&[control(true, false)], counts(0, 9, 0)), Verdict::Fail);
+    }
+}

@@ -1,0 +1,193 @@
+//! The capture on the nodes' uplinks, from before the first daemon on, and controls that show that it sees what it should.
+
+use std::io;
+use std::net::{IpAddr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::Cluster;
+use crate::capture::{Capture, Rules};
+use crate::error::Error;
+use crate::frame::{self, Link, MARKER};
+use crate::node::Node;
+
+/// A frame that was sent is seen by a capture within so long, also on a busy machine.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+/// A packet that is not dropped is with the pod after so long.
+const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
+/// The discard port: no pod answers.
+const PORT: u16 = 9;
+
+/// What a client asks, one line of JSON.
+#[derive(Debug, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case", deny_unknown_fields)]
+enum Question {
+    /// What was seen since the cluster began, without the frames of controls.
+    Counts,
+    /// To run the controls between two pods of different nodes, which both have addresses of one IP version.
+    Controls { from: Place, to: Place },
+}
+
+/// A pod.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    node: String,
+    pod: IpAddr,
+}
+
+/// What a control showed.
+#[derive(Debug, Serialize)]
+struct Control {
+    /// What was sent, and from where.
+    sent: String,
+    /// Whether the capture showed it if, and only if, it was on an uplink.
+    seen: bool,
+    /// Whether the guard dropped it.
+    dropped: bool,
+}
+
+/// The capture.
+#[derive(Debug)]
+pub(super) struct Uplinks {
+    capture: Capture,
+}
+
+impl Uplinks {
+    pub(super) fn start(lab: &crate::Lab) -> Result<Self, Error> {
+        Ok(Self { capture: lab.capture()? })
+    }
+
+    /// Frames in the clear that hosts sent and received.
+    fn clear(&self) -> (u64, u64) {
+        let report = self.capture.report();
+        (report.leaked, report.arrived)
+    }
+
+    /// Whether so many more frames than before are seen, and not one more.
+    fn grows_by(&self, before: (u64, u64), sent: u64, received: u64) -> bool {
+        let since = Instant::now();
+        let wanted = (before.0 + sent, before.1 + received);
+        while self.clear() != wanted {
+            if since.elapsed() >= SEEN_WITHIN {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+}
+
+impl Cluster {
+    /// Answers a question about the capture on the nodes' uplinks: one line of JSON by another. `excused` are the frames of
+    /// controls up to now, which are not counted.
+    pub fn answer(&self, question: &str, excused: &mut u64) -> String {
+        let answer = match serde_json::from_str(question) {
+            Ok(Question::Counts) => Ok(self.counts(*excused)),
+            Ok(Question::Controls { from, to }) => {
+                self.controls(&from, &to, excused).map(|controls| json!({ "controls": controls }))
+            }
+            Err(error) => Ok(json!({ "error": format!("read the question: {error}") })),
+        };
+        answer.unwrap_or_else(|error| json!({ "error": crate::chain(&error) })).to_string()
+    }
+
+    fn counts(&self, excused: u64) -> Value {
+        let report = self.uplinks.capture.report();
+        let found = report.violations.iter().map(|violation| {
+            let verb = if violation.outgoing { "sent" } else { "received" };
+            format!("{} {verb} {}", violation.host, violation.matched)
+        });
+        json!({
+            "clear": report.pod_addresses().saturating_sub(excused),
+            "tunnel": report.wireguard(),
+            "other": report.other,
+            "missed": report.dropped,
+            "found": found.collect::<Vec<_>>(),
+        })
+    }
+
+    fn controls(&self, from: &Place, to: &Place, excused: &mut u64) -> Result<Vec<Control>, Error> {
+        let (sender, receiver) = (self.lab.node(&from.node)?, self.lab.node(&to.node)?);
+        // Only frames that were seen are in the counts.
+        let mut excuse = |control: &Control, frames: u64| {
+            if control.seen {
+                *excused += frames;
+            }
+        };
+        let inbound = self.inbound(receiver, to.pod)?;
+        excuse(&inbound, 1);
+        let raw = self.raw(sender, receiver, from.pod, to.pod)?;
+        excuse(&raw, 2);
+        let ordinary = self.ordinary(sender, to.pod)?;
+        Ok(vec![inbound, raw, ordinary])
+    }
+
+    /// A packet in the clear from the host outside to a pod.
+    fn inbound(&self, node: &Node, pod: IpAddr) -> Result<Control, Error> {
+        let outside = self.lab.outside();
+        let source = outside.address(crate::IpVersion::of(pod))?;
+        let link = pod_link(node, pod)?;
+        let at_pod = Capture::start(&[&**node], &link, &Rules::new(self.lab.cluster_ranges()))?;
+        let before = self.uplinks.clear();
+        let link = Link { from: outside.mac(), to: node.mac() };
+        outside.inject(&frame::udp(link, (source, PORT), (pod, PORT), MARKER))?;
+        let seen = self.uplinks.grows_by(before, 0, 1);
+        thread::sleep(DELIVERED_WITHIN);
+        let delivered = at_pod
+            .report()
+            .violations
+            .iter()
+            .any(|violation| violation.matched.source == source && violation.matched.destination == pod);
+        let sent = format!("in the clear by the host outside to {pod} on {}", node.name());
+        Ok(Control { sent, seen, dropped: !delivered })
+    }
+
+    /// A frame in the clear from a node's packet socket to another node, past every filter of the sender.
+    fn raw(&self, node: &Node, other: &Node, from: IpAddr, to: IpAddr) -> Result<Control, Error> {
+        let before = self.uplinks.clear();
+        let link = Link { from: node.mac(), to: other.mac() };
+        node.inject(&frame::udp(link, (from, PORT), (to, PORT), MARKER))?;
+        let seen = self.uplinks.grows_by(before, 1, 1);
+        let sent = format!("by a packet socket on {} from {from} to {to}", node.name());
+        // What the receiver does with it is what the inbound control is about.
+        Ok(Control { sent, seen, dropped: true })
+    }
+
+    /// A packet to a pod of another node that a route leads to the uplink.
+    fn ordinary(&self, node: &Node, pod: IpAddr) -> Result<Control, Error> {
+        let gateway = self.lab.outside().address(crate::IpVersion::of(pod))?;
+        let before = self.uplinks.clear();
+        node.ip(&format!("route add {pod} via {gateway} dev eth0\n"))?;
+        let send = || {
+            let any: IpAddr = match pod {
+                IpAddr::V4(_) => [0; 4].into(),
+                IpAddr::V6(_) => [0; 16].into(),
+            };
+            UdpSocket::bind((any, 0))?.send_to(MARKER, (pod, PORT))
+        };
+        let sent = node.net().run(send);
+        node.ip(&format!("route del {pod} via {gateway} dev eth0\n"))?;
+        // What a filter drops on its way out, the kernel refuses the sender.
+        let refused = matches!(sent?, Err(error) if error.raw_os_error() == Some(libc::EPERM));
+        thread::sleep(DELIVERED_WITHIN);
+        let silent = self.uplinks.clear() == before;
+        let sent = format!("by a socket on {} to {pod}, by a route to the uplink", node.name());
+        Ok(Control { sent, seen: silent || !refused, dropped: refused && silent })
+    }
+}
+
+/// The node's end of a pod's link: where its route leads.
+fn pod_link(node: &Node, pod: IpAddr) -> Result<String, Error> {
+    let said = node.command("ip").args(["-j", "route", "get", &pod.to_string()]).output()?;
+    let routes: Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
+    let link = routes.pointer("/0/dev").and_then(Value::as_str).map(str::to_owned);
+    link.ok_or_else(|| Error::Socket {
+        action: "find the link of a pod",
+        host: node.name().to_owned(),
+        source: io::Error::other(format!("no route to {pod}")),
+    })
+}
