@@ -19,13 +19,14 @@ mod whereabouts;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::Slot;
 use keyring::rotation::Input;
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError};
-use plan::admission::{Admission, AdmissionPart, AdmissionPolicy, Ledger, Member};
+use plan::admission::{Admission, AdmissionPolicy, Ledger, Member};
 use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
@@ -52,7 +53,7 @@ use super::host::HostChecks;
 use super::keys::Keys;
 use super::observe;
 use super::observe::ObserveError;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Spliced};
 use super::paths_file::PathsFile;
 use super::peer_channel::{PeerChannel, peer_views};
 use super::pq::{self, Pairs};
@@ -373,7 +374,7 @@ impl Reconciler {
         self.outcome.counters.full_reconciles += 1;
         self.filters.begin_turn(now);
         self.read_host(now).await;
-        let (mut turn, part) = match self.prepare().await {
+        let (mut turn, spliced) = match self.prepare().await {
             Ok(prepared) => prepared,
             Err(error) => {
                 let cause = Chain(&error).to_string();
@@ -399,7 +400,7 @@ impl Reconciler {
         self.host_checks.note_steps(now, &turn.due);
         self.perform(now, &turn.due).await;
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
-        let remembered = self.remember(now, &turn.admission, part.as_ref());
+        let remembered = self.remember(now, &turn.admission, spliced.as_ref().map(|spliced| &spliced.part));
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
             self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup));
             self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
@@ -416,7 +417,7 @@ impl Reconciler {
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
         self.settle(now, &turn);
-        self.outcome.conclude(turn, &self.devices);
+        self.outcome.conclude(turn, spliced.as_ref(), &self.devices);
         self.start_tests(now, &self.outcome.shared_admission());
         self.look_up_names();
         self.outcome.set_guard_owned(self.guard_owner.owning());
@@ -446,13 +447,21 @@ impl Reconciler {
 
     /// Computes a turn, and the part of the admission that it decides if it does not decide it all. It changes nothing on the
     /// node but what finding paths and relays takes.
-    async fn prepare(&mut self) -> Result<(Turn, Option<AdmissionPart>), ObserveError> {
+    async fn prepare(&mut self) -> Result<(Turn, Option<Spliced>), ObserveError> {
         self.policy.own_keys = self.keys.journal().keys().collect();
         self.policy.evidence = self.tests.evidence();
         self.policy.waited_for = self.tests.waited_for(self.started.elapsed());
         self.policy.own_addresses = Some(self.own_addresses().await?);
         self.policy.heard.clone_from(self.whereabouts.heard());
-        let (admission, part) = self.admit(self.started.elapsed());
+        let (admission, spliced) = self.admit(self.started.elapsed());
+        let turn = self.prepare_with(admission).await;
+        if let (Err(_), Some(spliced)) = (&turn, &spliced) {
+            self.outcome.undo(spliced);
+        }
+        Ok((turn?, spliced))
+    }
+
+    async fn prepare_with(&mut self, admission: Arc<Admission>) -> Result<Turn, ObserveError> {
         self.set_peers(&admission);
         let setup = self.setup(&admission);
         let underlay = self.underlay(&admission, &setup).await?;
@@ -467,7 +476,7 @@ impl Reconciler {
             self.kernel_changed || self.looks.filters_changed,
         )
         .await?;
-        Ok((decide(known, observed, self.started.elapsed()), part))
+        Ok(decide(known, observed, self.started.elapsed()))
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {
