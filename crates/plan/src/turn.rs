@@ -4,6 +4,7 @@
 //! asks of the API server comes back as an input of a later turn.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use keyring::Slot;
@@ -30,7 +31,7 @@ pub const BACKEND_PERIOD: Duration = Duration::from_mins(10);
 #[derive(Clone, Debug)]
 pub struct Known {
     /// Who is in the mesh.
-    pub admission: Admission,
+    pub admission: Arc<Admission>,
     /// This node's own part.
     pub setup: Setup,
     /// The MTUs of the node's own network.
@@ -58,7 +59,7 @@ pub struct Observed {
 #[derive(Clone, Debug)]
 pub struct Turn {
     /// Who is in the mesh.
-    pub admission: Admission,
+    pub admission: Arc<Admission>,
     /// This node's own part.
     pub setup: Setup,
     /// The MTUs of the node's own network.
@@ -81,12 +82,13 @@ pub struct Turn {
 impl Known {
     /// Computes the network that is desired.
     pub fn new(
-        admission: Admission,
+        admission: impl Into<Arc<Admission>>,
         setup: Setup,
         underlay: Underlay,
         generation: u64,
         backoff: Backoff,
     ) -> Self {
+        let admission = admission.into();
         let desired = desired(&admission.world, &setup, &underlay);
         Self { admission, setup, underlay, generation, backoff, desired }
     }

@@ -10,7 +10,7 @@ use cni::node_file::NodeFile;
 use keyring::rotation::{KeyRecord, Now, PeerId, Rotation, Step};
 use keyring::{PerSlot, PublicKey, Slot};
 use linux::host_ports::OwnPorts;
-use plan::admission::{Admission, Member, Rejected};
+use plan::admission::{Admission, AdmissionPart, Member, Rejected};
 use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay, peer_mtu, pod_mtu};
 use plan::host::Finding;
@@ -42,6 +42,13 @@ enum TableOwner {
     Nobody,
     /// This process alone can.
     Daemon,
+}
+
+/// What a turn has decided about some Nodes, and what was decided about them before.
+#[derive(Debug)]
+pub(super) struct Spliced {
+    pub(super) part: AdmissionPart,
+    former: AdmissionPart,
 }
 
 /// The parts of the status that a turn leaves behind.
@@ -97,19 +104,23 @@ impl Outcome {
         self.unsent.take()
     }
 
-    /// Takes the results of a turn. What was performed without an error is as desired.
-    pub(super) fn conclude(&mut self, turn: Turn, devices: &Devices) {
+    /// Takes the results of a turn, with the part of the admission that it has decided, unless that is all. What was performed
+    /// without an error is as desired.
+    pub(super) fn conclude(&mut self, turn: Turn, spliced: Option<&Spliced>, devices: &Devices) {
         let Turn { admission, setup, underlay, desired, observed, .. } = turn;
         self.guard_in_place =
             observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
         self.closed_addresses = desired.guard.as_ref().map_or(0, |guard| guard.closed.len());
-        self.report_new_refusals(&admission);
+        match spliced {
+            Some(Spliced { part, former }) => report_admitted(former.admission(), part.admission()),
+            None => report_admitted(&self.admission, &admission),
+        }
         self.mtu = pod_mtu(&underlay);
         let mtu = |slot| desired.devices.get(&slot).map(|device| device.mtu).unwrap_or_default();
         self.mtus = PerSlot::from_fn(mtu);
         self.counters.device_restarts = devices.restarts();
         self.computed_with = Some((setup, underlay));
-        self.admission = Arc::new(admission);
+        self.admission = admission;
     }
 
     /// Who is in the mesh since the last turn.
@@ -138,6 +149,17 @@ impl Outcome {
         self.computed_with.as_ref()?.0.path(member, slot).endpoint
     }
 
+    /// Takes what was decided about some Nodes, before the turn has done anything about it: no copy of the rest is made.
+    pub(super) fn splice(&mut self, part: AdmissionPart) -> Spliced {
+        let former = Arc::make_mut(&mut self.admission).splice(&part);
+        Spliced { part, former }
+    }
+
+    /// Takes that back, because the turn has come to nothing.
+    pub(super) fn undo(&mut self, spliced: &Spliced) {
+        Arc::make_mut(&mut self.admission).splice(&spliced.former);
+    }
+
     /// The same, to be held while this changes.
     pub(super) fn shared_admission(&self) -> Arc<Admission> {
         Arc::clone(&self.admission)
@@ -153,29 +175,6 @@ impl Outcome {
         let mut peers = self.admission.world.peers.iter();
         let (name, member) = peers.find(|(_, member)| member.uid.as_str() == id.as_str())?;
         Some((name.to_string(), member.state.slots.get(slot).key))
-    }
-
-    /// Logs each refusal that is new, and each peer that joined or left.
-    fn report_new_refusals(&self, admission: &Admission) {
-        for rejected in &admission.rejected {
-            if !self.admission.rejected.contains(rejected) {
-                let (node, code, stays) = (&rejected.node, rejected.reason.code(), rejected.stays);
-                tracing::warn!(
-                    event = "NodeRejected", %node, reason = code, stays, error = %rejected.reason,
-                    "rejected"
-                );
-            }
-        }
-        for (name, member) in &admission.world.peers {
-            if self.admission.world.peers.get(name).is_none_or(|former| former.uid != member.uid) {
-                tracing::info!(event = "PeerJoined", node = %name, peer_uid = %member.uid, "joined the mesh");
-            }
-        }
-        for name in self.admission.world.peers.keys() {
-            if !admission.world.peers.contains_key(name) {
-                tracing::info!(event = "PeerLeft", node = %name, "left the mesh");
-            }
-        }
     }
 
     /// Writes the node file, and once pods can be attached the plugin and its configuration.
@@ -382,6 +381,28 @@ impl Outcome {
     }
 }
 
+/// Logs who was refused, has joined and has left since a former admission of the same Nodes.
+fn report_admitted(former: &Admission, admission: &Admission) {
+    for rejected in &admission.rejected {
+        if !former.rejected.contains(rejected) {
+            let (node, code, stays) = (&rejected.node, rejected.reason.code(), rejected.stays);
+            tracing::warn!(
+                event = "NodeRejected", %node, reason = code, stays, error = %rejected.reason,
+                "rejected"
+            );
+        }
+    }
+    let peers = &admission.world.peers;
+    for (name, member) in peers {
+        if former.world.peers.get(name).is_none_or(|former| former.uid != member.uid) {
+            tracing::info!(event = "PeerJoined", node = %name, peer_uid = %member.uid, "joined the mesh");
+        }
+    }
+    for name in former.world.peers.keys().filter(|name| !peers.contains_key(*name)) {
+        tracing::info!(event = "PeerLeft", node = %name, "left the mesh");
+    }
+}
+
 /// The name of a peer's node; its UID if it is no longer a peer.
 pub(super) fn name_or_uid(admission: &Admission, id: &PeerId) -> String {
     admission.world.name_of(id.as_str()).map_or_else(|| id.to_string(), ToString::to_string)
@@ -406,4 +427,36 @@ fn rejected_status(rejected: &Rejected) -> RejectedStatus {
 
 pub(super) fn unix_seconds(at: SystemTime) -> Option<u64> {
     at.duration_since(UNIX_EPOCH).ok().map(|since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use plan::admission::{AdmissionPolicy, Ledger};
+    use plan::node::NodeRecord;
+
+    use super::*;
+
+    fn record(name: &str) -> NodeRecord {
+        NodeRecord { name: NodeName::new(name), uid: NodeUid::new(name), ..NodeRecord::default() }
+    }
+
+    #[test]
+    fn a_part_is_taken_and_taken_back_without_a_copy_of_the_rest() {
+        let now = std::time::Duration::ZERO;
+        let policy = AdmissionPolicy::default();
+        let mut cluster = Cluster::remembered(NodeName::new("n1"), Ledger::default(), None);
+        let list = ["n1", "n2"].map(|name| (NodeName::new(name), record(name)));
+        assert_eq!(cluster.relist(now, list.into()), None);
+        let former = cluster.admit(&policy);
+        assert!(!cluster.remember(&policy, &former.ledger));
+        let mut outcome = Outcome { admission: Arc::new(former.clone()), ..Outcome::default() };
+        let place = Arc::as_ptr(&outcome.admission);
+        assert!(cluster.apply(now, record("n3")));
+        let spliced = outcome.splice(cluster.admit_changed(&policy).unwrap());
+        assert_eq!(*outcome.admission(), cluster.admit(&policy));
+        assert_ne!(*outcome.admission(), former);
+        outcome.undo(&spliced);
+        assert_eq!(*outcome.admission(), former);
+        assert_eq!(Arc::as_ptr(&outcome.admission), place);
+    }
 }

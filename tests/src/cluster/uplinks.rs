@@ -162,17 +162,17 @@ impl Cluster {
         let gateway = self.lab.outside().address(crate::IpVersion::of(pod))?;
         let before = self.uplinks.clear();
         node.ip(&format!("route add {pod} via {gateway} dev eth0\n"))?;
-        let send = || {
+        let ordinary = || {
             let any: IpAddr = match pod {
                 IpAddr::V4(_) => [0; 4].into(),
                 IpAddr::V6(_) => [0; 16].into(),
             };
             UdpSocket::bind((any, 0))?.send_to(MARKER, (pod, PORT))
         };
-        let sent = node.net().run(send);
+        let outcome = node.net().run(ordinary);
         node.ip(&format!("route del {pod} via {gateway} dev eth0\n"))?;
         // What a filter drops on its way out, the kernel refuses the sender.
-        let refused = matches!(sent?, Err(error) if error.raw_os_error() == Some(libc::EPERM));
+        let refused = matches!(outcome?, Err(error) if error.raw_os_error() == Some(libc::EPERM));
         thread::sleep(DELIVERED_WITHIN);
         let silent = self.uplinks.clear() == before;
         let sent = format!("by a socket on {} to {pod}, by a route to the uplink", node.name());

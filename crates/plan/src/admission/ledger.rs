@@ -188,17 +188,21 @@ impl Ledger {
         }
     }
 
-    /// Replaces what it has of some Nodes and addresses.
-    pub(super) fn splice(&mut self, uids: &BTreeSet<NodeUid>, addresses: &BTreeSet<IpAddr>, part: &Self) {
-        for uid in uids {
-            self.nodes.remove(uid);
-            self.proved.remove(uid);
-        }
-        for address in addresses {
-            self.closed.remove(address);
-        }
+    /// Replaces what it has of some Nodes and addresses, and returns what it had.
+    pub(super) fn splice(
+        &mut self,
+        uids: &BTreeSet<NodeUid>,
+        addresses: &BTreeSet<IpAddr>,
+        part: &Self,
+    ) -> Self {
+        let former = Self {
+            nodes: uids.iter().filter_map(|uid| self.nodes.remove_entry(uid)).collect(),
+            proved: uids.iter().filter_map(|uid| self.proved.take(uid)).collect(),
+            closed: addresses.iter().filter_map(|address| self.closed.take(address)).collect(),
+        };
         self.nodes.extend(part.nodes.iter().map(|(uid, entry)| (uid.clone(), entry.clone())));
         self.proved.extend(part.proved.iter().cloned());
         self.closed.extend(&part.closed);
+        former
     }
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::contenders::{Contenders, Resource, resources};
-use super::{Admission, AdmissionPolicy, Announcement, Ledger, Member, admit_announced};
+use super::{Admission, AdmissionPolicy, Announcement, Ledger, Member, World, admit_announced};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 
 /// How often a part is admitted at most. No part is known that needs more than three.
@@ -86,44 +86,45 @@ impl AdmissionPart {
 
     /// Replaces the part of a ledger that is of these Nodes; returns whether it is another one.
     pub(crate) fn splice_ledger(&self, ledger: &mut Ledger) -> bool {
-        let closed = |ledger: &Ledger| -> BTreeSet<IpAddr> {
-            self.addresses.iter().filter(|address| ledger.closed().contains(*address)).copied().collect()
-        };
-        let former = (ledger.part(&self.uids), closed(ledger));
-        ledger.splice(&self.uids, &self.addresses, &self.admission.ledger);
-        former != (ledger.part(&self.uids), closed(ledger))
+        let former = ledger.splice(&self.uids, &self.addresses, &self.admission.ledger);
+        former != self.admission.ledger
     }
 }
 
 impl Admission {
-    /// Takes what was decided about some of the Nodes; the rest stays.
-    pub fn splice(&mut self, part: &AdmissionPart) {
-        let AdmissionPart { nodes, uids: _, addresses, has_own, admission } = part;
-        for node in nodes {
-            self.world.peers.remove(node);
-        }
+    /// Takes what was decided about some of the Nodes; the rest stays. Returns what was decided about them before: taken again,
+    /// it undoes this.
+    pub fn splice(&mut self, part: &AdmissionPart) -> AdmissionPart {
+        let AdmissionPart { nodes, uids, addresses, has_own, admission } = part;
+        let own = self.world.own.clone();
+        let peers = nodes.iter().filter_map(|node| self.world.peers.remove_entry(node)).collect();
         self.world
             .peers
             .extend(admission.world.peers.iter().map(|(node, member)| (node.clone(), member.clone())));
         if *has_own {
             self.world.own.clone_from(&admission.world.own);
         }
-        for address in addresses {
-            self.world.closed.remove(address);
-        }
+        let closed = addresses.iter().filter_map(|address| self.world.closed.take(address)).collect();
         self.world.closed.extend(&admission.world.closed);
-        part.splice_ledger(&mut self.ledger);
-        self.rejected.retain(|rejected| !nodes.contains(&rejected.node));
+        let ledger = self.ledger.splice(uids, addresses, &admission.ledger);
+        let rejected = self.rejected.extract_if(.., |rejected| nodes.contains(&rejected.node)).collect();
         self.rejected.extend(admission.rejected.iter().cloned());
         // Stable: those of one node stay in the order in which they were found.
         self.rejected
             .sort_by(|one, other| (&one.node, one.reason.code()).cmp(&(&other.node, other.reason.code())));
-        self.pending.retain(|node| !nodes.contains(node));
+        let pending = self.pending.extract_if(.., |node| nodes.contains(node)).collect();
         self.pending.extend(admission.pending.iter().cloned());
         self.pending.sort();
-        self.to_test.retain(|claim| !addresses.contains(&claim.address));
+        let to_test = self.to_test.extract_if(.., |claim| addresses.contains(&claim.address)).collect();
         self.to_test.extend(admission.to_test.iter().cloned());
         self.to_test.sort_by_key(|claim| claim.address);
+        AdmissionPart {
+            nodes: nodes.clone(),
+            uids: uids.clone(),
+            addresses: addresses.clone(),
+            has_own: *has_own,
+            admission: Self { world: World { own, peers, closed }, ledger, rejected, pending, to_test },
+        }
     }
 }
 

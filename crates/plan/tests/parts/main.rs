@@ -63,10 +63,13 @@ impl Follower {
 
     pub(crate) fn admit_part(&mut self, policy: &AdmissionPolicy) -> bool {
         let Some(part) = self.cluster.admit_changed(policy) else { return self.admit_all(policy) };
-        let former = self.admission.ledger.clone();
-        self.admission.splice(&part);
+        let former = self.admission.clone();
+        let undo = self.admission.splice(&part);
+        let mut undone = self.admission.clone();
+        undone.splice(&undo);
+        assert_eq!(undone, former);
         let changed = self.cluster.remember_part(&part);
-        assert_eq!(changed, former != self.admission.ledger);
+        assert_eq!(changed, former.ledger != self.admission.ledger);
         assert!(!self.cluster.has_changed());
         self.parts += 1;
         true

@@ -11,13 +11,14 @@ mod look;
 mod names;
 mod path_mtu;
 mod paths;
+mod prepare;
 mod reach;
 mod relays;
 mod rotation;
 mod survey;
 mod whereabouts;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
@@ -25,12 +26,11 @@ use keyring::Slot;
 use keyring::rotation::{Input, PeerId};
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError};
-use plan::admission::{Admission, AdmissionPart, AdmissionPolicy, Ledger, Member};
+use plan::admission::{AdmissionPolicy, Ledger, Member};
 use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
 use plan::cluster::Cluster;
-use plan::desired::Setup;
 use plan::evidence::Tests;
 use plan::names::Names;
 use plan::network::LinkAddress;
@@ -38,7 +38,7 @@ use plan::node::{NodeName, NodeUid};
 use plan::path_mtu::PathMtus;
 use plan::path_mtu::search::Source;
 use plan::paths::{Observations, Paths, Standing};
-use plan::turn::{Known, Turn, decide};
+use plan::turn::Turn;
 use plan::whereabouts::Whereabouts;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -50,8 +50,6 @@ use super::devices::Devices;
 use super::filters::Filters;
 use super::host::HostChecks;
 use super::keys::Keys;
-use super::observe;
-use super::observe::ObserveError;
 use super::outcome::Outcome;
 use super::paths_file::PathsFile;
 use super::peer_channel::{PeerChannel, peer_views};
@@ -376,7 +374,7 @@ impl Reconciler {
         self.outcome.counters.full_reconciles += 1;
         self.filters.begin_turn(now);
         self.read_host(now).await;
-        let (mut turn, part) = match self.prepare().await {
+        let (mut turn, spliced) = match self.prepare().await {
             Ok(prepared) => prepared,
             Err(error) => {
                 let cause = Chain(&error).to_string();
@@ -402,7 +400,7 @@ impl Reconciler {
         self.host_checks.note_steps(now, &turn.due);
         self.perform(now, &turn.due, &turn.admission).await;
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
-        let remembered = self.remember(now, &turn.admission, part.as_ref());
+        let remembered = self.remember(now, &turn.admission, spliced.as_ref().map(|spliced| &spliced.part));
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
             self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup));
             self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
@@ -419,7 +417,7 @@ impl Reconciler {
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
         self.settle(now, &turn);
-        self.outcome.conclude(turn, &self.devices);
+        self.outcome.conclude(turn, spliced.as_ref(), &self.devices);
         self.start_tests(now, &self.outcome.shared_admission());
         self.look_up_names();
         self.outcome.set_guard_owned(self.guard_owner.owning());
@@ -445,54 +443,5 @@ impl Reconciler {
         if self.backoff.failed(now, PLAN, cause.clone()) {
             error!(event = "PlanRefused", error = cause, "plan refused; nothing but the guard is repaired");
         }
-    }
-
-    /// Computes a turn, and the part of the admission that it decides if it does not decide it all. It changes nothing on the
-    /// node but what finding paths and relays takes.
-    async fn prepare(&mut self) -> Result<(Turn, Option<AdmissionPart>), ObserveError> {
-        self.policy.own_keys = self.keys.journal().keys().collect();
-        self.policy.evidence = self.tests.evidence();
-        self.policy.waited_for = self.tests.waited_for(self.started.elapsed());
-        self.policy.own_addresses = Some(self.own_addresses().await?);
-        self.policy.heard.clone_from(self.whereabouts.heard());
-        let (admission, part) = self.admit(self.started.elapsed());
-        self.set_peers(&admission);
-        let setup = self.setup(&admission);
-        let underlay = self.underlay(&admission, &setup).await?;
-        let generation = self.keys.journal().generation;
-        let known = Known::new(admission, setup, underlay, generation, self.backoff.clone());
-        let desired = known.desired();
-        let observed = observe::observe(
-            &self.host,
-            (&mut self.guard_owner, &mut self.filters),
-            &mut self.devices,
-            desired,
-            self.kernel_changed || self.looks.filters_changed,
-        )
-        .await?;
-        Ok((decide(known, observed, self.started.elapsed()), part))
-    }
-
-    fn setup(&mut self, admission: &Admission) -> Setup {
-        let steer = self.steer(admission);
-        let mut setup = Setup {
-            cluster_cidrs: self.config.cluster_cidrs.iter().copied().collect(),
-            service_cidrs: self.config.service_cidrs.iter().copied().collect(),
-            open_node_cidrs: self.config.open_node_cidrs.iter().copied().collect(),
-            keys: self.keys.public(),
-            ports: self.config.ports,
-            links: self.config.links.clone(),
-            table: self.config.table,
-            rule_priority: self.config.rule_priority,
-            router_links: self.host_checks.router_links(),
-            input: self.config.mesh_input(),
-            nat: self.is_behind_nat(),
-            paths: self.paths.paths(),
-            steer,
-            preshared: BTreeMap::new(),
-            barred: BTreeSet::new(),
-        };
-        self.pairs.protect(admission, &mut setup);
-        setup
     }
 }
