@@ -417,16 +417,19 @@ mod tests {
         assert_eq!(paths.steer(Duration::from_millis(100), uid, Slot::A), Slot::B);
     }
 
-    /// A peer whose device is gone: packets are sent to it on one slot, and nothing comes back.
-    struct Dead {
+    /// A peer that is sent packets on one slot, and from which no more has come than `received`.
+    struct Silent {
         now: Duration,
         carrying: Slot,
+        received: PerSlot<u64>,
     }
 
-    impl Outlook for Dead {
+    impl Outlook for Silent {
         fn view(&self, member: &Member, slot: Slot) -> Option<View> {
             let sent = if slot == self.carrying { u64::try_from(self.now.as_millis()).unwrap() } else { 7 };
-            Some(View { endpoint: member.socket(slot), handshake: Some(self.now), sent, ..View::default() })
+            let received = *self.received.get(slot);
+            let endpoint = member.socket(slot);
+            Some(View { endpoint, handshake: Some(self.now), sent, received, ..View::default() })
         }
 
         fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
@@ -458,8 +461,8 @@ mod tests {
             let mut lost = BTreeMap::new();
             for millis in (0..10_000).step_by(10) {
                 let now = Duration::from_millis(millis);
-                let steps = paths.step(now, &world, Surroundings::default(), &Dead { now, carrying });
-                for step in steps {
+                let gone = Silent { now, carrying, received: PerSlot::default() };
+                for step in paths.step(now, &world, Surroundings::default(), &gone) {
                     if let Some(Event::Lost(_)) = step.event {
                         lost.entry(step.slot).or_insert(now);
                     }
@@ -469,6 +472,25 @@ mod tests {
             assert!(first < Duration::from_secs(5), "{lost:?}");
             assert!(second < first + Duration::from_millis(100), "{lost:?}");
         }
+    }
+
+    #[test]
+    fn a_slot_that_is_probed_because_of_the_other_one_does_not_have_that_probed() {
+        let world = admitted(&[node(1), node(2)], &Ledger::default()).world;
+        let mut paths = Paths::new(0);
+        let mut answered = PerSlot::<u64>::default();
+        for millis in 0..20_000 {
+            let now = Duration::from_millis(millis);
+            // It has nothing to send, but has answered each probe before the next step.
+            let near = Silent { now, carrying: Slot::A, received: answered };
+            for step in paths.step(now, &world, Surroundings::default(), &near) {
+                let probes = step.actions.iter().filter(|action| matches!(action, Action::Probe(_)));
+                *answered.get_mut(step.slot) += u64::try_from(probes.count()).unwrap();
+            }
+        }
+        // Each time that nothing has come for 2 s.
+        assert!((8..=11).contains(&answered.a), "{answered:?}");
+        assert!((8..=11).contains(&answered.b), "{answered:?}");
     }
 
     #[test]

@@ -229,8 +229,7 @@ impl SlotPath {
     /// The peer or this node is elsewhere: what works may not work any more.
     pub const fn suspect(&mut self, now: Duration) {
         if let State::Up(up) = &mut self.state {
-            up.unanswered =
-                Some(Unanswered { since: now, probe: now, probes: 0, gone: false, drifted: false });
+            up.unanswered = Some(Unanswered::since(now, now));
         }
     }
 
@@ -240,13 +239,17 @@ impl SlotPath {
         if let State::Up(Up { unanswered: unanswered @ None, .. }) = &mut self.state {
             // Not in the step that goes on, in which this slot may have had its turn.
             let probe = now.saturating_add(NEXT_STEP);
-            *unanswered = Some(Unanswered { since: now, probe, probes: 0, gone: false, drifted: false });
+            *unanswered = Some(Unanswered { along: true, ..Unanswered::since(now, probe) });
         }
     }
 
-    /// Whether the first probe of a path that may be broken has been sent, and nothing has been heard since.
+    /// Whether the first probe of a path that may be broken has been sent, and nothing has been heard since. Not if it is probed
+    /// because of the other slot: that has been probed, and where answers come at once it would be probed again for nothing.
     pub const fn is_doubted(&self) -> bool {
-        matches!(&self.state, State::Up(Up { unanswered: Some(Unanswered { probes: 1, .. }), .. }))
+        matches!(
+            &self.state,
+            State::Up(Up { unanswered: Some(Unanswered { probes: 1, along: false, .. }), .. })
+        )
     }
 
     /// The peer sends to our mapped address now. Returns whether that is news: not if it was invited itself, and only says

@@ -43,6 +43,15 @@ pub(super) struct Unanswered {
     pub(super) gone: bool,
     /// Whether it has sent from elsewhere since then: a handshake may be one that it began there.
     pub(super) drifted: bool,
+    /// Whether this path is only probed because the peer did not answer over its other slot.
+    pub(super) along: bool,
+}
+
+impl Unanswered {
+    /// A path that may be broken since now, and when it is probed first.
+    pub(super) const fn since(now: Duration, probe: Duration) -> Self {
+        Self { since: now, probe, probes: 0, gone: false, drifted: false, along: false }
+    }
 }
 
 impl Up {
@@ -79,13 +88,8 @@ impl Up {
         match &mut self.unanswered {
             Some(found) if found.probes > 0 => (found.gone, found.probes) = (true, found.probes.max(PROBES)),
             _ => {
-                self.unanswered = Some(Unanswered {
-                    since: now,
-                    probe: now,
-                    probes: PROBES - 1,
-                    gone: true,
-                    drifted: false,
-                });
+                let found = Unanswered::since(now, now);
+                self.unanswered = Some(Unanswered { probes: PROBES - 1, gone: true, ..found });
             }
         }
     }
@@ -141,17 +145,10 @@ impl Up {
         }
         let is_checked = self.checked.is_some_and(|checked| now < checked + CHECK_DRIFT);
         if drifting && !is_checked && self.unanswered.is_none() {
-            self.unanswered =
-                Some(Unanswered { since: now, probe: now, probes: 0, gone: false, drifted: false });
+            self.unanswered = Some(Unanswered::since(now, now));
         }
         if view.sent > self.sent && self.unanswered.is_none() {
-            self.unanswered = Some(Unanswered {
-                since: now,
-                probe: now + SUSPECT_AFTER,
-                probes: 0,
-                gone: false,
-                drifted: false,
-            });
+            self.unanswered = Some(Unanswered::since(now, now + SUSPECT_AFTER));
         }
         self.sent = view.sent;
         match &mut self.unanswered {
