@@ -70,7 +70,7 @@ pub trait Device: fmt::Debug + Send {
     ) -> Result<(), DeviceError>;
 
     /// Initiates a handshake with a peer that has no session. The kernel does so once in 5 s, the engine as often as it is
-    /// asked, after another endpoint was set or a second has passed. With a session this may send only a keepalive.
+    /// asked, after another endpoint was set or half a second has passed. With a session this may send only a keepalive.
     fn initiate_handshake(&mut self, peer: PublicKey) -> Result<(), DeviceError>;
 
     /// Sends datagrams to a peer's present endpoint one by one from now on. Returns whether that is new.

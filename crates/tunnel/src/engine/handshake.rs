@@ -144,7 +144,7 @@ impl Handshake {
         }
     }
 
-    /// Initiates a handshake, also one that is in progress if it was begun with another endpoint or a second ago: where the
+    /// Initiates a handshake, also one that is in progress if it was begun with another endpoint or half a second ago: where the
     /// peer answers is being found out, and a mapped address has to be tried by both ends at the same time.
     pub(super) fn initiate_anew(&mut self, path: &PeerPath, now: Now, out: &mut Datagrams) {
         let in_progress = self.pending.as_ref().is_some_and(|pending| {

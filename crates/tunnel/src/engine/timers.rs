@@ -11,8 +11,9 @@ pub(crate) const REJECT_AFTER: Duration = Duration::from_mins(3);
 pub(crate) const RENEW_SILENT: Duration = Duration::from_secs(165);
 pub(crate) const REKEY_ATTEMPT: Duration = Duration::from_secs(90);
 pub(crate) const REKEY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How soon a handshake is begun again with the same endpoint if that is asked for.
-pub(crate) const INITIATE_ANEW: Duration = Duration::from_millis(900);
+/// How soon a handshake is begun again with the same endpoint if that is asked for. Whoever looks for a path to a new peer asks
+/// again after half a second.
+pub(crate) const INITIATE_ANEW: Duration = Duration::from_millis(400);
 /// Each retry is put off by up to this much at random (WireGuard paper, section 6.1).
 pub(crate) const REKEY_TIMEOUT_JITTER: Duration = Duration::from_millis(333);
 /// The shortest time between two answers to one peer: a quarter of the messages per second that the interface works on

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(25);
 pub(crate) fn first_packets(settings: &Settings) -> Result<Vec<Row>, Failure> {
     say("first packets: n1 (relay) and n3 (home) stand, n2 (public) and n4 (symmetric NAT) join");
     let limit = settings.patience(LIMIT);
-    let mut mesh = network::mesh(network::four_nodes()?, settings)?;
+    let mut mesh = network::mesh(network::four_nodes()?, settings, "joins")?;
     let capture = mesh.capture()?;
     let mut probes = Probes::new(Instant::now(), settings.period());
     for name in ["n1", "n3"] {

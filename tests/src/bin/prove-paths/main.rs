@@ -61,7 +61,7 @@ fn prove() -> Result<bool, Failure> {
         vec![Row { what, goal, measured: lab::chain(&*error), met: false, details: Value::Null }]
     });
     say("seven nodes on five networks; n1 may relay");
-    let mesh = network::mesh(network::seven_nodes(settings.carrier)?, &settings)?;
+    let mesh = network::mesh(network::seven_nodes(settings.carrier)?, &settings, "seven")?;
     let mut run = Run::start(mesh, &settings)?;
     run.scenario("ordered pairs up within 15 s", scenarios::come_up);
     scenarios::become_direct(&mut run);

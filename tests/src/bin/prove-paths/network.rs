@@ -123,10 +123,10 @@ pub(crate) fn describe(site: &Site) -> String {
 }
 
 /// A mesh without running daemons on such a network, in which one node may relay.
-pub(crate) fn mesh(sites: Vec<Site>, settings: &Settings) -> Result<Mesh, Failure> {
+pub(crate) fn mesh(sites: Vec<Site>, settings: &Settings, logs_in: &str) -> Result<Mesh, Failure> {
     let mut lab = Lab::builder().sites(sites).api(ApiKind::Fake);
     if let Some(logs) = &settings.logs {
-        lab = lab.dir(logs);
+        lab = lab.dir(logs.join(logs_in));
     }
     let mesh = Mesh::idle(lab.build()?);
     mesh.set_relay("n1", true)?;
