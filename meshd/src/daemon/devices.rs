@@ -1,7 +1,6 @@
 //! The WireGuard devices of both slots, whichever backend they run on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::SystemTime;
 
 use keyring::{PerSlot, PresharedKey, PrivateKey, PublicKey, Slot};
 use linux::LinkState;
@@ -38,14 +37,6 @@ struct Running {
     unthreaded: bool,
     /// Peers that were on it before, where the backend forgets them.
     removed: BTreeSet<PublicKey>,
-}
-
-/// This node's key and port of a slot, and a time by a peer's clock up to which its handshakes are not to be accepted again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Told<'a> {
-    pub(super) own: &'a PrivateKey,
-    pub(super) port: u16,
-    pub(super) clock: SystemTime,
 }
 
 impl Running {
@@ -237,13 +228,13 @@ impl Devices {
         self.change(slot, |running| running.device.set_mtu(mtu))
     }
 
-    /// Adds a peer, with the preshared key that the plan names. `told` is what is known of its clock.
+    /// Adds a peer, with the preshared key that the plan names. `former` is what to know if it was on the device before.
     pub(super) fn add_peer(
         &mut self,
         slot: Slot,
         (key, peer): (PublicKey, &Peer),
         preshared: Option<&PresharedKey>,
-        told: Option<Told<'_>>,
+        former: Option<Former<'_>>,
     ) -> Result<(), SlotError> {
         // Without it the peer would be less protected than the plan says.
         if peer.preshared != preshared.map(PresharedKey::id) {
@@ -251,11 +242,8 @@ impl Devices {
         }
         self.change(slot, |running| {
             let device = running.device.as_mut();
-            match told.filter(|_| running.removed.remove(&key)) {
-                Some(Told { own, port, clock }) => {
-                    let former = Former { own, port, until: clock };
-                    device::add_again(device, (key, peer), preshared, former)?;
-                }
+            match former.filter(|_| running.removed.remove(&key)) {
+                Some(former) => drop(device::add_again(device, (key, peer), preshared, former)?),
                 None => device.add_peer_with(key, peer, preshared)?,
             }
             running.drifts.added(key, peer);

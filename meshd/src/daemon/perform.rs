@@ -10,9 +10,10 @@ use linux::{Handle, HostError};
 use plan::op::Op;
 use tracing::warn;
 
-use super::devices::{Devices, SlotError, Told};
+use super::devices::{Devices, SlotError};
 use super::keys::Keys;
 use crate::chain::Chain;
+use crate::device::Former;
 
 /// Why a step failed.
 #[derive(Debug, thiserror::Error)]
@@ -46,10 +47,10 @@ pub(super) struct Known<'a> {
 }
 
 impl Known<'_> {
-    fn told(&self, slot: Slot, peer: &PublicKey) -> Option<Told<'_>> {
-        let clock = *self.clocks.get(peer)?;
+    fn former(&self, slot: Slot, peer: &PublicKey) -> Option<Former<'_>> {
+        let until = *self.clocks.get(peer)?;
         let own = self.keys.private(self.keys.public().get(slot))?;
-        Some(Told { own, port: *self.ports.get(slot), clock })
+        Some(Former { own, port: *self.ports.get(slot), until })
     }
 }
 
@@ -106,7 +107,7 @@ pub(super) async fn perform(
         Op::SetUp { link } => host.set_up(link).await?,
         Op::AddPeer { slot, key, peer } => {
             let preshared = peer.preshared.and_then(|id| known.keys.ring().preshared(&id));
-            devices.add_peer(*slot, (*key, peer), preshared, known.told(*slot, key))?;
+            devices.add_peer(*slot, (*key, peer), preshared, known.former(*slot, key))?;
         }
         Op::UpdatePeer { slot, key, change } => devices.update_peer(*slot, *key, change)?,
         Op::RemovePeer { slot, key } => devices.remove_peer(*slot, *key)?,

@@ -5,15 +5,32 @@ use crate::admission::Ledger;
 use crate::admission::tests::{admitted, node};
 
 struct Seen {
-    answering: PerSlot<bool>,
+    /// What the devices say, but for the endpoint, which is the one that is published.
+    views: PerSlot<View>,
     carrying: Slot,
     measured: bool,
 }
 
+impl Seen {
+    /// A peer that has just completed handshakes on these slots.
+    fn answering(answering: PerSlot<bool>, carrying: Slot, measured: bool) -> Self {
+        let view = |answers: bool| View { handshake: answers.then_some(Duration::ZERO), ..View::default() };
+        Self { views: answering.map(view), carrying, measured }
+    }
+
+    /// A peer that is sent packets on one slot, and from which no more has come than `received`.
+    fn silent(now: Duration, carrying: Slot, received: PerSlot<u64>) -> Self {
+        let views = PerSlot::from_fn(|slot| {
+            let sent = if slot == carrying { u64::try_from(now.as_millis()).unwrap() } else { 7 };
+            View { handshake: Some(now), sent, received: *received.get(slot), ..View::default() }
+        });
+        Self { views, carrying, measured: true }
+    }
+}
+
 impl Outlook for Seen {
     fn view(&self, member: &Member, slot: Slot) -> Option<View> {
-        let handshake = self.answering.get(slot).then_some(Duration::ZERO);
-        Some(View { endpoint: member.socket(slot), handshake, ..View::default() })
+        Some(View { endpoint: member.socket(slot), ..*self.views.get(slot) })
     }
 
     fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
@@ -42,7 +59,7 @@ fn packets_are_moved_by_choice_only_where_those_of_the_present_size_were_answere
     let world = admitted(&[node(1), node(2)], &Ledger::default()).world;
     let uid = &world.peers[&crate::node::NodeName::new("n2")].uid;
     let mut paths = Paths::new(0);
-    let mut seen = Seen { answering: PerSlot { a: true, b: true }, carrying: Slot::A, measured: false };
+    let mut seen = Seen::answering(PerSlot { a: true, b: true }, Slot::A, false);
     let mut steered = |millis: u64, seen: &Seen, wanted| {
         let now = Duration::from_millis(millis);
         paths.step(now, &world, Surroundings::default(), seen);
@@ -57,47 +74,11 @@ fn packets_are_moved_by_choice_only_where_those_of_the_present_size_were_answere
     assert_eq!(steered(300, &seen, Slot::B), Slot::B);
     // Without a choice there is nothing to wait for.
     let mut paths = Paths::new(0);
-    seen = Seen { answering: PerSlot { a: false, b: true }, carrying: Slot::A, measured: false };
+    seen = Seen::answering(PerSlot { a: false, b: true }, Slot::A, false);
     for millis in [0, 100] {
         paths.step(Duration::from_millis(millis), &world, Surroundings::default(), &seen);
     }
     assert_eq!(paths.steer(Duration::from_millis(100), uid, Slot::A), Slot::B);
-}
-
-/// A peer that is sent packets on one slot, and from which no more has come than `received`.
-struct Silent {
-    now: Duration,
-    carrying: Slot,
-    received: PerSlot<u64>,
-}
-
-impl Outlook for Silent {
-    fn view(&self, member: &Member, slot: Slot) -> Option<View> {
-        let sent = if slot == self.carrying { u64::try_from(self.now.as_millis()).unwrap() } else { 7 };
-        let received = *self.received.get(slot);
-        let endpoint = member.socket(slot);
-        Some(View { endpoint, handshake: Some(self.now), sent, received, ..View::default() })
-    }
-
-    fn relayed(&self, _: &NodeUid, _: Slot) -> Option<SocketAddr> {
-        None
-    }
-
-    fn is_relay(&self, _: SocketAddr) -> bool {
-        false
-    }
-
-    fn carrying(&self, _: &NodeUid) -> Option<Slot> {
-        Some(self.carrying)
-    }
-
-    fn is_limited(&self, _: Slot) -> bool {
-        false
-    }
-
-    fn is_measured(&self, _: &NodeUid, _: Slot, _: SocketAddr) -> bool {
-        true
-    }
 }
 
 #[test]
@@ -108,7 +89,7 @@ fn both_slots_of_a_peer_that_is_gone_are_lost_at_the_same_time_although_one_carr
         let mut lost = BTreeMap::new();
         for millis in (0..10_000).step_by(10) {
             let now = Duration::from_millis(millis);
-            let gone = Silent { now, carrying, received: PerSlot::default() };
+            let gone = Seen::silent(now, carrying, PerSlot::default());
             for step in paths.step(now, &world, Surroundings::default(), &gone) {
                 if let Some(Event::Lost(_)) = step.event {
                     lost.entry(step.slot).or_insert(now);
@@ -129,7 +110,7 @@ fn a_slot_that_is_probed_because_of_the_other_one_does_not_have_that_probed() {
     for millis in 0..20_000 {
         let now = Duration::from_millis(millis);
         // It has nothing to send, but has answered each probe before the next step.
-        let near = Silent { now, carrying: Slot::A, received: answered };
+        let near = Seen::silent(now, Slot::A, answered);
         for step in paths.step(now, &world, Surroundings::default(), &near) {
             let probes = step.actions.iter().filter(|action| matches!(action, Action::Probe(_)));
             *answered.get_mut(step.slot) += u64::try_from(probes.count()).unwrap();
@@ -143,7 +124,7 @@ fn a_slot_that_is_probed_because_of_the_other_one_does_not_have_that_probed() {
 #[test]
 fn what_is_due_is_said_until_a_step_is_taken_and_not_again() {
     let world = admitted(&[node(1), node(2)], &Ledger::default()).world;
-    let silent = Seen { answering: PerSlot::default(), carrying: Slot::A, measured: false };
+    let silent = Seen::answering(PerSlot::default(), Slot::A, false);
     let mut paths = Paths::new(0);
     paths.step(Duration::ZERO, &world, Surroundings::default(), &silent);
     let due = paths.due().unwrap();
