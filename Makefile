@@ -60,6 +60,11 @@ image: ## build the container image as an OCI archive in target/image (IMAGE=nam
 kind-load: ## load the image that `make image` built into the nodes of a kind cluster (CLUSTER=name)
 	kind load image-archive $(TARGET)/image/meshd-*.tar $(if $(CLUSTER),--name $(CLUSTER))
 
+.PHONY: kubectl-meshd
+kubectl-meshd: ## build the plugin for kubectl; copy it to a directory of PATH for `kubectl meshd status`
+	cargo build --locked --release --package kubectl-meshd
+	@echo "$(TARGET)/release/kubectl-meshd"
+
 .PHONY: cluster
 cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUAL=1 or IPV6=1, PROXY=iptables, CLUSTER=id, KUBEBUILDER_ASSETS=programs)
 	scripts/cluster.sh --nodes $(or $(NODES),3) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \

@@ -26,12 +26,11 @@ use super::keys::Keys;
 use super::own_ports::own_ports;
 use super::stripped::Stripped;
 use super::unreached::Unreached;
-use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, Counters, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
+    ApiStatus, Counters, Fence, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
 };
 
 /// Whom the guard's table belongs to.

@@ -110,6 +110,10 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
         suite.args(["enter", "--net", "--id", id, "outside"]).arg(lab::bin("e2e")?).arg("--out").arg(report);
         suite.args(["--not-here", concat!(env!("CARGO_MANIFEST_DIR"), "/../e2e/not-here.toml")]);
         succeed(&mut suite)?;
+        // It asks the kubelets by way of the API server; nothing else here does that for meshd's pods.
+        let mut status = Command::new(lab::bin("kubectl-meshd")?);
+        status.arg("status").arg("--wait").arg("--kubeconfig").arg(records.directory(id).join("kubeconfig"));
+        succeed(&mut status)?;
     }
     let [deleted, killed] = ids;
     records.delete(deleted)?;
