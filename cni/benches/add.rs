@@ -171,6 +171,7 @@ fn prepare(directory: &Path) -> Outcome<()> {
         mesh_links: ["mesh-a".parse()?, "mesh-b".parse()?].into(),
         pod_cidrs: vec!["10.244.1.0/24".parse()?],
         mesh_addresses: vec!["10.244.1.1".parse()?],
+        source: None,
         mtu: 1400,
     };
     std::fs::write(&node_file, node.render())?;

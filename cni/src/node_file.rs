@@ -1,7 +1,7 @@
 //! What the plugin reads from the daemon: one file, replaced atomically on every change.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::Path;
 
 use ipnetwork::IpNetwork;
@@ -14,7 +14,7 @@ use crate::error::CniError;
 pub(crate) use wireguard::{MTU_EXPECTED, MTU_RANGE as MTU};
 
 /// The version that this code writes and reads. Any change of the file's format increments it.
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 
 /// The state of this node as far as it concerns attaching pods.
 ///
@@ -39,6 +39,8 @@ pub struct NodeFile {
     pub pod_cidrs: Vec<IpNetwork>,
     /// Addresses in them that are the node's own.
     pub mesh_addresses: Vec<IpAddr>,
+    /// The address that the node itself prefers towards its pods over IPv6: its Node's, which may be gone.
+    pub source: Option<Ipv6Addr>,
     /// MTU of pods in bytes.
     pub mtu: u32,
 }
@@ -58,6 +60,8 @@ struct Wire {
     mesh_links: BTreeSet<LinkName>,
     pod_cidrs: Vec<IpNetwork>,
     mesh_addresses: Vec<IpAddr>,
+    #[serde(default)]
+    source: Option<Ipv6Addr>,
     mtu: u32,
 }
 
@@ -79,6 +83,7 @@ impl NodeFile {
             mesh_links: self.mesh_links.clone(),
             pod_cidrs: self.pod_cidrs.clone(),
             mesh_addresses: self.mesh_addresses.clone(),
+            source: self.source,
             mtu: self.mtu,
         };
         // Numbers, strings and lists of them always serialize.
@@ -98,6 +103,7 @@ impl NodeFile {
             mesh_links,
             pod_cidrs,
             mesh_addresses,
+            source,
             mtu,
         } = serde_json::from_str(text).ok()?;
         let own_ports = own_ports.into_iter().map(|(protocol, first, last)| {
@@ -115,6 +121,7 @@ impl NodeFile {
             mesh_links,
             pod_cidrs,
             mesh_addresses,
+            source,
             mtu,
         })
     }
@@ -150,10 +157,11 @@ mod tests {
             mesh_links: ["mesh-a".parse().unwrap()].into(),
             pod_cidrs: vec!["10.244.1.0/24".parse().unwrap(), "fd00:10:244:1::/64".parse().unwrap()],
             mesh_addresses: vec!["10.244.1.1".parse().unwrap()],
+            source: Some("2001:db8::1".parse().unwrap()),
             mtu: 1420,
         };
         assert_eq!(NodeFile::parse(&node.render()), Some(node.clone()));
-        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":4", "\"v\":3")), None);
+        assert_eq!(NodeFile::parse(&node.render().replace("\"v\":5", "\"v\":4")), None);
         let text = node.render();
         let refused = [
             String::new(),

@@ -48,7 +48,15 @@ pub(super) fn run(
     };
     let addresses = reservation.stored.addresses.clone();
     let pod_link = attachment.interface.as_str();
-    let pair = Pair { host_link: &host_link, host_mac, pod_link, pod_mac, mtu, addresses: &addresses };
+    let pair = Pair {
+        host_link: &host_link,
+        host_mac,
+        pod_link,
+        pod_mac,
+        mtu,
+        addresses: &addresses,
+        source: node.source,
+    };
     veth::attach(&pair, &netns)?;
     let attached = Attached {
         host: (&host_link, host_mac),

@@ -198,6 +198,7 @@ impl Node {
             mesh_links: ["mesh-a".parse().unwrap(), "mesh-b".parse().unwrap()].into(),
             pod_cidrs,
             mesh_addresses,
+            source: None,
             mtu: MTU,
         };
         let node = Self { holder, directory: TempDir::new().unwrap(), file };

@@ -1,15 +1,19 @@
 //! Routes to pods, held by the daemon.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use cni::pod_routes;
 use serde_json::Value;
 
-use crate::node::{Node, Pod};
+use crate::node::{NODE, Node, Pod};
 
 fn hold(node: &Node) -> BTreeSet<IpAddr> {
-    node.run(|| pod_routes::hold(&node.state_dir())).unwrap()
+    hold_with(node, None)
+}
+
+fn hold_with(node: &Node, source: Option<Ipv6Addr>) -> BTreeSet<IpAddr> {
+    node.run(|| pod_routes::hold(&node.state_dir(), source)).unwrap()
 }
 
 /// A node with a pod, the pod's link and addresses, and ADD's result.
@@ -65,5 +69,33 @@ fn nothing_is_set_for_a_link_that_is_down_or_gone_or_while_another_rule_comes_be
     assert_eq!(hold(&node), addresses);
     node.sh(&format!("ip link del {link}"));
     assert_eq!(hold(&node), BTreeSet::new());
-    assert_eq!(node.run(|| pod_routes::hold(&node.state_dir().join("none"))).unwrap(), BTreeSet::new());
+    assert_eq!(node.run(|| pod_routes::hold(&node.state_dir().join("none"), None)).unwrap(), BTreeSet::new());
+}
+
+#[test]
+fn routes_of_ipv6_have_the_nodes_address_as_source_as_long_as_the_node_has_it() {
+    let node = Node::new(&["10.244.1.0/24", "fd00:244:1::/64"]);
+    let _outside = node.neighbour();
+    let address: Ipv6Addr = NODE[1].parse().unwrap();
+    let source =
+        || node.sh("ip -6 route show proto 84; ip route show proto 84").contains(&format!("src {address} "));
+    node.set_file(|file| file.source = Some(address));
+    let pods = ["before", "without"].map(Pod::new);
+    node.add(&pods[0]);
+    assert!(source());
+    // The kernel removes it from the route with the address.
+    node.sh(&format!("ip address del {address}/64 dev eth0"));
+    assert!(!source());
+    assert_eq!(hold_with(&node, Some(address)), BTreeSet::new());
+    let added = node.add(&pods[1]).addresses();
+    assert!(!source());
+    node.sh(&format!("ip address add {address}/64 dev eth0 nodad; until ip route get {address} | grep -q local; do sleep 0.01; done"));
+    let restored = hold_with(&node, Some(address));
+    assert!(source() && restored.contains(&added[1]), "{restored:?}");
+    assert!(restored.len() == 2 && restored.iter().all(IpAddr::is_ipv6), "{restored:?}");
+    assert_eq!(hold_with(&node, Some(address)), BTreeSet::new());
+    // Another one takes its place.
+    node.sh("ip address add 2001:db8::7/64 dev eth0 nodad; until ip route get 2001:db8::7 | grep -q local; do sleep 0.01; done");
+    assert_eq!(hold_with(&node, Some("2001:db8::7".parse().unwrap())), restored);
+    assert!(!source());
 }

@@ -60,6 +60,8 @@ pub struct Pair<'a> {
     pub mtu: u32,
     /// The pod's addresses, at most one of each family.
     pub addresses: &'a [IpAddr],
+    /// The address that the node itself prefers towards the pod over IPv6. Left out while the node does not have it.
+    pub source: Option<Ipv6Addr>,
 }
 
 /// The end of a pair as the kernel has it.
@@ -101,25 +103,37 @@ pub fn attach(pair: &Pair<'_>, netns: &NetworkNamespace) -> Result<(), HostError
         // node's default router.
         sysctl::write(&accept_ra, "0")?;
     }
-    host.perform_all(SET_TOWARDS_POD, &subject, towards_pod(index, Some(pair.pod_mac), pair.addresses), SET)?;
+    set_towards_pod(&mut host, &subject, index, Some(pair.pod_mac), pair.addresses, pair.source)?;
     wait_for_carrier(&mut host, pair.host_link, &subject)
 }
 
-/// What the node has to reach a pod, and to answer it.
-fn towards_pod(
+/// Sets what the node has to reach a pod, and to answer it.
+fn set_towards_pod(
+    socket: &mut RouteSocket,
+    subject: &Subject,
     index: u32,
     pod_mac: Option<Mac>,
     addresses: &[IpAddr],
-) -> impl Iterator<Item = RouteNetlinkMessage> {
-    addresses.iter().flat_map(move |address| {
-        [
-            pod_mac.map(|mac| neighbour(index, *address, mac)),
-            Some(route_to_pod(index, *address)),
-            Some(answer_for_gateway(index, *address)),
-        ]
-        .into_iter()
-        .flatten()
-    })
+    source: Option<Ipv6Addr>,
+) -> Result<(), HostError> {
+    let requests = |source| {
+        addresses.iter().flat_map(move |address| {
+            [
+                pod_mac.map(|mac| neighbour(index, *address, mac)),
+                Some(route_to_pod(index, *address, source)),
+                Some(answer_for_gateway(index, *address)),
+            ]
+            .into_iter()
+            .flatten()
+        })
+    };
+    match socket.perform_all(SET_TOWARDS_POD, subject, requests(source), SET) {
+        // The answer for a source that the node does not have, or not yet.
+        Err(error) if source.is_some() && error.errno() == Some(Errno::INVAL.raw_os_error()) => {
+            socket.perform_all(SET_TOWARDS_POD, subject, requests(None), SET)
+        }
+        done => done,
+    }
 }
 
 /// A pod as the node's end of its pair leads to it.
@@ -131,13 +145,22 @@ pub struct Attached {
     pub pod_mac: Option<Mac>,
     /// The pod's addresses.
     pub addresses: Vec<IpAddr>,
+    /// As in [`Pair`].
+    pub source: Option<Ipv6Addr>,
 }
 
-/// Addresses of pods to which no route leads although the pod's link is there. Most of the time the kernel is only asked for
-/// each address; all routes are read if an answer is not as expected.
+/// Addresses of pods to which no route leads although the pod's link is there, or one without the source that it should have
+/// and could. Most of the time the kernel is only asked for each address; all routes are read if an answer is not as expected.
 pub fn unrouted(pods: &[Attached]) -> Result<BTreeSet<IpAddr>, HostError> {
     let mut socket = RouteSocket::open()?;
     let mut suspects = BTreeMap::new();
+    let sources: BTreeSet<Ipv6Addr> = pods.iter().filter_map(|pod| pod.source).collect();
+    let mut usable = BTreeSet::new();
+    for source in sources {
+        if is_own(&mut socket, source.into(), &Subject::Routes)? {
+            usable.insert(source);
+        }
+    }
     for pod in pods {
         let subject = Subject::Veth(pod.host_link.clone());
         let Some(index) = index_of(&pod.host_link, &subject)? else { continue };
@@ -148,9 +171,13 @@ pub fn unrouted(pods: &[Attached]) -> Result<BTreeSet<IpAddr>, HostError> {
                 Err(error) if error.errno().is_none() => return Err(error),
                 found => found.ok().flatten(),
             };
-            let leads_there = |message| matches!(message, RouteNetlinkMessage::NewRoute(route) if message::link_of(&route) == Some(index));
+            let source = preferred(*address, pod.source.filter(|source| usable.contains(source)));
+            let leads_there = |message| {
+                matches!(message, RouteNetlinkMessage::NewRoute(route)
+                if message::link_of(&route) == Some(index) && has_source(&route, source))
+            };
             if !found.is_some_and(leads_there) {
-                suspects.insert(*address, index);
+                suspects.insert(*address, (index, source));
             }
         }
     }
@@ -158,8 +185,12 @@ pub fn unrouted(pods: &[Attached]) -> Result<BTreeSet<IpAddr>, HostError> {
         // A policy rule of another program may have answered.
         let all =
             socket.dump("list", &Subject::Routes, &RouteNetlinkMessage::GetRoute(RouteMessage::default()))?;
-        suspects.retain(|address, index| {
-            !all.iter().any(|route| route_by(route, *index) == Some(IpNetwork::from(*address)))
+        suspects.retain(|address, (index, source)| {
+            let leads_there = |message: &RouteNetlinkMessage| {
+                route_by(message, *index) == Some(IpNetwork::from(*address))
+                    && matches!(message, RouteNetlinkMessage::NewRoute(route) if has_source(route, *source))
+            };
+            !all.iter().any(leads_there)
         });
     }
     Ok(suspects.into_keys().collect())
@@ -174,8 +205,8 @@ pub fn restore(pod: &Attached) -> Result<bool, HostError> {
     if !link.header.flags.contains(LinkFlags::Up) {
         return Ok(false);
     }
-    let requests = towards_pod(link.header.index, pod.pod_mac, &pod.addresses);
-    match socket.perform_all(SET_TOWARDS_POD, &subject, requests, SET) {
+    let index = link.header.index;
+    match set_towards_pod(&mut socket, &subject, index, pod.pod_mac, &pod.addresses, pod.source) {
         Ok(()) => Ok(true),
         // It went meanwhile.
         Err(error) if error.is_missing() => Ok(false),
@@ -304,16 +335,23 @@ fn inside(pair: &Pair<'_>, subject: &Subject) -> Result<(), HostError> {
 /// in `net/ipv6/addrconf.c`), and until then drops them. A pod can do without its first packets, so this gives up.
 fn wait_for_own_route(pod: &mut RouteSocket, address: IpAddr, subject: &Subject) -> Result<(), HostError> {
     let give_up = Instant::now() + OWN_ROUTE_TIMEOUT;
-    let request = RouteNetlinkMessage::GetRoute(message::host_route(address, RouteProtocol::Unspec));
-    while Instant::now() < give_up {
-        let found = pod.find("read a route of", subject, &request)?;
-        if matches!(&found, Some(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local)
-        {
-            break;
-        }
+    while Instant::now() < give_up && !is_own(pod, address, subject)? {
         std::thread::sleep(OWN_ROUTE_POLL);
     }
     Ok(())
+}
+
+/// Whether packets for an address are for the host itself.
+fn is_own(socket: &mut RouteSocket, address: IpAddr, subject: &Subject) -> Result<bool, HostError> {
+    let request = RouteNetlinkMessage::GetRoute(message::host_route(address, RouteProtocol::Unspec));
+    match socket.find("read a route of", subject, &request) {
+        Ok(found) => Ok(
+            matches!(&found, Some(RouteNetlinkMessage::NewRoute(route)) if route.header.kind == RouteType::Local),
+        ),
+        // The answer for an address that is unreachable.
+        Err(error) if error.errno().is_some() => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Turns IPv6 on for a link: some runtimes turn it off in new namespaces, and some administrators on the node, but the pod
@@ -390,11 +428,28 @@ fn answer_for_gateway(index: u32, address: IpAddr) -> RouteNetlinkMessage {
     }
 }
 
-/// The route to the pod. It has no preferred source: the kernel removes routes whose source is removed, and a
-/// node's address may.
-fn route_to_pod(index: u32, address: IpAddr) -> RouteNetlinkMessage {
+/// The route to the pod.
+fn route_to_pod(index: u32, address: IpAddr, source: Option<Ipv6Addr>) -> RouteNetlinkMessage {
     let message = message::host_route(address, RouteProtocol::Other(ROUTE_PROTOCOL));
-    RouteNetlinkMessage::NewRoute(message::on_link(message, index))
+    let mut message = message::on_link(message, index);
+    message
+        .attributes
+        .extend(preferred(address, source).map(|source| RouteAttribute::PrefSource(source.into())));
+    RouteNetlinkMessage::NewRoute(message)
+}
+
+/// The preferred source of the route to a pod's address. IPv6 needs one: the kernel would choose the node's address in the
+/// podCIDR, which has the longest prefix in common with the pod's (RFC 6724, section 5, rule 8), also for the answer of a
+/// server that was asked at another address and is bound to none. IPv4 has none: there the kernel chooses the first address
+/// of the node's first link, and it removes routes whose source is removed, as a node's address may be. Of a route of IPv6
+/// it then removes the source alone (`fib6_remove_prefsrc` in `net/ipv6/route.c`).
+fn preferred(address: IpAddr, source: Option<Ipv6Addr>) -> Option<IpAddr> {
+    source.filter(|_| address.is_ipv6()).map(IpAddr::from)
+}
+
+/// Whether a route has a preferred source, if one is wanted.
+fn has_source(route: &RouteMessage, source: Option<IpAddr>) -> bool {
+    source.is_none_or(|source| message::source_of(route) == Some(source))
 }
 
 fn default_route(index: u32, address: IpAddr) -> RouteNetlinkMessage {

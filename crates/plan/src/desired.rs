@@ -272,9 +272,7 @@ fn mesh_addresses(own: &Own) -> impl Iterator<Item = IpNetwork> {
 /// The address that the node itself uses towards pods on other nodes: its Node address, which is what a pod on
 /// the host network sees of itself; its mesh address where that one was not accepted.
 fn source(own: &Own, ipv4: bool) -> Option<IpAddr> {
-    let of_family = |address: &&IpAddr| address.is_ipv4() == ipv4;
-    let claimed = own.addresses.iter().find(of_family).copied();
-    claimed
+    own.address(ipv4)
         .or_else(|| mesh_addresses(own).map(|address| address.ip()).find(|address| address.is_ipv4() == ipv4))
 }
 

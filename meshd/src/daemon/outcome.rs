@@ -1,7 +1,7 @@
 //! The results of the last turn: the status, and the files for the CNI plugin.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -190,6 +190,7 @@ impl Outcome {
             own_ports: self.own_ports(config),
             mesh_links: config.links.iter().map(|(_, link)| link.clone()).collect(),
             mesh_addresses: pod_cidrs.iter().map(|pod_cidr| prefix::first_usable(*pod_cidr)).collect(),
+            source: self.pod_source(),
             pod_cidrs,
             mtu: self.mtu,
         };
@@ -204,6 +205,14 @@ impl Outcome {
             self.installed = true;
         }
         Ok(())
+    }
+
+    /// The address that this node prefers towards its own pods over IPv6.
+    pub(super) fn pod_source(&self) -> Option<Ipv6Addr> {
+        match self.admission.world.own.as_ref()?.address(false)? {
+            IpAddr::V6(address) => Some(address),
+            IpAddr::V4(_) => None,
+        }
     }
 
     /// The ports on which this node listens for the mesh.

@@ -191,6 +191,7 @@ impl Scene {
             pod_mac: [2, 0, 0, 0, 2, last],
             mtu: 1380,
             addresses: &plans().map(|plan| plan.pods[number]),
+            source: None,
         };
         self.node.run(|| veth::attach(&pair, pod.namespace())).unwrap();
         self.node.set(&format!("net/ipv4/conf/mveth{number}/rp_filter"), "0");

@@ -22,6 +22,7 @@ fn pair(addresses: &[IpAddr]) -> Pair<'_> {
         pod_mac: POD_MAC,
         mtu: 1380,
         addresses,
+        source: None,
     }
 }
 
@@ -93,6 +94,38 @@ fn node_and_pod_reach_each_other_with_the_first_packet() {
         at_pod.send_to(b"self", (pod_address, 9000)).unwrap();
         assert_eq!(at_pod.recv_from(&mut buffer).unwrap(), (4, (pod_address, 9000).into()));
     }
+}
+
+#[test]
+fn a_server_that_is_bound_to_no_address_answers_from_the_one_that_was_asked() {
+    let (node, pod) = (node(), Namespace::new());
+    // Closer to the pod's address than the node's own.
+    node.ip("link set lo up");
+    node.ip("-6 addr add fd00:10:244:1::1/128 dev lo");
+    let addresses = addresses();
+    let pair = Pair { source: Some(ip("2001:db8::1")), ..pair(&addresses) };
+    node.run(|| veth::attach(&pair, pod.namespace())).unwrap();
+    let server = node.udp(ip("::"), 9000);
+    let client = pod.udp(addresses[1], 9000);
+    client.send_to(b"ping", "[2001:db8::1]:9000").unwrap();
+    let mut buffer = [0; 8];
+    let (_, asked_by) = server.recv_from(&mut buffer).unwrap();
+    server.send_to(b"pong", asked_by).unwrap();
+    assert_eq!(client.recv_from(&mut buffer).unwrap().1, "[2001:db8::1]:9000".parse().unwrap());
+    // The route outlives the address.
+    node.ip("-6 addr del 2001:db8::1/64 dev underlay");
+    let routes = node.ip("-6 route show proto 84");
+    assert!(routes.contains("fd00:10:244:1::5 dev mveth0123456789") && !routes.contains("src"), "{routes}");
+}
+
+#[test]
+fn a_source_that_the_node_does_not_have_is_left_out() {
+    let (node, pod) = (node(), Namespace::new());
+    let addresses = addresses();
+    let pair = Pair { source: Some(ip("2001:db8::9")), ..pair(&addresses) };
+    node.run(|| veth::attach(&pair, pod.namespace())).unwrap();
+    let routes = node.ip("-6 route show proto 84");
+    assert!(routes.contains("fd00:10:244:1::5 dev mveth0123456789") && !routes.contains("src"), "{routes}");
 }
 
 #[test]

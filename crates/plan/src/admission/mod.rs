@@ -125,6 +125,13 @@ pub struct Own {
     pub renewal: Option<Renewal>,
 }
 
+impl Own {
+    /// The node address of an IP version by which the node itself is known to pods.
+    pub fn address(&self, ipv4: bool) -> Option<IpAddr> {
+        self.addresses.iter().copied().find(|address| address.is_ipv4() == ipv4)
+    }
+}
+
 /// Another node in the mesh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {

@@ -84,14 +84,14 @@ impl Reconciler {
 
     /// Sets routes to this node's own pods that somebody has removed. Only a turn does: the kernel tells of each removal.
     pub(super) fn hold_pod_routes(&mut self, now: Duration) {
-        match cni::pod_routes::hold(Path::new(cni::STATE_DIR)) {
+        match cni::pod_routes::hold(Path::new(cni::STATE_DIR), self.outcome.pod_source()) {
             Ok(restored) => {
                 if let Some(first) = restored.first() {
                     warn!(
                         event = "PodRoutesRestored",
                         count = restored.len(),
                         pod = %first,
-                        "routes to pods of this node restored: another program removed them"
+                        "routes to pods of this node restored: another program removed them, or the node's address has changed"
                     );
                 }
                 self.side_tasks.succeeded(&POD_ROUTES);
