@@ -6,12 +6,12 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cases::{Family, Inventory, Pod};
-use crate::report::Verdict;
+use crate::report::{Frames, Verdict};
 
 /// Controls wait for several frames; more than so long and nobody answers.
 const ANSWERED_WITHIN: Duration = Duration::from_mins(1);
@@ -41,7 +41,7 @@ pub struct Counts {
 }
 
 /// A packet that was sent to see what capture and guard do with it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Control {
     /// Which, and from where.
     pub sent: String,
@@ -49,6 +49,13 @@ pub struct Control {
     pub seen: bool,
     /// Whether it was dropped.
     pub dropped: bool,
+}
+
+impl Counts {
+    /// What the report has of it for each cell.
+    pub fn frames(&self) -> Frames {
+        Frames { clear: self.clear, tunnel: self.tunnel }
+    }
 }
 
 /// The capture of a cluster.
