@@ -2,8 +2,8 @@
 //!
 //! [`scenario`] reads the rows, [`cases`] makes commands and expectations of them, with the [`services`] that the suite
 //! creates; [`kubectl`] runs those in pods and [`outside`] beside the cluster; [`capture`] asks what the nodes' uplinks
-//! carried; [`report`] says what came of it, as JSON, as [`junit`] and as a [`page`]. Nothing here knows meshd: any cluster will
-//! do.
+//! carried; [`report`] says what came of it, as JSON, as [`junit`] and as a [`page`], and keeps in [`pcap`] files what was
+//! in the clear. Nothing here knows meshd: any cluster will do.
 
 pub mod capture;
 pub mod cases;
@@ -11,6 +11,7 @@ pub mod junit;
 pub mod kubectl;
 pub mod outside;
 pub mod page;
+pub mod pcap;
 pub mod report;
 pub mod scenario;
 pub mod services;

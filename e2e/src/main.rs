@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
-use e2e::capture::{self, Capture};
+use e2e::capture::{self, Capture, Found};
 use e2e::cases::{Case, Family, Inventory, Pod, Skip};
 use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
@@ -16,7 +16,7 @@ use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
 use e2e::scenario::{self, Check, Row};
 use e2e::services::{self, ENDPOINTS, NODE_LABEL};
 use e2e::versions::{self, Versions};
-use e2e::{junit, page, traffic};
+use e2e::{junit, page, pcap, traffic};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -110,10 +110,17 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
         list.settle(&mut outcome.cases);
     }
     outcome.cluster.versions = Versions::read(&kubectl, image)?;
-    let Outcome { cases, carried, uplinks, cluster } = outcome;
+    let Outcome { cases, carried, mut uplinks, found, cluster } = outcome;
+    let out = path("out").unwrap_or_default();
+    if let Some(above) = out.parent() {
+        std::fs::create_dir_all(above)?;
+    }
+    let files = pcap::write(&found, &out)?;
+    if let Some(uplinks) = &mut uplinks {
+        uplinks.files = files;
+    }
     let report = Report::new(cases, &carried, cluster, started.as_secs(), since.elapsed().as_secs());
     let report = Report { uplinks, ..report };
-    let out = path("out").unwrap_or_default();
     write(&report, &out)?;
     print(&report, &out)?;
     Ok(report)
@@ -121,9 +128,6 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
 
 /// Writes the report, and what others read of it beside.
 fn write(report: &Report, out: &Path) -> Result<(), Failure> {
-    if let Some(above) = out.parent() {
-        std::fs::create_dir_all(above)?;
-    }
     std::fs::write(out, serde_json::to_vec_pretty(report)?)?;
     std::fs::write(out.with_extension("xml"), junit::xml(report)?)?;
     std::fs::write(out.with_extension("html"), page::html(report))?;
@@ -135,6 +139,8 @@ struct Outcome {
     cases: Vec<Seen>,
     carried: Vec<Carried>,
     uplinks: Option<Uplinks>,
+    /// Packets in the clear.
+    found: Vec<Found>,
     cluster: Cluster,
 }
 
@@ -227,7 +233,8 @@ impl Suite<'_> {
             proxy_mode: versions::proxy_mode(self.kubectl, self.namespace, &agents)?,
             versions: Versions::default(),
         };
-        let mut outcome = Outcome { cases: Vec::new(), carried: Vec::new(), uplinks: None, cluster };
+        let (cases, carried, found) = (Vec::new(), Vec::new(), Vec::new());
+        let mut outcome = Outcome { cases, carried, uplinks: None, found, cluster };
         let of_uplinks = |row: &Row| row.check == Some(Check::Uplinks);
         let uplinks = rows.iter().find(|row| of_uplinks(row));
         let others: Vec<Row> = rows.iter().filter(|row| !of_uplinks(row)).cloned().collect();
@@ -248,7 +255,9 @@ impl Suite<'_> {
             in_this_run: after.frames().since(before.frames()),
             missed: after.missed,
             controls,
+            files: Vec::new(),
         });
+        outcome.found = after.found;
         Ok(outcome)
     }
 

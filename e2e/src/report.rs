@@ -91,6 +91,19 @@ pub struct Uplinks {
     pub missed: u64,
     /// Packets that were sent to see what capture and guard do with them.
     pub controls: Vec<Control>,
+    /// The first packets in the clear, if there were any.
+    pub files: Vec<CaptureFile>,
+}
+
+/// The packets in the clear of one node's uplink, as a pcap file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CaptureFile {
+    /// The node.
+    pub host: String,
+    /// Its name, in the directory of the report.
+    pub name: String,
+    /// How many packets are in it.
+    pub packets: usize,
 }
 
 /// What a run was made on.

@@ -4,6 +4,7 @@
 //! What nodes, pods and the API server say is foreign: the template escapes it, and [`visible`] shows what would change how
 //! the rest is read.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use chrono::{DateTime, FixedOffset};
@@ -11,8 +12,10 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::report::{Cell, Report, Seen, Traffic, Uplinks, Verdict};
 
+/// The row that is about what the uplinks carry.
+const UPLINKS_ROW: &str = "E1";
 /// How the page looks.
-const STYLE: &str = include_str!("page.css");
+const STYLE: &str = include_str!("style.css");
 /// So many failures are shown in full at the top; the others are with their rows.
 const SHOWN_FIRST: usize = 12;
 /// Longer outputs are cut off; the JSON report has them whole.
@@ -37,6 +40,7 @@ pub fn html(report: &Report) -> String {
                 (cluster(report))
                 @if let Some(uplinks) = &report.uplinks { (on_the_uplinks(uplinks)) }
                 (grid(report))
+                (skips(report))
                 (details(report))
                 (legend())
             }
@@ -68,7 +72,7 @@ fn verdict(report: &Report) -> Markup {
     }
     if skipped > 0 {
         let _infallible =
-            write!(said, " {skipped} could not be tried here and were skipped; the grid says why.");
+            write!(said, " {skipped} could not be tried here and were skipped, for the reasons given.");
     }
     html! {
         header {
@@ -113,9 +117,8 @@ fn failures(report: &Report) -> Markup {
 fn cluster(report: &Report) -> Markup {
     let cluster = &report.cluster;
     let versions = &cluster.versions;
-    let list = |texts: &std::collections::BTreeSet<String>| {
-        texts.iter().map(|text| visible(text)).collect::<Vec<_>>().join("; ")
-    };
+    let list =
+        |texts: &BTreeSet<String>| texts.iter().map(|text| visible(text)).collect::<Vec<_>>().join("; ");
     let families: Vec<&str> = cluster.families.iter().map(|family| family_name(family)).collect();
     let proxy = if cluster.proxy_mode.is_empty() {
         "mode not known".to_owned()
@@ -168,6 +171,7 @@ fn on_the_uplinks(uplinks: &Uplinks) -> Markup {
                     tr { td { "missed by the capture" } td {} td.number { (thousands(uplinks.missed)) } }
                 }
             }
+            @if !uplinks.files.is_empty() { p { "The first packets in the clear: " (captures(uplinks)) } }
             @if !uplinks.controls.is_empty() {
                 p { "Packets that were sent in the clear on purpose, which are not counted above:" }
                 table {
@@ -176,13 +180,23 @@ fn on_the_uplinks(uplinks: &Uplinks) -> Markup {
                         @for control in &uplinks.controls {
                             tr {
                                 td { (visible(&control.sent)) }
-                                td { (outcome(control.seen, "as expected", "not as expected")) }
-                                td { (outcome(control.dropped, "as expected", "let it through")) }
+                                td { (outcome(control.seen, "right", "wrong")) }
+                                td { (outcome(control.dropped, "right", "let it through")) }
                             }
                         }
                     }
                 }
             }
+        }
+    }
+}
+
+/// Links to what was in the clear on each uplink.
+fn captures(uplinks: &Uplinks) -> Markup {
+    html! {
+        @for (place, file) in uplinks.files.iter().enumerate() {
+            @if place > 0 { ", " }
+            a href=(file.name) { (visible(&file.host)) " (" (file.packets) ", pcap)" }
         }
     }
 }
@@ -247,6 +261,26 @@ fn in_grid(report: &Report, cell: &Cell) -> Markup {
     }
 }
 
+/// What was skipped, by reason.
+fn skips(report: &Report) -> Markup {
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for case in report.cases.iter().filter(|case| case.verdict == Verdict::Skipped) {
+        let parts = [&*case.row, family_name(case.family), &case.about];
+        let what: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        reasons.entry(case.reason.as_deref().unwrap_or_default()).or_default().push(what.join(" "));
+    }
+    html! {
+        @if !reasons.is_empty() {
+            section {
+                h2 { "What was skipped" }
+                dl.reasons {
+                    @for (reason, what) in reasons { dt { (visible(&what.join(", "))) } dd { (visible(reason)) } }
+                }
+            }
+        }
+    }
+}
+
 fn details(report: &Report) -> Markup {
     html! {
         section {
@@ -260,12 +294,21 @@ fn details(report: &Report) -> Markup {
                     // A browser opens what is around the target of a link.
                     div.inside id=(anchor(cell)) {
                         p.quiet { (sums(cell)) }
+                        @if let Some(uplinks) = report.uplinks.as_ref().filter(|uplinks| has_files(cell, uplinks)) {
+                            p { "Packets in the clear: " (captures(uplinks)) }
+                        }
                         @for case in of_cell(report, cell) { (case_in_full(case, false)) }
                     }
                 }
             }
         }
     }
+}
+
+/// Whether packets in the clear are what a cell is about, or were seen while it was tried.
+fn has_files(cell: &Cell, uplinks: &Uplinks) -> bool {
+    let seen = cell.frames.is_some_and(|frames| frames.clear > 0);
+    !uplinks.files.is_empty() && (seen || cell.row == UPLINKS_ROW)
 }
 
 /// What a cell's commands sent and the uplinks carried, as a sentence.
@@ -436,89 +479,4 @@ fn visible(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::capture::Control;
-    use crate::report::{Cluster, Frames, tests::seen};
-
-    const HOSTILE: &str = "</body><script>alert(1)</script>\" onload=\"x' & \u{202e}\u{1b}[31m";
-
-    fn report(cases: Vec<Seen>) -> Report {
-        let cluster = Cluster { families: vec!["ipv4"], ..Cluster::default() };
-        Report::new(cases, &[], cluster, 1_000_000_000, 135)
-    }
-
-    #[test]
-    fn the_verdict_is_first_then_what_failed_then_the_rest() {
-        let fail = Seen { command: "the command".into(), ..seen("N2", Verdict::Fail) };
-        let page = html(&report(vec![seen("N1", Verdict::Pass), fail]));
-        let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("{text:?} in {page}"));
-        let order = [
-            "✗ Failed",
-            "Of 2 checks 1 passed and 1 failed.",
-            "What did not pass",
-            "the command",
-            "The cluster",
-        ];
-        let places = order.map(at);
-        assert!(places.is_sorted(), "{places:?}");
-        assert!(page.contains("2001-09-09 01:46 UTC, took 2\u{a0}min 15\u{a0}s"), "{page}");
-        let page = html(&report(vec![seen("N1", Verdict::Pass)]));
-        assert!(page.contains("✓ Passed") && !page.contains("What did not pass"), "{page}");
-        assert!(html(&report(vec![])).contains("Nothing was tried"));
-    }
-
-    #[test]
-    fn each_cell_of_the_grid_leads_to_its_checks_and_says_why_it_was_skipped() {
-        let skipped = Seen { reason: Some("no SCTP".into()), ..seen("N3", Verdict::Skipped) };
-        let page = html(&report(vec![skipped, Seen { family: "", ..seen("E1", Verdict::Pass) }]));
-        for text in ["href=\"#N3-ipv4\" title=\"no SCTP\"", "id=\"N3-ipv4\"", "href=\"#E1\"", "id=\"E1\""] {
-            assert!(page.contains(text), "{text} in {page}");
-        }
-    }
-
-    #[test]
-    fn what_others_say_stays_text() {
-        let case = |verdict| Seen {
-            row: HOSTILE.into(),
-            claim: HOSTILE.into(),
-            about: HOSTILE.into(),
-            command: HOSTILE.into(),
-            expected: HOSTILE.into(),
-            seen: HOSTILE.into(),
-            reason: Some(HOSTILE.into()),
-            ..seen("", verdict)
-        };
-        let mut report = report(vec![case(Verdict::Fail), case(Verdict::Skipped), case(Verdict::Pass)]);
-        report.cluster.proxy_mode = HOSTILE.into();
-        for set in [&mut report.cluster.versions.daemons, &mut report.cluster.versions.kernels] {
-            set.insert(HOSTILE.into());
-        }
-        let controls = vec![Control { sent: HOSTILE.into(), seen: true, dropped: true }];
-        let (frames, missed) = (Frames::default(), 0);
-        report.uplinks = Some(Uplinks { since_the_beginning: frames, in_this_run: frames, missed, controls });
-        let page = html(&report);
-        assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot; onload=&quot;"), "{page}");
-        for foreign in ["<script", "\" onload", "\u{202e}", "\u{1b}"] {
-            assert!(!page.contains(foreign), "{foreign:?} in {page}");
-        }
-        assert!(page.contains("\\u{202e}\\u{1b}[31m"), "{page}");
-    }
-
-    #[test]
-    fn nothing_is_loaded_from_elsewhere() {
-        let page = html(&report(vec![seen("N1", Verdict::Fail)]));
-        for foreign in ["http:", "https:", "src=", "url(", "@import", "<script", "<link"] {
-            assert!(!page.contains(foreign), "{foreign} in {page}");
-        }
-        assert!(page.contains("prefers-color-scheme: dark"));
-    }
-
-    #[test]
-    fn long_outputs_are_cut_off() {
-        let long = "é".repeat(OUTPUT_SHOWN + 5);
-        let page = html(&report(vec![Seen { seen: long, ..seen("N1", Verdict::Pass) }]));
-        assert!(page.contains("... (5 more characters are in the JSON report)"), "{page}");
-        assert_eq!(thousands(1_234_567), "1\u{202f}234\u{202f}567");
-    }
-}
+mod tests;
