@@ -2,12 +2,18 @@
 //!
 //! [`scenario`] reads the rows, [`cases`] makes commands and expectations of them, with the [`services`] that the suite
 //! creates; [`kubectl`] runs those in pods and [`outside`] beside the cluster; [`capture`] asks what the nodes' uplinks
-//! carried; [`report`] says what came of it. Nothing here knows meshd: any cluster will do.
+//! carried; [`report`] says what came of it, as JSON, as [`junit`] and as a [`page`], and keeps in [`pcap`] files what was
+//! in the clear. Nothing here knows meshd: any cluster will do.
 
 pub mod capture;
 pub mod cases;
+pub mod junit;
 pub mod kubectl;
 pub mod outside;
+pub mod page;
+pub mod pcap;
 pub mod report;
 pub mod scenario;
 pub mod services;
+pub mod traffic;
+pub mod versions;

@@ -1,0 +1,43 @@
+//! What a command of a row sent, read from its words and from what it printed. Pure.
+
+use crate::report::Traffic;
+
+/// Requests and packets of a command, if it is one that says so; nothing for others.
+pub fn of(command: &[&str], succeeded: bool, printed: &str) -> Option<Traffic> {
+    match command {
+        ["e2e-pod", "ask", ..] => Some(Traffic { sent: 1, lost: u64::from(!succeeded) }),
+        // It ends at the first that is not answered.
+        ["e2e-pod", "spread", times, ..] if succeeded => Some(Traffic { sent: times.parse().ok()?, lost: 0 }),
+        ["ping", ..] => pinged(printed),
+        _ => None,
+    }
+}
+
+/// Reads the line "3 packets transmitted, 2 packets received, 33% packet loss" of ping.
+fn pinged(printed: &str) -> Option<Traffic> {
+    let line = printed.lines().find(|line| line.contains(" packets transmitted, "))?;
+    let (sent, rest) = line.split_once(" packets transmitted, ")?;
+    let received: u64 = rest.split_whitespace().next()?.parse().ok()?;
+    let sent: u64 = sent.trim().parse().ok()?;
+    Some(Traffic { sent, lost: sent.saturating_sub(received) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_sent_and_lost_is_known_of_those_that_say_so() {
+        let traffic = |sent, lost| Some(Traffic { sent, lost });
+        assert_eq!(of(&["e2e-pod", "ask", "tcp", "10.0.0.1:80"], true, "a 10.0.0.2"), traffic(1, 0));
+        assert_eq!(of(&["e2e-pod", "ask", "tcp", "10.0.0.1:80"], false, ""), traffic(1, 1));
+        assert_eq!(of(&["e2e-pod", "spread", "60", "10.0.0.1:80"], true, "a b"), traffic(60, 0));
+        assert_eq!(of(&["e2e-pod", "spread", "60", "10.0.0.1:80"], false, ""), None);
+        let busybox = "x\n3 packets transmitted, 2 packets received, 33% packet loss\n";
+        assert_eq!(of(&["ping", "-c", "3"], false, busybox), traffic(3, 1));
+        let iputils = "3 packets transmitted, 3 received, 0% packet loss, time 2ms";
+        assert_eq!(of(&["ping", "-c", "3"], true, iputils), traffic(3, 0));
+        assert_eq!(of(&["ping", "-c", "3"], false, ""), None);
+        assert_eq!(of(&["ip", "addr"], true, "x"), None);
+    }
+}
