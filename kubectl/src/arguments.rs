@@ -11,15 +11,18 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 pub(crate) enum Subcommand {
     /// The whole mesh.
     Status,
+    /// The paths between all nodes.
+    Graph,
 }
 
 impl Subcommand {
     /// In the order of help.
-    const ALL: [Self; 1] = [Self::Status];
+    const ALL: [Self; 2] = [Self::Status, Self::Graph];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
+            Self::Graph => "graph",
         }
     }
 
@@ -49,6 +52,24 @@ impl Subcommand {
                 .after_help(
                     "Example:\n  kubectl meshd status\n  kubectl meshd status --wait --timeout 10m\n  kubectl meshd status -o json | jq .totals",
                 ),
+            Self::Graph => command
+                .about("Draw the mesh: which nodes reach each other, directly or over a relay")
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .value_name("FORMAT")
+                        .value_parser(PossibleValuesParser::new(["svg", "dot", "mermaid"]))
+                        .default_value("svg")
+                        .help("A picture, or text for Graphviz or Mermaid; -o json has the data"),
+                )
+                .arg(
+                    Arg::new("by")
+                        .long("by")
+                        .value_name("GROUP")
+                        .value_parser(PossibleValuesParser::new(["zone"]))
+                        .help("Draw groups of nodes: zone takes the label topology.kubernetes.io/zone"),
+                )
+                .after_help("Example:\n  kubectl meshd graph > mesh.svg\n  kubectl meshd graph --format dot | dot -Tpng -Kcirco > mesh.png"),
         }
     }
 }

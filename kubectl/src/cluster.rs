@@ -13,6 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// Labels of the daemons' pods (`deploy/base/daemonset.yaml`).
 const PODS: &str = "app.kubernetes.io/name=meshd";
+/// Label of a Node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
 /// The container in them, and the program in it.
 const CONTAINER: &str = "meshd";
 const PROGRAM: &str = "/meshd";
@@ -61,6 +63,16 @@ impl Cluster {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pods = all(&pods, &ListParams::default().labels(PODS), "the daemons' pods").await?;
         Ok(daemons(&nodes, &pods))
+    }
+
+    /// The zone of every node, by the node's name; without one it is empty.
+    pub(crate) async fn zones(&self) -> Result<BTreeMap<String, String>, ClusterError> {
+        let nodes: Vec<Node> = all(&Api::all(self.client.clone()), &ListParams::default(), "Nodes").await?;
+        let zone = |node: &Node| node.metadata.labels.as_ref()?.get(ZONE).cloned();
+        Ok(nodes
+            .iter()
+            .filter_map(|node| Some((node.metadata.name.clone()?, zone(node).unwrap_or_default())))
+            .collect())
     }
 
     /// Runs the daemon's program in its pod, and returns what it prints.

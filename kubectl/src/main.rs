@@ -1,7 +1,9 @@
 //! `kubectl meshd`: a plugin for kubectl. It needs nothing of a node, so it runs wherever kubectl does.
 
 mod arguments;
+mod ask;
 mod cluster;
+mod graph;
 mod output;
 mod status;
 
@@ -35,6 +37,7 @@ fn main() -> ExitCode {
     let done = runtime.block_on(async {
         match subcommand {
             Subcommand::Status => status::run(matches).await,
+            Subcommand::Graph => graph::run(matches).await,
         }
     });
     match done {
@@ -72,6 +75,14 @@ enum CommandError {
     NoSuchNode {
         /// The name that was given.
         node: String,
+    },
+    /// A picture of so many nodes shows nothing.
+    #[error("{found} nodes: expected at most {most} for a picture; use --by zone, or --format dot")]
+    TooManyNodes {
+        /// How many there are.
+        found: usize,
+        /// How many may be drawn.
+        most: usize,
     },
     /// Output could not be rendered.
     #[error("render as {format}: {cause}")]

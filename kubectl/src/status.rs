@@ -1,22 +1,16 @@
 //! `kubectl meshd status`: asks the daemon of every node.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
-use ::status::Status;
-use ::status::mesh::{Answer, Mesh, Shown, Verdict, render};
+use ::status::mesh::{Mesh, Shown, Verdict, render};
 use clap::ArgMatches;
-use futures::StreamExt as _;
 use tokio::time::{Instant, sleep};
 
 use crate::CommandError;
-use crate::cluster::{AskError, Cluster, Daemon};
+use crate::ask::{Peers, answers};
+use crate::cluster::Cluster;
 use crate::output::{self, Format};
 
-/// How many daemons are asked at once.
-const AT_ONCE: usize = 64;
-/// After how long progress is said.
-const PROGRESS: Duration = Duration::from_secs(2);
 /// Time from one question to the next with `--wait` and `--watch`.
 const AGAIN: Duration = Duration::from_secs(2);
 /// Moves the cursor to the first line and erases what is below (ECMA-48, sections 8.3.21 and 8.3.39).
@@ -68,49 +62,9 @@ async fn whole(cluster: &Cluster, node: Option<&String>) -> Result<Mesh, Command
     if let Some(node) = node.filter(|node| !daemons.contains_key(*node)) {
         return Err(CommandError::NoSuchNode { node: node.clone() });
     }
-    let mesh = Mesh::new(&answers(cluster, daemons).await);
+    let mesh = Mesh::new(&answers(cluster, daemons, Peers::Unwell).await);
     Ok(match node {
         Some(node) => mesh.only(node),
         None => mesh,
     })
-}
-
-async fn answers(cluster: &Cluster, daemons: BTreeMap<String, Daemon>) -> BTreeMap<String, Answer> {
-    let (began, all) = (Instant::now(), daemons.len());
-    let mut said = began;
-    let mut answers = BTreeMap::new();
-    let asked =
-        daemons.into_iter().map(|(node, daemon)| async move { (node, answer(cluster, daemon).await) });
-    let mut asked = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
-    while let Some((node, answer)) = asked.next().await {
-        answers.insert(node, answer);
-        if said.elapsed() >= PROGRESS {
-            said = Instant::now();
-            output::progress(&format!("{} of {all} nodes have answered", answers.len()));
-        }
-    }
-    answers
-}
-
-async fn answer(cluster: &Cluster, daemon: Daemon) -> Answer {
-    let pod = match daemon {
-        Daemon::Pod(pod) => pod,
-        Daemon::Waiting(why) => return Answer::Absent(why),
-        Daemon::None => return Answer::Absent("the DaemonSet has no pod there".to_owned()),
-    };
-    match status(cluster, &pod).await {
-        Ok(status) => Answer::Said(Box::new(status)),
-        Err(error) => Answer::Silent(format!("{pod}: {error}")),
-    }
-}
-
-async fn status(cluster: &Cluster, pod: &str) -> Result<Status, AskError> {
-    let text = match cluster.ask(pod, &["status", "-o", "json", "--problems"]).await {
-        // A daemon that does not know the flag lists all peers.
-        Err(AskError::Failed(text)) if text.contains("--problems") => {
-            cluster.ask(pod, &["status", "-o", "json"]).await?
-        }
-        answer => answer?,
-    };
-    serde_json::from_str(&text).map_err(|error| AskError::Unreadable(error.to_string()))
 }

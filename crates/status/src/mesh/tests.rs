@@ -16,7 +16,7 @@ fn peer(node: &str, state: Reach) -> PeerStatus {
 }
 
 /// A node that is well, and does not reach `down`.
-fn node(name: &str, all: &[&str], down: &[&str]) -> Status {
+pub(super) fn node(name: &str, all: &[&str], down: &[&str]) -> Status {
     let peers: Vec<PeerStatus> = all
         .iter()
         .filter(|other| **other != name)
@@ -37,7 +37,7 @@ fn node(name: &str, all: &[&str], down: &[&str]) -> Status {
     }
 }
 
-fn mesh(statuses: Vec<Status>) -> BTreeMap<String, Answer> {
+pub(super) fn mesh(statuses: Vec<Status>) -> BTreeMap<String, Answer> {
     statuses.into_iter().map(|status| (status.node.clone(), Answer::Said(Box::new(status)))).collect()
 }
 
