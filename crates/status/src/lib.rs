@@ -350,7 +350,7 @@ pub struct FindingStatus {
 pub struct Counters {
     /// Reconciliations.
     pub reconciles: u64,
-    /// Of these, those that compared the whole network; the others only looked whether that was wanted.
+    /// Of these, those that compared the whole network; the others compared what was new, or only looked whether that was wanted.
     #[serde(default)]
     pub full_reconciles: u64,
     /// Steps performed successfully.
