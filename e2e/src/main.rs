@@ -331,7 +331,7 @@ impl Suite<'_> {
             },
             verdict: if passed { Verdict::Pass } else { Verdict::Fail },
             reason: None,
-            traffic: traffic::of(&words, output.status.success(), &printed),
+            traffic: traffic::of(&words, &case.expected, output.status.success(), &printed),
             milliseconds: since.elapsed().as_millis(),
         })
     }
