@@ -72,7 +72,6 @@ cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUA
 
 .PHONY: prove-cluster
 prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothing left of them (NODES, DUAL, IPV6, PROXY)
-	cargo build --locked --quiet --workspace --bins
 	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
 		--proxy-mode $(or $(PROXY),iptables)
 
@@ -102,6 +101,10 @@ E2E_NOT_HERE = $(if $(filter command line,$(origin KUBECONFIG)),,--not-here e2e/
 e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, ONLY=N3,N4, KEEP=1)
 	cargo build --locked --quiet --package e2e --package e2e-pod
 	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
+
+.PHONY: e2e-pictures
+e2e-pictures: ## render the page of an end-to-end run with Chromium, light, dark and as on a phone, into target/e2e (PAGE=file, HEIGHT=pixels)
+	scripts/e2e-pictures.sh $(or $(PAGE),$(TARGET)/e2e/report.html) $(TARGET)/e2e $(HEIGHT)
 
 .PHONY: hooks
 hooks: ## have git run the fast lints before each commit in this clone

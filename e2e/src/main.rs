@@ -16,12 +16,14 @@ use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
 use e2e::scenario::{self, Check, Row};
 use e2e::services::{self, ENDPOINTS, NODE_LABEL};
 use e2e::versions::{self, Versions};
-use e2e::{junit, page, pcap, traffic};
+use e2e::{junit, page, pcap, ports, traffic};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Images may have to be pulled.
 const PODS_WITHIN: Duration = Duration::from_mins(10);
+/// What is still missing is said so often.
+const SAID_EVERY: Duration = Duration::from_secs(20);
 /// kube-proxy has to know the services on all nodes.
 const SERVICES_WITHIN: Duration = Duration::from_mins(2);
 /// The `DaemonSet` of pods in the nodes' own network.
@@ -155,11 +157,12 @@ struct Suite<'a> {
 impl Suite<'_> {
     /// Creates the suite's pods and services, and waits for them.
     fn prepare(&self, image: &str) -> Result<Inventory, Failure> {
+        ports::check(self.kubectl)?;
         let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
         let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
         say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
         self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-        self.kubectl.wait_ready(self.namespace, PODS_WITHIN)?;
+        self.wait_for_pods()?;
         let mut inventory = self.kubectl.inventory(self.namespace)?;
         self.create_services(&mut inventory)?;
         inventory.protocols = self.protocols(&inventory)?;
@@ -171,6 +174,19 @@ impl Suite<'_> {
         }
         self.wait_for_services(&inventory, &agents)?;
         Ok(inventory)
+    }
+
+    /// Waits for the pods, and says now and then what is missing.
+    fn wait_for_pods(&self) -> Result<(), KubectlError> {
+        let since = Instant::now();
+        loop {
+            match self.kubectl.wait_ready(self.namespace, SAID_EVERY) {
+                Err(KubectlError::NotReady { said, .. }) if since.elapsed() < PODS_WITHIN => {
+                    say(&format!("==> {} s: pods are not ready yet: {said}", since.elapsed().as_secs()));
+                }
+                done => return done,
+            }
+        }
     }
 
     fn create_services(&self, inventory: &mut Inventory) -> Result<(), KubectlError> {
@@ -315,7 +331,7 @@ impl Suite<'_> {
             },
             verdict: if passed { Verdict::Pass } else { Verdict::Fail },
             reason: None,
-            traffic: traffic::of(&words, output.status.success(), &printed),
+            traffic: traffic::of(&words, &case.expected, output.status.success(), &printed),
             milliseconds: since.elapsed().as_millis(),
         })
     }

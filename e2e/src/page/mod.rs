@@ -107,7 +107,7 @@ fn failures(report: &Report) -> Markup {
         @if !bad.is_empty() {
             section {
                 h2 { "What did not pass" }
-                @for case in bad.iter().take(SHOWN_FIRST) { (case_in_full(case, true)) }
+                @for case in bad.iter().take(SHOWN_FIRST) { (case_in_full(report, case, true)) }
                 @if more > 0 { p { (more) " more are with their rows below." } }
             }
         }
@@ -203,7 +203,7 @@ fn captures(uplinks: &Uplinks) -> Markup {
 
 fn outcome(good: bool, yes: &str, no: &str) -> Markup {
     let verdict = if good { Verdict::Pass } else { Verdict::Fail };
-    html! { span.tag.(class(verdict)) { (sign(verdict)) " " (if good { yes } else { no }) } }
+    html! { span.tag.(class(verdict)) { (sign(verdict)) "\u{a0}" (if good { yes } else { no }) } }
 }
 
 fn grid(report: &Report) -> Markup {
@@ -297,7 +297,7 @@ fn details(report: &Report) -> Markup {
                         @if let Some(uplinks) = report.uplinks.as_ref().filter(|uplinks| has_files(cell, uplinks)) {
                             p { "Packets in the clear: " (captures(uplinks)) }
                         }
-                        @for case in of_cell(report, cell) { (case_in_full(case, false)) }
+                        @for case in of_cell(report, cell) { (case_in_full(report, case, false)) }
                     }
                 }
             }
@@ -305,10 +305,9 @@ fn details(report: &Report) -> Markup {
     }
 }
 
-/// Whether packets in the clear are what a cell is about, or were seen while it was tried.
+/// Whether packets in the clear were seen while a cell was tried, and kept.
 fn has_files(cell: &Cell, uplinks: &Uplinks) -> bool {
-    let seen = cell.frames.is_some_and(|frames| frames.clear > 0);
-    !uplinks.files.is_empty() && (seen || cell.row == UPLINKS_ROW)
+    !uplinks.files.is_empty() && cell.frames.is_some_and(|frames| frames.clear > 0)
 }
 
 /// What a cell's commands sent and the uplinks carried, as a sentence.
@@ -336,7 +335,9 @@ fn sent(traffic: Traffic) -> String {
     format!("{} sent, {} not answered", thousands(traffic.sent), thousands(traffic.lost))
 }
 
-fn case_in_full(case: &Seen, with_row: bool) -> Markup {
+fn case_in_full(report: &Report, case: &Seen, with_row: bool) -> Markup {
+    let uplinks =
+        report.uplinks.as_ref().filter(|uplinks| case.row == UPLINKS_ROW && !uplinks.files.is_empty());
     let about = if case.about.is_empty() { "all of it" } else { &case.about };
     html! {
         article.case.(class(case.verdict)) {
@@ -350,6 +351,7 @@ fn case_in_full(case: &Seen, with_row: bool) -> Markup {
                 @if !case.command.is_empty() { dt { "command" } dd { code { (shown(&case.command)) } } }
                 @if !case.expected.is_empty() { dt { "expected" } dd { code { (shown(&case.expected)) } } }
                 @if !case.seen.is_empty() { dt { "seen" } dd { code { (shown(case.seen.trim())) } } }
+                @if let Some(uplinks) = uplinks { dt { "in the clear" } dd { (captures(uplinks)) } }
                 @if let Some(reason) = &case.reason { dt { "reason" } dd { (visible(reason)) } }
                 @if let Some(traffic) = case.traffic { dt { "traffic" } dd { (sent(traffic)) } }
             }

@@ -104,8 +104,9 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
             return Err(format!("no trace of cluster {id} was found while it ran").into());
         }
     }
-    for id in ids {
-        let report = records.directory(id).join("report.json");
+    for (id, name) in ids.iter().zip(["first", "second"]) {
+        // Outlives the cluster.
+        let report = lab::target_dir()?.join("e2e").join(format!("{name}.json"));
         let mut suite = Command::new(&program);
         suite.args(["enter", "--net", "--id", id, "outside"]).arg(lab::bin("e2e")?).arg("--out").arg(report);
         suite.args(["--not-here", concat!(env!("CARGO_MANIFEST_DIR"), "/../e2e/not-here.toml")]);

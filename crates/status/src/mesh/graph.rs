@@ -340,7 +340,7 @@ mod tests {
             ]
         );
         assert_eq!(graph.counts(), "3 nodes, 3 pairs: 1 relayed, 1 down, 1 unknown");
-        assert_eq!(graph.nodes["n3"], false);
+        assert!(!graph.nodes["n3"]);
     }
 
     #[test]
