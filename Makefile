@@ -71,6 +71,12 @@ prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothin
 	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
 		--proxy-mode $(or $(PROXY),iptables)
 
+.PHONY: prove-suite
+prove-suite: ## the end-to-end suite fails in the right rows on broken networks, a quarter of an hour (ONLY=name of one in tests/src/bin/prove-suite/broken.toml)
+	. scripts/apt.sh && install_missing "/usr/lib/cni/bridge containernetworking-plugins"
+	cargo build --locked --quiet --workspace --bins
+	ONLY=$(ONLY) START=prove-suite scripts/cluster.sh --nodes 2
+
 .PHONY: cluster-list
 cluster-list: ## list the clusters of this checkout
 	@$(TARGET)/debug/cluster list
@@ -92,7 +98,6 @@ cluster-delete: ## delete a cluster (CLUSTER=id, or ALL=1)
 E2E_FROM = $(if $(filter command line,$(origin KUBECONFIG)),KUBECONFIG=$(KUBECONFIG),$(TARGET)/debug/cluster enter --net $(if $(CLUSTER),--id $(CLUSTER)) outside)
 # What a cluster of others lacks is skipped; here it has to be listed.
 E2E_NOT_HERE = $(if $(filter command line,$(origin KUBECONFIG)),,--not-here e2e/not-here.toml)
-
 .PHONY: e2e
 e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, ONLY=N3,N4, KEEP=1)
 	cargo build --locked --quiet --package e2e --package e2e-pod

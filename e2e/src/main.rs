@@ -67,6 +67,9 @@ fn cli() -> clap::Command {
             .long("keep")
             .action(ArgAction::SetTrue)
             .help("leave the suite's pods in the cluster"),
+        Arg::new("again").long("again").value_name("NAMESPACE").help(
+            "use the pods and services that --keep left in this namespace, as they are, and leave them",
+        ),
     ])
 }
 
@@ -86,18 +89,19 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let since = Instant::now();
     let not_here = path("not-here").map(|path| NotHere::read(&path)).transpose()?;
     // Two runs on one cluster are kept apart.
-    let namespace = format!("e2e-{:x}-{:x}", started.as_millis(), std::process::id());
+    let new = format!("e2e-{:x}-{:x}", started.as_millis(), std::process::id());
+    let again = arguments.get_one::<String>("again");
+    let namespace = again.unwrap_or(&new);
     let image = arguments.get_one::<String>("image").map(String::as_str).unwrap_or_default();
     let beside = || Some(std::env::current_exe().ok()?.with_file_name("e2e-pod"));
     let outside = Outside::start(path("pod-program").or_else(beside).unwrap_or_else(|| "e2e-pod".into()))?;
     let capture = path("capture").filter(|path| !path.as_os_str().is_empty()).map(Capture::at);
-    let suite =
-        Suite { kubectl: &kubectl, namespace: &namespace, outside: &outside, capture: capture.as_ref() };
-    let cases = suite.prepare(image).and_then(|inventory| suite.try_all(&rows, &inventory));
-    if arguments.get_flag("keep") {
+    let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture: capture.as_ref() };
+    let cases = suite.prepare(image, again.is_some()).and_then(|inventory| suite.try_all(&rows, &inventory));
+    if arguments.get_flag("keep") || again.is_some() {
         say(&format!("==> the pods are left in namespace {namespace}"));
     } else {
-        kubectl.run(&["delete", "namespace", &namespace, "--wait=false", "--ignore-not-found"], "")?;
+        kubectl.run(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"], "")?;
     }
     let cases = cases?;
     let unlisted = not_here.map(|list| list.unlisted(&cases)).unwrap_or_default();
@@ -124,13 +128,15 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    /// Creates the suite's pods and services, and waits for them.
-    fn prepare(&self, image: &str) -> Result<Inventory, Failure> {
-        let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
-        let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
-        say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
-        self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-        self.kubectl.wait_ready(self.namespace, PODS_WITHIN)?;
+    /// Creates the suite's pods and services, and waits for them; or finds them, as a run before has left them.
+    fn prepare(&self, image: &str, again: bool) -> Result<Inventory, Failure> {
+        if !again {
+            let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
+            let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
+            say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
+            self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
+            self.kubectl.wait_ready(self.namespace, PODS_WITHIN)?;
+        }
         let mut inventory = self.kubectl.inventory(self.namespace)?;
         self.create_services(&mut inventory)?;
         inventory.protocols = self.protocols(&inventory)?;
@@ -140,7 +146,9 @@ impl Suite<'_> {
             let seen = node.and_then(|node| self.outside.towards(node, agent.port));
             inventory.pods.extend(seen);
         }
-        self.wait_for_services(&inventory, &agents)?;
+        if !again {
+            self.wait_for_services(&inventory, &agents)?;
+        }
         Ok(inventory)
     }
 
@@ -148,7 +156,8 @@ impl Suite<'_> {
         for (place, node) in inventory.nodes.iter().enumerate() {
             for pod in inventory.pods.iter().filter(|pod| pod.set == ENDPOINTS && pod.node == node.name) {
                 let label = format!("{NODE_LABEL}={place}");
-                self.kubectl.run(&["-n", self.namespace, "label", "pod", &pod.name, &label], "")?;
+                self.kubectl
+                    .run(&["-n", self.namespace, "label", "--overwrite", "pod", &pod.name, &label], "")?;
             }
         }
         let count = inventory.nodes.len();
