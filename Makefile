@@ -98,10 +98,13 @@ cluster-delete: ## delete a cluster (CLUSTER=id, or ALL=1)
 E2E_FROM = $(if $(filter command line,$(origin KUBECONFIG)),KUBECONFIG=$(KUBECONFIG),$(TARGET)/debug/cluster enter --net $(if $(CLUSTER),--id $(CLUSTER)) outside)
 # What a cluster of others lacks is skipped; here it has to be listed.
 E2E_NOT_HERE = $(if $(filter command line,$(origin KUBECONFIG)),,--not-here e2e/not-here.toml)
+# Daemons of others are restarted on request only.
+E2E_DISTURB = $(if $(filter command line,$(origin KUBECONFIG)),$(if $(DISTURB),--disturb),--disturb)
+
 .PHONY: e2e
-e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, ONLY=N3,N4, KEEP=1)
+e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, DISTURB=1, ONLY=N3,N4, KEEP=1)
 	cargo build --locked --quiet --package e2e --package e2e-pod
-	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
+	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(E2E_DISTURB) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
 
 .PHONY: hooks
 hooks: ## have git run the fast lints before each commit in this clone

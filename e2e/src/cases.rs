@@ -67,6 +67,8 @@ pub struct Inventory {
     pub services: BTreeMap<Kind, Service>,
     /// The protocols that the kernels of all nodes have.
     pub protocols: Vec<String>,
+    /// Why rows that change something can't be tried, if they can't.
+    pub unchanging: Option<&'static str>,
 }
 
 /// One IP version.
@@ -102,6 +104,8 @@ pub struct Case {
     pub command: Vec<String>,
     /// What it has to print.
     pub expected: Expected,
+    /// Arguments of kubectl, one list after the other, while it runs.
+    pub meanwhile: Vec<Vec<String>>,
 }
 
 /// What of a row can't be tried.
@@ -173,13 +177,17 @@ impl Inventory {
                 let fits = |(from, to): &(&Pod, &Pod)| match place {
                     Place::Itself => from.name == to.name,
                     Place::SameNode => from.node == to.node,
-                    Place::BetweenNodes => from.node != to.node,
+                    Place::BetweenNodes | Place::OnePair => from.node != to.node,
                     Place::EachPod => false,
                 };
-                pairs.filter(fits).map(|(from, to)| (from, Some(to))).collect()
+                let most = if place == Place::OnePair { 1 } else { usize::MAX };
+                pairs.filter(fits).take(most).map(|(from, to)| (from, Some(to))).collect()
             }
         };
         let (mut cases, mut skipped) = (Vec::new(), Vec::new());
+        if let Some(reason) = self.unchanging.filter(|_| !row.meanwhile.is_empty()) {
+            return (cases, vec![Skip { about: String::new(), reason }]);
+        }
         if pairs.is_empty() {
             let not_reached =
                 (row.from == OUTSIDE && from.is_empty()) || (row.to == OUTSIDE && to.is_empty());
@@ -246,7 +254,9 @@ impl Inventory {
         }
         let command: Option<Vec<String>> = row.run.iter().map(fill).collect();
         let pod = (from.set != OUTSIDE).then(|| from.name.clone());
-        Some(Case { about, family, pod, command: command?, expected })
+        let meanwhile = row.meanwhile.iter().map(|arguments| arguments.iter().map(fill).collect());
+        let meanwhile: Option<_> = meanwhile.collect();
+        Some(Case { about, family, pod, command: command?, expected, meanwhile: meanwhile? })
     }
 
     /// What placeholders stand for. Those that stand for nothing here are left out.
@@ -296,6 +306,7 @@ impl Inventory {
                 ("{to-port}", at(to.address(family), to.port)),
                 ("{to-local-port}", at(to.address(family), LOCAL_PORT)),
                 ("{to-name}", Some(to.name.clone())),
+                ("{to-host}", Some(to.node.clone())),
                 ("{to-service}", own.and_then(|place| cluster_ip(Kind::OfNode(place)))),
                 ("{to-host-port}", at(node_address(&to.node).filter(|_| to.set == HOST_PORT_SET), HOST_PORT)),
                 ("{via-port}", of_node(Kind::OfNode)),

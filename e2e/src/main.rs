@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use e2e::capture::{self, Capture, CaptureError};
 use e2e::cases::{Case, Inventory, Pod, Skip};
+use e2e::change::Change;
 use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
 use e2e::report::{NotHere, Report, Seen, Verdict};
@@ -26,6 +27,9 @@ const SERVICES_WITHIN: Duration = Duration::from_mins(2);
 const AGENTS: &str = "agent";
 /// Why what the uplinks carry can't be said.
 const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
+/// Why rows that change something are not tried.
+const UNDISTURBED: &str = "it restarts daemons or replaces keys, which was not asked for (--disturb)";
+const NO_MESHD: &str = "the cluster has no DaemonSet meshd in namespace meshd";
 /// Beside these files are the scenarios.
 const OWN: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -63,6 +67,10 @@ fn cli() -> clap::Command {
             .env("E2E_CAPTURE")
             .help("the socket of a capture on the uplinks of all nodes; without one row E1 is skipped"),
         Arg::new("only").long("only").value_delimiter(',').help("rows, such as N3,N4"),
+        Arg::new("disturb")
+            .long("disturb")
+            .action(ArgAction::SetTrue)
+            .help("try rows that restart meshd or replace keys, too"),
         Arg::new("keep")
             .long("keep")
             .action(ArgAction::SetTrue)
@@ -96,7 +104,8 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let beside = || Some(std::env::current_exe().ok()?.with_file_name("e2e-pod"));
     let outside = Outside::start(path("pod-program").or_else(beside).unwrap_or_else(|| "e2e-pod".into()))?;
     let capture = path("capture").filter(|path| !path.as_os_str().is_empty()).map(Capture::at);
-    let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture: capture.as_ref() };
+    let disturb = arguments.get_flag("disturb");
+    let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture: capture.as_ref(), disturb };
     let cases = suite.prepare(image, again.is_some()).and_then(|inventory| suite.try_all(&rows, &inventory));
     if arguments.get_flag("keep") || again.is_some() {
         say(&format!("==> the pods are left in namespace {namespace}"));
@@ -125,6 +134,7 @@ struct Suite<'a> {
     namespace: &'a str,
     outside: &'a Outside,
     capture: Option<&'a Capture>,
+    disturb: bool,
 }
 
 impl Suite<'_> {
@@ -140,6 +150,7 @@ impl Suite<'_> {
         let mut inventory = self.kubectl.inventory(self.namespace)?;
         self.create_services(&mut inventory)?;
         inventory.protocols = self.protocols(&inventory)?;
+        inventory.unchanging = self.unchanging()?;
         let agents: Vec<Pod> = inventory.pods.iter().filter(|pod| pod.set == AGENTS).cloned().collect();
         for agent in &agents {
             let node = inventory.nodes.iter().find(|node| node.name == agent.node);
@@ -165,6 +176,15 @@ impl Suite<'_> {
         self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
         inventory.services = services::read(&self.kubectl.list(&["services", "-n", self.namespace])?, count);
         Ok(())
+    }
+
+    /// Why nothing may be changed, or can be.
+    fn unchanging(&self) -> Result<Option<&'static str>, KubectlError> {
+        if !self.disturb {
+            return Ok(Some(UNDISTURBED));
+        }
+        let meshd = self.kubectl.output(&["-n", "meshd", "get", "daemonset", "meshd"], "")?;
+        Ok((!meshd.status.success()).then_some(NO_MESHD))
     }
 
     /// The protocols that the kernels of all nodes have.
@@ -247,6 +267,8 @@ impl Suite<'_> {
     fn try_case(&self, row: &Row, case: Case) -> Result<Seen, KubectlError> {
         let since = Instant::now();
         let words: Vec<&str> = case.command.iter().map(String::as_str).collect();
+        let change =
+            (!case.meanwhile.is_empty()).then(|| Change::start(self.kubectl.clone(), case.meanwhile.clone()));
         let (output, command) = match &case.pod {
             Some(pod) => {
                 let arguments = self.exec(pod, &words);
@@ -255,8 +277,11 @@ impl Suite<'_> {
             None => (self.here(&words)?, words.join(" ")),
         };
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let passed = case.expected.is_met(output.status.success(), &printed);
+        let changed = change.map_or(Ok(()), Change::complete);
+        let passed = case.expected.is_met(output.status.success(), &printed) && changed.is_ok();
         let errors = String::from_utf8_lossy(&output.stderr);
+        let meanwhile = case.meanwhile.iter().map(|step| format!("; meanwhile kubectl {}", step.join(" ")));
+        let command = format!("{command}{}", meanwhile.collect::<String>());
         Ok(Seen {
             row: row.row.clone(),
             claim: row.claim.clone(),
@@ -267,7 +292,7 @@ impl Suite<'_> {
             seen: if passed && output.status.success() {
                 printed.trim().to_owned()
             } else {
-                format!("{} {}", printed.trim(), errors.trim())
+                format!("{} {} {}", printed.trim(), errors.trim(), changed.err().unwrap_or_default())
             },
             verdict: if passed { Verdict::Pass } else { Verdict::Fail },
             reason: None,

@@ -29,6 +29,7 @@ fn inventory() -> Inventory {
         pods: (1..=3).flat_map(|number| [pod("one", number, 2), pod("other", number, 3)]).collect(),
         services: Kind::all(3).map(service).collect(),
         protocols: vec!["tcp".into(), "udp".into()],
+        unchanging: None,
     }
 }
 
@@ -142,4 +143,24 @@ fn a_protocol_that_nodes_lack_is_skipped_and_others_are_not() {
     let (cases, skipped) = inventory().cases(&row, Family::V4);
     assert_eq!(cases.len(), 3);
     assert_eq!(skipped, [Skip { about: "sctp".into(), reason: NO_PROTOCOL }]);
+}
+
+#[test]
+fn what_changes_something_is_tried_for_one_pair_and_only_where_it_may() {
+    let mut inventory = inventory();
+    let words = |words: [&str; 3]| words.map(str::to_owned).to_vec();
+    let row = Row {
+        protocols: Vec::new(),
+        run: words(["stream", "20", "{to-port}"]),
+        meanwhile: vec![words(["rotate", "--node", "{to-host}"])],
+        ..row(Place::OnePair)
+    };
+    let (cases, skipped) = inventory.cases(&row, Family::V4);
+    assert_eq!((cases.len(), skipped.len()), (1, 0));
+    assert_eq!(cases[0].about, "one on n1, to other on n2");
+    assert_eq!(cases[0].meanwhile, [words(["rotate", "--node", "n2"])]);
+    inventory.unchanging = Some("not asked for");
+    let skip = Skip { about: String::new(), reason: "not asked for" };
+    assert_eq!(inventory.cases(&row, Family::V4), (vec![], vec![skip]));
+    assert_eq!(inventory.cases(&Row { meanwhile: Vec::new(), ..row }, Family::V4).1, []);
 }

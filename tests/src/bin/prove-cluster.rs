@@ -107,7 +107,12 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
     for id in ids {
         let report = records.directory(id).join("report.json");
         let mut suite = Command::new(&program);
-        suite.args(["enter", "--net", "--id", id, "outside"]).arg(lab::bin("e2e")?).arg("--out").arg(report);
+        suite
+            .args(["enter", "--net", "--id", id, "outside"])
+            .arg(lab::bin("e2e")?)
+            .arg("--disturb")
+            .arg("--out")
+            .arg(report);
         suite.args(["--not-here", concat!(env!("CARGO_MANIFEST_DIR"), "/../e2e/not-here.toml")]);
         succeed(&mut suite)?;
     }
