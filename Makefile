@@ -75,6 +75,12 @@ prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothin
 	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
 		--proxy-mode $(or $(PROXY),iptables)
 
+.PHONY: prove-suite
+prove-suite: ## the end-to-end suite fails in the right rows on broken networks, a quarter of an hour (ONLY=name of one in tests/src/bin/prove-suite/broken.toml)
+	. scripts/apt.sh && install_missing "/usr/lib/cni/bridge containernetworking-plugins"
+	cargo build --locked --quiet --workspace --bins
+	ONLY=$(ONLY) START=prove-suite scripts/cluster.sh --nodes 2
+
 .PHONY: cluster-list
 cluster-list: ## list the clusters of this checkout
 	@$(TARGET)/debug/cluster list
@@ -96,11 +102,13 @@ cluster-delete: ## delete a cluster (CLUSTER=id, or ALL=1)
 E2E_FROM = $(if $(filter command line,$(origin KUBECONFIG)),KUBECONFIG=$(KUBECONFIG),$(TARGET)/debug/cluster enter --net $(if $(CLUSTER),--id $(CLUSTER)) outside)
 # What a cluster of others lacks is skipped; here it has to be listed.
 E2E_NOT_HERE = $(if $(filter command line,$(origin KUBECONFIG)),,--not-here e2e/not-here.toml)
+# Daemons of others are restarted on request only.
+E2E_DISTURB = $(if $(filter command line,$(origin KUBECONFIG)),$(if $(DISTURB),--disturb),--disturb)
 
 .PHONY: e2e
-e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, ONLY=N3,N4, KEEP=1)
+e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, DISTURB=1, ONLY=N3,N4, KEEP=1)
 	cargo build --locked --quiet --package e2e --package e2e-pod
-	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
+	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(E2E_DISTURB) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
 
 .PHONY: e2e-pictures
 e2e-pictures: ## render the page of an end-to-end run with Chromium, light, dark and as on a phone, into target/e2e (PAGE=file, HEIGHT=pixels)

@@ -4,7 +4,7 @@
 #   scripts/cluster.sh ARGUMENTS    those of `cluster create`: --nodes, --family, --proxy-mode, --id
 #   scripts/cluster.sh check        only says why this machine can't run one, and ends with code 69 then
 #
-# START=prove-cluster runs that program with the same arguments instead, which starts two.
+# START=prove-cluster or START=prove-suite runs that program with the same arguments instead, which starts its own.
 #
 # meshd's image is the archive IMAGE_ARCHIVE, else the one of `make image`, which is built if there is none.
 set -euo pipefail
@@ -37,5 +37,5 @@ say "meshd's image: $archive, of $(date -r "$archive" '+%F %T')"
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --quiet --release --target "$triple" \
     --target-dir "$target/static" --package e2e-pod
 start=(cluster create)
-[ "${START:-}" != prove-cluster ] || start=(prove-cluster)
+[ -z "${START:-}" ] || start=("$START")
 exec "$target/debug/${start[0]}" "${start[@]:1}" --image "$archive" --pod "$target/static/$triple/release/e2e-pod" "$@"

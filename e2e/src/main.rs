@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use e2e::capture::{self, Capture, Found};
 use e2e::cases::{Case, Family, Inventory, Pod, Skip};
+use e2e::change::Change;
 use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
 use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
@@ -32,6 +33,9 @@ const AGENTS: &str = "agent";
 const CONTAINER: &str = "pod";
 /// Why what the uplinks carry can't be said.
 const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
+/// Why rows that change something are not tried.
+const UNDISTURBED: &str = "it restarts daemons or replaces keys, which was not asked for (--disturb)";
+const NO_MESHD: &str = "the cluster has no DaemonSet meshd in namespace meshd";
 /// Beside these files are the scenarios.
 const OWN: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -71,10 +75,17 @@ fn cli() -> clap::Command {
             .env("E2E_CAPTURE")
             .help("the socket of a capture on the uplinks of all nodes; without one row E1 is skipped"),
         Arg::new("only").long("only").value_delimiter(',').help("rows, such as N3,N4"),
+        Arg::new("disturb")
+            .long("disturb")
+            .action(ArgAction::SetTrue)
+            .help("try rows that restart meshd or replace keys, too"),
         Arg::new("keep")
             .long("keep")
             .action(ArgAction::SetTrue)
             .help("leave the suite's pods in the cluster"),
+        Arg::new("again").long("again").value_name("NAMESPACE").help(
+            "use the pods and services that --keep left in this namespace, as they are, and leave them",
+        ),
     ])
 }
 
@@ -94,18 +105,21 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let since = Instant::now();
     let not_here = path("not-here").map(|path| NotHere::read(&path)).transpose()?;
     // Two runs on one cluster are kept apart.
-    let namespace = format!("e2e-{:x}-{:x}", started.as_millis(), std::process::id());
+    let new = format!("e2e-{:x}-{:x}", started.as_millis(), std::process::id());
+    let again = arguments.get_one::<String>("again");
+    let namespace = again.unwrap_or(&new);
     let image = arguments.get_one::<String>("image").map(String::as_str).unwrap_or_default();
     let beside = || Some(std::env::current_exe().ok()?.with_file_name("e2e-pod"));
     let outside = Outside::start(path("pod-program").or_else(beside).unwrap_or_else(|| "e2e-pod".into()))?;
     let capture = path("capture").filter(|path| !path.as_os_str().is_empty()).map(Capture::at);
-    let suite =
-        Suite { kubectl: &kubectl, namespace: &namespace, outside: &outside, capture: capture.as_ref() };
-    let outcome = suite.prepare(image).and_then(|inventory| suite.try_all(&rows, &inventory));
-    if arguments.get_flag("keep") {
+    let disturb = arguments.get_flag("disturb");
+    let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture: capture.as_ref(), disturb };
+    let outcome =
+        suite.prepare(image, again.is_some()).and_then(|inventory| suite.try_all(&rows, &inventory));
+    if arguments.get_flag("keep") || again.is_some() {
         say(&format!("==> the pods are left in namespace {namespace}"));
     } else {
-        kubectl.run(&["delete", "namespace", &namespace, "--wait=false", "--ignore-not-found"], "")?;
+        kubectl.run(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"], "")?;
     }
     let mut outcome = outcome?;
     if let Some(list) = not_here {
@@ -152,27 +166,33 @@ struct Suite<'a> {
     namespace: &'a str,
     outside: &'a Outside,
     capture: Option<&'a Capture>,
+    disturb: bool,
 }
 
 impl Suite<'_> {
-    /// Creates the suite's pods and services, and waits for them.
-    fn prepare(&self, image: &str) -> Result<Inventory, Failure> {
-        ports::check(self.kubectl)?;
-        let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
-        let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
-        say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
-        self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-        self.wait_for_pods()?;
+    /// Creates the suite's pods and services, and waits for them; or finds them, as a run before has left them.
+    fn prepare(&self, image: &str, again: bool) -> Result<Inventory, Failure> {
+        if !again {
+            ports::check(self.kubectl)?;
+            let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
+            let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
+            say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
+            self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
+            self.wait_for_pods()?;
+        }
         let mut inventory = self.kubectl.inventory(self.namespace)?;
         self.create_services(&mut inventory)?;
         inventory.protocols = self.protocols(&inventory)?;
+        inventory.unchanging = self.unchanging()?;
         let agents: Vec<Pod> = inventory.pods.iter().filter(|pod| pod.set == AGENTS).cloned().collect();
         for agent in &agents {
             let node = inventory.nodes.iter().find(|node| node.name == agent.node);
             let seen = node.and_then(|node| self.outside.towards(node, agent.port));
             inventory.pods.extend(seen);
         }
-        self.wait_for_services(&inventory, &agents)?;
+        if !again {
+            self.wait_for_services(&inventory, &agents)?;
+        }
         Ok(inventory)
     }
 
@@ -193,7 +213,8 @@ impl Suite<'_> {
         for (place, node) in inventory.nodes.iter().enumerate() {
             for pod in inventory.pods.iter().filter(|pod| pod.set == ENDPOINTS && pod.node == node.name) {
                 let label = format!("{NODE_LABEL}={place}");
-                self.kubectl.run(&["-n", self.namespace, "label", "pod", &pod.name, &label], "")?;
+                self.kubectl
+                    .run(&["-n", self.namespace, "label", "--overwrite", "pod", &pod.name, &label], "")?;
             }
         }
         let count = inventory.nodes.len();
@@ -201,6 +222,15 @@ impl Suite<'_> {
         self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
         inventory.services = services::read(&self.kubectl.list(&["services", "-n", self.namespace])?, count);
         Ok(())
+    }
+
+    /// Why nothing may be changed, or can be.
+    fn unchanging(&self) -> Result<Option<&'static str>, KubectlError> {
+        if !self.disturb {
+            return Ok(Some(UNDISTURBED));
+        }
+        let meshd = self.kubectl.output(&["-n", "meshd", "get", "daemonset", "meshd"], "")?;
+        Ok((!meshd.status.success()).then_some(NO_MESHD))
     }
 
     /// The protocols that the kernels of all nodes have.
@@ -307,6 +337,8 @@ impl Suite<'_> {
     fn try_case(&self, row: &Row, case: Case) -> Result<Seen, KubectlError> {
         let since = Instant::now();
         let words: Vec<&str> = case.command.iter().map(String::as_str).collect();
+        let change =
+            (!case.meanwhile.is_empty()).then(|| Change::start(self.kubectl.clone(), case.meanwhile.clone()));
         let (output, command) = match &case.pod {
             Some(pod) => {
                 let arguments = self.exec(pod, &words);
@@ -315,8 +347,11 @@ impl Suite<'_> {
             None => (self.here(&words)?, words.join(" ")),
         };
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let passed = case.expected.is_met(output.status.success(), &printed);
+        let changed = change.map_or(Ok(()), Change::complete);
+        let passed = case.expected.is_met(output.status.success(), &printed) && changed.is_ok();
         let errors = String::from_utf8_lossy(&output.stderr);
+        let meanwhile = case.meanwhile.iter().map(|step| format!("; meanwhile kubectl {}", step.join(" ")));
+        let command = format!("{command}{}", meanwhile.collect::<String>());
         Ok(Seen {
             row: row.row.clone(),
             claim: row.claim.clone(),
@@ -327,7 +362,7 @@ impl Suite<'_> {
             seen: if passed && output.status.success() {
                 printed.trim().to_owned()
             } else {
-                format!("{} {}", printed.trim(), errors.trim())
+                format!("{} {} {}", printed.trim(), errors.trim(), changed.err().unwrap_or_default())
             },
             verdict: if passed { Verdict::Pass } else { Verdict::Fail },
             reason: None,

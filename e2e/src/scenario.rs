@@ -82,6 +82,9 @@ pub struct Row {
     /// It fails, because what it asks for does not answer.
     #[serde(default)]
     pub fails: bool,
+    /// Arguments of kubectl, one list after the other, while the command runs: they change something, and meshd has to be there.
+    #[serde(default)]
+    pub meanwhile: Vec<Vec<String>>,
 }
 
 /// Checks of what the API server says, or a capture.
@@ -106,10 +109,12 @@ pub enum Place {
     SameNode,
     /// Each ordered pair of nodes.
     BetweenNodes,
+    /// The first of these pairs.
+    OnePair,
 }
 
 /// The placeholders of commands and expectations.
-const PLACEHOLDERS: [&str; 18] = [
+const PLACEHOLDERS: [&str; 19] = [
     "{protocol}",
     "{from}",
     "{to}",
@@ -128,6 +133,7 @@ const PLACEHOLDERS: [&str; 18] = [
     "{sticky-service}",
     "{all-names}",
     "{asks}",
+    "{to-host}",
 ];
 
 /// Reads all files of a directory, in the order of their names.
@@ -166,8 +172,14 @@ impl Row {
             };
             return (*self != alone).then_some("a row with `check` has no command");
         }
-        let pair = matches!(self.place, Some(Place::Itself | Place::SameNode | Place::BetweenNodes));
-        let words = || self.run.iter().chain(&self.expect).chain(&self.contains).chain(&self.one_of);
+        let pair = matches!(
+            self.place,
+            Some(Place::Itself | Place::SameNode | Place::BetweenNodes | Place::OnePair)
+        );
+        let words = || {
+            let printed = self.expect.iter().chain(&self.contains).chain(&self.one_of);
+            self.run.iter().chain(printed).chain(self.meanwhile.iter().flatten())
+        };
         if self.place.is_none() || self.run.is_empty() || self.from.is_empty() {
             return Some("it needs `where`, `from` and `run`, or `check`");
         }
@@ -210,6 +222,10 @@ mod tests {
         let rows = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")).unwrap();
         for number in 1..=16 {
             assert!(rows.iter().any(|known| known.row == format!("N{number}")), "N{number}");
+        }
+        for number in [2, 6] {
+            let changes = |known: &Row| known.row == format!("E{number}") && !known.meanwhile.is_empty();
+            assert!(rows.iter().any(changes), "E{number}");
         }
         assert!(rows.iter().any(|known| known.check == Some(Check::Uplinks)));
     }

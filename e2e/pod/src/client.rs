@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery};
@@ -12,6 +12,10 @@ use crate::{COUNT, PATIENCE, invalid, sctp};
 
 /// Bytes of an IPv4 header and a UDP header, and the same for IPv6.
 const HEADERS: (u32, u32) = (20 + 8, 40 + 8);
+/// A stream has a datagram in each of these.
+const STREAM_STEP: Duration = Duration::from_millis(10);
+/// The last answers of a stream may take so long.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 /// The first datagrams may be lost to routers that have to say first how much they let pass.
 const ATTEMPTS: u32 = 5;
 
@@ -87,6 +91,40 @@ pub(crate) fn fit(server: SocketAddr) -> io::Result<String> {
     Err(last)
 }
 
+/// Sends 100 datagrams a second, whatever becomes of them, and counts the answers. Fails if more than `may_lose` are missing.
+pub(crate) fn stream(seconds: u32, may_lose: u32, server: SocketAddr) -> io::Result<String> {
+    let socket = datagrams(server, STREAM_STEP)?;
+    let began = Instant::now();
+    let (mut sent, mut answered, mut heard, mut pause) = (0_u32, 0_u32, began, Duration::ZERO);
+    loop {
+        let due = STREAM_STEP * sent;
+        let over = sent >= seconds * 100;
+        if over && (answered >= sent || began.elapsed() >= due + LAST_ANSWERS) {
+            break;
+        }
+        if !over && began.elapsed() >= due {
+            // One that the host refuses is lost, as any other.
+            let _refused = socket.send(b"?");
+            sent += 1;
+            continue;
+        }
+        // The wait for an answer ends when the next datagram is due.
+        let wait = if over { STREAM_STEP } else { due.saturating_sub(began.elapsed()) };
+        socket.set_read_timeout(Some(wait.max(Duration::from_millis(1))))?;
+        if answer(&socket).is_ok() {
+            answered += 1;
+            pause = pause.max(heard.elapsed());
+            heard = Instant::now();
+        }
+    }
+    let lost = sent.saturating_sub(answered);
+    if lost > 0 {
+        pause = pause.max(heard.elapsed());
+    }
+    let said = format!("{sent} sent, {lost} lost, {} ms without an answer at most\n", pause.as_millis());
+    if lost > may_lose { Err(io::Error::other(said.trim().to_owned())) } else { Ok(said) }
+}
+
 fn question(mut stream: TcpStream, within: Duration) -> io::Result<String> {
     stream.set_read_timeout(Some(within))?;
     stream.write_all(b"?")?;
@@ -141,6 +179,16 @@ mod tests {
     #[test]
     fn bytes_that_are_sent_are_counted() {
         assert_eq!(send(300_000, server()).unwrap(), "300000\n");
+    }
+
+    #[test]
+    fn a_stream_counts_what_is_not_answered() {
+        let said = stream(1, 0, server()).unwrap();
+        assert!(said.starts_with("100 sent, 0 lost, "), "{said}");
+        // It takes everything and says nothing.
+        let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let error = stream(1, 99, silent.local_addr().unwrap()).unwrap_err();
+        assert!(error.to_string().starts_with("100 sent, 100 lost, "), "{error}");
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //! e2e-pod spread TIMES ADDRESS:PORT                asks over TCP so many times, and prints the names of all that answered
 //! e2e-pod send BYTES ADDRESS:PORT                  sends so many bytes over TCP and prints how many were acknowledged
 //! e2e-pod fit ADDRESS:PORT                         sends a datagram as large as the path's MTU, and one a byte larger
+//! e2e-pod stream SECONDS LOST ADDRESS:PORT         sends 100 datagrams a second and counts the answers; fails if more than LOST
+//!                                                  are missing
 //! e2e-pod protocols                                prints which of the protocols this kernel has
 //! ```
 
@@ -29,7 +31,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const COUNT: u8 = b'c';
 
 const USAGE: &str = "pause | serve [localhost:]PORT | ask tcp|udp|sctp ADDRESS:PORT [SECONDS] | \
-     spread TIMES ADDRESS:PORT | send BYTES ADDRESS:PORT | fit ADDRESS:PORT | protocols";
+     spread TIMES ADDRESS:PORT | send BYTES ADDRESS:PORT | fit ADDRESS:PORT | \
+     stream SECONDS LOST ADDRESS:PORT | protocols";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -60,6 +63,9 @@ fn run(words: &[&str]) -> io::Result<String> {
         ["spread", times, server] => client::spread(number(times)?, address(server)?),
         ["send", bytes, server] => client::send(number(bytes)?, address(server)?),
         ["fit", server] => client::fit(address(server)?),
+        ["stream", seconds, lost, server] => {
+            client::stream(number(seconds)?, number(lost)?, address(server)?)
+        }
         ["protocols"] => {
             let sctp = if sctp::is_known() { " sctp" } else { "" };
             Ok(format!("tcp udp icmp{sctp}\n"))

@@ -108,7 +108,12 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
         // Outlives the cluster.
         let report = lab::target_dir()?.join("e2e").join(format!("{name}.json"));
         let mut suite = Command::new(&program);
-        suite.args(["enter", "--net", "--id", id, "outside"]).arg(lab::bin("e2e")?).arg("--out").arg(report);
+        suite
+            .args(["enter", "--net", "--id", id, "outside"])
+            .arg(lab::bin("e2e")?)
+            .arg("--disturb")
+            .arg("--out")
+            .arg(report);
         suite.args(["--not-here", concat!(env!("CARGO_MANIFEST_DIR"), "/../e2e/not-here.toml")]);
         succeed(&mut suite)?;
         // It asks the kubelets by way of the API server; nothing else here does that for meshd's pods.
