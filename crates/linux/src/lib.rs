@@ -27,7 +27,7 @@ pub use error::{HostError, Subject};
 pub use facts::FactSources;
 pub use handle::Handle;
 pub use link::LinkState;
-pub use monitor::{Notice, Notices};
+pub use monitor::{Notice, Notices, RouteNotice};
 pub use nft::generation::{FilterState, LastAnswer};
 pub use route::Underlay;
 

@@ -143,7 +143,7 @@ impl Handle {
 }
 
 /// Reads a route of ours; none for other daemons' and for those towards pods.
-fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
+pub(crate) fn read(message: &RouteMessage, names: &BTreeMap<u32, String>) -> Option<Route> {
     if message.header.protocol != RouteProtocol::Other(ROUTE_PROTOCOL) {
         return None;
     }

@@ -253,6 +253,12 @@ impl Loop {
                     self.reconciler.kernel_changed();
                     due = Some(earlier(due, soon));
                 }
+                Some(notice) = self.notices.routes.recv() => {
+                    if !self.reconciler.is_as_wanted(&notice) {
+                        self.reconciler.kernel_changed();
+                        due = Some(earlier(due, soon));
+                    }
+                }
                 Some(_) = self.notices.filters.recv() => self.reconciler.filters_changed(),
                 Some(ControlRequest { request, reply }) = self.requests.recv() => {
                     // The client may have gone away.

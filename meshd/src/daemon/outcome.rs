@@ -85,8 +85,8 @@ pub(super) struct Outcome {
     admission: Arc<Admission>,
     /// The setup and the paths' MTUs of the last turn: what each peer has of them is computed when asked for.
     computed_with: Option<(Setup, Underlay)>,
-    /// The network that follows from them, if the last turn has left the node as it is wanted.
-    in_place: Option<Network>,
+    /// The network that follows from them, if the last turn has left the node as it is wanted: the next one can go on from it.
+    pub(super) in_place: Option<Network>,
     mtu: u32,
     installed: bool,
     pub(super) chained: ChainedPlugins,
@@ -127,12 +127,7 @@ impl Outcome {
         self.admission = admission;
     }
 
-    /// The network as the last turn has left it, for the next one to go on from; none if that has to look at everything.
-    pub(super) const fn take_in_place(&mut self) -> Option<Network> {
-        self.in_place.take()
-    }
-
-    /// What that network was computed from.
+    /// What the network of the last turn was computed from.
     pub(super) fn inputs<'a>(&'a self, part: &'a AdmissionPart) -> Option<Inputs<'a>> {
         let (setup, underlay) = self.computed_with.as_ref()?;
         Some(Inputs { setup, underlay, part })

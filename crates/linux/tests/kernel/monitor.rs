@@ -3,7 +3,8 @@
 use std::io::Write as _;
 use std::time::Duration;
 
-use linux::Notice;
+use linux::{Notice, RouteNotice};
+use plan::network::{Route, Via};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::timeout;
 
@@ -57,6 +58,61 @@ fn each_kind_of_change_is_noticed() {
                 assert_eq!(drain(&mut notices.routing).await, 0, "{change} is no change of routing");
             }
         }
+    });
+}
+
+/// A notice says what has become of a route of the daemon's, whoever has changed it: what the daemon itself does is no news.
+#[test]
+fn of_the_daemons_routes_a_notice_says_what_they_are() {
+    let namespace = Namespace::new();
+    let add = |links: [&str; 2]| {
+        namespace.ip(&format!("link add {} type veth peer name {}", links[0], links[1]));
+        for link in links {
+            namespace.ip(&format!("link set {link} addrgenmode none"));
+            namespace.ip(&format!("link set {link} up"));
+        }
+    };
+    add(["mesh-a", "out-a"]);
+    namespace.host(async |host| {
+        let mut notices = host.monitor().unwrap();
+        drain(&mut notices.routing).await;
+        add(["mesh-b", "out-b"]);
+        drain(&mut notices.routing).await;
+        for (link, destination, table) in [
+            ("mesh-a", "10.244.1.0/24", 254),
+            ("mesh-b", "10.244.1.0/24", 254),
+            ("mesh-b", "fd00:10:244:1::/64", 254),
+            ("mesh-a", "192.0.2.1/32", 5184),
+        ] {
+            let via = Via::Link { link: link.parse().unwrap(), source: None, mtu: Some(1380) };
+            let route = Route { table, destination: destination.parse().unwrap(), metric: 84, via };
+            host.set_route(&route).await.unwrap();
+            let notice = timeout(TIMEOUT, notices.routes.recv()).await.expect(destination);
+            assert_eq!(notice, Some(RouteNotice::Set(route.clone())));
+            let family = if route.destination.is_ipv6() { "-6" } else { "-4" };
+            let by_hand =
+                format!("{family} route del {destination} metric 84 table {table} proto 84 dev {link}");
+            namespace.ip(&by_hand);
+            let notice = timeout(TIMEOUT, notices.routes.recv()).await.expect(destination);
+            assert_eq!(notice, Some(RouteNotice::Removed(route)));
+        }
+        let unreachable = Route {
+            table: 254,
+            destination: "10.244.0.0/16".parse().unwrap(),
+            metric: 50_000,
+            via: Via::Unreachable,
+        };
+        host.set_route(&unreachable).await.unwrap();
+        let notice = timeout(TIMEOUT, notices.routes.recv()).await.unwrap();
+        assert_eq!(notice, Some(RouteNotice::Set(unreachable)));
+        assert_eq!(drain(&mut notices.routing).await, 0);
+        namespace.ip("route add 10.244.9.0/24 dev mesh-a");
+        assert_eq!(
+            timeout(TIMEOUT, notices.routing.recv()).await.unwrap(),
+            Some(Notice),
+            "another program's"
+        );
+        assert!(notices.routes.try_recv().is_err());
     });
 }
 

@@ -17,7 +17,8 @@ use crate::world::{Draft, Event, address, policy, private};
 
 /// What is known of one peer otherwise than of all others, and the width of one path, by a number.
 fn know_otherwise(number: u8, admission: &Admission, setup: &mut Setup, underlay: &mut Underlay) {
-    let Some(member) = admission.world.peers.values().nth(usize::from(number / 8)) else { return };
+    let mut members = admission.world.peers.values().cycle();
+    let Some(member) = members.nth(usize::from(number / 8)) else { return };
     let place = (member.uid.clone(), if number.is_multiple_of(2) { Slot::A } else { Slot::B });
     match number % 8 {
         0 => drop(setup.steer.insert(member.uid.clone(), Slot::B)),

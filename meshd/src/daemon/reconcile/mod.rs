@@ -429,7 +429,7 @@ impl Reconciler {
         self.write_cni_files(now);
         if !self.outcome.failures.is_empty() {
             // The next turn looks at everything.
-            drop(self.outcome.take_in_place());
+            self.outcome.in_place = None;
         }
         self.retry_in(now)
     }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use linux::RouteNotice;
 use plan::admission::Admission;
 use plan::desired::{Setup, Underlay};
 use plan::diff;
@@ -61,7 +62,7 @@ impl Reconciler {
         spliced: Option<&Spliced>,
     ) -> Known {
         let (generation, backoff) = (self.keys.journal().generation, self.backoff.clone());
-        let in_place = self.outcome.take_in_place();
+        let in_place = self.outcome.in_place.take();
         let may_follow = !self.kernel_changed && !self.is_time_for_all(self.started.elapsed());
         let former = spliced.filter(|_| may_follow).and_then(|Spliced { part, former }| {
             let inputs = self.outcome.inputs(former)?;
@@ -80,6 +81,14 @@ impl Reconciler {
                 known
             }
         }
+    }
+
+    /// Whether a route is as the last turn has left it, as after what this node itself does.
+    pub(in crate::daemon) fn is_as_wanted(&self, notice: &RouteNotice) -> bool {
+        self.outcome.in_place.as_ref().is_some_and(|network| match notice {
+            RouteNotice::Set(route) => network.routes.contains(route),
+            RouteNotice::Removed(route) => !network.routes.contains(route),
+        })
     }
 
     /// Counts it if changes one after the other have led to another network than all together.
