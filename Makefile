@@ -106,9 +106,9 @@ E2E_NOT_HERE = $(if $(filter command line,$(origin KUBECONFIG)),,--not-here e2e/
 E2E_DISTURB = $(if $(filter command line,$(origin KUBECONFIG)),$(if $(DISTURB),--disturb),--disturb)
 
 .PHONY: e2e
-e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, DISTURB=1, ONLY=N3,N4, KEEP=1)
+e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, DISTURB=1, ONLY=N3,N4, KEEP=1, OUT=file.json, WITH=former.json)
 	cargo build --locked --quiet --package e2e --package e2e-pod
-	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(E2E_DISTURB) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
+	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(or $(OUT),$(TARGET)/e2e/report.json) $(E2E_DISTURB) $(if $(ONLY),--only $(ONLY)) $(if $(WITH),--with $(WITH)) $(if $(KEEP),--keep)
 
 .PHONY: e2e-pictures
 e2e-pictures: ## render the page of an end-to-end run with Chromium, light, dark and as on a phone, into target/e2e (PAGE=file, HEIGHT=pixels)

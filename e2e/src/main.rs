@@ -74,6 +74,10 @@ fn cli() -> clap::Command {
         path("capture")
             .env("E2E_CAPTURE")
             .help("the socket of a capture on the uplinks of all nodes; without one row E1 is skipped"),
+        path("with")
+            .value_delimiter(',')
+            .action(ArgAction::Append)
+            .help("reports (JSON) of former runs in the same directory, which the page shows too"),
         Arg::new("only").long("only").value_delimiter(',').help("rows, such as N3,N4"),
         Arg::new("disturb")
             .long("disturb")
@@ -104,6 +108,8 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let started = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let since = Instant::now();
     let not_here = path("not-here").map(|path| NotHere::read(&path)).transpose()?;
+    let former = arguments.get_many::<PathBuf>("with").into_iter().flatten();
+    let former: Vec<Report> = former.map(|path| Report::read(path)).collect::<Result<_, _>>()?;
     // Two runs on one cluster are kept apart.
     let new = format!("e2e-{:x}-{:x}", started.as_millis(), std::process::id());
     let again = arguments.get_one::<String>("again");
@@ -137,16 +143,19 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     }
     let report = Report::new(cases, &carried, cluster, started.as_secs(), since.elapsed().as_secs());
     let report = Report { uplinks, ..report };
-    write(&report, &out)?;
+    write(&report, &former, &out)?;
     print(&report, &out)?;
     Ok(report)
 }
 
 /// Writes the report, and what others read of it beside.
-fn write(report: &Report, out: &Path) -> Result<(), Failure> {
+fn write(report: &Report, former: &[Report], out: &Path) -> Result<(), Failure> {
     std::fs::write(out, serde_json::to_vec_pretty(report)?)?;
     std::fs::write(out.with_extension("xml"), junit::xml(report)?)?;
-    std::fs::write(out.with_extension("html"), page::html(report))?;
+    std::fs::write(
+        out.with_extension("html"),
+        page::html(&former.iter().chain([report]).collect::<Vec<_>>()),
+    )?;
     Ok(())
 }
 

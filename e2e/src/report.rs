@@ -3,13 +3,14 @@
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::capture::Control;
+use crate::cases::Family;
 use crate::versions::Versions;
 
 /// How a command, a row or a run ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// It was not tried, for a reason that the report gives.
@@ -22,15 +23,19 @@ pub enum Verdict {
     Fail,
 }
 
+/// `ipv4`, `ipv6`, or nothing. An alias, since serde takes a reference for something to borrow from what it reads.
+pub type FamilyName = &'static str;
+
 /// One command and what came of it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Seen {
     /// The row.
     pub row: String,
     /// Its claim.
     pub claim: String,
     /// `ipv4`, `ipv6`, or nothing.
-    pub family: &'static str,
+    #[serde(deserialize_with = "family")]
+    pub family: FamilyName,
     /// Pods and protocol.
     pub about: String,
     /// The command, as it can be repeated.
@@ -52,7 +57,7 @@ pub struct Seen {
 }
 
 /// What a command sent: requests, or packets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Traffic {
     /// How many.
     pub sent: u64,
@@ -72,7 +77,7 @@ pub struct Carried {
 }
 
 /// Frames on the uplinks of all nodes; one that goes from node to node is on two of them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Frames {
     /// With a pod's address in the clear.
     pub clear: u64,
@@ -81,7 +86,7 @@ pub struct Frames {
 }
 
 /// What a capture on the uplinks showed in all.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Uplinks {
     /// What was seen since the cluster began.
     pub since_the_beginning: Frames,
@@ -96,7 +101,7 @@ pub struct Uplinks {
 }
 
 /// The packets in the clear of one node's uplink, as a pcap file.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureFile {
     /// The node.
     pub host: String,
@@ -107,11 +112,12 @@ pub struct CaptureFile {
 }
 
 /// What a run was made on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// How many nodes it has.
     pub nodes: usize,
     /// The IP versions that all pods have.
+    #[serde(deserialize_with = "families")]
     pub families: Vec<&'static str>,
     /// kube-proxy's mode on all nodes, several if they differ; nothing if none of them says.
     pub proxy_mode: String,
@@ -120,7 +126,7 @@ pub struct Cluster {
 }
 
 /// A run.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
     /// Fail if anything failed, or if nothing was tried; not determined if that is the worst.
     pub verdict: Verdict,
@@ -140,12 +146,13 @@ pub struct Report {
 }
 
 /// One cell of the grid of rows and IP versions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cell {
     /// The row.
     pub row: String,
     /// `ipv4`, `ipv6`, or nothing.
-    pub family: &'static str,
+    #[serde(deserialize_with = "family")]
+    pub family: FamilyName,
     /// The worst of its commands.
     pub verdict: Verdict,
     /// How many passed.
@@ -176,6 +183,14 @@ struct Listed {
     /// The protocol; the whole row without one.
     protocol: Option<String>,
     reason: String,
+}
+
+/// A report of a former run can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("read {}, the report of a former run of this version: {said}", path.display())]
+pub struct ReadError {
+    path: PathBuf,
+    said: String,
 }
 
 /// The list can't be used.
@@ -239,12 +254,17 @@ impl Report {
         Self { verdict, started, seconds, cluster, uplinks: None, cells, cases }
     }
 
+    /// Reads one back that a run of this version has written.
+    pub fn read(path: &Path) -> Result<Self, ReadError> {
+        let failed = |said: String| ReadError { path: path.into(), said };
+        let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+        serde_json::from_str(&text).map_err(|error| failed(error.to_string()))
+    }
+
     /// The names of the rows, by letter and number: `N2` before `N10`, and these before `E1`.
     pub fn rows(&self) -> Vec<&str> {
         let mut rows: Vec<&str> = self.cases.iter().map(|case| &*case.row).collect();
-        // Shorter numbers are smaller, and rows that begin with N, the network's, come before E, encryption's.
-        rows.sort_by_key(|row| (Reverse(row.chars().next()), row.len(), *row));
-        rows.dedup();
+        sort_rows(&mut rows);
         rows
     }
 
@@ -252,6 +272,27 @@ impl Report {
     pub fn count(&self, verdict: Verdict) -> usize {
         self.cases.iter().filter(|case| case.verdict == verdict).count()
     }
+}
+
+/// Sorts the names of rows by letter and number, and leaves each once.
+pub(crate) fn sort_rows(rows: &mut Vec<&str>) {
+    // Shorter numbers are smaller, and rows that begin with N, the network's, come before E, encryption's.
+    rows.sort_by_key(|row| (Reverse(row.chars().next()), row.len(), *row));
+    rows.dedup();
+}
+
+/// The name of an IP version in a report that is read back, or nothing.
+fn family<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    known(&String::deserialize(deserializer)?)
+}
+
+fn families<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<&'static str>, D::Error> {
+    Vec::<String>::deserialize(deserializer)?.iter().map(|name| known(name)).collect()
+}
+
+fn known<E: de::Error>(name: &str) -> Result<&'static str, E> {
+    let mut names = [""].into_iter().chain(Family::ALL.map(Family::as_str));
+    names.find(|known| *known == name).ok_or_else(|| E::custom(format!("no IP version: {name:?}")))
 }
 
 fn cells(cases: &[Seen], carried: &[Carried]) -> Vec<Cell> {
@@ -357,6 +398,20 @@ pub(crate) mod tests {
         assert_eq!(cells[0].traffic, Traffic { sent: 8, lost: 1 });
         assert_eq!(cells[0].frames, Some(Frames { clear: 1, tunnel: 10 }));
         assert_eq!((cells[1].traffic, cells[1].frames), (Traffic::default(), None));
+    }
+
+    #[test]
+    fn a_report_is_read_back_as_it_was() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("report.json");
+        let cluster = Cluster { families: vec!["ipv4", "ipv6"], ..Cluster::default() };
+        let before = Report::new(vec![seen("N1", Verdict::Pass)], &[], cluster, 1, 2);
+        let text = serde_json::to_string(&before).unwrap();
+        std::fs::write(&path, &text).unwrap();
+        assert_eq!(serde_json::to_string(&Report::read(&path).unwrap()).unwrap(), text);
+        std::fs::write(&path, text.replace("ipv6", "ipv7")).unwrap();
+        let error = Report::read(&path).unwrap_err().to_string();
+        assert!(error.contains("report.json") && error.contains("ipv7"), "{error}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cases::Pod;
@@ -12,7 +12,7 @@ use crate::kubectl::{Kubectl, KubectlError};
 const PROXY: [&str; 2] = ["127.0.0.1", "::1"];
 
 /// Versions, each once.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Versions {
     /// Of the API server.
     pub kubernetes: BTreeSet<String>,

@@ -1,8 +1,10 @@
 //! The report as one HTML page for readers who don't know the suite: the verdict first, then what failed, the grid, and
 //! everything else. It needs no script and nothing from elsewhere. Pure.
 //!
-//! What nodes, pods and the API server say is foreign: the template escapes it, and [`visible`] shows what would change how
+//! What nodes, pods and the API server say is foreign: the template escapes it, and `visible` shows what would change how
 //! the rest is read.
+
+mod text;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -10,7 +12,8 @@ use std::fmt::Write as _;
 use chrono::{DateTime, FixedOffset};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::report::{Cell, Report, Seen, Traffic, Uplinks, Verdict};
+use crate::report::{Cell, Report, Seen, Traffic, Uplinks, Verdict, sort_rows};
+use text::{shown, thousands, visible};
 
 /// The row that is about what the uplinks carry.
 const UPLINKS_ROW: &str = "E1";
@@ -18,12 +21,11 @@ const UPLINKS_ROW: &str = "E1";
 const STYLE: &str = include_str!("style.css");
 /// So many failures are shown in full at the top; the others are with their rows.
 const SHOWN_FIRST: usize = 12;
-/// Longer outputs are cut off; the JSON report has them whole.
-const OUTPUT_SHOWN: usize = 2_000;
 
-/// Writes it.
-pub fn html(report: &Report) -> String {
-    let title = format!("End-to-end run: {}", word(report.verdict));
+/// Writes it, of one run, or of several on clusters that differ: then one grid shows all of them.
+pub fn html(runs: &[&Report]) -> String {
+    let worst = runs.iter().map(|run| run.verdict).max().unwrap_or(Verdict::Fail);
+    let title = format!("End-to-end run: {}", word(worst));
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -35,18 +37,25 @@ pub fn html(report: &Report) -> String {
                 style { (PreEscaped(STYLE)) }
             }
             body {
-                (verdict(report))
-                (failures(report))
-                (cluster(report))
-                @if let Some(uplinks) = &report.uplinks { (on_the_uplinks(uplinks)) }
-                (grid(report))
-                (skips(report))
-                (details(report))
+                (verdict(worst, runs))
+                @for (place, run) in runs.iter().enumerate() { (failures(run, &number(runs, place))) }
+                @for (place, run) in runs.iter().enumerate() {
+                    (cluster(run, &number(runs, place)))
+                    @if let Some(uplinks) = &run.uplinks { (on_the_uplinks(uplinks)) }
+                }
+                (grid(runs))
+                @for (place, run) in runs.iter().enumerate() { (skips(run, &number(runs, place))) }
+                @for (place, run) in runs.iter().enumerate() { (details(place, run, &number(runs, place))) }
                 (legend())
             }
         }
     };
     page.into_string()
+}
+
+/// What tells the headings of several runs apart.
+fn number(runs: &[&Report], place: usize) -> String {
+    if runs.len() > 1 { format!(", run {}", place + 1) } else { String::new() }
 }
 
 /// A time in seconds since 1970; nothing if there is no such date.
@@ -55,7 +64,20 @@ pub(crate) fn time(seconds: u64) -> Option<DateTime<FixedOffset>> {
     Some(time.fixed_offset())
 }
 
-fn verdict(report: &Report) -> Markup {
+fn verdict(worst: Verdict, runs: &[&Report]) -> Markup {
+    html! {
+        header {
+            h1 { "Kubernetes network, end to end" }
+            div.verdict.(class(worst)) {
+                strong { (sentence(worst)) }
+                @for run in runs { p { (sum(run)) } p.quiet { (when(run)) } }
+            }
+        }
+    }
+}
+
+/// How many checks passed, as a sentence.
+fn sum(report: &Report) -> String {
     let count = |verdict| report.count(verdict);
     let (passed, failed) = (count(Verdict::Pass), count(Verdict::Fail));
     let (unknown, skipped) = (count(Verdict::NotDetermined), count(Verdict::Skipped));
@@ -74,16 +96,7 @@ fn verdict(report: &Report) -> Markup {
         let _infallible =
             write!(said, " {skipped} could not be tried here and were skipped, for the reasons given.");
     }
-    html! {
-        header {
-            h1 { "Kubernetes network, end to end" }
-            div.verdict.(class(report.verdict)) {
-                strong { (sentence(report.verdict)) }
-                p { (said) }
-                p.quiet { (when(report)) }
-            }
-        }
-    }
+    said
 }
 
 fn when(report: &Report) -> String {
@@ -97,7 +110,7 @@ fn when(report: &Report) -> String {
     }
 }
 
-fn failures(report: &Report) -> Markup {
+fn failures(report: &Report, number: &str) -> Markup {
     let bad: Vec<&Seen> = [Verdict::Fail, Verdict::NotDetermined]
         .iter()
         .flat_map(|&verdict| report.cases.iter().filter(move |case| case.verdict == verdict))
@@ -106,7 +119,7 @@ fn failures(report: &Report) -> Markup {
     html! {
         @if !bad.is_empty() {
             section {
-                h2 { "What did not pass" }
+                h2 { "What did not pass" (number) }
                 @for case in bad.iter().take(SHOWN_FIRST) { (case_in_full(report, case, true)) }
                 @if more > 0 { p { (more) " more are with their rows below." } }
             }
@@ -114,7 +127,7 @@ fn failures(report: &Report) -> Markup {
     }
 }
 
-fn cluster(report: &Report) -> Markup {
+fn cluster(report: &Report, number: &str) -> Markup {
     let cluster = &report.cluster;
     let versions = &cluster.versions;
     let list =
@@ -137,7 +150,7 @@ fn cluster(report: &Report) -> Markup {
     ];
     html! {
         section {
-            h2 { "The cluster" }
+            h2 { "The cluster" (number) }
             dl {
                 @for (name, value) in facts {
                     @if !value.is_empty() { dt { (name) } dd { (value) } }
@@ -206,9 +219,9 @@ fn outcome(good: bool, yes: &str, no: &str) -> Markup {
     html! { span.tag.(class(verdict)) { (sign(verdict)) "\u{a0}" (if good { yes } else { no }) } }
 }
 
-fn grid(report: &Report) -> Markup {
-    let families = &report.cluster.families;
-    let mode = &report.cluster.proxy_mode;
+fn grid(runs: &[&Report]) -> Markup {
+    let mut rows: Vec<&str> = runs.iter().flat_map(|run| run.rows()).collect();
+    sort_rows(&mut rows);
     html! {
         section {
             h2 { "Rows" }
@@ -217,30 +230,20 @@ fn grid(report: &Report) -> Markup {
                     tr {
                         th { "Row" }
                         th { "What is claimed" }
-                        @for family in families {
+                        @for (place, run) in runs.iter().enumerate() { @for family in &run.cluster.families {
                             th.cell {
                                 (family_name(family))
-                                @if !mode.is_empty() { br; small { (visible(mode)) } }
+                                @if !run.cluster.proxy_mode.is_empty() { br; small { (visible(&run.cluster.proxy_mode)) (number(runs, place)) } }
                             }
-                        }
+                        } }
                     }
                 }
                 tbody {
-                    @for row in report.rows() {
+                    @for row in rows {
                         tr {
                             th { (visible(row)) }
-                            td { ul { @for claim in claims(report, row) { li { (visible(claim)) } } } }
-                            @if let Some(cell) = cell(report, row, "") {
-                                td.cell.(class(cell.verdict)) colspan=(families.len().max(1)) { (in_grid(report, cell)) }
-                            } @else {
-                                @for family in families {
-                                    @if let Some(cell) = cell(report, row, family) {
-                                        td.cell.(class(cell.verdict)) { (in_grid(report, cell)) }
-                                    } @else {
-                                        td.cell {}
-                                    }
-                                }
-                            }
+                            td { ul { @for claim in claims(runs, row) { li { (visible(claim)) } } } }
+                            @for (place, run) in runs.iter().enumerate() { (row_of_run(place, run, row)) }
                         }
                     }
                 }
@@ -249,11 +252,28 @@ fn grid(report: &Report) -> Markup {
     }
 }
 
-fn in_grid(report: &Report, cell: &Cell) -> Markup {
+fn row_of_run(place: usize, run: &Report, row: &str) -> Markup {
+    let families = &run.cluster.families;
+    html! {
+        @if let Some(cell) = cell(run, row, "") {
+            td.cell.(class(cell.verdict)) colspan=(families.len().max(1)) { (in_grid(place, run, cell)) }
+        } @else {
+            @for family in families {
+                @if let Some(cell) = cell(run, row, family) {
+                    td.cell.(class(cell.verdict)) { (in_grid(place, run, cell)) }
+                } @else {
+                    td.cell {}
+                }
+            }
+        }
+    }
+}
+
+fn in_grid(place: usize, report: &Report, cell: &Cell) -> Markup {
     let mut reasons: Vec<&str> = of_cell(report, cell).filter_map(|case| case.reason.as_deref()).collect();
     reasons.dedup();
     html! {
-        a href={ "#" (anchor(cell)) } title=(visible(&reasons.join("; "))) {
+        a href={ "#" (anchor(place, cell)) } title=(visible(&reasons.join("; "))) {
             (sign(cell.verdict)) " " (word(cell.verdict))
             @if cell.tried > 0 { small { (cell.passed) " of " (cell.tried) } }
             @if cell.skipped > 0 && cell.tried > 0 { small { (cell.skipped) " skipped" } }
@@ -262,7 +282,7 @@ fn in_grid(report: &Report, cell: &Cell) -> Markup {
 }
 
 /// What was skipped, by reason.
-fn skips(report: &Report) -> Markup {
+fn skips(report: &Report, number: &str) -> Markup {
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for case in report.cases.iter().filter(|case| case.verdict == Verdict::Skipped) {
         let parts = [&*case.row, family_name(case.family), &case.about];
@@ -272,7 +292,7 @@ fn skips(report: &Report) -> Markup {
     html! {
         @if !reasons.is_empty() {
             section {
-                h2 { "What was skipped" }
+                h2 { "What was skipped" (number) }
                 dl.reasons {
                     @for (reason, what) in reasons { dt { (visible(&what.join(", "))) } dd { (visible(reason)) } }
                 }
@@ -281,10 +301,10 @@ fn skips(report: &Report) -> Markup {
     }
 }
 
-fn details(report: &Report) -> Markup {
+fn details(place: usize, report: &Report, number: &str) -> Markup {
     html! {
         section {
-            h2 { "Every check" }
+            h2 { "Every check" (number) }
             @for cell in report.rows().into_iter().flat_map(|row| report.cells.iter().filter(move |cell| cell.row == row)) {
                 details {
                     summary {
@@ -292,7 +312,7 @@ fn details(report: &Report) -> Markup {
                         span.tag.(class(cell.verdict)) { (sign(cell.verdict)) " " (word(cell.verdict)) }
                     }
                     // A browser opens what is around the target of a link.
-                    div.inside id=(anchor(cell)) {
+                    div.inside id=(anchor(place, cell)) {
                         p.quiet { (sums(cell)) }
                         @if let Some(uplinks) = report.uplinks.as_ref().filter(|uplinks| has_files(cell, uplinks)) {
                             p { "Packets in the clear: " (captures(uplinks)) }
@@ -377,9 +397,9 @@ fn legend() -> Markup {
     }
 }
 
-fn claims<'a>(report: &'a Report, row: &str) -> Vec<&'a str> {
+fn claims<'a>(runs: &[&'a Report], row: &str) -> Vec<&'a str> {
     let mut claims: Vec<&str> = Vec::new();
-    for case in report.cases.iter().filter(|case| case.row == row) {
+    for case in runs.iter().flat_map(|run| &run.cases).filter(|case| case.row == row) {
         if !claims.contains(&&*case.claim) {
             claims.push(&case.claim);
         }
@@ -395,9 +415,14 @@ fn of_cell<'a>(report: &'a Report, cell: &'a Cell) -> impl Iterator<Item = &'a S
     report.cases.iter().filter(|case| case.row == cell.row && case.family == cell.family)
 }
 
-fn anchor(cell: &Cell) -> String {
-    let name = format!("{}-{}", cell.row, cell.family);
-    name.trim_end_matches('-').replace(|letter: char| !letter.is_ascii_alphanumeric(), "-")
+/// Where the checks of a cell are; those of further runs have a number.
+fn anchor(place: usize, cell: &Cell) -> String {
+    let mut name = format!("{}-{}", cell.row, cell.family);
+    name.truncate(name.trim_end_matches('-').len());
+    if place > 0 {
+        let _infallible = write!(name, "-{}", place + 1);
+    }
+    name.replace(|letter: char| !letter.is_ascii_alphanumeric(), "-")
 }
 
 fn family_name(family: &str) -> &str {
@@ -441,43 +466,6 @@ fn sentence(verdict: Verdict) -> &'static str {
         Verdict::Fail | Verdict::Skipped => "✗ Failed",
         Verdict::NotDetermined => "? Not determined",
     }
-}
-
-/// With a narrow space between thousands.
-fn thousands(number: u64) -> String {
-    let digits = number.to_string();
-    let mut said = String::new();
-    for (place, digit) in digits.chars().enumerate() {
-        if place > 0 && (digits.len() - place).is_multiple_of(3) {
-            said.push('\u{202f}');
-        }
-        said.push(digit);
-    }
-    said
-}
-
-/// An output, cut off if it is long.
-fn shown(text: &str) -> String {
-    let all = text.chars().count();
-    if all <= OUTPUT_SHOWN {
-        return visible(text);
-    }
-    let start: String = text.chars().take(OUTPUT_SHOWN).collect();
-    format!("{} ... ({} more characters are in the JSON report)", visible(&start), all - OUTPUT_SHOWN)
-}
-
-/// The text with a name for each character that can't be seen, or that would reorder what is around it.
-fn visible(text: &str) -> String {
-    let mut said = String::with_capacity(text.len());
-    for letter in text.chars() {
-        let hidden = matches!(letter, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}');
-        if hidden || (letter.is_control() && !matches!(letter, '\n' | '\t')) {
-            said.extend(letter.escape_unicode());
-        } else {
-            said.push(letter);
-        }
-    }
-    said
 }
 
 #[cfg(test)]

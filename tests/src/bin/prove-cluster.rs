@@ -104,9 +104,10 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
             return Err(format!("no trace of cluster {id} was found while it ran").into());
         }
     }
-    for (id, name) in ids.iter().zip(["first", "second"]) {
-        // Outlives the cluster.
-        let report = lab::target_dir()?.join("e2e").join(format!("{name}.json"));
+    // They outlive the clusters. The page of the second run shows both.
+    let reports = lab::target_dir()?.join("e2e");
+    let [first, second] = ["first.json", "second.json"].map(|name| reports.join(name));
+    for (id, report) in ids.iter().zip([&first, &second]) {
         let mut suite = Command::new(&program);
         suite
             .args(["enter", "--net", "--id", id, "outside"])
@@ -115,6 +116,9 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
             .arg("--out")
             .arg(report);
         suite.args(["--not-here", concat!(env!("CARGO_MANIFEST_DIR"), "/../e2e/not-here.toml")]);
+        if report == &second {
+            suite.arg("--with").arg(&first);
+        }
         succeed(&mut suite)?;
         // It asks the kubelets by way of the API server; nothing else here does that for meshd's pods.
         let mut status = Command::new(lab::bin("kubectl-meshd")?);
