@@ -60,6 +60,11 @@ image: ## build the container image as an OCI archive in target/image (IMAGE=nam
 kind-load: ## load the image that `make image` built into the nodes of a kind cluster (CLUSTER=name)
 	kind load image-archive $(TARGET)/image/meshd-*.tar $(if $(CLUSTER),--name $(CLUSTER))
 
+.PHONY: kubectl-meshd
+kubectl-meshd: ## build the plugin for kubectl; copy it to a directory of PATH for `kubectl meshd status`
+	cargo build --locked --release --package kubectl-meshd
+	@echo "$(TARGET)/release/kubectl-meshd"
+
 .PHONY: cluster
 cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUAL=1 or IPV6=1, PROXY=iptables, CLUSTER=id, KUBEBUILDER_ASSETS=programs)
 	scripts/cluster.sh --nodes $(or $(NODES),3) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
@@ -67,7 +72,6 @@ cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUA
 
 .PHONY: prove-cluster
 prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothing left of them (NODES, DUAL, IPV6, PROXY)
-	cargo build --locked --quiet --workspace --bins
 	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
 		--proxy-mode $(or $(PROXY),iptables)
 
@@ -105,6 +109,10 @@ E2E_DISTURB = $(if $(filter command line,$(origin KUBECONFIG)),$(if $(DISTURB),-
 e2e: ## the end-to-end suite on the cluster of `make cluster`, or on any other (KUBECONFIG=file, E2E_IMAGE=name, DISTURB=1, ONLY=N3,N4, KEEP=1)
 	cargo build --locked --quiet --package e2e --package e2e-pod
 	$(E2E_FROM) $(TARGET)/debug/e2e $(E2E_NOT_HERE) --out $(TARGET)/e2e/report.json $(E2E_DISTURB) $(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep)
+
+.PHONY: e2e-pictures
+e2e-pictures: ## render the page of an end-to-end run with Chromium, light, dark and as on a phone, into target/e2e (PAGE=file, HEIGHT=pixels)
+	scripts/e2e-pictures.sh $(or $(PAGE),$(TARGET)/e2e/report.html) $(TARGET)/e2e $(HEIGHT)
 
 .PHONY: hooks
 hooks: ## have git run the fast lints before each commit in this clone

@@ -2,6 +2,7 @@
 # Starts a Kubernetes cluster on this machine, with meshd in it: `make cluster`. What it needs is built or unpacked first.
 #
 #   scripts/cluster.sh ARGUMENTS    those of `cluster create`: --nodes, --family, --proxy-mode, --id
+#   scripts/cluster.sh check        only says why this machine can't run one, and ends with code 69 then
 #
 # START=prove-cluster or START=prove-suite runs that program with the same arguments instead, which starts its own.
 #
@@ -15,7 +16,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 triple=$(rustc -vV | awk '$1 == "host:" { print $2 }')
 
-[ "$(id -u)" = 0 ] || fail "a cluster needs root: kubelet and runc run with all rights of the machine's root"
+# Before anything is built that would be of no use.
+cargo build --locked --quiet --workspace --bins
+"$target/debug/cluster" check
+[ "${1:-}" != check ] || exit 0
 scripts/kube-assets.sh >/dev/null
 scripts/cluster-assets.sh >/dev/null
 archive=${IMAGE_ARCHIVE:-}
@@ -29,7 +33,6 @@ if [ -z "$archive" ]; then
     archive=${found[0]}
 fi
 say "meshd's image: $archive, of $(date -r "$archive" '+%F %T')"
-cargo build --locked --quiet --workspace --bin cluster
 # Static, since its image has nothing else in it.
 RUSTFLAGS="-C target-feature=+crt-static" cargo build --locked --quiet --release --target "$triple" \
     --target-dir "$target/static" --package e2e-pod

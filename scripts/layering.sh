@@ -15,10 +15,12 @@ tunnel  | keyring wireguard           | kube* rtnetlink netlink-packet-route hyp
 netlink |                             | tokio kube* rtnetlink netlink-packet-route netlink-packet-netfilter hyper* boringtun defguard* aws-lc*
 linux   | keyring plan wireguard netlink | kube* boringtun hyper* defguard* aws-lc*
 kernel-wireguard | keyring wireguard netlink | kube* rtnetlink boringtun hyper* aws-lc*
+status  | keyring plan wireguard   | tokio kube* *netlink* hyper* boringtun defguard* aws-lc* nix
 relay   | keyring wireguard tunnel  | tokio kube* *netlink* hyper* defguard* aws-lc*
 cni     | keyring plan wireguard netlink linux | kube* boringtun hyper* defguard* aws-lc*
-meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay |
-lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay meshd |
+meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay status |
+lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay status meshd |
+kubectl-meshd | keyring plan wireguard status | *netlink* boringtun defguard* aws-lc* rtnetlink nix
 e2e     |                             | kube* *netlink* hyper* boringtun defguard* aws-lc*
 e2e-pod |                             | kube* *netlink* hyper* boringtun defguard* aws-lc* serde*
 "

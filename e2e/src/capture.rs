@@ -6,15 +6,18 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::cases::{Family, Inventory, Pod};
-use crate::report::Verdict;
+use crate::report::{Frames, Verdict};
 
 /// Controls wait for several frames; more than so long and nobody answers.
 const ANSWERED_WITHIN: Duration = Duration::from_mins(1);
+
+/// So many packets in the clear are told; all that were kept are in the files.
+const TOLD: usize = 10;
 
 /// The capture does not answer.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +39,25 @@ pub struct Counts {
     pub other: u64,
     /// Packets that the capture missed.
     pub missed: u64,
-    /// The first packets in the clear, those of controls among them.
-    pub found: Vec<String>,
+    /// The first packets in the clear on each uplink, without those of controls.
+    pub found: Vec<Found>,
+}
+
+/// A packet in the clear that was on an uplink.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Found {
+    /// When, in nanoseconds since 1970.
+    pub at: u64,
+    /// The host whose uplink it was on.
+    pub host: String,
+    /// In words.
+    pub what: String,
+    /// Its Ethernet frame, in base64; the capture may have kept the beginning alone.
+    pub frame: String,
 }
 
 /// A packet that was sent to see what capture and guard do with it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Control {
     /// Which, and from where.
     pub sent: String,
@@ -49,6 +65,13 @@ pub struct Control {
     pub seen: bool,
     /// Whether it was dropped.
     pub dropped: bool,
+}
+
+impl Counts {
+    /// What the report has of it for each cell.
+    pub fn frames(&self) -> Frames {
+        Frames { clear: self.clear, tunnel: self.tunnel }
+    }
 }
 
 /// The capture of a cluster.
@@ -136,7 +159,7 @@ pub fn judge(controls: &[Control], before: &Counts, after: &Counts) -> (Verdict,
     add("not seen as it had to be", &wrong);
     add("not dropped", &passed);
     let verdict = if after.clear > 0 || !passed.is_empty() {
-        let found: Vec<&str> = after.found.iter().map(String::as_str).collect();
+        let found: Vec<&str> = after.found.iter().map(|found| &*found.what).take(TOLD).collect();
         add("seen", &found);
         Verdict::Fail
     } else if !wrong.is_empty() || controls.is_empty() || after.missed > 0 || tunnel == 0 {

@@ -13,7 +13,7 @@ pub const PORT: u16 = 8080;
 /// The port that pods serve on localhost alone.
 const LOCAL_PORT: u16 = 9090;
 /// The port of each node that leads to its pod of [`HOST_PORT_SET`].
-const HOST_PORT: u16 = 18_081;
+pub(crate) const HOST_PORT: u16 = 18_081;
 /// The `DaemonSet` whose pods have a host port.
 const HOST_PORT_SET: &str = "one";
 /// What rows call the machine that the suite runs on.

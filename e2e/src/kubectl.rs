@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::cases::{Inventory, Node, PORT, Pod};
 
 /// The port that the suite's pods in a node's own network serve.
-const HOST_NETWORK_PORT: u16 = 18_080;
+pub(crate) const HOST_NETWORK_PORT: u16 = 18_080;
 
 /// kubectl failed, or a command of a row could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! `make e2e`: runs the scenarios in `e2e/scenarios` against a cluster and writes `target/e2e/report.json`.
+//! `make e2e`: runs the scenarios in `e2e/scenarios` against a cluster and writes a report to `target/e2e`.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -8,23 +8,29 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
-use e2e::capture::{self, Capture, CaptureError};
-use e2e::cases::{Case, Inventory, Pod, Skip};
+use e2e::capture::{self, Capture, Found};
+use e2e::cases::{Case, Family, Inventory, Pod, Skip};
 use e2e::change::Change;
 use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
-use e2e::report::{NotHere, Report, Seen, Verdict};
+use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
 use e2e::scenario::{self, Check, Row};
 use e2e::services::{self, ENDPOINTS, NODE_LABEL};
+use e2e::versions::{self, Versions};
+use e2e::{junit, page, pcap, ports, traffic};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Images may have to be pulled.
 const PODS_WITHIN: Duration = Duration::from_mins(10);
+/// What is still missing is said so often.
+const SAID_EVERY: Duration = Duration::from_secs(20);
 /// kube-proxy has to know the services on all nodes.
 const SERVICES_WITHIN: Duration = Duration::from_mins(2);
 /// The `DaemonSet` of pods in the nodes' own network.
 const AGENTS: &str = "agent";
+/// The container of each pod that commands run in.
+const CONTAINER: &str = "pod";
 /// Why what the uplinks carry can't be said.
 const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
 /// Why rows that change something are not tried.
@@ -55,7 +61,9 @@ fn cli() -> clap::Command {
     clap::Command::new("e2e").about("run scenarios against a cluster").args([
         path("kubeconfig").help("of an administrator of the cluster; by default kubectl's own"),
         path("kubectl").env("KUBECTL").default_value("kubectl"),
-        path("out").default_value("target/e2e/report.json").help("where the report goes"),
+        path("out")
+            .default_value("target/e2e/report.json")
+            .help("where the report goes; beside it JUnit XML and a page, with .xml and .html"),
         Arg::new("image")
             .long("image")
             .env("E2E_IMAGE")
@@ -106,26 +114,50 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let capture = path("capture").filter(|path| !path.as_os_str().is_empty()).map(Capture::at);
     let disturb = arguments.get_flag("disturb");
     let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture: capture.as_ref(), disturb };
-    let cases = suite.prepare(image, again.is_some()).and_then(|inventory| suite.try_all(&rows, &inventory));
+    let outcome =
+        suite.prepare(image, again.is_some()).and_then(|inventory| suite.try_all(&rows, &inventory));
     if arguments.get_flag("keep") || again.is_some() {
         say(&format!("==> the pods are left in namespace {namespace}"));
     } else {
         kubectl.run(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"], "")?;
     }
-    let cases = cases?;
-    let unlisted = not_here.map(|list| list.unlisted(&cases)).unwrap_or_default();
-    for skip in &unlisted {
-        say(&format!("skipped, and not listed in not-here.toml: {skip}"));
+    let mut outcome = outcome?;
+    if let Some(list) = not_here {
+        list.settle(&mut outcome.cases);
     }
-    let report =
-        Report::new(cases, &unlisted, versions(&kubectl)?, started.as_secs(), since.elapsed().as_secs());
+    outcome.cluster.versions = Versions::read(&kubectl, image)?;
+    let Outcome { cases, carried, mut uplinks, found, cluster } = outcome;
     let out = path("out").unwrap_or_default();
     if let Some(above) = out.parent() {
         std::fs::create_dir_all(above)?;
     }
-    std::fs::write(&out, serde_json::to_vec_pretty(&report)?)?;
+    let files = pcap::write(&found, &out)?;
+    if let Some(uplinks) = &mut uplinks {
+        uplinks.files = files;
+    }
+    let report = Report::new(cases, &carried, cluster, started.as_secs(), since.elapsed().as_secs());
+    let report = Report { uplinks, ..report };
+    write(&report, &out)?;
     print(&report, &out)?;
     Ok(report)
+}
+
+/// Writes the report, and what others read of it beside.
+fn write(report: &Report, out: &Path) -> Result<(), Failure> {
+    std::fs::write(out, serde_json::to_vec_pretty(report)?)?;
+    std::fs::write(out.with_extension("xml"), junit::xml(report)?)?;
+    std::fs::write(out.with_extension("html"), page::html(report))?;
+    Ok(())
+}
+
+/// What a run found.
+struct Outcome {
+    cases: Vec<Seen>,
+    carried: Vec<Carried>,
+    uplinks: Option<Uplinks>,
+    /// Packets in the clear.
+    found: Vec<Found>,
+    cluster: Cluster,
 }
 
 /// A run: where its pods are, and the machine that it runs on.
@@ -141,11 +173,12 @@ impl Suite<'_> {
     /// Creates the suite's pods and services, and waits for them; or finds them, as a run before has left them.
     fn prepare(&self, image: &str, again: bool) -> Result<Inventory, Failure> {
         if !again {
+            ports::check(self.kubectl)?;
             let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
             let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
             say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
             self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-            self.kubectl.wait_ready(self.namespace, PODS_WITHIN)?;
+            self.wait_for_pods()?;
         }
         let mut inventory = self.kubectl.inventory(self.namespace)?;
         self.create_services(&mut inventory)?;
@@ -161,6 +194,19 @@ impl Suite<'_> {
             self.wait_for_services(&inventory, &agents)?;
         }
         Ok(inventory)
+    }
+
+    /// Waits for the pods, and says now and then what is missing.
+    fn wait_for_pods(&self) -> Result<(), KubectlError> {
+        let since = Instant::now();
+        loop {
+            match self.kubectl.wait_ready(self.namespace, SAID_EVERY) {
+                Err(KubectlError::NotReady { said, .. }) if since.elapsed() < PODS_WITHIN => {
+                    say(&format!("==> {} s: pods are not ready yet: {said}", since.elapsed().as_secs()));
+                }
+                done => return done,
+            }
+        }
     }
 
     fn create_services(&self, inventory: &mut Inventory) -> Result<(), KubectlError> {
@@ -221,47 +267,71 @@ impl Suite<'_> {
     }
 
     fn exec<'a>(&'a self, pod: &'a str, command: &[&'a str]) -> Vec<&'a str> {
-        [["-n", self.namespace, "exec", pod, "--"].as_slice(), command].concat()
+        [["-n", self.namespace, "exec", pod, "-c", CONTAINER, "--"].as_slice(), command].concat()
     }
 
     /// All rows, and what the nodes' uplinks carried meanwhile.
-    fn try_all(&self, rows: &[Row], inventory: &Inventory) -> Result<Vec<Seen>, Failure> {
+    fn try_all(&self, rows: &[Row], inventory: &Inventory) -> Result<Outcome, Failure> {
+        let agents: Vec<Pod> = inventory.pods.iter().filter(|pod| pod.set == AGENTS).cloned().collect();
+        let cluster = Cluster {
+            nodes: inventory.nodes.len(),
+            families: inventory.families().into_iter().map(Family::as_str).collect(),
+            proxy_mode: versions::proxy_mode(self.kubectl, self.namespace, &agents)?,
+            versions: Versions::default(),
+        };
+        let (cases, carried, found) = (Vec::new(), Vec::new(), Vec::new());
+        let mut outcome = Outcome { cases, carried, uplinks: None, found, cluster };
         let of_uplinks = |row: &Row| row.check == Some(Check::Uplinks);
         let uplinks = rows.iter().find(|row| of_uplinks(row));
         let others: Vec<Row> = rows.iter().filter(|row| !of_uplinks(row)).cloned().collect();
         let (Some(row), Some(capture)) = (uplinks, self.capture) else {
-            let mut seen = self.try_rows(&others, inventory)?;
-            seen.extend(
+            self.try_rows(&others, inventory, &mut outcome)?;
+            outcome.cases.extend(
                 uplinks.map(|row| skipped(row, "", Skip { about: String::new(), reason: NO_CAPTURE })),
             );
-            return Ok(seen);
+            return Ok(outcome);
         };
         let controls = capture.controls(inventory)?;
         let before = capture.counts()?;
-        let mut seen = self.try_rows(&others, inventory)?;
-        seen.push(uplinks_row(row, &controls, &before, capture)?);
-        Ok(seen)
+        self.try_rows(&others, inventory, &mut outcome)?;
+        let after = capture.counts()?;
+        outcome.cases.push(uplinks_row(row, &controls, &before, &after));
+        outcome.uplinks = Some(Uplinks {
+            since_the_beginning: after.frames(),
+            in_this_run: after.frames().since(before.frames()),
+            missed: after.missed,
+            controls,
+            files: Vec::new(),
+        });
+        outcome.found = after.found;
+        Ok(outcome)
     }
 
-    fn try_rows(&self, rows: &[Row], inventory: &Inventory) -> Result<Vec<Seen>, KubectlError> {
-        let mut seen = Vec::new();
+    fn try_rows(&self, rows: &[Row], inventory: &Inventory, outcome: &mut Outcome) -> Result<(), Failure> {
         for row in rows {
-            let before = seen.len();
+            let before = outcome.cases.len();
             if row.check == Some(Check::Addresses) {
-                seen.push(addresses(row, self.namespace, inventory));
+                outcome.cases.push(addresses(row, self.namespace, inventory));
             }
             for family in inventory.families().into_iter().filter(|_| row.check.is_none()) {
                 let (cases, skips) = inventory.cases(row, family);
+                let family = family.as_str();
+                let counts = || self.capture.map(Capture::counts).transpose();
+                let frames = counts()?;
                 for case in cases {
-                    seen.push(self.try_case(row, case)?);
+                    outcome.cases.push(self.try_case(row, case)?);
                 }
-                seen.extend(skips.into_iter().map(|skip| skipped(row, family.as_str(), skip)));
+                if let (Some(before), Some(after)) = (frames, counts()?) {
+                    let frames = after.frames().since(before.frames());
+                    outcome.carried.push(Carried { row: row.row.clone(), family, frames });
+                }
+                outcome.cases.extend(skips.into_iter().map(|skip| skipped(row, family, skip)));
             }
-            let new = seen.get(before..).unwrap_or_default();
+            let new = outcome.cases.get(before..).unwrap_or_default();
             let passed = new.iter().filter(|seen| seen.verdict == Verdict::Pass).count();
             say(&format!("{:4} {passed:3} of {:3}  {}", row.row, new.len(), row.claim));
         }
-        Ok(seen)
+        Ok(())
     }
 
     fn try_case(&self, row: &Row, case: Case) -> Result<Seen, KubectlError> {
@@ -296,6 +366,7 @@ impl Suite<'_> {
             },
             verdict: if passed { Verdict::Pass } else { Verdict::Fail },
             reason: None,
+            traffic: traffic::of(&words, &case.expected, output.status.success(), &printed),
             milliseconds: since.elapsed().as_millis(),
         })
     }
@@ -326,6 +397,7 @@ fn addresses(row: &Row, namespace: &str, inventory: &Inventory) -> Seen {
         verdict: if wrong.is_empty() { Verdict::Pass } else { Verdict::Fail },
         seen: if wrong.is_empty() { format!("{} pods", inventory.pods.len()) } else { wrong.join("; ") },
         reason: None,
+        traffic: None,
         milliseconds: 0,
     }
 }
@@ -334,11 +406,11 @@ fn uplinks_row(
     row: &Row,
     controls: &[capture::Control],
     before: &capture::Counts,
-    capture: &Capture,
-) -> Result<Seen, CaptureError> {
-    let (verdict, seen) = capture::judge(controls, before, &capture.counts()?);
+    after: &capture::Counts,
+) -> Seen {
+    let (verdict, seen) = capture::judge(controls, before, after);
     say(&format!("{:4} {seen}", row.row));
-    Ok(Seen {
+    Seen {
         row: row.row.clone(),
         claim: row.claim.clone(),
         family: "",
@@ -350,8 +422,9 @@ fn uplinks_row(
         seen,
         verdict,
         reason: None,
+        traffic: None,
         milliseconds: 0,
-    })
+    }
 }
 
 fn skipped(row: &Row, family: &'static str, skip: Skip) -> Seen {
@@ -365,27 +438,9 @@ fn skipped(row: &Row, family: &'static str, skip: Skip) -> Seen {
         seen: String::new(),
         verdict: Verdict::Skipped,
         reason: Some(skip.reason.to_owned()),
+        traffic: None,
         milliseconds: 0,
     }
-}
-
-/// The versions of the kubelets, each once.
-fn versions(kubectl: &Kubectl) -> Result<Vec<String>, KubectlError> {
-    let nodes = kubectl.list(&["nodes"])?;
-    let info = |field: &str| {
-        let pointer = format!("/status/nodeInfo/{field}");
-        nodes
-            .iter()
-            .filter_map(move |node| Some(node.pointer(&pointer)?.as_str()?.to_owned()))
-            .collect::<Vec<_>>()
-    };
-    let mut all: Vec<String> =
-        info("kubeletVersion").into_iter().map(|version| format!("kubelet {version}")).collect();
-    all.extend(info("containerRuntimeVersion"));
-    all.extend(info("kernelVersion").into_iter().map(|version| format!("Linux {version}")));
-    all.sort();
-    all.dedup();
-    Ok(all)
 }
 
 fn print(report: &Report, out: &Path) -> io::Result<()> {
@@ -394,11 +449,11 @@ fn print(report: &Report, out: &Path) -> io::Result<()> {
         writeln!(stdout, "{} {} {} {}", word(case.verdict), case.row, case.family, case.about)?;
         writeln!(stdout, "  {}\n  expected {}\n  seen     {}", case.command, case.expected, case.seen)?;
     }
-    for cell in report.cells() {
+    for cell in &report.cells {
         let verdict = word(cell.verdict);
-        writeln!(stdout, "{:4} {:4} {verdict} ({} of {})", cell.row, cell.family, cell.passed, cell.all)?;
+        writeln!(stdout, "{:4} {:4} {verdict} ({} of {})", cell.row, cell.family, cell.passed, cell.tried)?;
     }
-    writeln!(stdout, "{} s; {}", report.seconds, out.display())
+    writeln!(stdout, "{} s; {}, {}", report.seconds, out.display(), out.with_extension("html").display())
 }
 
 fn word(verdict: Verdict) -> &'static str {

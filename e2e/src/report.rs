@@ -1,8 +1,12 @@
 //! What a run found: one entry for each row, IP version and command, and a verdict.
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::capture::Control;
+use crate::versions::Versions;
 
 /// How a command, a row or a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -40,8 +44,79 @@ pub struct Seen {
     /// Why it was skipped.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What the command sent, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
     /// How long it took.
     pub milliseconds: u128,
+}
+
+/// What a command sent: requests, or packets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// How many.
+    pub sent: u64,
+    /// How many of them were not answered.
+    pub lost: u64,
+}
+
+/// What the uplinks of all nodes carried while a row was tried with an IP version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// The row.
+    pub row: String,
+    /// `ipv4`, `ipv6`, or nothing.
+    pub family: &'static str,
+    /// How much.
+    pub frames: Frames,
+}
+
+/// Frames on the uplinks of all nodes; one that goes from node to node is on two of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Frames {
+    /// With a pod's address in the clear.
+    pub clear: u64,
+    /// Of tunnels.
+    pub tunnel: u64,
+}
+
+/// What a capture on the uplinks showed in all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Uplinks {
+    /// What was seen since the cluster began.
+    pub since_the_beginning: Frames,
+    /// What was seen during the run.
+    pub in_this_run: Frames,
+    /// How many frames the capture missed.
+    pub missed: u64,
+    /// Packets that were sent to see what capture and guard do with them.
+    pub controls: Vec<Control>,
+    /// The first packets in the clear, if there were any.
+    pub files: Vec<CaptureFile>,
+}
+
+/// The packets in the clear of one node's uplink, as a pcap file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CaptureFile {
+    /// The node.
+    pub host: String,
+    /// Its name, in the directory of the report.
+    pub name: String,
+    /// How many packets are in it.
+    pub packets: usize,
+}
+
+/// What a run was made on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cluster {
+    /// How many nodes it has.
+    pub nodes: usize,
+    /// The IP versions that all pods have.
+    pub families: Vec<&'static str>,
+    /// kube-proxy's mode on all nodes, several if they differ; nothing if none of them says.
+    pub proxy_mode: String,
+    /// What runs on it.
+    pub versions: Versions,
 }
 
 /// A run.
@@ -49,18 +124,23 @@ pub struct Seen {
 pub struct Report {
     /// Fail if anything failed, or if nothing was tried; not determined if that is the worst.
     pub verdict: Verdict,
-    /// Of server and kubelets.
-    pub versions: Vec<String>,
     /// When it began, in seconds since 1970.
     pub started: u64,
     /// How long it took.
     pub seconds: u64,
+    /// What it was made on.
+    pub cluster: Cluster,
+    /// What a capture showed, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uplinks: Option<Uplinks>,
+    /// The grid of rows and IP versions, in the order of the cases.
+    pub cells: Vec<Cell>,
     /// Everything that was tried.
     pub cases: Vec<Seen>,
 }
 
 /// One cell of the grid of rows and IP versions.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Cell {
     /// The row.
     pub row: String,
@@ -70,8 +150,15 @@ pub struct Cell {
     pub verdict: Verdict,
     /// How many passed.
     pub passed: usize,
-    /// How many there are.
-    pub all: usize,
+    /// How many there are, without those that were skipped.
+    pub tried: usize,
+    /// How many were skipped.
+    pub skipped: usize,
+    /// What they sent, as far as that is known.
+    pub traffic: Traffic,
+    /// What the uplinks carried meanwhile, if there was a capture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub frames: Option<Frames>,
 }
 
 /// What may be skipped on a machine, with reasons: `e2e/not-here.toml`.
@@ -88,8 +175,7 @@ struct Listed {
     row: String,
     /// The protocol; the whole row without one.
     protocol: Option<String>,
-    #[serde(rename = "reason")]
-    _reason: String,
+    reason: String,
 }
 
 /// The list can't be used.
@@ -112,73 +198,102 @@ impl NotHere {
         toml::from_str(text).map_err(|error| error.to_string())
     }
 
-    /// What was skipped and is not in the list, one line each.
-    pub fn unlisted(&self, cases: &[Seen]) -> Vec<String> {
-        let lists = |case: &Seen| {
-            let of_row = self.skip.iter().filter(|listed| listed.row == case.row);
-            of_row
-                .map(|listed| listed.protocol.as_deref())
-                .any(|what| what.is_none_or(|what| what == case.about))
-        };
-        let skipped = cases.iter().filter(|case| case.verdict == Verdict::Skipped && !lists(case));
-        skipped
-            .map(|case| {
-                let reason = case.reason.as_deref().unwrap_or_default();
-                format!("{} {} {}: {reason}", case.row, case.family, case.about)
-            })
-            .collect()
+    /// Makes failures of what was skipped and is not in the list, and adds the list's reasons to the rest.
+    pub fn settle(&self, cases: &mut [Seen]) {
+        for case in cases.iter_mut().filter(|case| case.verdict == Verdict::Skipped) {
+            let lists = |listed: &&Listed| {
+                listed.row == case.row && listed.protocol.as_ref().is_none_or(|what| *what == case.about)
+            };
+            let reason = case.reason.take().unwrap_or_default();
+            if let Some(listed) = self.skip.iter().find(lists) {
+                case.reason = Some(format!("{reason} ({})", listed.reason));
+            } else {
+                case.verdict = Verdict::Fail;
+                "that it is tried; not-here.toml does not list it".clone_into(&mut case.expected);
+                case.seen = format!("it was skipped: {reason}");
+            }
+        }
+    }
+}
+
+impl Frames {
+    /// What was added since.
+    #[must_use]
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            clear: self.clear.saturating_sub(before.clear),
+            tunnel: self.tunnel.saturating_sub(before.tunnel),
+        }
     }
 }
 
 impl Report {
-    /// Sums up; `unlisted` is what was skipped and had to be tried.
-    pub fn new(
-        cases: Vec<Seen>,
-        unlisted: &[String],
-        versions: Vec<String>,
-        started: u64,
-        seconds: u64,
-    ) -> Self {
-        let worst = cases.iter().map(|case| case.verdict).max();
-        // A run in which nothing was tried shows nothing.
-        let passed = worst == Some(Verdict::Pass) && unlisted.is_empty();
-        let verdict = match worst {
-            _ if passed => Verdict::Pass,
-            Some(Verdict::NotDetermined) if unlisted.is_empty() => Verdict::NotDetermined,
-            _ => Verdict::Fail,
+    /// Sums up.
+    pub fn new(cases: Vec<Seen>, carried: &[Carried], cluster: Cluster, started: u64, seconds: u64) -> Self {
+        let verdict = match cases.iter().map(|case| case.verdict).max() {
+            // A run in which nothing was tried shows nothing.
+            None | Some(Verdict::Skipped) => Verdict::Fail,
+            Some(worst) => worst,
         };
-        Self { verdict, versions, started, seconds, cases }
+        let cells = cells(&cases, carried);
+        Self { verdict, started, seconds, cluster, uplinks: None, cells, cases }
     }
 
-    /// The grid, in the order of the cases.
-    pub fn cells(&self) -> Vec<Cell> {
-        let mut cells: Vec<Cell> = Vec::new();
-        for case in &self.cases {
-            let passed = usize::from(case.verdict == Verdict::Pass);
-            match cells.iter_mut().find(|cell| cell.row == case.row && cell.family == case.family) {
-                Some(cell) => {
-                    cell.verdict = cell.verdict.max(case.verdict);
-                    cell.passed += passed;
-                    cell.all += 1;
-                }
-                None => cells.push(Cell {
-                    row: case.row.clone(),
-                    family: case.family,
-                    verdict: case.verdict,
-                    passed,
-                    all: 1,
-                }),
-            }
-        }
-        cells
+    /// The names of the rows, by letter and number: `N2` before `N10`, and these before `E1`.
+    pub fn rows(&self) -> Vec<&str> {
+        let mut rows: Vec<&str> = self.cases.iter().map(|case| &*case.row).collect();
+        // Shorter numbers are smaller, and rows that begin with N, the network's, come before E, encryption's.
+        rows.sort_by_key(|row| (Reverse(row.chars().next()), row.len(), *row));
+        rows.dedup();
+        rows
+    }
+
+    /// How many cases have a verdict.
+    pub fn count(&self, verdict: Verdict) -> usize {
+        self.cases.iter().filter(|case| case.verdict == verdict).count()
     }
 }
 
+fn cells(cases: &[Seen], carried: &[Carried]) -> Vec<Cell> {
+    let mut cells: Vec<Cell> = Vec::new();
+    for case in cases {
+        let place = cells.iter().position(|cell| cell.row == case.row && cell.family == case.family);
+        let place = place.unwrap_or_else(|| {
+            cells.push(Cell {
+                row: case.row.clone(),
+                family: case.family,
+                verdict: case.verdict,
+                passed: 0,
+                tried: 0,
+                skipped: 0,
+                traffic: Traffic::default(),
+                frames: None,
+            });
+            cells.len() - 1
+        });
+        let Some(cell) = cells.get_mut(place) else { continue };
+        cell.verdict = cell.verdict.max(case.verdict);
+        cell.passed += usize::from(case.verdict == Verdict::Pass);
+        *(if case.verdict == Verdict::Skipped { &mut cell.skipped } else { &mut cell.tried }) += 1;
+        let traffic = case.traffic.unwrap_or_default();
+        cell.traffic.sent += traffic.sent;
+        cell.traffic.lost += traffic.lost;
+    }
+    for of in carried {
+        for cell in cells.iter_mut().filter(|cell| cell.row == of.row && cell.family == of.family) {
+            let sum = cell.frames.get_or_insert_default();
+            sum.clear += of.frames.clear;
+            sum.tunnel += of.frames.tunnel;
+        }
+    }
+    cells
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn seen(row: &str, verdict: Verdict) -> Seen {
+    pub(crate) fn seen(row: &str, verdict: Verdict) -> Seen {
         Seen {
             row: row.to_owned(),
             claim: String::new(),
@@ -189,13 +304,18 @@ mod tests {
             seen: String::new(),
             verdict,
             reason: None,
+            traffic: None,
             milliseconds: 0,
         }
     }
 
+    fn report(cases: Vec<Seen>, carried: &[Carried]) -> Report {
+        Report::new(cases, carried, Cluster::default(), 0, 0)
+    }
+
     #[test]
     fn one_failure_is_a_failure_and_so_is_nothing() {
-        let verdict = |cases: Vec<Seen>| Report::new(cases, &[], Vec::new(), 0, 0).verdict;
+        let verdict = |cases: Vec<Seen>| report(cases, &[]).verdict;
         assert_eq!(verdict(Vec::new()), Verdict::Fail);
         assert_eq!(verdict(vec![seen("N1", Verdict::Skipped)]), Verdict::Fail);
         assert_eq!(verdict(vec![seen("N1", Verdict::Pass), seen("N2", Verdict::Skipped)]), Verdict::Pass);
@@ -203,36 +323,70 @@ mod tests {
         let unknown = vec![seen("N1", Verdict::Pass), seen("E1", Verdict::NotDetermined)];
         assert_eq!(verdict(unknown.clone()), Verdict::NotDetermined);
         assert_eq!(verdict([unknown, vec![seen("N2", Verdict::Fail)]].concat()), Verdict::Fail);
-        let unlisted = ["N2 ipv4 sctp: x".to_owned()];
-        let report = Report::new(vec![seen("N1", Verdict::Pass)], &unlisted, Vec::new(), 0, 0);
-        assert_eq!(report.verdict, Verdict::Fail);
     }
 
     #[test]
     fn a_cell_is_as_good_as_its_worst_command() {
-        let cases = vec![seen("N1", Verdict::Fail), seen("N1", Verdict::Pass), seen("N2", Verdict::Pass)];
-        let cells = Report::new(cases, &[], Vec::new(), 0, 0).cells();
-        let shown: Vec<_> =
-            cells.iter().map(|cell| (cell.row.as_str(), cell.verdict, cell.passed, cell.all)).collect();
-        assert_eq!(shown, [("N1", Verdict::Fail, 1, 2), ("N2", Verdict::Pass, 1, 1)]);
+        let mut cases = vec![seen("N1", Verdict::Fail), seen("N1", Verdict::Pass), seen("N2", Verdict::Pass)];
+        cases.push(seen("N1", Verdict::Skipped));
+        let cells = report(cases, &[]).cells;
+        let shown: Vec<_> = cells
+            .iter()
+            .map(|cell| (cell.row.as_str(), cell.verdict, cell.passed, cell.tried, cell.skipped))
+            .collect();
+        assert_eq!(shown, [("N1", Verdict::Fail, 1, 2, 1), ("N2", Verdict::Pass, 1, 1, 0)]);
+    }
+
+    #[test]
+    fn rows_are_in_the_order_of_their_numbers() {
+        let cases = ["N16", "N2", "E1", "N2"].map(|row| seen(row, Verdict::Pass));
+        assert_eq!(report(cases.to_vec(), &[]).rows(), ["N2", "N16", "E1"]);
+    }
+
+    #[test]
+    fn a_cell_sums_up_what_was_sent_and_what_the_uplinks_carried() {
+        let sent = |sent, lost| Seen { traffic: Some(Traffic { sent, lost }), ..seen("N1", Verdict::Pass) };
+        let carried = |row: &str, clear, tunnel| Carried {
+            row: row.to_owned(),
+            family: "ipv4",
+            frames: Frames { clear, tunnel },
+        };
+        let carried = [carried("N1", 0, 4), carried("N1", 1, 6), carried("N3", 9, 9)];
+        let cases = vec![sent(3, 1), sent(5, 0), seen("N1", Verdict::Pass), seen("N2", Verdict::Pass)];
+        let cells = report(cases, &carried).cells;
+        assert_eq!(cells[0].traffic, Traffic { sent: 8, lost: 1 });
+        assert_eq!(cells[0].frames, Some(Frames { clear: 1, tunnel: 10 }));
+        assert_eq!((cells[1].traffic, cells[1].frames), (Traffic::default(), None));
     }
 
     #[test]
     fn a_skip_has_to_be_in_the_list() {
         let list =
-            "[[skip]]\nrow = 'N4'\nprotocol = 'sctp'\nreason = 'x'\n[[skip]]\nrow = 'N9'\nreason = 'x'\n";
+            "[[skip]]\nrow = 'N4'\nprotocol = 'sctp'\nreason = 'a'\n[[skip]]\nrow = 'N9'\nreason = 'b'\n";
         let list = NotHere::parse(list).unwrap();
-        let skipped =
-            |row: &str, about: &str| Seen { about: about.to_owned(), ..seen(row, Verdict::Skipped) };
-        let cases = [
+        let skipped = |row: &str, about: &str| {
+            let reason = Some("it lacks it".to_owned());
+            Seen { about: about.to_owned(), reason, ..seen(row, Verdict::Skipped) }
+        };
+        let before = [
             skipped("N4", "sctp"),
             skipped("N4", "udp"),
             skipped("N9", ""),
             skipped("N9", "udp"),
-            seen("N1", Verdict::Fail),
+            seen("N1", Verdict::Pass),
         ];
-        assert_eq!(list.unlisted(&cases), ["N4 ipv4 udp: "]);
-        assert_eq!(NotHere::default().unlisted(&cases).len(), 4);
+        let settled = |list: &NotHere| {
+            let mut cases = before.to_vec();
+            list.settle(&mut cases);
+            cases
+        };
+        let cases = settled(&list);
+        let verdicts: Vec<_> = cases.iter().map(|case| case.verdict).collect();
+        let (skip, fail, pass) = (Verdict::Skipped, Verdict::Fail, Verdict::Pass);
+        assert_eq!(verdicts, [skip, fail, skip, skip, pass]);
+        assert_eq!(cases[0].reason.as_deref(), Some("it lacks it (a)"));
+        assert_eq!(cases[1].seen, "it was skipped: it lacks it");
+        assert!(settled(&NotHere::default()).iter().filter(|case| case.verdict == fail).count() == 4);
         NotHere::parse("[[skip]]\nrow = 'N4'\n").unwrap_err();
     }
 

@@ -24,5 +24,6 @@ mod http;
 mod logging;
 mod metrics;
 mod state_file;
-pub mod status;
 mod uninstall;
+
+pub use ::status;

@@ -9,6 +9,10 @@ use crate::admission::World;
 use crate::network::{LinkName, MeshLink, Network, Via};
 use crate::prefix;
 
+mod part;
+
+pub use part::check_part;
+
 /// A broken invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
@@ -46,13 +50,17 @@ pub enum Violation {
 /// Finds every violation.
 pub fn check(network: &Network, world: &World) -> Vec<Violation> {
     let mut found = Vec::new();
-    if network.guard.as_ref().is_none_or(|guard| guard.cluster.is_empty()) {
-        found.push(Violation::NoGuard);
-    }
+    has_guard(network, &mut found);
     disjoint(network, &mut found);
     granted(network, world, &mut found);
     routed(network, &mut found);
     found
+}
+
+fn has_guard(network: &Network, found: &mut Vec<Violation>) {
+    if network.guard.as_ref().is_none_or(|guard| guard.cluster.is_empty()) {
+        found.push(Violation::NoGuard);
+    }
 }
 
 fn disjoint(network: &Network, found: &mut Vec<Violation>) {
@@ -91,13 +99,16 @@ impl Spans {
         Self(spans)
     }
 
-    /// Whether one of the prefixes contains all of this one.
-    fn contain(&self, net: IpNetwork) -> bool {
+    /// The one of the prefixes that contains all of this one.
+    fn holder(&self, net: IpNetwork) -> Option<IpNetwork> {
         let after = self.0.partition_point(|span| position(*span) <= position(net));
-        after
-            .checked_sub(1)
-            .and_then(|last| self.0.get(last))
-            .is_some_and(|span| prefix::contains(*span, net))
+        let last = after.checked_sub(1).and_then(|last| self.0.get(last));
+        last.copied().filter(|span| prefix::contains(*span, net))
+    }
+
+    /// Whether there is one.
+    fn contain(&self, net: IpNetwork) -> bool {
+        self.holder(net).is_some()
     }
 }
 

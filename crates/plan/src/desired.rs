@@ -10,6 +10,7 @@ pub use wireguard::{MIN_MTU, OVERHEAD};
 use crate::admission::{Member, Own, World};
 use crate::network::{Accepts, Guard, LinkName, MeshInput, MeshLink, Network, Peer, Route, Rule, Via};
 use crate::node::NodeUid;
+use crate::part::differing;
 use crate::path_mtu::search::{Limits, MIN_IPV4_MTU};
 use crate::prefix;
 
@@ -104,6 +105,32 @@ impl Guard {
 }
 
 impl Setup {
+    /// Whether another setup is the same in all that is not about single peers.
+    pub(crate) fn differs_in_peers_only(&self, other: &Self) -> bool {
+        let general = |of: &Self| Self {
+            paths: BTreeMap::new(),
+            steer: BTreeMap::new(),
+            preshared: BTreeMap::new(),
+            barred: BTreeSet::new(),
+            cluster_cidrs: of.cluster_cidrs.clone(),
+            service_cidrs: of.service_cidrs.clone(),
+            open_node_cidrs: of.open_node_cidrs.clone(),
+            links: of.links.clone(),
+            router_links: of.router_links.clone(),
+            ..*of
+        };
+        general(self) == general(other)
+    }
+
+    /// The peers of which it knows something else than another one.
+    pub(crate) fn peers_known_otherwise<'a>(&'a self, other: &'a Self) -> BTreeSet<&'a NodeUid> {
+        let mut uids: BTreeSet<&NodeUid> = differing(&self.steer, &other.steer).collect();
+        uids.extend(differing(&self.paths, &other.paths).map(|(uid, _)| uid));
+        uids.extend(differing(&self.preshared, &other.preshared).map(|(uid, _)| uid));
+        uids.extend(self.barred.symmetric_difference(&other.barred).map(|(uid, _)| uid));
+        uids
+    }
+
     /// The slot that packets for a peer take.
     pub fn active_slot(&self, member: &Member) -> Slot {
         let follow = || match member.state.drain {

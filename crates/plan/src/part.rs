@@ -3,18 +3,23 @@
 //! [`desired`] and [`diff`](crate::diff()) stay as they are and run on less: on a world of the changed peers alone, and on the
 //! entries that may differ.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::ops::Bound;
 
 use ipnetwork::IpNetwork;
 use keyring::{PublicKey, Slot};
 
-use crate::admission::{Member, Own, World};
+use crate::admission::{AdmissionPart, Member, Own, World};
 use crate::desired::{Setup, Underlay, desired};
 use crate::diff::diff;
 use crate::network::{MeshLink, Network, Route, Via};
-use crate::node::NodeName;
+use crate::node::{NodeName, NodeUid};
 use crate::op::Op;
+
+/// Of more changed peers than this all of the network is computed.
+const MOST_SHARES: usize = 512;
 
 /// What identifies a route: its table, destination and metric.
 pub type RoutePlace = (u32, IpNetwork, u32);
@@ -28,6 +33,68 @@ pub fn desired_share<'a>(
 ) -> Network {
     let peers = peers.into_iter().map(|(node, member)| (node.clone(), member.clone())).collect();
     desired(&World { own: own.cloned(), peers, closed: BTreeSet::new() }, setup, underlay)
+}
+
+/// What some peers have of a network now, and had before.
+#[derive(Clone, Debug)]
+pub struct Shares {
+    /// What they had.
+    pub before: Network,
+    /// What they have.
+    pub after: Network,
+    /// This node and these peers as they are now.
+    pub world: World,
+}
+
+/// What a network was computed from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// This node's own part.
+    pub setup: &'a Setup,
+    /// The MTUs of its own network.
+    pub underlay: &'a Underlay,
+    /// What was decided about the Nodes that were considered.
+    pub part: &'a AdmissionPart,
+}
+
+/// The shares of all peers that are others because of what was decided about some Nodes, or because of what this node knows of
+/// them. None if more is different than peers have a share in, or if it concerns too many: then all of the network has to be
+/// computed. `world` is as it is now.
+pub fn changed_shares(world: &World, former: Inputs<'_>, now: Inputs<'_>) -> Option<Shares> {
+    let (decided_before, decided) = (&former.part.admission().world, &now.part.admission().world);
+    if decided_before.own != world.own
+        || decided_before.closed != decided.closed
+        || former.underlay.mtu != now.underlay.mtu
+        || !now.setup.differs_in_peers_only(former.setup)
+    {
+        return None;
+    }
+    let mut uids: BTreeSet<&NodeUid> = now.setup.peers_known_otherwise(former.setup);
+    uids.extend(differing(&now.underlay.passes, &former.underlay.passes).map(|(uid, _)| uid));
+    let addresses: BTreeSet<&IpAddr> = differing(&now.underlay.mtu_to, &former.underlay.mtu_to).collect();
+    let is_widened = |member: &Member| {
+        let endpoint = |slot| now.setup.path(member, slot).endpoint.map(|endpoint| endpoint.ip());
+        Slot::ALL.into_iter().filter_map(endpoint).any(|address| addresses.contains(&address))
+    };
+    let mut nodes: BTreeSet<&NodeName> = now.part.nodes().iter().collect();
+    if !uids.is_empty() || !addresses.is_empty() {
+        let is_other =
+            |member: &Member| uids.contains(&member.uid) || (!addresses.is_empty() && is_widened(member));
+        nodes.extend(world.peers.iter().filter(|(_, member)| is_other(member)).map(|(node, _)| node));
+    }
+    if nodes.len() > MOST_SHARES {
+        return None;
+    }
+    let considered = now.part.nodes();
+    let before = nodes.iter().filter_map(|node| {
+        let of = if considered.contains(*node) { decided_before } else { world };
+        of.peers.get_key_value(*node)
+    });
+    let before = desired_share(world.own.as_ref(), before, former.setup, former.underlay);
+    let after = nodes.iter().filter_map(|node| world.peers.get_key_value(*node));
+    let peers = after.map(|(node, member)| (node.clone(), member.clone())).collect();
+    let world = World { own: world.own.clone(), peers, closed: BTreeSet::new() };
+    Some(Shares { before, after: desired(&world, now.setup, now.underlay), world })
 }
 
 /// Entries of a network in which what is desired and what is observed may differ.
@@ -45,15 +112,19 @@ impl Pending {
     /// The entries in which two networks differ.
     pub fn between(one: &Network, other: &Network) -> Self {
         let mut found = Self { rest: one.without_peers() != other.without_peers(), ..Self::default() };
-        for slot in Slot::ALL {
-            let (one, other) = (one.devices.get(&slot), other.devices.get(&slot));
-            let peer = |of: Option<&MeshLink>, key| of.and_then(|device| device.peers.get(key).cloned());
-            let keys = one.into_iter().chain(other).flat_map(|device| device.peers.keys());
-            let differ = keys.filter(|key| peer(one, *key) != peer(other, *key));
-            found.peers.extend(differ.map(|key| (slot, *key)));
-        }
+        found.add_peers(one, other);
         found.routes.extend(one.routes.symmetric_difference(&other.routes).map(place));
         found
+    }
+
+    /// Adds the peers in which two networks differ.
+    pub fn add_peers(&mut self, one: &Network, other: &Network) {
+        let none = BTreeMap::new();
+        for slot in Slot::ALL {
+            let one = one.devices.get(&slot).map_or(&none, |device| &device.peers);
+            let other = other.devices.get(&slot).map_or(&none, |device| &device.peers);
+            self.peers.extend(differing(one, other).map(|key| (slot, *key)));
+        }
     }
 
     /// Adds other entries.
@@ -70,12 +141,7 @@ impl Pending {
 
     /// The steps from `observed` to `desired`, which must not differ elsewhere.
     pub fn steps(&self, desired: &Network, observed: &Network) -> Vec<Op> {
-        let is_kept = |(slot, wanted): (&Slot, &MeshLink)| {
-            let found = observed.devices.get(slot);
-            found.is_some_and(|found| found.link == wanted.link && found.key == wanted.key)
-        };
-        let all_kept = desired.devices.len() == observed.devices.len() && desired.devices.iter().all(is_kept);
-        if self.rest && !all_kept {
+        if self.rest && !keeps_devices(desired, observed) {
             // A device that is created, and one that gets another key, has none of its peers and routes.
             return diff(desired, observed);
         }
@@ -176,6 +242,42 @@ impl Network {
             .take_while(move |route| place(route) <= (table, destination, metric))
             .filter(move |route| place(route) == (table, destination, metric))
     }
+}
+
+/// Whether all devices stay with their keys. One that is created, and one that gets another key, has none of its peers and routes.
+pub fn keeps_devices(desired: &Network, observed: &Network) -> bool {
+    let is_kept = |(slot, wanted): (&Slot, &MeshLink)| {
+        let found = observed.devices.get(slot);
+        found.is_some_and(|found| found.link == wanted.link && found.key == wanted.key)
+    };
+    desired.devices.len() == observed.devices.len() && desired.devices.iter().all(is_kept)
+}
+
+/// The keys of which two maps have different entries, or only one has an entry.
+pub(crate) fn differing<'a, K: Ord, V: PartialEq>(
+    one: &'a BTreeMap<K, V>,
+    other: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = &'a K> {
+    let (mut ones, mut others) = (one.iter().peekable(), other.iter().peekable());
+    std::iter::from_fn(move || {
+        loop {
+            let order = match (ones.peek(), others.peek()) {
+                (Some((one, _)), Some((other, _))) => one.cmp(other),
+                (Some(_), None) => Ordering::Less,
+                (None, _) => Ordering::Greater,
+            };
+            match order {
+                Ordering::Less => return ones.next().map(|(key, _)| key),
+                Ordering::Greater => return others.next().map(|(key, _)| key),
+                Ordering::Equal => {
+                    let ((key, one), (_, other)) = ones.next().zip(others.next())?;
+                    if one != other {
+                        return Some(key);
+                    }
+                }
+            }
+        }
+    })
 }
 
 fn place(route: &Route) -> RoutePlace {

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use keyring::Slot;
 
-use crate::admission::Admission;
+use crate::admission::{Admission, AdmissionPart};
 use crate::backoff::Backoff;
-use crate::check::{Violation, check};
+use crate::check::{Violation, check, check_part};
 use crate::desired::{Setup, Underlay, desired};
 use crate::diff;
 use crate::network::Network;
 use crate::node::NodeName;
 use crate::op::Op;
+use crate::part::{Inputs, Pending, Shares, changed_shares, keeps_devices};
 
 /// How often the API server is asked for its own addresses, and whether its admission policy is in place.
 pub const API_PERIOD: Duration = Duration::from_mins(10);
@@ -42,6 +43,19 @@ pub struct Known {
     pub backoff: Backoff,
     /// The network that follows from all this.
     desired: Network,
+    /// What of it is another one than before, unless that is all, and where.
+    changed: Option<(Shares, Pending)>,
+}
+
+/// What an earlier turn was decided by that has left the network as it wanted it.
+#[derive(Debug)]
+pub struct Former<'a> {
+    /// What its network was computed from; the part is what was decided then about the Nodes that are considered now.
+    pub inputs: Inputs<'a>,
+    /// Its network.
+    pub desired: Network,
+    /// What is decided about these Nodes now.
+    pub part: &'a AdmissionPart,
 }
 
 /// The node's present state.
@@ -76,6 +90,8 @@ pub struct Turn {
     pub violations: Vec<Violation>,
     /// What has failed before, without what is no longer planned.
     pub backoff: Backoff,
+    /// Whether only what is new, and the devices, were compared: nothing is known of other routes.
+    pub is_part: bool,
     generation: u64,
 }
 
@@ -90,7 +106,36 @@ impl Known {
     ) -> Self {
         let admission = admission.into();
         let desired = desired(&admission.world, &setup, &underlay);
-        Self { admission, setup, underlay, generation, backoff, desired }
+        Self { admission, setup, underlay, generation, backoff, desired, changed: None }
+    }
+
+    /// The same, starting from the network of an earlier turn: only the shares of peers that are others since are computed, unless
+    /// more than that is.
+    pub fn following(
+        former: Former<'_>,
+        admission: Arc<Admission>,
+        setup: Setup,
+        underlay: Underlay,
+        generation: u64,
+        backoff: Backoff,
+    ) -> Self {
+        let Former { inputs, mut desired, part } = former;
+        let now = Inputs { setup: &setup, underlay: &underlay, part };
+        let replaced = changed_shares(&admission.world, inputs, now).and_then(|shares| {
+            let pending = desired.replace_share(&shares.before, &shares.after)?;
+            Some((shares, pending))
+        });
+        match replaced {
+            Some(changed) => {
+                Self { admission, setup, underlay, generation, backoff, desired, changed: Some(changed) }
+            }
+            None => Self::new(admission, setup, underlay, generation, backoff),
+        }
+    }
+
+    /// Whether the node's routes have to be read: otherwise they are as the earlier turn left them.
+    pub fn needs_routes(&self, observed: &Network) -> bool {
+        self.changed.is_none() || !keeps_devices(&self.desired, observed)
     }
 
     /// The network that is desired: what of the node has to be observed.
@@ -99,18 +144,30 @@ impl Known {
     }
 }
 
-/// Decides what to do. `now` is a monotonic time since any fixed moment.
+/// Decides what to do. Where the routes don't have to be read, only what is new and the devices are compared, and only what is
+/// new is checked. `now` is a monotonic time since any fixed moment.
 pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
-    let Known { admission, setup, underlay, generation, mut backoff, desired } = known;
+    let has_routes = known.needs_routes(&observed.network);
+    let Known { admission, setup, underlay, generation, mut backoff, desired, changed: part } = known;
     let Observed { mut network, outdated, changed } = observed;
+    let part = part.filter(|_| !has_routes);
     // A device of another backend is used while it keeps its key. When the key is replaced no peer sends to the slot any
     // more, and the device is replaced as well.
     network.devices.retain(|slot, found| {
         let wanted = desired.devices.get(slot);
         !(outdated.contains(slot) && wanted.is_some_and(|wanted| wanted.key != found.key))
     });
-    let ops = diff(&desired, &network);
-    let violations = check(&desired, &admission.world);
+    let is_part = part.is_some();
+    let (ops, violations) = match part {
+        Some((shares, mut pending)) => {
+            let violations = check_part(&desired, &shares);
+            network.routes = shares.before.routes;
+            pending.add_peers(&desired, &network);
+            pending.rest = true;
+            (pending.steps(&desired, &network), violations)
+        }
+        None => (diff(&desired, &network), check(&desired, &admission.world)),
+    };
     let (planned, refused) = if violations.is_empty() {
         (ops, Vec::new())
     } else {
@@ -130,6 +187,7 @@ pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
         waiting,
         violations,
         backoff,
+        is_part,
         generation,
     }
 }

@@ -5,23 +5,10 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use plan::annotation::names;
 use plan::node::NodeName;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
+use status::Fence;
 
 use super::FIELD_MANAGER;
-
-/// What the test found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fence {
-    /// Not tested yet, or there is no other Node to test with.
-    #[default]
-    Unknown,
-    /// A change of another Node was refused.
-    InPlace,
-    /// A change of another Node would have been allowed: a stolen token of this node could forge other nodes' keys.
-    Missing,
-}
 
 /// Tries, as a dry run, to change an annotation of `other`. Nothing is written whatever the answer.
 pub async fn test(client: &Client, other: &NodeName) -> Result<Fence, kube::Error> {

@@ -60,6 +60,7 @@ impl Subcommand {
             Self::Status => command
                 .about("Show the mesh as seen by this node's daemon")
                 .arg(flag("all", "List all peers, also those that are well, and all names; without it a mesh of more than 25 peers is summed up. `-o json` always has all"))
+                .arg(flag("problems", "Leave out peers that are well, unless there are few: `-o json` stays small in a large mesh").conflicts_with("all"))
                 .arg(output_argument())
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd status -o json | jq '.peers[] | {node, active}'"),

@@ -9,14 +9,14 @@ use crate::status::{PlanReport, Status};
 /// `meshd status`
 pub(super) fn status(matches: &ArgMatches) -> Result<(), CommandError> {
     let all = matches.get_flag("all");
-    let whole = all || arguments::wants_json(matches);
+    let whole = all || (arguments::wants_json(matches) && !matches.get_flag("problems"));
     let request = if whole { Request::Status } else { Request::ShortStatus };
     let answer = control::ask(&arguments::path(matches, "socket"), request)?;
     if arguments::wants_json(matches) {
         return output::print(&answer);
     }
     let status: Status = control::parse(&answer)?;
-    output::print(&crate::status::table::render(&status, all))
+    output::print(&status::table::render(&status, all))
 }
 
 /// `meshd plan`

@@ -6,7 +6,7 @@ use keyring::Slot;
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError, sysctl};
 use plan::network::{LinkName, MeshLink, Network};
-use plan::turn::Observed;
+use plan::turn::{Known, Observed};
 use wireguard::DeviceError;
 
 use super::devices::Devices;
@@ -24,14 +24,15 @@ pub(super) enum ObserveError {
 }
 
 /// Observes the node. Of the kernel's settings only those that are desired are read; the guard and what
-/// iptables accepts count only if they are exactly as desired. `changed` says whether the kernel has reported a change since the last turn.
+/// iptables accepts count only if they are exactly as desired; routes are read where they have to be. `changed` says whether the kernel has reported a change since the last turn.
 pub(super) async fn observe(
     host: &Handle,
     (guard_owner, filters): (&mut GuardOwner, &mut Filters),
     devices: &mut Devices,
-    desired: &Network,
+    known: &Known,
     changed: bool,
 ) -> Result<Observed, ObserveError> {
+    let desired = known.desired();
     let guard = match &desired.guard {
         Some(wanted) => guard_owner.stays_in_place(filters.state, wanted)?.then(|| wanted.clone()),
         None => None,
@@ -53,8 +54,11 @@ pub(super) async fn observe(
         }
     }
     let outdated: BTreeSet<Slot> = Slot::ALL.into_iter().filter(|slot| devices.is_outdated(*slot)).collect();
-    let (routes, rules) = (host.routes().await?, host.rules().await?);
-    let network = Network { guard, accepts, sysctls, devices: found, routes, rules };
+    let rules = host.rules().await?;
+    let mut network = Network { guard, accepts, sysctls, devices: found, routes: BTreeSet::new(), rules };
+    if known.needs_routes(&network) {
+        network.routes = host.routes().await?;
+    }
     Ok(Observed { network, outdated, changed })
 }
 

@@ -14,9 +14,11 @@ use plan::admission::{Admission, AdmissionPart, Member, Rejected};
 use plan::cluster::Cluster;
 use plan::desired::{Setup, Underlay, peer_mtu, pod_mtu};
 use plan::host::Finding;
+use plan::network::Network;
 use plan::node::{NodeName, NodeUid};
+use plan::part::Inputs;
 use plan::prefix;
-use plan::turn::Turn;
+use plan::turn::{Known, Turn};
 use wireguard::{DeviceState, OffloadStatus};
 
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
@@ -26,12 +28,11 @@ use super::keys::Keys;
 use super::own_ports::own_ports;
 use super::stripped::Stripped;
 use super::unreached::Unreached;
-use crate::api::fence::Fence;
 use crate::config::Config;
 use crate::device::SelectedBackend;
 use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
 use crate::status::{
-    ApiStatus, Counters, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
+    ApiStatus, Counters, Fence, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
 };
 
 /// Whom the guard's table belongs to.
@@ -48,7 +49,7 @@ enum TableOwner {
 #[derive(Debug)]
 pub(super) struct Spliced {
     pub(super) part: AdmissionPart,
-    former: AdmissionPart,
+    pub(super) former: AdmissionPart,
 }
 
 /// The parts of the status that a turn leaves behind.
@@ -84,6 +85,8 @@ pub(super) struct Outcome {
     admission: Arc<Admission>,
     /// The setup and the paths' MTUs of the last turn: what each peer has of them is computed when asked for.
     computed_with: Option<(Setup, Underlay)>,
+    /// The network that follows from them, if the last turn has left the node as it is wanted.
+    in_place: Option<Network>,
     mtu: u32,
     installed: bool,
     pub(super) chained: ChainedPlugins,
@@ -105,8 +108,8 @@ impl Outcome {
     }
 
     /// Takes the results of a turn, with the part of the admission that it has decided, unless that is all. What was performed
-    /// without an error is as desired.
-    pub(super) fn conclude(&mut self, turn: Turn, spliced: Option<&Spliced>, devices: &Devices) {
+    /// without an error is as desired; `done` says whether that is everything.
+    pub(super) fn conclude(&mut self, turn: Turn, done: bool, spliced: Option<&Spliced>, devices: &Devices) {
         let Turn { admission, setup, underlay, desired, observed, .. } = turn;
         self.guard_in_place =
             observed.guard.is_some() || (desired.guard.is_some() && self.failures.is_empty());
@@ -120,7 +123,35 @@ impl Outcome {
         self.mtus = PerSlot::from_fn(mtu);
         self.counters.device_restarts = devices.restarts();
         self.computed_with = Some((setup, underlay));
+        self.in_place = done.then_some(desired);
         self.admission = admission;
+    }
+
+    /// The network as the last turn has left it, for the next one to go on from; none if that has to look at everything.
+    pub(super) const fn take_in_place(&mut self) -> Option<Network> {
+        self.in_place.take()
+    }
+
+    /// What that network was computed from.
+    pub(super) fn inputs<'a>(&'a self, part: &'a AdmissionPart) -> Option<Inputs<'a>> {
+        let (setup, underlay) = self.computed_with.as_ref()?;
+        Some(Inputs { setup, underlay, part })
+    }
+
+    /// Whether the last turn was decided by the same as this one.
+    pub(super) fn is_decided_by(&self, known: &Known, spliced: Option<&Spliced>) -> bool {
+        let computed_with = self.computed_with.as_ref();
+        let world = &self.admission.world;
+        let same_world = match spliced {
+            Some(Spliced { part, former }) => {
+                let (part, former) = (&part.admission().world, &former.admission().world);
+                (&former.peers, &former.closed, &former.own) == (&part.peers, &part.closed, &world.own)
+            }
+            None => *world == known.admission.world,
+        };
+        same_world
+            && computed_with
+                .is_some_and(|(setup, underlay)| (setup, underlay) == (&known.setup, &known.underlay))
     }
 
     /// Who is in the mesh since the last turn.

@@ -32,7 +32,7 @@ fn full() -> Status {
         sent: 6,
         endpoint_drifts: 0,
         forged: 0,
-        pq: crate::status::pq::PqSlotStatus::default(),
+        pq: status::pq::PqSlotStatus::default(),
     };
     let peer = PeerStatus {
         node: "n2".into(),
@@ -46,7 +46,7 @@ fn full() -> Status {
         round_trip_microseconds: Some(1500),
         mtu_source: "route".to_owned(),
         full_size_passes: Some(true),
-        pq: crate::status::pq::PairStatus::default(),
+        pq: status::pq::PairStatus::default(),
         slots: PerSlot { a: Some(slot), b: None },
     };
     let mut status = Status {
@@ -75,14 +75,14 @@ fn full() -> Status {
             fix: String::new(),
         }],
         pods_outside: 2,
-        relay: Some(crate::status::RelayStatus {
+        relay: Some(status::RelayStatus {
             dropped: [("unproven".to_owned(), 3)].into(),
             refused_leases: 7,
-            ..crate::status::RelayStatus::default()
+            ..status::RelayStatus::default()
         }),
         preshared_refused: [("epoch".to_owned(), 2)].into(),
         tunnel_dropped: [("replay".to_owned(), 3), ("forgotten_timestamps".to_owned(), 4)].into(),
-        control: crate::status::ControlStatus { unsent: 5, ..crate::status::ControlStatus::default() },
+        control: status::ControlStatus { unsent: 5, ..status::ControlStatus::default() },
         counters: Counters { events_dropped: 6, reports_displaced: 8, ..Counters::default() },
         ..Status::default()
     };

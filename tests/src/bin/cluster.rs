@@ -28,11 +28,16 @@ const FOR_HOSTS: &str = "kubeconfig.hosts";
 const CAPTURE: &str = "capture.sock";
 /// A client that neither asks nor listens for so long is left alone.
 const CLIENT_WITHIN: Duration = Duration::from_secs(5);
+/// The exit code of `check` where no cluster can run (`EX_UNAVAILABLE`, sysexits.h).
+const UNAVAILABLE: u8 = 69;
 /// The image of small pods for trying things, and for the suite.
 const POD_IMAGE: &str = "localhost/e2e-pod:1";
 
 fn main() -> ExitCode {
     let matches = cli().get_matches();
+    if matches.subcommand_name() == Some("check") {
+        return check();
+    }
     let done = match matches.subcommand() {
         Some(("create", arguments)) => create(arguments),
         Some(("serve", arguments)) => serve(arguments),
@@ -87,6 +92,10 @@ fn cli() -> clap::Command {
             clap::Command::new("create").about("start a cluster and wait until it is ready"),
         ))
         .subcommand(settings(clap::Command::new("serve").about("keep a cluster until killed").hide(true)))
+        .subcommand(
+            clap::Command::new("check")
+                .about("say why this machine can't run a cluster, and end with code 69 then"),
+        )
         .subcommand(clap::Command::new("list").about("list the clusters of this checkout"))
         .subcommand(clap::Command::new("delete").about("end a cluster and remove everything of it").args([
             id(),
@@ -111,6 +120,17 @@ fn cli() -> clap::Command {
                 .about("list the logs of a cluster, or print one")
                 .args([id(), Arg::new("log").help("its name, for example n1-kubelet")]),
         )
+}
+
+/// Ends with a code of its own where a cluster can't run, so that scripts don't take a failure for that.
+fn check() -> ExitCode {
+    match lab::cluster::check() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&lab::chain(&error));
+            ExitCode::from(UNAVAILABLE)
+        }
+    }
 }
 
 /// Starts `serve` in the background and shows its progress until the cluster is ready.

@@ -75,15 +75,20 @@ pub struct Cluster {
     settings: Settings,
 }
 
+/// Whether this machine can run a cluster at all: it needs root, and cgroups that its kubelet and containerd know.
+pub fn check() -> Result<(), ClusterError> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(ClusterError::NotRoot);
+    }
+    Cgroups::of("")?.check()
+}
+
 impl Cluster {
     /// Starts the processes of all hosts, and says what it does.
     pub fn start(settings: Settings, say: &mut dyn FnMut(&str)) -> Result<Self, ClusterError> {
-        if !rustix::process::geteuid().is_root() {
-            return Err(ClusterError::NotRoot);
-        }
+        check()?;
         let programs = Programs::find()?;
         let cgroups = Cgroups::of(&settings.id)?;
-        cgroups.check()?;
         let shape =
             Shape { version: programs.version, family: settings.family, proxy_mode: settings.proxy_mode };
         let lab = Lab::builder()

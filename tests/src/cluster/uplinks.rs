@@ -3,13 +3,15 @@
 use std::io;
 use std::net::{IpAddr, UdpSocket};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Cluster;
-use crate::capture::{Capture, Rules};
+use crate::capture::{Capture, Rules, Violation};
 use crate::error::Error;
 use crate::frame::{self, Link, MARKER};
 use crate::node::Node;
@@ -20,6 +22,8 @@ const SEEN_WITHIN: Duration = Duration::from_secs(5);
 const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
 /// The discard port: no pod answers.
 const PORT: u16 = 9;
+/// What the frames of controls carry that a capture has to show: the lab's marker, and that they are controls.
+const CONTROL: &[u8] = b"MESHDLAB control";
 
 /// What a client asks, one line of JSON.
 #[derive(Debug, Deserialize)]
@@ -97,16 +101,12 @@ impl Cluster {
 
     fn counts(&self, excused: u64) -> Value {
         let report = self.uplinks.capture.report();
-        let found = report.violations.iter().map(|violation| {
-            let verb = if violation.outgoing { "sent" } else { "received" };
-            format!("{} {verb} {}", violation.host, violation.matched)
-        });
         json!({
             "clear": report.pod_addresses().saturating_sub(excused),
             "tunnel": report.wireguard(),
             "other": report.other,
             "missed": report.dropped,
-            "found": found.collect::<Vec<_>>(),
+            "found": found(&report.violations, excused),
         })
     }
 
@@ -134,7 +134,7 @@ impl Cluster {
         let at_pod = Capture::start(&[&**node], &link, &Rules::new(self.lab.cluster_ranges()))?;
         let before = self.uplinks.clear();
         let link = Link { from: outside.mac(), to: node.mac() };
-        outside.inject(&frame::udp(link, (source, PORT), (pod, PORT), MARKER))?;
+        outside.inject(&frame::udp(link, (source, PORT), (pod, PORT), CONTROL))?;
         let seen = self.uplinks.grows_by(before, 0, 1);
         thread::sleep(DELIVERED_WITHIN);
         let delivered = at_pod
@@ -150,7 +150,7 @@ impl Cluster {
     fn raw(&self, node: &Node, other: &Node, from: IpAddr, to: IpAddr) -> Result<Control, Error> {
         let before = self.uplinks.clear();
         let link = Link { from: node.mac(), to: other.mac() };
-        node.inject(&frame::udp(link, (from, PORT), (to, PORT), MARKER))?;
+        node.inject(&frame::udp(link, (from, PORT), (to, PORT), CONTROL))?;
         let seen = self.uplinks.grows_by(before, 1, 1);
         let sent = format!("by a packet socket on {} from {from} to {to}", node.name());
         // What the receiver does with it is what the inbound control is about.
@@ -180,6 +180,27 @@ impl Cluster {
     }
 }
 
+/// The frames in the clear that were kept, without those of controls: as many as are excused, if they carry what controls do.
+fn found(violations: &[Violation], mut excused: u64) -> Vec<Value> {
+    let mut found = Vec::new();
+    for violation in violations {
+        let control = violation.frame.windows(CONTROL.len()).any(|window| window == CONTROL);
+        if control && excused > 0 {
+            excused -= 1;
+            continue;
+        }
+        let verb = if violation.outgoing { "sent" } else { "received" };
+        let at = violation.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        found.push(json!({
+            "at": u64::try_from(at.as_nanos()).unwrap_or(u64::MAX),
+            "host": violation.host,
+            "what": format!("{} {verb} {}", violation.host, violation.matched),
+            "frame": BASE64_STANDARD.encode(&violation.frame),
+        }));
+    }
+    found
+}
+
 /// The node's end of a pod's link: where its route leads.
 fn pod_link(node: &Node, pod: IpAddr) -> Result<String, Error> {
     let said = node.command("ip").args(["-j", "route", "get", &pod.to_string()]).output()?;
@@ -190,4 +211,32 @@ fn pod_link(node: &Node, pod: IpAddr) -> Result<String, Error> {
         host: node.name().to_owned(),
         source: io::Error::other(format!("no route to {pod}")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::classify::AddressMatch;
+
+    #[test]
+    fn frames_in_the_clear_are_told_without_those_of_controls() {
+        let address = IpAddr::from([10, 244, 0, 2]);
+        let matched =
+            AddressMatch { place: "ipv4", source: address, destination: address, protocol: Some(17) };
+        let violation = |payload: &[u8]| {
+            let link = Link { from: [0; 6], to: [0; 6] };
+            let frame = frame::udp(link, (address, PORT), (address, PORT), payload);
+            let at = SystemTime::UNIX_EPOCH + Duration::from_nanos(5);
+            Violation { at, host: "n1".into(), outgoing: true, matched, frame }
+        };
+        let all = [violation(CONTROL), violation(MARKER), violation(CONTROL)];
+        let told = |excused| found(&all, excused);
+        assert_eq!(told(2).len(), 1);
+        // One of them was not sent by a control.
+        assert_eq!(told(1).len(), 2);
+        let one = &told(2)[0];
+        assert_eq!((&one["at"], &one["host"]), (&json!(5), &json!("n1")));
+        assert_eq!(one["what"], "n1 sent ipv4 10.244.0.2 > 10.244.0.2 protocol 17");
+        assert_eq!(BASE64_STANDARD.decode(one["frame"].as_str().unwrap()).unwrap(), all[1].frame);
+    }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 11] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -14,6 +14,7 @@ const DOCUMENTS: [&str; 11] = [
     "deploy/README.md",
     "docs/distributions.md",
     "docs/glossary.md",
+    "docs/problems.md",
     "docs/threat-model.md",
     "docs/upgrade.md",
     "e2e/README.md",

@@ -312,8 +312,11 @@ impl SlotPath {
     fn go_on(&mut self, now: Duration, view: &View, context: Context<'_>) -> (Vec<Action>, Option<Event>) {
         match &mut self.state {
             State::Searching(search) => {
-                if let Some(up) = search.found(now, view, self.echoed, context) {
+                if let Some(mut up) = search.found(now, view, self.echoed, context) {
                     let better = search.fallback.is_none_or(|former| former.kind != up.kind);
+                    if search.fallback.is_some() && up.kind.is_direct() {
+                        up.hold(now);
+                    }
                     self.state = State::Up(up);
                     return (Vec::new(), better.then_some(Event::Found(up.kind)));
                 }
@@ -339,9 +342,14 @@ impl SlotPath {
                 (actions, first.then_some(Event::Unreachable))
             }
             State::Up(up) => {
+                up.release(now);
                 let moved = view.endpoint.filter(|endpoint| up.follow && *endpoint != up.to);
                 if let Some(endpoint) = moved {
+                    let at_relay = !up.kind.is_direct();
                     *up = Up::at(endpoint, view, None, context);
+                    if at_relay && up.kind.is_direct() {
+                        up.hold(now);
+                    }
                 }
                 up.rename(context.candidates);
                 let is_gone = up.is_replaced(context.candidates);
@@ -395,7 +403,9 @@ impl SlotPath {
                 Some(over.min(attempt.begun + attempt.again).max(*paused_until))
             }
             State::Searching(search) => Some(search.paused_until),
-            State::Up(up) => up.unanswered.map(|unanswered| unanswered.probe),
+            State::Up(up) => {
+                up.unanswered.map(|unanswered| unanswered.probe).into_iter().chain(up.held).min()
+            }
         }
     }
 }

@@ -14,6 +14,9 @@ pub(super) const PROBES: u32 = 2;
 /// How long a peer may receive without sending anything, and some time for it to arrive (`KEEPALIVE_TIMEOUT` of the
 /// WireGuard paper, section 6.1, is 10 s).
 const PASSIVE: Duration = Duration::from_secs(12);
+/// How long a path that replaced a relay's is kept although packets still come over the relay: longer than they are on their
+/// way, and no longer than it takes to notice that the path is broken.
+const HOLD: Duration = Duration::from_secs(3);
 /// How long a peer may send from elsewhere after it has answered, until it is asked again.
 const CHECK_DRIFT: Duration = Duration::from_secs(30);
 
@@ -23,6 +26,8 @@ pub(super) struct Up {
     pub(super) to: SocketAddr,
     /// Whether the peer is followed to wherever it sends from.
     pub(super) follow: bool,
+    /// Until when it is not although its kind of path is: it has just left a relay.
+    pub(super) held: Option<Duration>,
     pub(super) received: u64,
     pub(super) sent: u64,
     pub(super) drifts: u64,
@@ -66,7 +71,22 @@ impl Up {
         let prescribed = context.candidates.first().is_some_and(|one| one.kind.is_prescribed());
         let follow = follows(kind) && !prescribed;
         let View { received, sent, drifts, .. } = *view;
-        Self { kind, to, follow, received, sent, drifts, checked: None, unanswered: None }
+        Self { kind, to, follow, held: None, received, sent, drifts, checked: None, unanswered: None }
+    }
+
+    /// A relay was left for this path. The peer may still send over the relay what it follows back there, while it is followed
+    /// to here: two ends that both take the endpoint of the last packet could change places with each one in flight.
+    pub(super) fn hold(&mut self, now: Duration) {
+        if std::mem::take(&mut self.follow) {
+            self.held = Some(now + HOLD);
+        }
+    }
+
+    /// Follows the peer again once that is over.
+    pub(super) fn release(&mut self, now: Duration) {
+        if self.held.is_some_and(|until| now >= until) {
+            (self.follow, self.held) = (follows(self.kind), None);
+        }
     }
 
     /// An endpoint that was found before anybody named it may be one of those that are named now.
@@ -271,6 +291,32 @@ mod tests {
         assert_eq!(step(&mut path, at(200), &view(at(200), 200, 200), &named), None);
         assert_eq!(path.up(), Some(Kind::Named));
         assert_eq!(path.endpoint(), (Some(FORMER.parse().unwrap()), false));
+    }
+
+    #[test]
+    fn packets_on_their_way_over_the_relay_do_not_lead_back_to_it() {
+        let [relay, direct] = ["203.0.113.7:24000", "198.51.100.2:4000"].map(|to| to.parse().unwrap());
+        let named = [Candidate { kind: Kind::Relayed, to: relay }];
+        let from = |endpoint, millis| {
+            let received = millis;
+            View { endpoint: Some(endpoint), handshake: Some(Duration::ZERO), received, sent: 0, drifts: 0 }
+        };
+        let mut path = SlotPath::new(at(0));
+        assert_eq!(step(&mut path, at(100), &from(relay, 100), &named), Some(Event::Found(Kind::Relayed)));
+        assert_eq!(path.endpoint(), (Some(relay), true));
+        // The peer has found the way around the relay, and some of what it sent before is late.
+        step(&mut path, at(200), &from(direct, 200), &named);
+        assert_eq!((path.up(), path.endpoint()), (Some(Kind::Punched), (Some(direct), false)));
+        assert_eq!(path.due(), Some(at(3_200)), "the peer is followed again without another cause");
+        step(&mut path, at(300), &from(relay, 300), &named);
+        step(&mut path, at(3_199), &from(relay, 3_199), &named);
+        assert_eq!((path.up(), path.endpoint()), (Some(Kind::Punched), (Some(direct), false)));
+        step(&mut path, at(3_200), &from(direct, 3_200), &named);
+        assert_eq!(path.endpoint(), (Some(direct), true));
+        assert_eq!(path.due(), None);
+        // Back to the relay it is followed at once.
+        step(&mut path, at(3_300), &from(relay, 3_300), &named);
+        assert_eq!((path.up(), path.endpoint()), (Some(Kind::Relayed), (Some(relay), true)));
     }
 
     #[test]

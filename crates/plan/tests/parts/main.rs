@@ -10,7 +10,7 @@ mod world;
 
 use std::time::Duration;
 
-use plan::admission::{Admission, AdmissionPolicy, Ledger, SETTLE};
+use plan::admission::{Admission, AdmissionPart, AdmissionPolicy, Ledger, SETTLE};
 use plan::cluster::Cluster;
 use plan::node::{NodeName, NodeUid};
 use proptest::prelude::*;
@@ -24,13 +24,15 @@ use world::{Announced, Draft, Event, draft, event, list, policy, record};
 pub(crate) struct Follower {
     pub(crate) cluster: Cluster,
     pub(crate) admission: Admission,
+    /// What was decided last about some Nodes, and before that about the same; none if it was decided about all.
+    pub(crate) spliced: Option<(AdmissionPart, AdmissionPart)>,
     parts: usize,
 }
 
 impl Follower {
     pub(crate) fn new() -> Self {
         let cluster = Cluster::remembered(NodeName::new("n1"), Ledger::default(), None);
-        Self { cluster, admission: Admission::default(), parts: 0 }
+        Self { cluster, admission: Admission::default(), spliced: None, parts: 0 }
     }
 
     pub(crate) fn happens(&mut self, now: Duration, event: &Event) {
@@ -62,6 +64,7 @@ impl Follower {
     }
 
     pub(crate) fn admit_part(&mut self, policy: &AdmissionPolicy) -> bool {
+        self.spliced = None;
         let Some(part) = self.cluster.admit_changed(policy) else { return self.admit_all(policy) };
         let former = self.admission.clone();
         let undo = self.admission.splice(&part);
@@ -71,6 +74,7 @@ impl Follower {
         let changed = self.cluster.remember_part(&part);
         assert_eq!(changed, former.ledger != self.admission.ledger);
         assert!(!self.cluster.has_changed());
+        self.spliced = Some((undo, part));
         self.parts += 1;
         true
     }

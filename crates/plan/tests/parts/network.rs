@@ -5,14 +5,37 @@ use std::time::Duration;
 
 use keyring::{PerSlot, PresharedId, Slot};
 use plan::admission::{Admission, AdmissionPart};
-use plan::desired::{Setup, Underlay};
+use plan::check::{check, check_part};
+use plan::desired::{Path, Setup, Underlay};
 use plan::network::{LinkName, Network, Peer, Route, Via};
-use plan::part::{Pending, desired_share};
+use plan::part::{Inputs, Pending, changed_shares};
 use plan::{desired, diff};
 use proptest::prelude::*;
 
 use crate::Follower;
 use crate::world::{Draft, Event, address, policy, private};
+
+/// What is known of one peer otherwise than of all others, and the width of one path, by a number.
+fn know_otherwise(number: u8, admission: &Admission, setup: &mut Setup, underlay: &mut Underlay) {
+    let Some(member) = admission.world.peers.values().nth(usize::from(number / 8)) else { return };
+    let place = (member.uid.clone(), if number.is_multiple_of(2) { Slot::A } else { Slot::B });
+    match number % 8 {
+        0 => drop(setup.steer.insert(member.uid.clone(), Slot::B)),
+        1 | 2 => {
+            let endpoint = Some(([192, 0, 2, number % 24], 7).into());
+            setup.paths.insert(place, Path { endpoint, follow: number.is_multiple_of(3) });
+        }
+        3 => drop(setup.preshared.insert(place, PresharedId::from_bytes([number; 8]))),
+        4 => {
+            if !setup.barred.remove(&place) {
+                setup.barred.insert(place);
+            }
+        }
+        5 => drop(underlay.passes.insert(place, 1300)),
+        6 => drop(underlay.mtu_to.insert(address(number / 8), 1400)),
+        _ => setup.nat = number / 8 == 1,
+    }
+}
 
 /// Some peers have preshared keys, some slots of some are barred.
 fn setup(admission: &Admission) -> Setup {
@@ -97,6 +120,8 @@ fn disturb(network: &mut Network, how: u8) {
 
 /// A node that keeps track of what may differ from what is desired.
 struct Tracker {
+    /// What the desired network was computed from.
+    inputs: (Setup, Underlay),
     desired: Network,
     observed: Network,
     pending: Pending,
@@ -105,20 +130,26 @@ struct Tracker {
 }
 
 impl Tracker {
-    /// Takes a change of the world.
-    fn follows(&mut self, before: &Admission, after: &Admission, part: Option<&AdmissionPart>) {
-        let all = desired(&after.world, &setup(after), &underlay());
-        let share = |of: &Admission| {
-            let peers = part?.nodes().iter().filter_map(|node| of.world.peers.get_key_value(node));
-            Some(desired_share(of.world.own.as_ref(), peers, &setup(of), &underlay()))
-        };
-        let shares = share(before).zip(share(after)).filter(|_| before.world.closed == after.world.closed);
-        let replaced = shares.and_then(|(before, after)| self.desired.replace_share(&before, &after));
-        let pending = replaced.inspect(|_| self.shares += 1).unwrap_or_else(|| {
+    /// Takes a change of the world, and of what the node knows. `spliced` is what was decided about some Nodes before and now.
+    fn follows(&mut self, now: &Admission, spliced: Option<&(AdmissionPart, AdmissionPart)>, knows: u8) {
+        let (mut setup, mut underlay) = (setup(now), underlay());
+        know_otherwise(knows, now, &mut setup, &mut underlay);
+        let all = desired(&now.world, &setup, &underlay);
+        let shares = spliced.and_then(|(before, part)| {
+            let former = Inputs { setup: &self.inputs.0, underlay: &self.inputs.1, part: before };
+            changed_shares(&now.world, former, Inputs { setup: &setup, underlay: &underlay, part })
+        });
+        let replaced = shares.as_ref().and_then(|of| self.desired.replace_share(&of.before, &of.after));
+        if let Some(shares) = shares.filter(|_| replaced.is_some()) {
+            self.shares += 1;
+            assert_eq!(check_part(&self.desired, &shares).is_empty(), check(&all, &now.world).is_empty());
+        }
+        let pending = replaced.unwrap_or_else(|| {
             let changed = Pending::between(&self.desired, &all);
             self.desired.clone_from(&all);
             changed
         });
+        self.inputs = (setup, underlay);
         self.pending.extend(pending);
         assert_eq!(self.desired, all);
     }
@@ -152,21 +183,25 @@ impl Tracker {
 /// Runs a history with changes by hand and failing steps; returns how often shares were enough.
 pub(crate) fn track(first: &[Draft], events: &[(Event, u8, u8)]) -> Result<usize, TestCaseError> {
     let mut cluster = Follower::new();
+    let inputs = (setup(&cluster.admission), underlay());
     let mut tracker = Tracker {
-        desired: desired(&cluster.admission.world, &setup(&cluster.admission), &underlay()),
+        desired: desired(&cluster.admission.world, &inputs.0, &inputs.1),
+        inputs,
         observed: Network::default(),
         pending: Pending { rest: true, ..Pending::default() },
         shares: 0,
     };
     let start = (Event::Listed(first.to_vec()), 9, 0);
     for (second, (event, hand, failing)) in std::iter::once(&start).chain(events).enumerate() {
-        let before = cluster.admission.clone();
         cluster.happens(Duration::from_secs(second as u64), event);
-        let part = cluster.cluster.admit_changed(&policy(1));
         if !cluster.admit_part(&policy(1)) {
             break;
         }
-        tracker.follows(&before, &cluster.admission, part.as_ref());
+        tracker.follows(
+            &cluster.admission,
+            cluster.spliced.as_ref(),
+            hand.wrapping_mul(5).wrapping_add(*failing),
+        );
         tracker.agrees()?;
         tracker.is_changed(|network| disturb(network, *hand));
         tracker.agrees()?;

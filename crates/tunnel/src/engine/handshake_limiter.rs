@@ -33,10 +33,14 @@ pub(crate) enum Decision<'a> {
 
 /// Limits handshake messages. Transport data passes unchecked.
 pub(crate) struct HandshakeLimiter {
-    limiter: RateLimiter,
+    /// Looks at the first MAC alone. What boringtun counts itself is of no use: its limit can't be changed.
+    calm: RateLimiter,
+    /// Asks for a cookie as well.
+    under_load: RateLimiter,
     /// Keys the hash that gives one cookie per address *and port*; boringtun takes only an address.
     hasher: RandomState,
-    limit: u64,
+    /// From so many handshake messages per second on, senders have to prove their address.
+    limit: AtomicU64,
     /// Handshake messages in this second.
     seen: AtomicU64,
     sources: Mutex<HashMap<IpAddr, Bucket>>,
@@ -54,13 +58,19 @@ impl HandshakeLimiter {
     /// Limits handshakes with the static key `public`: from `limit` messages per second on, senders have to prove their address.
     pub(crate) fn new(public: &x25519::PublicKey, limit: u64) -> Self {
         Self {
-            limiter: RateLimiter::new(public, limit),
+            calm: RateLimiter::new(public, u64::MAX),
+            under_load: RateLimiter::new(public, 0),
             hasher: RandomState::new(),
-            limit,
+            limit: AtomicU64::new(limit),
             seen: AtomicU64::new(0),
             sources: Mutex::new(HashMap::new()),
             second: Mutex::new(None),
         }
+    }
+
+    /// Another limit, from the next message on.
+    pub(crate) fn set_limit(&self, limit: u64) {
+        self.limit.store(limit, Ordering::Relaxed);
     }
 
     /// Checks `datagram` from `source`; a cookie reply is written to `reply`.
@@ -71,29 +81,29 @@ impl HandshakeLimiter {
         datagram: &'a [u8],
         reply: &mut [u8; COOKIE_REPLY],
     ) -> Decision<'a> {
+        let packet = match self.calm.verify_packet(None, datagram, reply) {
+            Ok(packet) => packet,
+            Err(TunnResult::Err(WireGuardError::InvalidMac)) => {
+                return Decision::Refuse(DropReason::InvalidMac);
+            }
+            Err(_) => return Decision::Refuse(DropReason::MalformedDatagram),
+        };
         // Only the two handshake messages can be asked for a cookie; for data this would be wasted on each packet.
-        let identity = matches!(datagram.first(), Some(1 | 2)).then(|| self.cookie_identity(source));
-        match self.limiter.verify_packet(identity, datagram, reply) {
-            Ok(packet @ (Packet::HandshakeInit(_) | Packet::HandshakeResponse(_))) => {
-                let under_load = self.seen.fetch_add(1, Ordering::Relaxed) >= self.limit;
-                if under_load && !self.spend(now, source.ip()) {
-                    return Decision::Refuse(DropReason::HandshakeRateLimited);
-                }
-                Decision::Admit(packet)
-            }
-            Ok(packet) => Decision::Admit(packet),
-            Err(TunnResult::WriteToNetwork(_)) => {
-                self.seen.fetch_add(1, Ordering::Relaxed);
-                Decision::Challenge
-            }
-            Err(TunnResult::Err(WireGuardError::InvalidMac)) => Decision::Refuse(DropReason::InvalidMac),
+        if !matches!(packet, Packet::HandshakeInit(_) | Packet::HandshakeResponse(_))
+            || self.seen.fetch_add(1, Ordering::Relaxed) < self.limit.load(Ordering::Relaxed)
+        {
+            return Decision::Admit(packet);
+        }
+        match self.under_load.verify_packet(Some(self.cookie_identity(source)), datagram, reply) {
+            Ok(packet) if self.spend(now, source.ip()) => Decision::Admit(packet),
+            Ok(_) => Decision::Refuse(DropReason::HandshakeRateLimited),
+            Err(TunnResult::WriteToNetwork(_)) => Decision::Challenge,
             Err(_) => Decision::Refuse(DropReason::MalformedDatagram),
         }
     }
 
     /// Starts a new second if one has passed. To be called a few times per second.
     pub(crate) fn tick(&self, now: Instant) {
-        self.limiter.reset_count();
         let mut second = self.second.lock();
         if second.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1)) {
             *second = Some(now);

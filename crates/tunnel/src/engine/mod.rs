@@ -58,7 +58,8 @@ const LARGEST_DATAGRAM: usize = 65_535;
 pub struct EngineOptions {
     /// MTU of the TUN device in bytes: padding never makes a packet longer than this.
     pub mtu: u16,
-    /// Handshake messages per second that are worked on without asking the sender for a cookie.
+    /// Handshake messages per second that are worked on without asking the sender for a cookie. With more than five times as
+    /// many peers it is a fifth of their number: all of them come back within seconds when this node was away.
     pub handshakes_per_second: u64,
     pub(crate) limits: MessageLimits,
 }
@@ -126,6 +127,7 @@ impl Engine {
         let mut config = self.config.lock();
         let ops = plan(&config);
         let removed = config.apply(ops)?;
+        config.limit_handshakes(self.handshakes_per_second);
         self.publish(&config);
         // A thread that still holds the last snapshot finds no session anymore.
         for peer in &removed {

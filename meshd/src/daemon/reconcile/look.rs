@@ -25,7 +25,7 @@ use super::Reconciler;
 use crate::daemon::devices::peer_state;
 use crate::daemon::observe::ObserveError;
 
-/// How long turns are left out at most, and how long with many peers.
+/// How long no turn compares everything at most, and how long with many peers.
 const TURN_PERIOD: (Duration, Duration) = (Duration::from_secs(30), Duration::from_mins(1));
 /// How many peers are many.
 const MANY: usize = 1000;
@@ -44,6 +44,8 @@ pub(super) struct Looks {
     pub(super) seen: PerSlot<Option<DeviceState>>,
     /// Whether this turn is taken only because the last one is long ago.
     pub(super) periodic: bool,
+    /// When everything was observed and compared last.
+    pub(super) compared_all: Option<Duration>,
     /// When all Nodes were admitted last.
     pub(super) admitted_all: Option<Duration>,
     /// Whether a look is wanted because a step of a path is due, or tables of nft have changed.
@@ -62,6 +64,7 @@ impl Default for Looks {
             settled: None,
             seen: PerSlot::from_fn(|_| None),
             periodic: false,
+            compared_all: None,
             admitted_all: None,
             wanted: false,
             filters_changed: false,
@@ -89,11 +92,19 @@ pub(super) struct Settled {
     connected: bool,
 }
 
+/// How long not everything is compared at most.
+fn turn_period(admission: &Admission) -> Duration {
+    if admission.world.peers.len() > MANY { TURN_PERIOD.1 } else { TURN_PERIOD.0 }
+}
+
 impl Reconciler {
     /// Takes what a turn leaves behind, unless it has left something to do or to wait for. `states` is what the devices said
     /// before it decided.
     pub(super) fn settle(&mut self, now: Duration, turn: &Turn) {
         self.count_missed(turn);
+        if !turn.is_part {
+            self.looks.compared_all = Some(now);
+        }
         let rotating = self.keys.rotation().is_none_or(Rotation::busy);
         let settled = turn.is_settled(&self.backoff)
             && self.outcome.failures.is_empty()
@@ -104,8 +115,7 @@ impl Reconciler {
         let states = std::mem::replace(&mut self.looks.seen, PerSlot::from_fn(|_| None));
         self.looks.settled = settled.then(|| {
             let network = turn.desired.without_peers();
-            let many = turn.admission.world.peers.len() > MANY;
-            let until = now + if many { TURN_PERIOD.1 } else { TURN_PERIOD.0 };
+            let until = self.looks.compared_all.unwrap_or(now) + turn_period(&turn.admission);
             let sooner = self.cluster.changes_at().filter(|at| *at < until);
             let steer = turn.setup.steer.clone();
             let periodic = sooner.is_none();
@@ -135,6 +145,12 @@ impl Reconciler {
             steps = steps.join("; "),
             "a periodic turn found changes of which no notice had told; repairing them"
         );
+    }
+
+    /// Whether a turn has to look at everything because the last one that did is long ago.
+    pub(super) fn is_time_for_all(&self, now: Duration) -> bool {
+        let period = turn_period(self.outcome.admission());
+        self.looks.compared_all.is_none_or(|last| now >= last + period)
     }
 
     /// Has the next look take a turn.

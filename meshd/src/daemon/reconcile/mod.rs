@@ -371,7 +371,6 @@ impl Reconciler {
         self.cluster.release(now);
         self.cluster.settle(now, self.outcome.api_error.is_none());
         self.outcome.counters.reconciles += 1;
-        self.outcome.counters.full_reconciles += 1;
         self.filters.begin_turn(now);
         self.read_host(now).await;
         let (mut turn, spliced) = match self.prepare().await {
@@ -393,6 +392,8 @@ impl Reconciler {
             }
         };
         (self.kernel_changed, self.looks.filters_changed) = (false, false);
+        let is_part = turn.is_part;
+        self.outcome.counters.full_reconciles += u64::from(!is_part);
         self.guard.clone_from(&turn.desired.guard);
         self.backoff = std::mem::take(&mut turn.backoff);
         self.backoff.succeeded(&OBSERVE);
@@ -417,12 +418,19 @@ impl Reconciler {
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
         self.settle(now, &turn);
-        self.outcome.conclude(turn, spliced.as_ref(), &self.devices);
+        let done = turn.applied(&self.backoff).is_some();
+        self.outcome.conclude(turn, done, spliced.as_ref(), &self.devices);
         self.start_tests(now, &self.outcome.shared_admission());
         self.look_up_names();
         self.outcome.set_guard_owned(self.guard_owner.owning());
-        self.hold_pod_routes(now);
+        if !is_part {
+            self.hold_pod_routes(now);
+        }
         self.write_cni_files(now);
+        if !self.outcome.failures.is_empty() {
+            // The next turn looks at everything.
+            drop(self.outcome.take_in_place());
+        }
         self.retry_in(now)
     }
 

@@ -4,8 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use plan::admission::Admission;
-use plan::desired::Setup;
-use plan::turn::{Known, Turn, decide};
+use plan::desired::{Setup, Underlay};
+use plan::diff;
+use plan::network::Network;
+use plan::turn::{Former, Known, Turn, decide};
+use tracing::warn;
 
 use super::Reconciler;
 use crate::daemon::observe::{self, ObserveError};
@@ -21,29 +24,77 @@ impl Reconciler {
         self.policy.own_addresses = Some(self.own_addresses().await?);
         self.policy.heard.clone_from(self.whereabouts.heard());
         let (admission, spliced) = self.admit(self.started.elapsed());
-        let turn = self.prepare_with(admission).await;
+        let turn = self.prepare_with(admission, spliced.as_ref()).await;
         if let (Err(_), Some(spliced)) = (&turn, &spliced) {
             self.outcome.undo(spliced);
         }
         Ok((turn?, spliced))
     }
 
-    async fn prepare_with(&mut self, admission: Arc<Admission>) -> Result<Turn, ObserveError> {
+    async fn prepare_with(
+        &mut self,
+        admission: Arc<Admission>,
+        spliced: Option<&Spliced>,
+    ) -> Result<Turn, ObserveError> {
         self.set_peers(&admission);
         let setup = self.setup(&admission);
         let underlay = self.underlay(&admission, &setup).await?;
-        let generation = self.keys.journal().generation;
-        let known = Known::new(admission, setup, underlay, generation, self.backoff.clone());
-        let desired = known.desired();
+        let known = self.want(admission, setup, underlay, spliced);
         let observed = observe::observe(
             &self.host,
             (&mut self.guard_owner, &mut self.filters),
             &mut self.devices,
-            desired,
+            &known,
             self.kernel_changed || self.looks.filters_changed,
         )
         .await?;
         Ok(decide(known, observed, self.started.elapsed()))
+    }
+
+    /// Computes what is desired: only what is new since the last turn, if that has left everything as it was wanted, the kernel has
+    /// told of no change since, and it is not time to look at everything.
+    fn want(
+        &mut self,
+        admission: Arc<Admission>,
+        setup: Setup,
+        underlay: Underlay,
+        spliced: Option<&Spliced>,
+    ) -> Known {
+        let (generation, backoff) = (self.keys.journal().generation, self.backoff.clone());
+        let in_place = self.outcome.take_in_place();
+        let may_follow = !self.kernel_changed && !self.is_time_for_all(self.started.elapsed());
+        let former = spliced.filter(|_| may_follow).and_then(|Spliced { part, former }| {
+            let inputs = self.outcome.inputs(former)?;
+            Some((inputs, part))
+        });
+        match (former, in_place) {
+            (Some((inputs, part)), Some(desired)) => {
+                let former = Former { inputs, desired, part };
+                Known::following(former, admission, setup, underlay, generation, backoff)
+            }
+            (_, in_place) => {
+                let known = Known::new(admission, setup, underlay, generation, backoff);
+                if let Some(network) = in_place {
+                    self.compare_networks(&network, &known, spliced);
+                }
+                known
+            }
+        }
+    }
+
+    /// Counts it if changes one after the other have led to another network than all together.
+    fn compare_networks(&mut self, network: &Network, known: &Known, spliced: Option<&Spliced>) {
+        if network == known.desired() || !self.outcome.is_decided_by(known, spliced) {
+            return;
+        }
+        let steps = diff(known.desired(), network);
+        warn!(
+            event = "NetworkDiffered",
+            count = steps.len(),
+            steps = steps.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            "changes one after the other have led to another network than all together; that is taken now"
+        );
+        self.outcome.counters.missed_changes += u64::try_from(steps.len().max(1)).unwrap_or(u64::MAX);
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {

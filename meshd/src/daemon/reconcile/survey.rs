@@ -97,7 +97,11 @@ impl Reconciler {
     fn asked(&mut self, detail: Detail) -> Status {
         let devices = self.device_states();
         let mut status = self.status_from(&devices, detail, &mut Vec::new());
-        status.guard.set_drops(guard::drops().unwrap_or_default());
+        let drops = guard::drops().unwrap_or_default();
+        status.guard.dropped_out = drops.outgoing;
+        status.guard.dropped_in = drops.incoming;
+        status.guard.dropped_spoofed = drops.spoofed;
+        status.guard.dropped_closed = drops.closed;
         status
     }
 

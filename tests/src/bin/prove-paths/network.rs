@@ -63,6 +63,12 @@ impl Settings {
         Duration::from_millis(if self.is_emulated() { 400 } else { 100 })
     }
 
+    /// Packets a second each way, and bytes a second of a TCP connection, under which a path is moved: what an emulated machine
+    /// can carry through three NATs and a relay there.
+    pub(crate) fn load(&self) -> (u32, u32) {
+        if self.is_emulated() { (50, 20_000) } else { (1_000, 500_000) }
+    }
+
     /// Time between two questions to all daemons.
     pub(crate) fn look_period(&self) -> Duration {
         Duration::from_millis(if self.is_emulated() { 5_000 } else { 200 })

@@ -8,7 +8,8 @@ use super::net::{Attacker, Net, Node, packet, prefix};
 use crate::batch::{Datagrams, Packets};
 use crate::counters::DropReason;
 use crate::engine::{ClockReading, EngineOptions};
-use wireguard::PeerChange;
+use keyring::PrivateKey;
+use wireguard::{PeerChange, PeerOp};
 
 /// A node with a peer that does what it likes; its prefix is `10.66.0.0/16`.
 fn with_attacker(options: EngineOptions) -> (Node, Attacker) {
@@ -17,7 +18,7 @@ fn with_attacker(options: EngineOptions) -> (Node, Attacker) {
     let allow = [prefix("10.66.0.0/16"), prefix("fd66::/64")].into();
     let peer = attacker.key;
     let settings = PeerChange { allow, ..Default::default() };
-    node.engine.apply(vec![wireguard::PeerOp::add(peer, settings)]).unwrap();
+    node.engine.apply(vec![PeerOp::add(peer, settings)]).unwrap();
     (node, attacker)
 }
 
@@ -148,6 +149,35 @@ fn under_load_a_handshake_needs_a_cookie_for_its_address_and_port() {
     let answers = node.open(attacker.address, &proven);
     assert_eq!(answers.iter().map(|(_, bytes)| bytes.len()).collect::<Vec<_>>(), [92], "an answer");
     assert_eq!(node.dropped(DropReason::HandshakeRateLimited), 2);
+}
+
+#[test]
+fn the_more_peers_there_are_the_more_handshakes_need_no_cookie() {
+    let key = |number: u8| PrivateKey::from_bytes(&[100 + number; 32]).unwrap();
+    let flooded = |node: &mut Node| {
+        let mut stranger = Attacker::new(66, node.key);
+        let before = node.engine.counters().cookie_replies;
+        for port in 1..=20 {
+            node.open(SocketAddr::from(([203, 0, 113, 1], port)), &stranger.initiation());
+        }
+        node.engine.counters().cookie_replies - before
+    };
+    let options = EngineOptions { handshakes_per_second: 2, ..EngineOptions::default() };
+    for (peers, without_cookie) in [(1, 2), (14, 2), (25, 5), (50, 10)] {
+        let mut node = Node::new(1, options);
+        let add = |number| PeerOp::add(key(number).public(), PeerChange::default());
+        node.engine.apply((0..peers).map(add).collect()).unwrap();
+        assert_eq!(flooded(&mut node), 20 - without_cookie, "{peers} peers");
+        // Another static key begins to count anew.
+        node.engine.set_private_key(Some(key(99)));
+        node.key = key(99).public();
+        assert_eq!(flooded(&mut node), 20 - without_cookie, "{peers} peers and another key");
+        node.engine.set_private_key(Some(key(98)));
+        node.key = key(98).public();
+        let remove = |number| PeerOp::Remove { peer: key(number).public() };
+        node.engine.apply((0..peers).map(remove).collect()).unwrap();
+        assert_eq!(flooded(&mut node), 18, "those that have left count no more");
+    }
 }
 
 #[test]

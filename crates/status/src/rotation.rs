@@ -127,7 +127,7 @@ pub fn line(status: &RotationStatus) -> String {
 }
 
 /// A duration in a suitable unit.
-pub(super) fn age(seconds: u64) -> String {
+pub fn age(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
         120..7200 => format!("{} min", seconds / 60),

@@ -32,7 +32,7 @@ pub struct PqSlotStatus {
 
 impl PqSlotStatus {
     /// Its state in one word, for a table.
-    pub(super) const fn text(&self) -> &'static str {
+    pub(crate) const fn text(&self) -> &'static str {
         match self.protection {
             Protection::None => "-",
             Protection::Offered => "negotiating",
@@ -44,7 +44,7 @@ impl PqSlotStatus {
 
 impl PairStatus {
     /// Why pod traffic is blocked.
-    pub(super) const fn reason(self) -> &'static str {
+    pub(crate) const fn reason(self) -> &'static str {
         match self.enabled {
             Some(false) => "pq is off there",
             None => {

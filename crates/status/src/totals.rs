@@ -35,7 +35,7 @@ impl PeerTotals {
 
 /// Sums up the counters of both devices.
 #[derive(Debug, Default)]
-pub(crate) struct Totals {
+pub struct Totals {
     sum: PeerTotals,
     /// The counters of each peer at the last time, by its key.
     seen: PerSlot<Vec<(PublicKey, PeerTotals)>>,
@@ -43,7 +43,7 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// Takes the states of the devices; of one that can't be read, nothing changes.
-    pub(crate) fn update(&mut self, devices: &PerSlot<Option<DeviceState>>) {
+    pub fn update(&mut self, devices: &PerSlot<Option<DeviceState>>) {
         for (slot, device) in devices.iter() {
             let Some(device) = device else { continue };
             let seen = self.seen.get_mut(slot);
@@ -69,7 +69,7 @@ impl Totals {
     }
 
     /// The sum.
-    pub(crate) const fn sum(&self) -> PeerTotals {
+    pub const fn sum(&self) -> PeerTotals {
         self.sum
     }
 }

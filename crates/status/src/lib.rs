@@ -1,5 +1,7 @@
-//! The daemon's state as one value: `meshd status`, metrics and readiness are views of it.
+//! The daemon's state as one value: `meshd status`, metrics and readiness are views of it. Pure, and without anything that only
+//! runs on a node, so that a program elsewhere can read it.
 
+pub mod mesh;
 pub mod pq;
 pub mod reach;
 pub mod rotation;
@@ -15,7 +17,6 @@ use ipnetwork::IpNetwork;
 use keyring::{PerSlot, PublicKey, Slot};
 use serde::{Deserialize, Serialize};
 
-use crate::api::fence::Fence;
 use pq::{PairStatus, PqSlotStatus};
 use reach::Reach;
 use rotation::RotationStatus;
@@ -212,14 +213,17 @@ pub struct GuardStatus {
     pub open_node_cidrs: Vec<IpNetwork>,
 }
 
-impl GuardStatus {
-    /// Takes the guard's counters.
-    pub(crate) const fn set_drops(&mut self, drops: linux::guard::Drops) {
-        self.dropped_out = drops.outgoing;
-        self.dropped_in = drops.incoming;
-        self.dropped_spoofed = drops.spoofed;
-        self.dropped_closed = drops.closed;
-    }
+/// Whether the cluster's admission policy restricts a daemon to its own Node, by a test.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fence {
+    /// Not tested yet, or there is no other Node to test with.
+    #[default]
+    Unknown,
+    /// A change of another Node was refused.
+    InPlace,
+    /// A change of another Node would have been allowed: a stolen token of this node could forge other nodes' keys.
+    Missing,
 }
 
 /// The daemon's connection to the API server.
@@ -346,7 +350,7 @@ pub struct FindingStatus {
 pub struct Counters {
     /// Reconciliations.
     pub reconciles: u64,
-    /// Of these, those that compared the whole network; the others only looked whether that was wanted.
+    /// Of these, those that compared the whole network; the others compared what was new, or only looked whether that was wanted.
     #[serde(default)]
     pub full_reconciles: u64,
     /// Steps performed successfully.

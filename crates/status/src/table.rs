@@ -4,8 +4,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{Table, presets};
 
-use super::{NameStatus, PeerSlotStatus, PeerStatus, Status};
-use crate::api::fence::Fence;
+use crate::{Fence, NameStatus, PeerSlotStatus, PeerStatus, Status};
 
 /// How many names a list has, and how many lines of one kind there are, unless all are wanted.
 const FEW: usize = 10;
@@ -29,8 +28,8 @@ pub fn render(status: &Status, all: bool) -> String {
 }
 
 /// The first of these names, and how many more there are.
-fn names(names: &[String], most: usize) -> String {
-    let first = names.iter().take(most).map(String::as_str).collect::<Vec<_>>().join(", ");
+pub(crate) fn names(names: &[impl AsRef<str>], most: usize) -> String {
+    let first = names.iter().take(most).map(AsRef::as_ref).collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(most) {
         0 => first,
         more => format!("{first} and {more} more"),
@@ -290,7 +289,7 @@ fn relays(text: &mut String, status: &Status, most: usize) -> std::fmt::Result {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::RejectedStatus;
+    use crate::RejectedStatus;
 
     #[test]
     fn the_table_of_a_large_mesh_is_short_unless_all_is_wanted() {

@@ -1,0 +1,73 @@
+//! Questions to the daemons of all nodes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use ::status::Status;
+use ::status::mesh::Answer;
+use futures::StreamExt as _;
+use tokio::time::Instant;
+
+use crate::cluster::{AskError, Cluster, Daemon};
+use crate::output;
+
+/// How many daemons are asked at once.
+const AT_ONCE: usize = 64;
+/// After how long progress is said.
+const PROGRESS: Duration = Duration::from_secs(2);
+
+/// Which peers each daemon tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Peers {
+    /// All.
+    All,
+    /// Those with which something is wrong, or all if they are few.
+    Unwell,
+}
+
+/// Asks every daemon; says how far that has come if it takes long.
+pub(crate) async fn answers(
+    cluster: &Cluster,
+    daemons: BTreeMap<String, Daemon>,
+    peers: Peers,
+) -> BTreeMap<String, Answer> {
+    let (began, all) = (Instant::now(), daemons.len());
+    let mut said = began;
+    let mut answers = BTreeMap::new();
+    let asked =
+        daemons.into_iter().map(|(node, daemon)| async move { (node, answer(cluster, daemon, peers).await) });
+    let mut asked = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
+    while let Some((node, answer)) = asked.next().await {
+        answers.insert(node, answer);
+        if said.elapsed() >= PROGRESS {
+            said = Instant::now();
+            output::progress(&format!("{} of {all} nodes have answered", answers.len()));
+        }
+    }
+    answers
+}
+
+async fn answer(cluster: &Cluster, daemon: Daemon, peers: Peers) -> Answer {
+    let pod = match daemon {
+        Daemon::Pod(pod) => pod,
+        Daemon::Waiting(why) => return Answer::Absent(why),
+        Daemon::None => return Answer::Absent("the DaemonSet has no pod there".to_owned()),
+    };
+    match status(cluster, &pod, peers).await {
+        Ok(status) => Answer::Said(Box::new(status)),
+        Err(error) => Answer::Silent(format!("{pod}: {error}")),
+    }
+}
+
+async fn status(cluster: &Cluster, pod: &str, peers: Peers) -> Result<Status, AskError> {
+    let all = ["status", "-o", "json"];
+    let asked = match peers {
+        Peers::All => cluster.ask(pod, &all).await,
+        Peers::Unwell => match cluster.ask(pod, &[&all[..], &["--problems"]].concat()).await {
+            // A daemon that does not know the flag lists all peers.
+            Err(AskError::Failed(text)) if text.contains("--problems") => cluster.ask(pod, &all).await,
+            answer => answer,
+        },
+    };
+    serde_json::from_str(&asked?).map_err(|error| AskError::Unreadable(error.to_string()))
+}

@@ -1,0 +1,275 @@
+//! The API server: Nodes, the daemons' pods, and what a daemon answers.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use clap::ArgMatches;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::api::{AttachParams, ListParams};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Api, Client, Config};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+
+/// Labels of the daemons' pods (`deploy/base/daemonset.yaml`).
+const PODS: &str = "app.kubernetes.io/name=meshd";
+/// Label of a Node's zone.
+const ZONE: &str = "topology.kubernetes.io/zone";
+/// The container in them, and the program in it.
+const CONTAINER: &str = "meshd";
+const PROGRAM: &str = "/meshd";
+/// How many objects are listed at once.
+const PAGE: u32 = 500;
+/// How long a daemon may take to answer, with everything in between.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(8);
+/// The longest answer in bytes: with many peers in trouble a status has some hundred kilobytes.
+const LONGEST: u64 = 16 << 20;
+
+/// A cluster, as somebody with a kubeconfig sees it.
+pub(crate) struct Cluster {
+    client: Client,
+    namespace: String,
+}
+
+/// The daemon of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Daemon {
+    /// Its pod runs.
+    Pod(String),
+    /// Its pod does not, and why.
+    Waiting(String),
+    /// There is none.
+    None,
+}
+
+impl Cluster {
+    /// A client by the kubeconfig and the flags of the command line.
+    pub(crate) async fn connect(matches: &ArgMatches) -> Result<Self, ClusterError> {
+        let text = |name: &str| matches.get_one::<String>(name).cloned();
+        let options = KubeConfigOptions { context: text("context"), ..KubeConfigOptions::default() };
+        let mut config = match matches.get_one::<std::path::PathBuf>("kubeconfig") {
+            Some(path) => Config::from_custom_kubeconfig(read(path)?, &options).await,
+            None => Config::from_kubeconfig(&options).await,
+        }
+        .map_err(ClusterError::Kubeconfig)?;
+        config.auth_info.impersonate = text("as");
+        let client = Client::try_from(config).map_err(|source| ClusterError::Client(Box::new(source)))?;
+        Ok(Self { client, namespace: text("namespace").unwrap_or_default() })
+    }
+
+    /// The daemon of every Linux node, by the node's name.
+    pub(crate) async fn daemons(&self) -> Result<BTreeMap<String, Daemon>, ClusterError> {
+        let nodes: Vec<Node> = all(&Api::all(self.client.clone()), &ListParams::default(), "Nodes").await?;
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let pods = all(&pods, &ListParams::default().labels(PODS), "the daemons' pods").await?;
+        Ok(daemons(&nodes, &pods))
+    }
+
+    /// The zone of every node, by the node's name; without one it is empty.
+    pub(crate) async fn zones(&self) -> Result<BTreeMap<String, String>, ClusterError> {
+        let nodes: Vec<Node> = all(&Api::all(self.client.clone()), &ListParams::default(), "Nodes").await?;
+        let zone = |node: &Node| node.metadata.labels.as_ref()?.get(ZONE).cloned();
+        Ok(nodes
+            .iter()
+            .filter_map(|node| Some((node.metadata.name.clone()?, zone(node).unwrap_or_default())))
+            .collect())
+    }
+
+    /// Runs the daemon's program in its pod, and returns what it prints.
+    pub(crate) async fn ask(&self, pod: &str, arguments: &[&str]) -> Result<String, AskError> {
+        let asked = self.exec(pod, arguments);
+        tokio::time::timeout(ANSWER_TIMEOUT, asked).await.unwrap_or(Err(AskError::Late))
+    }
+
+    async fn exec(&self, pod: &str, arguments: &[&str]) -> Result<String, AskError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let how = AttachParams::default().container(CONTAINER).stdout(true).stderr(true);
+        let command = std::iter::once(PROGRAM).chain(arguments.iter().copied());
+        let mut process =
+            pods.exec(pod, command, &how).await.map_err(|error| AskError::Exec(words(&error)))?;
+        let (out, error) = (process.stdout(), process.stderr());
+        let ended = process.take_status();
+        let (out, error) = tokio::try_join!(text(out), text(error))?;
+        let status = match ended {
+            Some(ended) => ended.await,
+            None => None,
+        };
+        match status.and_then(|status| status.status) {
+            Some(status) if status == "Success" => Ok(out),
+            _ => Err(AskError::Failed(error.trim().to_owned())),
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<Kubeconfig, ClusterError> {
+    Kubeconfig::read_from(path).map_err(ClusterError::Kubeconfig)
+}
+
+async fn all<K>(api: &Api<K>, wanted: &ListParams, what: &'static str) -> Result<Vec<K>, ClusterError>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug,
+{
+    let mut items = Vec::new();
+    let mut page = wanted.clone().limit(PAGE);
+    loop {
+        let failed = |error| ClusterError::List { what, cause: words(&error) };
+        let list = api.list(&page).await.map_err(failed)?;
+        items.extend(list.items);
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = wanted.clone().limit(PAGE).continue_token(&token),
+            None => return Ok(items),
+        }
+    }
+}
+
+async fn text(stream: Option<impl AsyncRead + Unpin>) -> Result<String, AskError> {
+    let mut bytes = Vec::new();
+    if let Some(stream) = stream {
+        stream.take(LONGEST).read_to_end(&mut bytes).await.map_err(AskError::Read)?;
+    }
+    String::from_utf8(bytes).map_err(|_| AskError::Unreadable("bytes that are not UTF-8".to_owned()))
+}
+
+/// An error in words. What the API server answers is printed by kube with everything that the answer contains.
+fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Which pod is the daemon of which node. While one replaces another, the one that runs is asked.
+fn daemons(nodes: &[Node], pods: &[Pod]) -> BTreeMap<String, Daemon> {
+    let is_linux = |node: &&Node| {
+        let labels = node.metadata.labels.as_ref();
+        labels.and_then(|labels| labels.get("kubernetes.io/os")).is_none_or(|os| os == "linux")
+    };
+    let names = nodes.iter().filter(is_linux).filter_map(|node| node.metadata.name.clone());
+    let mut daemons: BTreeMap<String, Daemon> = names.map(|name| (name, Daemon::None)).collect();
+    for pod in pods {
+        let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
+        let Some(daemon) = on.and_then(|node| daemons.get_mut(node)) else { continue };
+        let name = pod.metadata.name.clone().unwrap_or_default();
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
+        let deleted = pod.metadata.deletion_timestamp.is_some();
+        if phase == "Running" && !deleted {
+            *daemon = Daemon::Pod(name);
+        } else if *daemon == Daemon::None {
+            let phase = if deleted { "is being deleted" } else { phase };
+            *daemon = Daemon::Waiting(format!("pod {name}: {phase}{}", reason(pod)));
+        }
+    }
+    daemons
+}
+
+/// Why the container of a pod does not run, as far as the kubelet says.
+fn reason(pod: &Pod) -> String {
+    let status = pod.status.as_ref();
+    let containers = status.and_then(|status| status.container_statuses.as_deref()).unwrap_or_default();
+    let waiting = |status: &k8s_openapi::api::core::v1::ContainerStatus| {
+        let waiting = status.state.as_ref()?.waiting.as_ref()?;
+        let message = waiting.message.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
+        Some(format!(", {}{message}", waiting.reason.as_deref().unwrap_or("waits")))
+    };
+    containers.iter().find_map(waiting).unwrap_or_default()
+}
+
+/// Why the cluster could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ClusterError {
+    /// The kubeconfig can't be used.
+    #[error(
+        "read the kubeconfig: expected a file with a cluster, a user and a context; name one with --kubeconfig"
+    )]
+    Kubeconfig(#[source] KubeconfigError),
+    /// No client can be made of it.
+    #[error("set up the client for the API server")]
+    Client(#[source] Box<kube::Error>),
+    /// Objects could not be listed.
+    #[error("list {what}: expected a reachable API server and permission to list them: {cause}")]
+    List {
+        /// What was listed.
+        what: &'static str,
+        /// The cause.
+        cause: String,
+    },
+}
+
+/// Why a daemon did not answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AskError {
+    /// The program could not be run in the pod.
+    #[error("run {PROGRAM} in it: {0}")]
+    Exec(String),
+    /// It failed.
+    #[error("{0}")]
+    Failed(String),
+    /// What it prints could not be read.
+    #[error("the connection broke: {0}")]
+    Read(std::io::Error),
+    /// It took too long.
+    #[error("no answer within {} s", ANSWER_TIMEOUT.as_secs())]
+    Late,
+    /// It is not what was expected.
+    #[error("an answer that can't be read: {0}")]
+    Unreadable(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, os: &str) -> Node {
+        serde_json::from_value(
+            serde_json::json!({"metadata": {"name": name, "labels": {"kubernetes.io/os": os}}}),
+        )
+        .unwrap()
+    }
+
+    fn pod(name: &str, node: &str, phase: &str, deleted: bool) -> Pod {
+        let deleted = deleted.then_some("2026-01-01T00:00:00Z");
+        let waiting = serde_json::json!({"waiting": {"reason": "ErrImagePull", "message": "not found"}});
+        let state = if phase == "Pending" { waiting } else { serde_json::json!({}) };
+        serde_json::from_value(serde_json::json!({
+            "metadata": {"name": name, "deletionTimestamp": deleted},
+            "spec": {"nodeName": node, "containers": []},
+            "status": {"phase": phase, "containerStatuses": [
+                {"name": "meshd", "image": "", "imageID": "", "ready": false, "restartCount": 0, "state": state},
+            ]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn the_pod_that_runs_is_asked_and_others_say_why_they_do_not() {
+        let nodes = [
+            node("n1", "linux"),
+            node("n2", "linux"),
+            node("n3", "linux"),
+            node("n4", "linux"),
+            node("w1", "windows"),
+        ];
+        let running = |name: &str| Daemon::Pod(name.to_owned());
+        let found = daemons(
+            &nodes,
+            &[
+                pod("old", "n1", "Running", true),
+                pod("new", "n1", "Running", false),
+                pod("stuck", "n2", "Pending", false),
+                pod("leaving", "n4", "Running", true),
+                pod("elsewhere", "n9", "Running", false),
+            ],
+        );
+        let stuck = "pod stuck: Pending, ErrImagePull (not found)".to_owned();
+        assert_eq!(
+            found,
+            [
+                ("n1".to_owned(), running("new")),
+                ("n2".to_owned(), Daemon::Waiting(stuck)),
+                ("n3".to_owned(), Daemon::None),
+                ("n4".to_owned(), Daemon::Waiting("pod leaving: is being deleted".to_owned())),
+            ]
+            .into()
+        );
+    }
+}
