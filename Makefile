@@ -71,7 +71,7 @@ cluster: ## a Kubernetes cluster on this machine, with meshd in it (NODES=3, DUA
 		--proxy-mode $(or $(PROXY),iptables) $(if $(CLUSTER),--id $(CLUSTER))
 
 .PHONY: prove-cluster
-prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothing left of them (NODES, DUAL, IPV6, PROXY)
+prove-cluster: ## two clusters at once, the end-to-end suite on both, and nothing left of them (NODES, DUAL, IPV6, PROXY, DISTURB=1)
 	START=prove-cluster scripts/cluster.sh --nodes $(or $(NODES),2) --family $(if $(DUAL),dual,$(if $(IPV6),ipv6,ipv4)) \
 		--proxy-mode $(or $(PROXY),iptables)
 

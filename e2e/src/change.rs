@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::kubectl::{Kubectl, KubectlError};
 
+/// Why rows that change something are not tried.
+pub const NOT_ASKED_FOR: &str = "it restarts daemons or replaces keys, which was not asked for (--disturb)";
+
 /// The command runs for so long before.
 const AFTER: Duration = Duration::from_secs(2);
 

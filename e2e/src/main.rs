@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use e2e::capture::{self, Capture, Found};
 use e2e::cases::{Case, Family, Inventory, Pod, Skip};
-use e2e::change::Change;
+use e2e::change::{Change, NOT_ASKED_FOR};
 use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
 use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
@@ -33,8 +33,6 @@ const AGENTS: &str = "agent";
 const CONTAINER: &str = "pod";
 /// Why what the uplinks carry can't be said.
 const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
-/// Why rows that change something are not tried.
-const UNDISTURBED: &str = "it restarts daemons or replaces keys, which was not asked for (--disturb)";
 const NO_MESHD: &str = "the cluster has no DaemonSet meshd in namespace meshd";
 /// Beside these files are the scenarios.
 const OWN: &str = env!("CARGO_MANIFEST_DIR");
@@ -236,7 +234,7 @@ impl Suite<'_> {
     /// Why nothing may be changed, or can be.
     fn unchanging(&self) -> Result<Option<&'static str>, KubectlError> {
         if !self.disturb {
-            return Ok(Some(UNDISTURBED));
+            return Ok(Some(NOT_ASKED_FOR));
         }
         let meshd = self.kubectl.output(&["-n", "meshd", "get", "daemonset", "meshd"], "")?;
         Ok((!meshd.status.success()).then_some(NO_MESHD))

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::capture::Control;
 use crate::cases::Family;
+use crate::change::NOT_ASKED_FOR;
 use crate::versions::Versions;
 
 /// How a command, a row or a run ended.
@@ -213,9 +214,13 @@ impl NotHere {
         toml::from_str(text).map_err(|error| error.to_string())
     }
 
-    /// Makes failures of what was skipped and is not in the list, and adds the list's reasons to the rest.
+    /// Makes failures of what was skipped and is not in the list, and adds the list's reasons to the rest. What was not asked for
+    /// stays skipped.
     pub fn settle(&self, cases: &mut [Seen]) {
-        for case in cases.iter_mut().filter(|case| case.verdict == Verdict::Skipped) {
+        let skipped = |case: &&mut Seen| {
+            case.verdict == Verdict::Skipped && case.reason.as_deref() != Some(NOT_ASKED_FOR)
+        };
+        for case in cases.iter_mut().filter(skipped) {
             let lists = |listed: &&Listed| {
                 listed.row == case.row && listed.protocol.as_ref().is_none_or(|what| *what == case.about)
             };
@@ -429,6 +434,7 @@ pub(crate) mod tests {
             skipped("N9", ""),
             skipped("N9", "udp"),
             seen("N1", Verdict::Pass),
+            Seen { reason: Some(NOT_ASKED_FOR.to_owned()), ..seen("E2", Verdict::Skipped) },
         ];
         let settled = |list: &NotHere| {
             let mut cases = before.to_vec();
@@ -438,7 +444,7 @@ pub(crate) mod tests {
         let cases = settled(&list);
         let verdicts: Vec<_> = cases.iter().map(|case| case.verdict).collect();
         let (skip, fail, pass) = (Verdict::Skipped, Verdict::Fail, Verdict::Pass);
-        assert_eq!(verdicts, [skip, fail, skip, skip, pass]);
+        assert_eq!(verdicts, [skip, fail, skip, skip, pass, skip]);
         assert_eq!(cases[0].reason.as_deref(), Some("it lacks it (a)"));
         assert_eq!(cases[1].seen, "it was skipped: it lacks it");
         assert!(settled(&NotHere::default()).iter().filter(|case| case.verdict == fail).count() == 4);

@@ -12,6 +12,7 @@ pub fn of(command: &[&str], expected: &Expected, succeeded: bool, printed: &str)
         // It ends at the first that is not answered.
         ["e2e-pod", "spread", times, ..] if succeeded => Some(Traffic { sent: times.parse().ok()?, lost: 0 }),
         ["ping", ..] => pinged(printed),
+        ["e2e-pod", "stream", ..] => streamed(printed),
         _ => None,
     }
 }
@@ -23,6 +24,13 @@ fn pinged(printed: &str) -> Option<Traffic> {
     let received: u64 = rest.split_whitespace().next()?.parse().ok()?;
     let sent: u64 = sent.trim().parse().ok()?;
     Some(Traffic { sent, lost: sent.saturating_sub(received) })
+}
+
+/// Reads "9000 sent, 12 lost, ...", which a stream prints that lost no more than it may.
+fn streamed(printed: &str) -> Option<Traffic> {
+    let (sent, rest) = printed.trim().split_once(" sent, ")?;
+    let (lost, _pause) = rest.split_once(" lost, ")?;
+    Some(Traffic { sent: sent.parse().ok()?, lost: lost.parse().ok()? })
 }
 
 #[cfg(test)]
@@ -44,6 +52,9 @@ mod tests {
         let iputils = "3 packets transmitted, 3 received, 0% packet loss, time 2ms";
         assert_eq!(answered(&["ping", "-c", "3"], true, iputils), traffic(3, 0));
         assert_eq!(answered(&["ping", "-c", "3"], false, ""), None);
+        let stream = "9000 sent, 12 lost, 130 ms without an answer at most\n";
+        let stream = answered(&["e2e-pod", "stream", "90", "20", "10.0.0.1:80"], true, stream);
+        assert_eq!(stream, traffic(9000, 12));
         assert_eq!(answered(&["ip", "addr"], true, "x"), None);
         let ask = ["e2e-pod", "ask", "tcp", "10.0.0.1:80"];
         assert_eq!(of(&ask, &Expected::Failure, false, ""), None);
