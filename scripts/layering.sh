@@ -20,7 +20,7 @@ relay   | keyring wireguard tunnel  | tokio kube* *netlink* hyper* defguard* aws
 cni     | keyring plan wireguard netlink linux | kube* boringtun hyper* defguard* aws-lc*
 meshd   | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay status |
 lab     | keyring plan netlink linux wireguard kernel-wireguard cni tunnel relay status meshd |
-kubectl-meshd | keyring plan wireguard status | *netlink* boringtun defguard* aws-lc* rtnetlink nix
+kubectl-meshd | keyring plan wireguard status | *netlink* boringtun defguard* aws-lc* nix
 e2e     |                             | kube* *netlink* hyper* boringtun defguard* aws-lc*
 e2e-pod |                             | kube* *netlink* hyper* boringtun defguard* aws-lc* serde*
 "

@@ -64,6 +64,14 @@ pub struct Kubectl {
     pub kubeconfig: Option<PathBuf>,
 }
 
+/// The container of each pod that commands run in.
+const CONTAINER: &str = "pod";
+
+/// Arguments that run a command in a pod of the suite.
+pub fn exec<'a>(namespace: &'a str, pod: &'a str, command: &[&'a str]) -> Vec<&'a str> {
+    [["-n", namespace, "exec", pod, "-c", CONTAINER, "--"].as_slice(), command].concat()
+}
+
 impl Kubectl {
     /// Runs it to its end.
     pub fn output(&self, arguments: &[&str], input: &str) -> Result<Output, KubectlError> {

@@ -11,7 +11,7 @@ use clap::{Arg, ArgAction, ArgMatches, value_parser};
 use e2e::capture::{self, Capture, Found};
 use e2e::cases::{Case, Family, Inventory, Pod, Skip};
 use e2e::change::{Change, NOT_ASKED_FOR};
-use e2e::kubectl::{Kubectl, KubectlError};
+use e2e::kubectl::{self, Kubectl, KubectlError};
 use e2e::outside::Outside;
 use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
 use e2e::scenario::{self, Check, Row};
@@ -29,8 +29,6 @@ const SAID_EVERY: Duration = Duration::from_secs(20);
 const SERVICES_WITHIN: Duration = Duration::from_mins(2);
 /// The `DaemonSet` of pods in the nodes' own network.
 const AGENTS: &str = "agent";
-/// The container of each pod that commands run in.
-const CONTAINER: &str = "pod";
 /// Why what the uplinks carry can't be said.
 const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
 const NO_MESHD: &str = "the cluster has no DaemonSet meshd in namespace meshd";
@@ -274,7 +272,7 @@ impl Suite<'_> {
     }
 
     fn exec<'a>(&'a self, pod: &'a str, command: &[&'a str]) -> Vec<&'a str> {
-        [["-n", self.namespace, "exec", pod, "-c", CONTAINER, "--"].as_slice(), command].concat()
+        kubectl::exec(self.namespace, pod, command)
     }
 
     /// All rows, and what the nodes' uplinks carried meanwhile.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::cases::Pod;
-use crate::kubectl::{Kubectl, KubectlError};
+use crate::kubectl::{Kubectl, KubectlError, exec};
 
 /// Where kube-proxy says on each node what mode it is in, unless it was told to say so elsewhere.
 const PROXY: [&str; 2] = ["127.0.0.1", "::1"];
@@ -74,8 +74,7 @@ pub fn proxy_mode(kubectl: &Kubectl, namespace: &str, agents: &[Pod]) -> Result<
         for address in PROXY {
             // Not wget: that of a static busybox needs files that the image lacks.
             let ask = format!("printf 'GET /proxyMode HTTP/1.0\\r\\n\\r\\n' | nc -w 2 {address} 10249");
-            let ask = ["-n", namespace, "exec", &agent.name, "--", "sh", "-c", &ask];
-            let output = kubectl.output(&ask, "")?;
+            let output = kubectl.output(&exec(namespace, &agent.name, &["sh", "-c", &ask]), "")?;
             modes.extend(answered(&String::from_utf8_lossy(&output.stdout)));
         }
     }

@@ -8,7 +8,7 @@ use ::status::mesh::Answer;
 use futures::StreamExt as _;
 use tokio::time::Instant;
 
-use crate::cluster::{AskError, Cluster, Daemon};
+use crate::cluster::{AskError, Cluster, Daemon, Listed};
 use crate::output;
 
 /// How many daemons are asked at once.
@@ -28,14 +28,15 @@ pub(crate) enum Peers {
 /// Asks every daemon; says how far that has come if it takes long.
 pub(crate) async fn answers(
     cluster: &Cluster,
-    daemons: BTreeMap<String, Daemon>,
+    nodes: BTreeMap<String, Listed>,
     peers: Peers,
 ) -> BTreeMap<String, Answer> {
-    let (began, all) = (Instant::now(), daemons.len());
+    let (began, all) = (Instant::now(), nodes.len());
     let mut said = began;
     let mut answers = BTreeMap::new();
-    let asked =
-        daemons.into_iter().map(|(node, daemon)| async move { (node, answer(cluster, daemon, peers).await) });
+    let asked = nodes
+        .into_iter()
+        .map(|(node, listed)| async move { (node, answer(cluster, listed.daemon, peers).await) });
     let mut asked = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
     while let Some((node, answer)) = asked.next().await {
         answers.insert(node, answer);

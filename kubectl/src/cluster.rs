@@ -13,7 +13,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 /// Labels of the daemons' pods (`deploy/base/daemonset.yaml`).
 const PODS: &str = "app.kubernetes.io/name=meshd";
-/// Label of a Node's zone.
+/// Labels of a Node: its operating system, and its zone.
+const OS: &str = "kubernetes.io/os";
 const ZONE: &str = "topology.kubernetes.io/zone";
 /// The container in them, and the program in it.
 const CONTAINER: &str = "meshd";
@@ -29,6 +30,15 @@ const LONGEST: u64 = 16 << 20;
 pub(crate) struct Cluster {
     client: Client,
     namespace: String,
+}
+
+/// A node, as the API server lists it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Listed {
+    /// Its daemon.
+    pub(crate) daemon: Daemon,
+    /// Its zone; empty without one.
+    pub(crate) zone: String,
 }
 
 /// The daemon of a node.
@@ -57,22 +67,12 @@ impl Cluster {
         Ok(Self { client, namespace: text("namespace").unwrap_or_default() })
     }
 
-    /// The daemon of every Linux node, by the node's name.
-    pub(crate) async fn daemons(&self) -> Result<BTreeMap<String, Daemon>, ClusterError> {
+    /// Every Linux node, by its name.
+    pub(crate) async fn nodes(&self) -> Result<BTreeMap<String, Listed>, ClusterError> {
         let nodes: Vec<Node> = all(&Api::all(self.client.clone()), &ListParams::default(), "Nodes").await?;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pods = all(&pods, &ListParams::default().labels(PODS), "the daemons' pods").await?;
-        Ok(daemons(&nodes, &pods))
-    }
-
-    /// The zone of every node, by the node's name; without one it is empty.
-    pub(crate) async fn zones(&self) -> Result<BTreeMap<String, String>, ClusterError> {
-        let nodes: Vec<Node> = all(&Api::all(self.client.clone()), &ListParams::default(), "Nodes").await?;
-        let zone = |node: &Node| node.metadata.labels.as_ref()?.get(ZONE).cloned();
-        Ok(nodes
-            .iter()
-            .filter_map(|node| Some((node.metadata.name.clone()?, zone(node).unwrap_or_default())))
-            .collect())
+        Ok(listed(&nodes, &pods))
     }
 
     /// Runs the daemon's program in its pod, and returns what it prints.
@@ -138,17 +138,21 @@ fn words(error: &kube::Error) -> String {
     }
 }
 
-/// Which pod is the daemon of which node. While one replaces another, the one that runs is asked.
-fn daemons(nodes: &[Node], pods: &[Pod]) -> BTreeMap<String, Daemon> {
-    let is_linux = |node: &&Node| {
-        let labels = node.metadata.labels.as_ref();
-        labels.and_then(|labels| labels.get("kubernetes.io/os")).is_none_or(|os| os == "linux")
-    };
-    let names = nodes.iter().filter(is_linux).filter_map(|node| node.metadata.name.clone());
-    let mut daemons: BTreeMap<String, Daemon> = names.map(|name| (name, Daemon::None)).collect();
+/// The nodes, and which pod is the daemon of which. While one replaces another, the one that runs is asked.
+fn listed(nodes: &[Node], pods: &[Pod]) -> BTreeMap<String, Listed> {
+    let label = |node: &Node, name: &str| node.metadata.labels.as_ref()?.get(name).cloned();
+    let is_linux = |node: &&Node| label(node, OS).is_none_or(|os| os == "linux");
+    let mut listed: BTreeMap<String, Listed> = nodes
+        .iter()
+        .filter(is_linux)
+        .filter_map(|node| {
+            let zone = label(node, ZONE).unwrap_or_default();
+            Some((node.metadata.name.clone()?, Listed { daemon: Daemon::None, zone }))
+        })
+        .collect();
     for pod in pods {
         let on = pod.spec.as_ref().and_then(|spec| spec.node_name.as_ref());
-        let Some(daemon) = on.and_then(|node| daemons.get_mut(node)) else { continue };
+        let Some(Listed { daemon, .. }) = on.and_then(|node| listed.get_mut(node)) else { continue };
         let name = pod.metadata.name.clone().unwrap_or_default();
         let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Unknown");
         let deleted = pod.metadata.deletion_timestamp.is_some();
@@ -159,7 +163,7 @@ fn daemons(nodes: &[Node], pods: &[Pod]) -> BTreeMap<String, Daemon> {
             *daemon = Daemon::Waiting(format!("pod {name}: {phase}{}", reason(pod)));
         }
     }
-    daemons
+    listed
 }
 
 /// Why the container of a pod does not run, as far as the kubelet says.
@@ -250,7 +254,7 @@ mod tests {
             node("w1", "windows"),
         ];
         let running = |name: &str| Daemon::Pod(name.to_owned());
-        let found = daemons(
+        let found = listed(
             &nodes,
             &[
                 pod("old", "n1", "Running", true),
@@ -260,6 +264,8 @@ mod tests {
                 pod("elsewhere", "n9", "Running", false),
             ],
         );
+        let found: BTreeMap<String, Daemon> =
+            found.into_iter().map(|(node, listed)| (node, listed.daemon)).collect();
         let stuck = "pod stuck: Pending, ErrImagePull (not found)".to_owned();
         assert_eq!(
             found,

@@ -15,12 +15,10 @@ const MOST: usize = 100;
 /// Prints the graph.
 pub(crate) async fn run(matches: &ArgMatches) -> Result<Verdict, CommandError> {
     let cluster = Cluster::connect(matches).await?;
-    let daemons = cluster.daemons().await?;
-    let graph = Graph::new(&answers(&cluster, daemons, Peers::All).await);
-    let graph = match matches.get_one::<String>("by") {
-        Some(_) => graph.grouped(&cluster.zones().await?),
-        None => graph,
-    };
+    let nodes = cluster.nodes().await?;
+    let zones = nodes.iter().map(|(node, listed)| (node.clone(), listed.zone.clone())).collect();
+    let graph = Graph::new(&answers(&cluster, nodes, Peers::All).await);
+    let graph = if matches.contains_id("by") { graph.grouped(&zones) } else { graph };
     let form = matches.get_one::<String>("format").map(String::as_str);
     let text = match (Format::of(matches), form) {
         (Format::Table, Some("dot")) => graph.dot(),

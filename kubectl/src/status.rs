@@ -58,11 +58,11 @@ fn text(mesh: &Mesh, matches: &ArgMatches) -> Result<String, CommandError> {
 
 /// Asks every daemon; shows one `node` alone if one is given, from all answers.
 async fn whole(cluster: &Cluster, node: Option<&String>) -> Result<Mesh, CommandError> {
-    let daemons = cluster.daemons().await?;
-    if let Some(node) = node.filter(|node| !daemons.contains_key(*node)) {
+    let nodes = cluster.nodes().await?;
+    if let Some(node) = node.filter(|node| !nodes.contains_key(*node)) {
         return Err(CommandError::NoSuchNode { node: node.clone() });
     }
-    let mesh = Mesh::new(&answers(cluster, daemons, Peers::Unwell).await);
+    let mesh = Mesh::new(&answers(cluster, nodes, Peers::Unwell).await);
     Ok(match node {
         Some(node) => mesh.only(node),
         None => mesh,

@@ -22,7 +22,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::metrics;
-use crate::status::Status;
+use status::Status;
 
 /// How long the control loop may go without a reconciliation before it counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_mins(1);

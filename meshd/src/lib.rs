@@ -25,5 +25,3 @@ mod logging;
 mod metrics;
 mod state_file;
 mod uninstall;
-
-pub use ::status;

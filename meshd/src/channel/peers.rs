@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::message::{MAX_PROBE_LEN, Message, UNAUTHENTICATED};
 use super::rate_limit::RateLimit;
 use super::session::{self, OVERHEAD, Opened, Refused, Session};
-use crate::status::ControlStatus;
+use status::ControlStatus;
 
 /// What the channel must know of a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use clap::ArgMatches;
 
 use super::{CommandError, arguments, output};
 use crate::control::{self, Request};
-use crate::status::{PlanReport, Status};
+use status::{PlanReport, Status};
 
 /// `meshd status`
 pub(super) fn status(matches: &ArgMatches) -> Result<(), CommandError> {

@@ -8,8 +8,8 @@ use clap::ArgMatches;
 
 use super::{CommandError, arguments, output};
 use crate::control::{self, Request};
-use crate::status::rotation::{RotationStatus, keys_table, line};
-use crate::status::{PeerStatus, Status};
+use status::rotation::{RotationStatus, keys_table, line};
+use status::{PeerStatus, Status};
 
 /// How often the daemon's progress is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);

@@ -51,7 +51,7 @@ use crate::config::Config;
 use crate::control::{self, ControlRequest};
 use crate::device;
 use crate::http;
-use crate::status::Status;
+use status::Status;
 
 pub(crate) use cni_files::{CONFLIST, LOOPBACK, NODE_FILE, PLUGIN, is_loopback_ours};
 pub(crate) use keys::KeysError;

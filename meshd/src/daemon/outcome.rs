@@ -30,8 +30,8 @@ use super::stripped::Stripped;
 use super::unreached::Unreached;
 use crate::config::Config;
 use crate::device::SelectedBackend;
-use crate::status::rotation::{KeyStatus, PeerStep, RotationStatus};
-use crate::status::{
+use status::rotation::{KeyStatus, PeerStep, RotationStatus};
+use status::{
     ApiStatus, Counters, Fence, FindingStatus, GuardStatus, OffloadUse, RejectedStatus, SlotStatus, Status,
 };
 

@@ -24,9 +24,9 @@ use super::keys::Keys;
 use super::probes::{PathStats, Probe, Probes, Way};
 use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
-use crate::status::ControlStatus;
-use crate::status::reach::ProbeRecord;
-use crate::status::totals::RoundTrips;
+use status::ControlStatus;
+use status::reach::ProbeRecord;
+use status::totals::RoundTrips;
 
 /// Questions of the rotation in a second at most: each makes a peer answer, and all answers come at once.
 const ASKS_PER_SECOND: u32 = 500;

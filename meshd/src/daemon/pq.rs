@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::keys::Keys;
-use crate::status::pq::{PairStatus, PqSlotStatus};
+use status::pq::{PairStatus, PqSlotStatus};
 
 /// How long the keys with a node that is gone are kept: it may come back.
 const GONE_TTL: Duration = Duration::from_mins(10);

@@ -19,7 +19,7 @@ use super::relay_file::{self, RelayFile};
 use crate::chain::Chain;
 use crate::channel::Message;
 use crate::config::Config;
-use crate::status::RelayStatus;
+use status::RelayStatus;
 
 /// How often the file is written at most: addresses change with each handshake of a node behind a restless NAT.
 const SAVE_PERIOD: Duration = Duration::from_secs(2);

@@ -11,7 +11,7 @@ use plan::node::NodeUid;
 use tracing::info;
 
 use crate::channel::Message;
-use crate::status::LeaseStatus;
+use status::LeaseStatus;
 
 /// All leases of this node.
 #[derive(Debug, Default)]

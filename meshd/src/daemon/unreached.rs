@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::status::reach::Reach;
+use status::reach::Reach;
 
 /// How long a peer is down before it is logged. A node that joins or restarts is reached within seconds.
 const PEER_AFTER: Duration = Duration::from_secs(30);

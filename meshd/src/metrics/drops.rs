@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Metric, Sample, sample};
-use crate::status::Status;
+use status::Status;
 
 /// Among what the engines dropped, what is no packet: a quota of its own.
 pub(super) const FORGOTTEN: &str = "forgotten_timestamps";

@@ -16,8 +16,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::watch;
 
 use crate::http::ClosedConnections;
-use crate::status::totals::RoundTrips;
-use crate::status::{Fence, Status};
+use status::totals::RoundTrips;
+use status::{Fence, Status};
 
 /// Renders all metrics in the text format of `OpenMetrics` 1.0. Without series of single peers the page is short: then it has
 /// neither help texts nor units, which are optional and would be a third of it. docs/metrics.md has both.

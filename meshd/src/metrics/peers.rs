@@ -7,8 +7,8 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use super::{Metric, Value, sample};
-use crate::status::summary::{Summary, Trouble};
-use crate::status::{PeerSlotStatus, PeerStatus, Status};
+use status::summary::{Summary, Trouble};
+use status::{PeerSlotStatus, PeerStatus, Status};
 
 /// What all peers are and do: as many series at any number of peers.
 pub(super) fn all(status: &Status) -> Vec<Metric<'_>> {

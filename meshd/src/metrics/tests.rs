@@ -3,13 +3,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use keyring::{PerSlot, PublicKey};
 
 use super::*;
-use crate::status::reach::{Reach, ReachCounts};
-use crate::status::rotation::KeyStatus;
-use crate::status::summary::{Facts, Summary, Trouble, TroubleCounts, TroubledPeer};
-use crate::status::totals::PeerTotals;
-use crate::status::{
-    Counters, FindingStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus,
-};
+use status::reach::{Reach, ReachCounts};
+use status::rotation::KeyStatus;
+use status::summary::{Facts, Summary, Trouble, TroubleCounts, TroubledPeer};
+use status::totals::PeerTotals;
+use status::{Counters, FindingStatus, OffloadUse, PeerSlotStatus, PeerStatus, RejectedStatus, SlotStatus};
 
 /// A status in which every metric has a sample.
 fn full() -> Status {

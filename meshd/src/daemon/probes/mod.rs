@@ -13,8 +13,8 @@ use plan::path_mtu::search::{Limits, Search, Source};
 
 use super::allowance::Allowance;
 use crate::channel::MAX_PROBE_LEN;
-use crate::status::reach::ProbeRecord;
-use crate::status::totals::RoundTrips;
+use status::reach::ProbeRecord;
+use status::totals::RoundTrips;
 
 /// How many regular rounds begin in a second at most. Those about a path in doubt, of which there is something to be repaired, are
 /// not limited.

@@ -9,8 +9,8 @@ use plan::paths::Kind;
 use super::Reconciler;
 use crate::chain::Chain;
 use crate::control::Request;
-use crate::status::PlanReport;
-use crate::status::rotation::RotationStatus;
+use status::PlanReport;
+use status::rotation::RotationStatus;
 
 impl Reconciler {
     /// Answers a request from the control socket.

@@ -26,7 +26,7 @@ use crate::api::fence;
 use crate::api::{API_TIMEOUT, nodes, servers};
 use crate::chain::Chain;
 use crate::daemon::cni_files::Probed;
-use crate::status::Fence;
+use status::Fence;
 
 /// How long all lookups of missing Nodes may take together. Those without an answer by then are not confirmed gone.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);

@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use super::{Answer, Reconciler};
 use crate::chain::Chain;
 use crate::daemon::names;
-use crate::status::NameStatus;
+use status::NameStatus;
 
 impl Reconciler {
     /// Begins the lookups that are due.

@@ -5,7 +5,7 @@ use tracing::{info, warn};
 
 use super::Reconciler;
 use crate::daemon::unreached::Change;
-use crate::status::reach::{Reach, ReachCounts};
+use status::reach::{Reach, ReachCounts};
 
 impl Reconciler {
     /// Logs which peers are no longer reached and which are again, and creates an Event when none is. Takes the state of each

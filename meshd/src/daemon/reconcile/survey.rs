@@ -13,11 +13,11 @@ use wireguard::{DeviceState, PeerState};
 use super::Reconciler;
 use crate::daemon::outcome::unix_seconds;
 use crate::daemon::probes::PathStats;
-use crate::status::pq::{PairStatus, PqSlotStatus};
-use crate::status::reach::Reach;
-use crate::status::summary::{Facts, Summary, Trouble};
-use crate::status::totals::Totals;
-use crate::status::{PeerSlotStatus, PeerStatus, Status};
+use status::pq::{PairStatus, PqSlotStatus};
+use status::reach::Reach;
+use status::summary::{Facts, Summary, Trouble};
+use status::totals::Totals;
+use status::{PeerSlotStatus, PeerStatus, Status};
 
 /// The shortest time between two surveys: a little less than the turns' period, so that each of those in a small mesh has one.
 const LEAST_INTERVAL: Duration = Duration::from_millis(900);

@@ -112,10 +112,9 @@ impl Cluster {
 
     fn take(&self, steps: &[Step]) -> Result<(), Failure> {
         let record = self.records.load(&self.id)?.ok_or("the cluster has no record")?;
-        let nodes: Vec<&str> = record.hosts.iter().map(|host| host.name.as_str()).collect();
+        let names = record.hosts.iter().map(|host| host.name.as_str());
         // The control plane's host and the one outside are no nodes.
-        let nodes = nodes.into_iter().filter(|name| !["api", "outside"].contains(name));
-        let nodes: Vec<&str> = nodes.collect();
+        let nodes: Vec<&str> = names.filter(|name| !["api", "outside"].contains(name)).collect();
         for step in steps {
             let own = [step.on.as_str()];
             let hosts = if step.on == "nodes" { nodes.as_slice() } else { own.as_slice() };
