@@ -52,6 +52,10 @@ lint: ## formatting, lints, import rules, documentation; licences and shell scri
 	@if cargo deny --version >/dev/null 2>&1; then cargo deny --locked check bans licenses sources; \
 		else echo "not run: cargo-deny (cargo install cargo-deny)"; fi
 
+.PHONY: book
+book: ## the documents as a book in target/book/html; needs mdbook
+	scripts/book.sh
+
 .PHONY: image
 image: ## build the container image as an OCI archive in target/image (IMAGE=name: another name than that in deploy/base)
 	scripts/image.sh

@@ -102,7 +102,7 @@ fn what_is_found_is_said_until_it_is_gone() {
         "the chain FORWARD of iptables-legacy drops",
         "[competing-route]",
         "1 pod on this node was attached by another network plugin and is outside the mesh (by veth1)",
-        "fix: kubectl delete pods --all-namespaces --field-selector spec.nodeName=n1,spec.hostNetwork=false",
+        "fix: kubectl get pods --all-namespaces --field-selector spec.nodeName=n1 -o go-template=",
         "fix: ip route del 10.244.2.0/25 dev eth0 metric 7 proto 12",
     ] {
         assert!(text.contains(part), "{part} in\n{text}");

@@ -128,7 +128,7 @@ fn ports_and_probes_are_the_daemons() {
 #[test]
 fn operators_are_told_the_daemons_ports_and_settings() {
     let config = effective();
-    let page = read("deploy/README.md");
+    let page = read("docs/install.md");
     let ports = page.split("\n## Ports\n").nth(1).unwrap().split("\n## ").next().unwrap();
     for row in [
         format!("| UDP {} and {} |", config.ports.a, config.ports.b),
@@ -137,6 +137,7 @@ fn operators_are_told_the_daemons_ports_and_settings() {
     ] {
         assert!(ports.contains(&row), "{row}");
     }
+    let page = read("docs/operate.md");
     for annotation in [names::CONFIG_ENDPOINT, names::CONFIG_KEEPALIVE] {
         assert!(page.contains(&format!("| `{annotation}` |")), "{annotation}");
     }

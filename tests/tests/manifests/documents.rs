@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 17] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -14,8 +14,13 @@ const DOCUMENTS: [&str; 12] = [
     "deploy/README.md",
     "docs/distributions.md",
     "docs/glossary.md",
+    "docs/install.md",
+    "docs/migrate.md",
+    "docs/operate.md",
     "docs/problems.md",
+    "docs/supported.md",
     "docs/threat-model.md",
+    "docs/uninstall.md",
     "docs/upgrade.md",
     "e2e/README.md",
 ];

@@ -240,7 +240,7 @@ fn competing_routes(facts: &Facts, expected: &Expected) -> Option<Finding> {
         1 => sentences.push("there is 1 more such route".to_owned()),
         more => sentences.push(format!("there are {more} more such routes")),
     }
-    (!fixes.is_empty()).then(|| finding(Code::CompetingRoute, sentences.join("; "), fixes.join(" && ")))
+    (!fixes.is_empty()).then(|| finding(Code::CompetingRoute, sentences.join("; "), fixes.join("; ")))
 }
 
 /// The sentence and the command for one of them.

@@ -57,9 +57,11 @@ pub(super) fn finding(facts: &Facts, expected: &Expected) -> Option<Finding> {
              is dropped where it has an address in cluster-cidr",
             named.join(", ")
         ),
+        // Not `--field-selector spec.hostNetwork=false`, which older API servers refuse (seen with 1.20).
         fix: format!(
-            "kubectl delete pods --all-namespaces --field-selector spec.nodeName={},spec.hostNetwork=false",
-            expected.node
+            "kubectl get pods --all-namespaces --field-selector spec.nodeName={} -o go-template='{}' | xargs -rn3 kubectl delete pod",
+            expected.node,
+            "{{range .items}}{{if not .spec.hostNetwork}}-n {{.metadata.namespace}} {{.metadata.name}} {{end}}{{end}}",
         ),
     })
 }

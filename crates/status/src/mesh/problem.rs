@@ -163,7 +163,7 @@ impl Code {
                 "check that both UDP ports are open, and that pq is on at both ends"
             }
             Self::PathTooSmall => "the path must let larger UDP datagrams pass: look at its smallest MTU",
-            Self::Rejected => "make the two Nodes differ in what the reason names",
+            Self::Rejected => "change what the reason names: one of the Nodes, or the option",
             Self::StepFailed => "it is tried again; look at the kernel's message in it",
             Self::Host => "run the command",
             Self::FenceMissing => "apply the admission policies of deploy/, for Kubernetes 1.32 and newer",
@@ -171,7 +171,7 @@ impl Code {
             Self::Unpublished => "look at the daemon's log: may it patch its Node?",
             Self::Pending => "look at the daemon there",
             Self::RotationBlocked => "check that both UDP ports are open between the nodes",
-            Self::NoRelay => "label a node that both ends reach as a relay (deploy/README.md)",
+            Self::NoRelay => "label a node that both ends reach as a relay (docs/install.md)",
             Self::NameUnresolved => {
                 "look at the name and at the node's DNS; the last addresses are used meanwhile"
             }
@@ -277,7 +277,13 @@ fn said(node: &str, status: &Status, problems: &mut Vec<Problem>) {
         }
     }
     if status.pods_outside > 0 {
-        add(Code::PodsOutside, format!("{} pods are outside the mesh", status.pods_outside));
+        add(
+            Code::PodsOutside,
+            match status.pods_outside {
+                1 => "1 pod is outside the mesh".to_owned(),
+                pods => format!("{pods} pods are outside the mesh"),
+            },
+        );
     }
     for file in &status.damaged_files {
         add(Code::FileDamaged, file.clone());
