@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -17,6 +17,7 @@ const DOCUMENTS: [&str; 12] = [
     "docs/problems.md",
     "docs/threat-model.md",
     "docs/upgrade.md",
+    "docs/verify.md",
     "e2e/README.md",
 ];
 
