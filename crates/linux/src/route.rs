@@ -43,7 +43,7 @@ impl Handle {
 
     /// Puts a route in place. It replaces the one with the same table, destination and metric in one step, so
     /// that no packet in between finds none. (In IPv4 the kernel has an exception of some nanoseconds, if no other route has
-    /// the former one's next hop: fib_table_lookup in net/ipv4/fib_trie.c passes over dead ones.)
+    /// the former one's next hop: `fib_table_lookup` in `net/ipv4/fib_trie.c` passes over dead ones.)
     pub async fn set_route(&self, route: &Route) -> Result<(), HostError> {
         let message = self.message("set", route).await?;
         let subject = || Subject::Route(Box::new(route.clone()));
