@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use crate::verify;
+
 /// The subcommands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Subcommand {
@@ -13,22 +15,26 @@ pub(crate) enum Subcommand {
     Status,
     /// The paths between all nodes.
     Graph,
+    /// Whether the mesh is proven encrypted.
+    Verify,
 }
 
 impl Subcommand {
     /// In the order of help.
-    const ALL: [Self; 2] = [Self::Status, Self::Graph];
+    const ALL: [Self; 3] = [Self::Status, Self::Graph, Self::Verify];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Graph => "graph",
+            Self::Verify => verify::NAME,
         }
     }
 
     fn command(self) -> Command {
         let command = Command::new(self.name());
         match self {
+            Self::Verify => verify::command(command),
             Self::Status => command
                 .about("Show the whole mesh: nodes, pairs, guard, keys, and what is wrong")
                 .long_about(
@@ -126,7 +132,7 @@ fn everywhere() -> [Arg; 6] {
     ]
 }
 
-fn flag(name: &'static str, help: &'static str) -> Arg {
+pub(crate) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 

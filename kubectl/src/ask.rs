@@ -12,9 +12,9 @@ use crate::cluster::{AskError, Cluster, Daemon, Listed};
 use crate::output;
 
 /// How many daemons are asked at once.
-const AT_ONCE: usize = 64;
+pub(crate) const AT_ONCE: usize = 64;
 /// After how long progress is said.
-const PROGRESS: Duration = Duration::from_secs(2);
+pub(crate) const PROGRESS: Duration = Duration::from_secs(2);
 
 /// Which peers each daemon tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,11 +48,19 @@ pub(crate) async fn answers(
     answers
 }
 
+/// The pod of a daemon, or why there is none.
+pub(crate) fn pod(daemon: Daemon) -> Result<String, String> {
+    match daemon {
+        Daemon::Pod(pod) => Ok(pod),
+        Daemon::Waiting(why) => Err(why),
+        Daemon::None => Err("the DaemonSet has no pod there".to_owned()),
+    }
+}
+
 async fn answer(cluster: &Cluster, daemon: Daemon, peers: Peers) -> Answer {
-    let pod = match daemon {
-        Daemon::Pod(pod) => pod,
-        Daemon::Waiting(why) => return Answer::Absent(why),
-        Daemon::None => return Answer::Absent("the DaemonSet has no pod there".to_owned()),
+    let pod = match pod(daemon) {
+        Ok(pod) => pod,
+        Err(why) => return Answer::Absent(why),
     };
     match status(cluster, &pod, peers).await {
         Ok(status) => Answer::Said(Box::new(status)),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
 use kube::api::{AttachParams, ListParams};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Api, Client, Config};
@@ -77,11 +78,22 @@ impl Cluster {
 
     /// Runs the daemon's program in its pod, and returns what it prints.
     pub(crate) async fn ask(&self, pod: &str, arguments: &[&str]) -> Result<String, AskError> {
-        let asked = self.exec(pod, arguments);
-        tokio::time::timeout(ANSWER_TIMEOUT, asked).await.unwrap_or(Err(AskError::Late))
+        self.ask_within(ANSWER_TIMEOUT, pod, arguments, &[]).await
     }
 
-    async fn exec(&self, pod: &str, arguments: &[&str]) -> Result<String, AskError> {
+    /// The same within a time. With one of the exit codes `answers` what it prints is an answer as well.
+    pub(crate) async fn ask_within(
+        &self,
+        limit: Duration,
+        pod: &str,
+        arguments: &[&str],
+        answers: &[u8],
+    ) -> Result<String, AskError> {
+        let asked = self.exec(pod, arguments, answers);
+        tokio::time::timeout(limit, asked).await.unwrap_or(Err(AskError::Late { limit }))
+    }
+
+    async fn exec(&self, pod: &str, arguments: &[&str], answers: &[u8]) -> Result<String, AskError> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let how = AttachParams::default().container(CONTAINER).stdout(true).stderr(true);
         let command = std::iter::once(PROGRAM).chain(arguments.iter().copied());
@@ -94,11 +106,22 @@ impl Cluster {
             Some(ended) => ended.await,
             None => None,
         };
-        match status.and_then(|status| status.status) {
-            Some(status) if status == "Success" => Ok(out),
-            _ => Err(AskError::Failed(error.trim().to_owned())),
+        let success = status.as_ref().and_then(|status| status.status.as_deref()) == Some("Success");
+        let is_answer =
+            |status| answers.iter().any(|code| exit_code(status).as_deref() == Some(&code.to_string()));
+        if success || (!out.is_empty() && status.as_ref().is_some_and(is_answer)) {
+            Ok(out)
+        } else {
+            Err(AskError::Failed(error.trim().to_owned()))
         }
     }
+}
+
+/// The exit code of a program in a pod, as the kubelet says it.
+fn exit_code(status: &Status) -> Option<String> {
+    let causes = status.details.as_ref()?.causes.as_ref()?;
+    let code = causes.iter().find(|cause| cause.reason.as_deref() == Some("ExitCode"))?;
+    code.message.clone()
 }
 
 fn read(path: &Path) -> Result<Kubeconfig, ClusterError> {
@@ -212,8 +235,11 @@ pub(crate) enum AskError {
     #[error("the connection broke: {0}")]
     Read(std::io::Error),
     /// It took too long.
-    #[error("no answer within {} s", ANSWER_TIMEOUT.as_secs())]
-    Late,
+    #[error("no answer within {} s", limit.as_secs())]
+    Late {
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// It is not what was expected.
     #[error("an answer that can't be read: {0}")]
     Unreadable(String),

@@ -6,6 +6,7 @@ mod cluster;
 mod graph;
 mod output;
 mod status;
+mod verify;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -36,12 +37,13 @@ fn main() -> ExitCode {
     };
     let done = runtime.block_on(async {
         match subcommand {
-            Subcommand::Status => status::run(matches).await,
-            Subcommand::Graph => graph::run(matches).await,
+            Subcommand::Status => status::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Graph => graph::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Verify => verify::run(matches).await,
         }
     });
     match done {
-        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+        Ok(code) => ExitCode::from(code),
         Err(error) => failed(&error),
     }
 }
@@ -91,6 +93,14 @@ enum CommandError {
         format: &'static str,
         /// The cause.
         cause: String,
+    },
+    /// A file could not be written.
+    #[error("write {}", path.display())]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
     },
     /// Output could not be written.
     #[error("write to standard output")]

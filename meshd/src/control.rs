@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tracing::debug;
 
 /// What a client can request.
@@ -17,6 +18,10 @@ pub(crate) enum Request {
     Status,
     /// The same without peers that are well, unless there are few.
     ShortStatus,
+    /// Try whether the mesh is encrypted, and give evidence. It takes some seconds.
+    Verify,
+    /// How far that has come.
+    VerifyProgress,
     /// What the daemon would change now.
     Plan,
     /// Replace this node's keys without losing a packet.
@@ -26,15 +31,33 @@ pub(crate) enum Request {
 }
 
 impl Request {
-    const ALL: [Self; 5] = [Self::Status, Self::ShortStatus, Self::Plan, Self::Rotate, Self::RotateNow];
+    const ALL: [Self; 7] = [
+        Self::Status,
+        Self::ShortStatus,
+        Self::Verify,
+        Self::VerifyProgress,
+        Self::Plan,
+        Self::Rotate,
+        Self::RotateNow,
+    ];
 
     const fn line(self) -> &'static str {
         match self {
             Self::Status => "status\n",
             Self::ShortStatus => "short-status\n",
+            Self::Verify => "verify\n",
+            Self::VerifyProgress => "verify-progress\n",
             Self::Plan => "plan\n",
             Self::Rotate => "rotate\n",
             Self::RotateNow => "rotate-now\n",
+        }
+    }
+
+    /// How long the daemon may take to answer.
+    const fn timeout(self) -> Duration {
+        match self {
+            Self::Verify => VERIFY_TIMEOUT,
+            _ => ANSWER_TIMEOUT,
         }
     }
 }
@@ -50,6 +73,8 @@ pub(crate) struct ControlRequest {
 
 /// How long either side waits for the other, per request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a verification may take: longer than the daemon gives it, so that there is an answer.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longest request line in bytes.
 const MAX_REQUEST_LEN: usize = 16;
 
@@ -91,9 +116,7 @@ pub(crate) async fn serve(listener: UnixListener, requests: mpsc::Sender<Control
             Ok((stream, _)) => {
                 let requests = requests.clone();
                 tokio::spawn(async move {
-                    if let Ok(Err(error)) =
-                        tokio::time::timeout(ANSWER_TIMEOUT, answer(stream, requests)).await
-                    {
+                    if let Err(error) = answer(stream, requests).await {
                         debug!(
                             event = "ControlClientDisconnected", %error,
                             "control socket client disconnected"
@@ -108,6 +131,26 @@ pub(crate) async fn serve(listener: UnixListener, requests: mpsc::Sender<Control
 }
 
 async fn answer(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>) -> io::Result<()> {
+    let Ok(read) = timeout(ANSWER_TIMEOUT, read(&mut stream)).await else { return Ok(()) };
+    let text = match read? {
+        Some(request) => {
+            let (reply, replied) = oneshot::channel();
+            if requests.send(ControlRequest { request, reply }).await.is_err() {
+                return Ok(());
+            }
+            match timeout(request.timeout(), replied).await {
+                Ok(Ok(text)) => text,
+                // The daemon ends, or is busy for too long.
+                Ok(Err(_)) | Err(_) => return Ok(()),
+            }
+        }
+        None => format!("{{\"error\":\"expected one of the lines {}\"}}\n", known()),
+    };
+    timeout(ANSWER_TIMEOUT, stream.write_all(text.as_bytes())).await.unwrap_or(Ok(()))
+}
+
+/// Reads a request; none if it is not a known one.
+async fn read(stream: &mut UnixStream) -> io::Result<Option<Request>> {
     let mut line = [0; MAX_REQUEST_LEN];
     let mut len = 0;
     while len < MAX_REQUEST_LEN && !line[..len].contains(&b'\n') {
@@ -116,27 +159,19 @@ async fn answer(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>) 
             read => len += read,
         }
     }
-    let Some(request) = Request::ALL.into_iter().find(|known| known.line().as_bytes() == &line[..len]) else {
-        return stream
-            .write_all(
-                b"{\"error\":\"expected the line status, short-status, plan, rotate or rotate-now\"}\n",
-            )
-            .await;
-    };
-    let (reply, replied) = oneshot::channel();
-    if requests.send(ControlRequest { request, reply }).await.is_ok()
-        && let Ok(text) = replied.await
-    {
-        stream.write_all(text.as_bytes()).await?;
-    }
-    Ok(())
+    Ok(Request::ALL.into_iter().find(|known| known.line().as_bytes() == &line[..len]))
+}
+
+/// The known lines, for people.
+fn known() -> String {
+    Request::ALL.map(|request| request.line().trim_end()).join(", ")
 }
 
 /// Sends a request to the daemon; its answer is one JSON document.
 pub(crate) fn ask(socket: &Path, request: Request) -> Result<String, QueryError> {
     let failed = |source| QueryError::Ask { socket: socket.to_owned(), source };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
-    stream.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
+    stream.set_read_timeout(Some(request.timeout())).map_err(failed)?;
     stream.write_all(request.line().as_bytes()).map_err(failed)?;
     let mut text = String::new();
     stream.read_to_string(&mut text).map_err(failed)?;

@@ -163,6 +163,12 @@ impl Handle {
         Ok(holder.map(|message| message.header.index))
     }
 
+    /// Name of the link that one of these addresses is on. `None` if none of them is on a link.
+    pub async fn link_at(&self, addresses: &[IpAddr]) -> Result<Option<String>, HostError> {
+        let Some(index) = self.index_at(addresses).await? else { return Ok(None) };
+        Ok(self.link_names().await?.remove(&index))
+    }
+
     pub(crate) async fn address_messages(
         &self,
         index: Option<u32>,

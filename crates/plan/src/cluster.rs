@@ -353,7 +353,7 @@ impl Cluster {
     }
 
     /// The Node of this name that counts.
-    fn record(&self, name: &NodeName) -> Option<&NodeRecord> {
+    pub fn record(&self, name: &NodeName) -> Option<&NodeRecord> {
         let listed = self.listed.as_ref()?.get(name);
         let is_silent = listed.is_none_or(|record| record.state.is_none());
         self.kept.get(name).filter(|_| is_silent).or(listed)

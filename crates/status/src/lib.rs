@@ -8,6 +8,7 @@ pub mod rotation;
 pub mod summary;
 pub mod table;
 pub mod totals;
+pub mod verify;
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -97,6 +97,24 @@ impl Channel {
         Ok(())
     }
 
+    /// Whether the kernel refuses to send a probe of so many bytes in one piece, because it is larger than the MTU of the route.
+    /// None without a socket, or if it fails for another reason.
+    pub(crate) fn refuses(&self, over: Slot, to: IpAddr, probe: &Message) -> Option<bool> {
+        let socket = self.sockets.get(over).as_ref()?;
+        let mut refused = None;
+        for datagram in self.peers.seal(over, to, probe) {
+            refused = match socket.send_within_route((to, self.port).into(), &datagram) {
+                Ok(()) => Some(false),
+                // EMSGSIZE (udp(7)).
+                Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) => {
+                    Some(true)
+                }
+                Err(_) => None,
+            };
+        }
+        refused
+    }
+
     /// Sends once. Retransmission is up to the caller.
     pub(crate) fn send(&self, over: Slot, to: IpAddr, message: &Message) {
         let Some(socket) = self.sockets.get(over) else { return };

@@ -53,13 +53,26 @@ impl Socket {
 
     /// Sends a probe: as one packet even if it is larger than the MTU of the route, up to that of the device.
     pub(super) fn send_whole(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
-        // For this datagram only: other messages may be longer than the MTU. Nothing else sends meanwhile, because all
-        // tasks share one thread.
-        let (v4, v6) = (Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE);
-        self.discover((v4, v6))?;
+        self.send_with((Ipv4PathMtuDiscovery::PROBE, Ipv6PathMtuDiscovery::PROBE), to, datagram)
+    }
+
+    /// Sends a datagram as one packet, and fails if that is larger than the MTU of the route, as for a pod's packet that must not
+    /// be split.
+    pub(super) fn send_within_route(&self, to: SocketAddr, datagram: &[u8]) -> io::Result<()> {
+        self.send_with((Ipv4PathMtuDiscovery::DO, Ipv6PathMtuDiscovery::DO), to, datagram)
+    }
+
+    /// For this datagram only: other messages may be longer than the MTU. Nothing else sends meanwhile, because all tasks share one
+    /// thread.
+    fn send_with(
+        &self,
+        how: (Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery),
+        to: SocketAddr,
+        datagram: &[u8],
+    ) -> io::Result<()> {
+        self.discover(how)?;
         let sent = self.send(to, datagram);
-        let (v4, v6) = (Ipv4PathMtuDiscovery::WANT, Ipv6PathMtuDiscovery::WANT);
-        self.discover((v4, v6))?;
+        self.discover((Ipv4PathMtuDiscovery::WANT, Ipv6PathMtuDiscovery::WANT))?;
         sent
     }
 

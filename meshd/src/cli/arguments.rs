@@ -14,6 +14,7 @@ use crate::config::{Config, ConfigError, OPTIONS, Source, Sources, from_sources}
 pub(super) enum Subcommand {
     Run,
     Status,
+    Verify,
     Plan,
     Rotate,
     Keys,
@@ -25,9 +26,10 @@ pub(super) enum Subcommand {
 
 impl Subcommand {
     /// In the order of help.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Run,
         Self::Status,
+        Self::Verify,
         Self::Plan,
         Self::Rotate,
         Self::Keys,
@@ -41,6 +43,7 @@ impl Subcommand {
         match self {
             Self::Run => "run",
             Self::Status => "status",
+            Self::Verify => "verify",
             Self::Plan => "plan",
             Self::Rotate => "rotate",
             Self::Keys => "keys",
@@ -64,6 +67,18 @@ impl Subcommand {
                 .arg(output_argument())
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd status -o json | jq '.peers[] | {node, active}'"),
+            Self::Verify => command
+                .about("Try whether this node's end of the mesh is encrypted, and give evidence")
+                .long_about(
+                    "Try whether this node's end of the mesh is encrypted, and give evidence: keys, sessions, echoes and sizes of \
+                     each peer, the guard with packets that it has to catch, the API server's answer to forgeries, the audit trail. \
+                     Exits with 0 if that is proven, 1 if a check failed, 2 if something is not known. \
+                     `kubectl meshd verify` asks all nodes and compares both ends of each pair.",
+                )
+                .arg(flag("all", "Show all findings; without it no more than five of a kind"))
+                .arg(output_argument())
+                .arg(socket_argument())
+                .after_help("Example:\n  meshd verify\n  meshd verify -o json | jq .guard"),
             Self::Plan => command
                 .about("Show what the daemon would change now, without changing anything")
                 .arg(output_argument())

@@ -7,6 +7,7 @@ mod output;
 mod query;
 mod rotate;
 mod run;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -54,6 +55,7 @@ fn dispatch(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     let done = match subcommand {
         Subcommand::Run => run::run(matches),
         Subcommand::Status => query::status(matches),
+        Subcommand::Verify => return verify::verify(matches),
         Subcommand::Plan => query::plan(matches),
         Subcommand::Rotate if fleet::is_wanted(matches) => fleet::rotate(matches),
         Subcommand::Rotate => rotate::rotate(matches),

@@ -32,6 +32,7 @@ mod relay_leases;
 mod stripped;
 mod trail_writer;
 mod unreached;
+mod verify;
 mod witness;
 
 use std::sync::Arc;
@@ -260,10 +261,7 @@ impl Loop {
                     }
                 }
                 Some(_) = self.notices.filters.recv() => self.reconciler.filters_changed(),
-                Some(ControlRequest { request, reply }) = self.requests.recv() => {
-                    // The client may have gone away.
-                    let _ = reply.send(self.reconciler.answer(request).await);
-                }
+                Some(request) = self.requests.recv() => self.reconciler.take_request(request).await,
             }
         }
     }

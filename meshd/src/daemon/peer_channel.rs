@@ -97,6 +97,17 @@ pub(super) fn peer_views(admission: &Admission, setup: &Setup) -> BTreeMap<PeerI
     members.map(|member| (PeerId::new(member.uid.as_str()), view(member))).collect()
 }
 
+/// Bytes of the IP and UDP headers of a packet to this address (RFC 791, RFC 8200, RFC 768).
+pub(super) const fn headers(address: IpAddr) -> u32 {
+    if address.is_ipv4() { 28 } else { 48 }
+}
+
+/// A probe that is an IP packet of `size` bytes; the smallest for none.
+fn probe(to: IpAddr, nonce: u64, size: Option<u32>) -> Message {
+    let payload = size.map_or(0, |size| size.saturating_sub(headers(to)));
+    Message::Probe { nonce, len: u16::try_from(payload).unwrap_or(u16::MAX) }
+}
+
 impl PeerChannel {
     /// Starts without peers. Received messages go to `received`.
     pub(super) fn new(config: &Config, jitter_seed: u64, received: mpsc::Sender<ReceivedMessage>) -> Self {
@@ -218,11 +229,7 @@ impl PeerChannel {
         let known = views.map(|(peer, view)| (peer, view.tx));
         for Probe { peer, over, nonce, size } in self.probes.due(self.started.elapsed(), known) {
             let Some(address) = self.addresses.get(&peer) else { continue };
-            // The MTU includes the IP and UDP headers (RFC 791, RFC 8200, RFC 768).
-            let headers = if address.is_ipv4() { 28 } else { 48 };
-            let payload = size.map_or(0, |size| size.saturating_sub(headers));
-            let len = u16::try_from(payload).unwrap_or(u16::MAX);
-            self.channel.send(over, *address, &Message::Probe { nonce, len });
+            self.channel.send(over, *address, &probe(*address, nonce, size));
         }
         before != self.passes()
     }
@@ -247,6 +254,24 @@ impl PeerChannel {
     /// Asks a peer for an echo over a slot.
     pub(super) fn send_probe(&self, peer: &PeerId, over: Slot, nonce: u64) {
         self.send(peer, over, &Message::Probe { nonce, len: 0 });
+    }
+
+    /// Asks a peer for an echo over a slot by a packet of `size` bytes.
+    pub(super) fn send_sized_probe(&self, peer: &PeerId, over: Slot, nonce: u64, size: u32) {
+        if let Some(address) = self.addresses.get(peer) {
+            self.channel.send(over, *address, &probe(*address, nonce, Some(size)));
+        }
+    }
+
+    /// Whether the kernel refuses to send a packet of `size` bytes to a peer over a slot in one piece.
+    pub(super) fn refuses(&self, peer: &PeerId, over: Slot, nonce: u64, size: u32) -> Option<bool> {
+        let address = self.addresses.get(peer)?;
+        self.channel.refuses(over, *address, &probe(*address, nonce, Some(size)))
+    }
+
+    /// The address of a peer inside the mesh.
+    pub(super) fn address(&self, peer: &PeerId) -> Option<IpAddr> {
+        self.addresses.get(peer).copied()
     }
 
     /// Asks a peer, over the other slot, to send to this node's mapped address of a slot.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 17] = [
+const DOCUMENTS: [&str; 18] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -22,6 +22,7 @@ const DOCUMENTS: [&str; 17] = [
     "docs/threat-model.md",
     "docs/uninstall.md",
     "docs/upgrade.md",
+    "docs/verify.md",
     "e2e/README.md",
 ];
 

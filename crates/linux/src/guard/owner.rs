@@ -14,7 +14,7 @@ use plan::network::Guard;
 use rustix::io::Errno;
 use tracing::warn;
 
-use super::{GUARD, is_in_place, rules, stands};
+use super::{Drops, GUARD, is_in_place, rules, settled_drops, stands};
 use crate::error::HostError;
 use crate::nft::TableHead;
 use crate::nft::generation::{FilterState, LastAnswer};
@@ -38,12 +38,59 @@ pub struct GuardOwner {
     /// Whether a guard was in place. The table changes its owner without a new generation of nftables, but only with the
     /// socket.
     last_seen: LastAnswer<Guard, bool>,
+    /// The guard that was set last.
+    last_set: Option<Guard>,
+    record: GuardRecord,
+}
+
+/// What has become of the guard since this process began to hold it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GuardRecord {
+    /// How often it was found missing or changed.
+    pub repairs: u64,
+    /// When that was last.
+    pub repaired: Option<Instant>,
+    /// Packets with a pod address that left unencrypted, as counted by tables that were replaced since.
+    escaped: u64,
+    /// Those of all that were sent by this process to see whether they are caught.
+    own: u64,
 }
 
 impl GuardOwner {
     /// One that owns the table if `wanted`, and only writes it otherwise.
     pub fn new(wanted: bool) -> Self {
-        Self { wanted, unsupported: false, socket: None, last_seen: LastAnswer::default() }
+        Self {
+            wanted,
+            unsupported: false,
+            socket: None,
+            last_seen: LastAnswer::default(),
+            last_set: None,
+            record: GuardRecord::default(),
+        }
+    }
+
+    /// What has become of the guard since this process began to hold it, what its present table has counted, and how many packets
+    /// with a pod address left unencrypted in all.
+    pub fn account(&self) -> Result<(GuardRecord, Drops, u64), HostError> {
+        let drops = settled_drops()?;
+        let escaped = (self.record.escaped + drops.escaped()).saturating_sub(self.record.own);
+        Ok((self.record, drops, escaped))
+    }
+
+    /// Leaves out packets of this process's own that were seen, and not dropped.
+    pub const fn leave_out(&mut self, packets: u64) {
+        self.record.own += packets;
+    }
+
+    /// Takes what the table has counted, and whether it was as it was set, before it is replaced: counters begin anew then.
+    fn take_account(&mut self) {
+        let Some(former) = &self.last_set else { return };
+        // What can't be read is not known to be right.
+        if !self.is_in_place(former).unwrap_or(false) {
+            self.record.repairs += 1;
+            self.record.repaired = Some(Instant::now());
+        }
+        self.record.escaped += settled_drops().unwrap_or_default().escaped();
     }
 
     /// Whether the table belongs to this process.
@@ -74,13 +121,18 @@ impl GuardOwner {
         if guard.cluster.is_empty() {
             return Err(HostError::EmptyGuard);
         }
+        self.take_account();
         self.last_seen.forget();
         let (sets, chains) = (rules::sets(guard), rules::chains(guard));
         let replacement = |flags| GUARD.replacement(flags, &sets, &chains);
         if self.owning() {
             match self.write(replacement(OWNED)) {
                 Err(error) if is_unknown_flag(&error) => {}
-                written => return written.map_err(failed),
+                written => {
+                    written.map_err(failed)?;
+                    self.last_set = Some(guard.clone());
+                    return Ok(());
+                }
             }
         }
         // Without an owner there is nothing that a socket has to be kept for.
@@ -88,6 +140,7 @@ impl GuardOwner {
         self.write(replacement(TableFlags::empty())).map_err(failed)?;
         self.socket = None;
         self.unsupported = self.wanted;
+        self.last_set = Some(guard.clone());
         Ok(())
     }
 

@@ -35,6 +35,9 @@ const RAW: i32 = -300;
 const BEFORE_SOURCE_NAT: i32 = SOURCE_NAT - 1;
 /// Egress, after source NAT: again the addresses on the wire.
 const LAST: i32 = 300;
+/// Just before that: what is about to leave is counted in a chain of its own, so that it is known if the next one lets any of it
+/// pass, whatever somebody has done to that.
+const BEFORE_LAST: i32 = LAST - 1;
 
 /// What a rule is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub(super) enum Purpose {
     Closed,
     /// Masquerades pods' traffic to the outside.
     Masquerade,
+    /// Counts pod addresses that are about to leave unencrypted, before [`Self::Out`] drops them.
+    Seen,
 }
 
 impl Purpose {
@@ -62,13 +67,22 @@ impl Purpose {
             Self::Spoof => "spoof",
             Self::Closed => "closed",
             Self::Masquerade => "masquerade",
+            Self::Seen => "seen",
         }
     }
 }
 
-/// The chains of a guard.
+/// The chains of a guard. The one that counts comes first: the kernel lists rules in this order, so what is dropped is read
+/// after what was seen.
 pub(super) fn chains(guard: &Guard) -> Vec<Chain> {
-    let mut chains = filters(guard);
+    let mut chains = vec![Chain {
+        name: "seen",
+        kind: "filter",
+        hook: InetHookNumber::PostRouting,
+        priority: BEFORE_LAST,
+        rules: seen(guard),
+    }];
+    chains.extend(filters(guard));
     chains.push(Chain {
         name: MASQUERADING,
         kind: "nat",
@@ -158,6 +172,14 @@ fn egress(guard: &Guard) -> Vec<Rule> {
     rules
 }
 
+/// Counts once what the egress chain has to drop.
+fn seen(guard: &Guard) -> Vec<Rule> {
+    let mut rules = passes(guard, Direction::Out);
+    rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
+    rules.extend(each_side(guard, Purpose::Seen, &[count(), accept()]));
+    rules
+}
+
 /// By the source that a packet has until source NAT: a pod's, of this node or of another one.
 fn closing(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
@@ -199,9 +221,14 @@ fn from_pod(purpose: Purpose, conditions: &[Vec<Expression>], verdict: Expressio
 }
 
 fn drops(guard: &Guard, purpose: Purpose) -> Vec<Rule> {
+    each_side(guard, purpose, &[count(), discard()])
+}
+
+/// A rule for each pod range as source and one as destination.
+fn each_side(guard: &Guard, purpose: Purpose, then: &[Expression]) -> Vec<Rule> {
     let sides = [Side::Source, Side::Destination];
     let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
-    pairs.map(|(side, prefix)| rule(purpose, [address_in(side, prefix), vec![count(), discard()]])).collect()
+    pairs.map(|(side, prefix)| rule(purpose, [address_in(side, prefix), then.to_vec()])).collect()
 }
 
 /// `fe80::/10` (RFC 4291 section 2.5.6).

@@ -1,7 +1,7 @@
 //! Nothing with a pod address passes outside the mesh, in either direction. Each test first sees it pass without
 //! the guard.
 
-use linux::guard::Drops;
+use linux::guard::{Drops, GuardOwner};
 
 use crate::namespace::until;
 use crate::scene::{BURST, PORT, Scene, burst, plans, received, received_burst, wanted};
@@ -120,6 +120,42 @@ fn what_the_node_sends_under_a_pod_address_does_not_go_out_in_clear() {
         let before = all.leaked();
         assert_eq!(burst(&node, plan.stranger), BURST);
         assert_eq!(all.leaked(), before);
+        all.node.run(linux::guard::remove).unwrap();
+    }
+}
+
+#[test]
+fn what_the_guard_lets_pass_is_known_whatever_was_done_to_the_chain_that_drops() {
+    let all = Scene::unguarded();
+    all.node.ip("route del 10.244.2.0/24 dev mesh-a");
+    all.node.ip("-6 route del fd00:10:244:2::/64 dev mesh-a");
+    for plan in plans() {
+        let mut owner = GuardOwner::new(false);
+        all.node.run(|| owner.set(&wanted())).unwrap();
+        let sender = all.node.udp(plan.node, 0);
+        burst(&sender, plan.remote);
+        until("the guard has dropped the burst", || all.drops().outgoing == BURST);
+        assert_eq!((all.drops().seen, all.drops().escaped()), (BURST, 0));
+        let before = all.leaked();
+        all.node.nft("insert rule inet meshd egress accept");
+        burst(&sender, plan.remote);
+        until("it leaks", || all.leaked() >= before + BURST);
+        // A table that is set anew begins to count anew.
+        let account = all.node.run(|| {
+            owner.set(&wanted()).unwrap();
+            owner.account().unwrap()
+        });
+        let (record, drops, escaped) = account;
+        assert_eq!((record.repairs, drops, escaped), (1, Drops::default(), BURST));
+        assert!(record.repaired.is_some());
+        owner.leave_out(BURST);
+        all.node.run(|| owner.set(&wanted())).unwrap();
+        let (record, _, escaped) = all.node.run(|| owner.account()).unwrap();
+        assert_eq!(
+            (record.repairs, escaped),
+            (1, 0),
+            "it was in place, and none but its own packets escaped"
+        );
         all.node.run(linux::guard::remove).unwrap();
     }
 }

@@ -4,7 +4,7 @@
 pub mod graph;
 mod pairs;
 mod problem;
-mod text;
+pub(crate) mod text;
 
 use std::collections::BTreeMap;
 

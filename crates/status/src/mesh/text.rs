@@ -46,7 +46,7 @@ impl Paint {
         self.with(code, word)
     }
 
-    fn with(self, code: u8, text: &str) -> String {
+    pub(crate) fn with(self, code: u8, text: &str) -> String {
         match self {
             Self::Colours => format!("\u{1b}[{code}m{text}\u{1b}[0m"),
             Self::None => text.to_owned(),
@@ -175,7 +175,7 @@ fn problems(text: &mut String, problems: &[Problem], shown: Shown, paint: Paint)
 }
 
 /// Writes words after `first`, and continues below its end where a line would be too long.
-fn wrapped(text: &mut String, first: &str, words: &str) -> std::fmt::Result {
+pub(crate) fn wrapped(text: &mut String, first: &str, words: &str) -> std::fmt::Result {
     let indent = first.chars().count().min(WIDTH / 2);
     let mut column = first.chars().count();
     text.push_str(first);

@@ -8,21 +8,27 @@ use plan::paths::Kind;
 
 use super::Reconciler;
 use crate::chain::Chain;
-use crate::control::Request;
+use crate::control::{ControlRequest, Request};
 use status::PlanReport;
 use status::rotation::RotationStatus;
 
 impl Reconciler {
-    /// Answers a request from the control socket.
-    pub(in crate::daemon) async fn answer(&mut self, request: Request) -> String {
+    /// Takes a request from the control socket. What takes longer is answered later.
+    pub(in crate::daemon) async fn take_request(
+        &mut self,
+        ControlRequest { request, reply }: ControlRequest,
+    ) {
         let text = match request {
+            Request::Verify => return self.begin_verification(reply).await,
+            Request::VerifyProgress => serde_json::to_string(&self.verification_progress()),
             Request::Status => serde_json::to_string_pretty(&self.status()),
             Request::ShortStatus => serde_json::to_string(&self.short_status()),
             Request::Plan => serde_json::to_string_pretty(&self.plan().await),
             Request::Rotate => self.rotate(Cause::Request),
             Request::RotateNow => self.rotate(Cause::Emergency),
         };
-        text.map(|text| text + "\n").unwrap_or_default()
+        // The client may have gone away.
+        let _ = reply.send(text.map(|text| text + "\n").unwrap_or_default());
     }
 
     fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {

@@ -27,6 +27,7 @@ use crate::api::{API_TIMEOUT, nodes, servers};
 use crate::chain::Chain;
 use crate::daemon::cni_files::Probed;
 use status::Fence;
+use status::verify::evidence::{FenceEvidence, TrailEvidence};
 
 /// How long all lookups of missing Nodes may take together. Those without an answer by then are not confirmed gone.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,6 +45,10 @@ pub(in crate::daemon) enum Answer {
     Addresses(Option<BTreeSet<IpAddr>>),
     /// Whether its admission policy is in place.
     Fence(Fence),
+    /// What it says to forgeries, for a verification.
+    Forgeries(FenceEvidence),
+    /// What the audit trail says, for a verification. Not of the API server.
+    TrailRead(TrailEvidence),
     /// Which chained CNI plugins support CNI 1.1.0. Not of the API server, but of a task as well.
     ChainedPlugins(Vec<Probed>),
     /// Whether a node completed a handshake at an address that it claims. Not of the API server either.
@@ -132,6 +137,15 @@ impl ApiQuestions {
         }));
     }
 
+    /// Asks what becomes of forgeries of another Node.
+    pub(super) fn try_forgeries(&self, other: NodeName) {
+        let client = self.client.clone();
+        drop(self.ask(async move {
+            let forgeries = fence::forgeries(&client, &other).await;
+            Some(Answer::Forgeries(FenceEvidence { other: Some(other.to_string()), forgeries }))
+        }));
+    }
+
     /// Runs a task whose answer is an input of the loop.
     pub(super) fn ask(
         &self,
@@ -193,6 +207,12 @@ impl Reconciler {
             }
             Answer::AddressTested { claim, slot, completed } => {
                 self.take_test(self.started.elapsed(), &claim, slot, completed)
+            }
+            Answer::Forgeries(evidence) => {
+                self.take_verified(|verification| verification.fence = Some(evidence))
+            }
+            Answer::TrailRead(evidence) => {
+                self.take_verified(|verification| verification.trail = Some(evidence))
             }
             Answer::Named { name, answer } => self.take_name(&name, answer),
             Answer::ChainedPlugins(probed) => {

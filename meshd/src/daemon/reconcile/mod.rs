@@ -16,6 +16,7 @@ mod reach;
 mod relays;
 mod rotation;
 mod survey;
+mod verify;
 mod whereabouts;
 
 use std::collections::BTreeMap;
@@ -56,6 +57,7 @@ use super::peer_channel::{PeerChannel, peer_views};
 use super::pq::{self, Pairs};
 use super::relay::RelayServer;
 use super::relay_leases::RelayLeases;
+use super::verify::Verification;
 use crate::api::events::NodeEvent;
 use crate::api::nodes::Change;
 use crate::api::publish::Publication;
@@ -155,6 +157,8 @@ pub(super) struct Reconciler {
     renewed: Option<Duration>,
     pub(super) outcome: Outcome,
     surveys: Surveys,
+    /// The verification that runs.
+    verification: Option<Verification>,
 }
 
 /// The slot that carries pods' packets to each peer after a turn.
@@ -262,6 +266,7 @@ impl Reconciler {
             cluster: Cluster::remembered(own, ledger, uid),
             outcome: Outcome::new(chosen, damaged_files),
             surveys: Surveys::default(),
+            verification: None,
             started: Instant::now(),
             renewed: None,
             api: ApiQuestions::new(client, answers),

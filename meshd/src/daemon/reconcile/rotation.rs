@@ -162,6 +162,7 @@ impl Reconciler {
             Some(PeerMessage::Meet(peer, list)) => self.take_meet(&peer, &list),
             Some(PeerMessage::AuditHead(peer, end)) => self.audit.record_peer_head(&peer, &end),
             Some(PeerMessage::Echo(peer, over, nonce, mtu)) => {
+                self.take_verified_echo(&peer, over, nonce, received.from);
                 // Its round may end sooner for it.
                 self.looks.probed.1 =
                     self.peer_channel.probes_due_after(&peer).into_iter().chain(self.looks.probed.1).min();
@@ -290,6 +291,7 @@ impl Reconciler {
         self.looks.wanted |= self.paths_due().is_some_and(|due| due <= Instant::now());
         self.ask_relays();
         self.probe();
+        self.step_verification();
     }
 
     /// Sends the probes that are due. With many peers that takes long, so that it is done for all that is due in a while at once.
@@ -320,7 +322,8 @@ impl Reconciler {
         let leases = self.leases.due(self.started.elapsed()).map(|at| self.started + at);
         // What is due already is asked for by `take_turn`.
         let paths = self.paths_due().filter(|at| *at > Instant::now());
-        let further = leases.into_iter().chain(paths).chain(self.probes_due());
+        let verification = self.verification_due();
+        let further = leases.into_iter().chain(paths).chain(self.probes_due()).chain(verification);
         self.keys.due().into_iter().chain(self.pairs.due()).chain(further).min()
     }
 
