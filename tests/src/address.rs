@@ -90,6 +90,11 @@ pub fn underlay(number: u8, version: IpVersion) -> IpNetwork {
     }
 }
 
+/// What the addresses of a node end in that was renumbered: no node's number, in labs with less than 100 nodes.
+pub(crate) fn elsewhere(number: u8) -> u8 {
+    LAST_NODE.saturating_sub(number)
+}
+
 /// An address beyond the underlay's own subnet, held by the outside host: what the internet is to a pod.
 /// `203.0.113.1` (RFC 5737), `2001:db8:ffff::1`.
 pub fn internet(version: IpVersion) -> IpAddr {

@@ -59,6 +59,11 @@ impl Host {
         self.lock().own.iter().map(IpNetwork::ip).collect()
     }
 
+    /// The same with the prefix lengths of their links.
+    pub(crate) fn networks(&self) -> Vec<IpNetwork> {
+        self.lock().own.clone()
+    }
+
     /// Addresses that packets to it may be sent to, but that are on none of its links, as behind a cloud's 1:1 NAT.
     pub fn external_addresses(&self) -> Vec<IpAddr> {
         self.lock().external.clone()

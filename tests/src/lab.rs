@@ -20,6 +20,7 @@ use crate::kube::{ApiKind, ApiServer};
 use crate::nat::{Backbone, Site};
 use crate::node::{KUBECONFIG, Node};
 use crate::plain;
+use crate::space;
 use crate::underlay::{Switch, Underlay};
 
 /// A cluster's machines in namespaces. Everything ends when it is dropped; nothing of it is visible outside.
@@ -158,6 +159,63 @@ impl Lab {
         let gone = self.nodes.iter().position(|node| node.name() == name);
         let node = self.nodes.remove(gone.ok_or_else(|| Error::NoNode(name.to_owned()))?);
         self.underlay.unplug(&node)
+    }
+
+    /// Removes a node that was powered off.
+    pub fn forget(&mut self, name: &str) -> Result<(), Error> {
+        self.node(name)?;
+        self.nodes.retain(|node| node.name() != name);
+        Ok(())
+    }
+
+    /// Stops a node as when its power fails: its processes are killed, its interfaces are gone. What it had on its disks can
+    /// still be read by [`boot`](Self::boot).
+    pub fn power_off(&self, name: &str) -> Result<(), Error> {
+        let node = self.node(name)?;
+        self.underlay.unplug(node)?;
+        // All but the first process of its namespace and the shell.
+        node.command("sh").args(["-c", "kill -9 -1 || true"]).run()?;
+        Ok(())
+    }
+
+    /// Starts a node that was powered off: with an empty network, and with what these directories held. Its addresses are the
+    /// former ones, or `elsewhere` others. Returns the node, on which nothing runs yet.
+    ///
+    /// # Panics
+    ///
+    /// If the lab was built with [`sites`](Builder::sites).
+    pub fn boot(&mut self, name: &str, disks: &[&str], elsewhere: bool) -> Result<&Node, Error> {
+        let place = self.nodes.iter().position(|node| node.name() == name);
+        let old = place.and_then(|place| self.nodes.get(place)).ok_or_else(|| Error::NoNode(name.into()))?;
+        let last = last_of(old, elsewhere);
+        let host = self.switch().plug(name, old.number(), last, 1500, &self.dir)?;
+        for disk in disks {
+            let of = |host: &Host| format!("/proc/{}/root{disk}", host.pid());
+            copy(&of(old), &of(&host))?;
+        }
+        let node = Node::new(host, old.pod_ranges().to_vec());
+        let place = place.unwrap_or_default();
+        if let Some(entry) = self.nodes.get_mut(place) {
+            *entry = node;
+        }
+        self.node(name)
+    }
+
+    /// Gives a running node other addresses on the underlay, as a new lease by DHCP does.
+    ///
+    /// # Panics
+    ///
+    /// If the lab was built with [`sites`](Builder::sites).
+    pub fn renumber(&self, name: &str) -> Result<(), Error> {
+        let node = self.node(name)?;
+        self.switch().renumber(node, last_of(node, true))
+    }
+
+    fn switch(&self) -> &Switch {
+        match &self.underlay {
+            Underlay::Switch(switch) => switch,
+            Underlay::Backbone(_) => panic!("this lab was built with sites"),
+        }
     }
 
     /// Creates the Node object of a node, as a control plane does.
@@ -396,6 +454,33 @@ fn equip_outside(outside: &Host, family: Family) -> Result<(), Error> {
         let _infallible = writeln!(lines, "route add blackhole {}", address::cluster_range(version));
     }
     outside.ip(&lines)
+}
+
+/// What a node's addresses end in, or are to end in: its number, or, every other time that it is `elsewhere`, a number that
+/// no node has.
+fn last_of(node: &Node, elsewhere: bool) -> u8 {
+    let number = node.number();
+    let at_home = node.addresses().iter().any(|&own| {
+        let version = IpVersion::of(own);
+        own == address::underlay(number, version).ip()
+    });
+    if at_home == elsewhere { address::elsewhere(number) } else { number }
+}
+
+/// Copies what is in a directory, but not what is mounted below it, which no reboot survives.
+fn copy(from: &str, to: &str) -> Result<(), Error> {
+    let mut command = std::process::Command::new("cp");
+    command.args(["-a", "-x", &format!("{from}/."), to]);
+    let (program, host) = (space::program(&command), "the lab".to_owned());
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(source) => return Err(Error::Run { program, host, source }),
+    };
+    if output.status.success() {
+        return Ok(());
+    }
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    Err(Error::Failed { program, host, status: output.status, stderr })
 }
 
 /// A directory that no other lab has: named by this process, and numbered within it.

@@ -27,7 +27,7 @@ impl Underlay {
     /// Creates a host and connects it.
     pub(crate) fn plug(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
         match self {
-            Self::Switch(switch) => switch.plug(name, number, mtu, logs),
+            Self::Switch(switch) => switch.plug(name, number, number, mtu, logs),
             Self::Backbone(backbone) if [OUTSIDE, API].contains(&number) => {
                 backbone.plug_public(name, number, logs)
             }
@@ -87,11 +87,18 @@ impl Switch {
         Ok(Self { space, family, private })
     }
 
-    /// Creates a host and connects it: addresses by its number, default routes via the outside host.
-    pub(crate) fn plug(&self, name: &str, number: u8, mtu: u32, logs: &Path) -> Result<Host, Error> {
+    /// Creates a host and connects it: addresses that end in `last`, default routes via the outside host.
+    pub(crate) fn plug(
+        &self,
+        name: &str,
+        number: u8,
+        last: u8,
+        mtu: u32,
+        logs: &Path,
+    ) -> Result<Host, Error> {
         let space = Space::create_with(name, &self.private)?;
         let versions = self.family.versions();
-        let addresses = versions.iter().map(|&version| address::underlay(number, version)).collect();
+        let addresses = versions.iter().map(|&version| address::underlay(last, version)).collect();
         let host = Host::new(number, space, addresses, logs);
         // No duplicate address detection: no other host can have them.
         host.sysctl("net/ipv6/conf/all/accept_ra", "0")?;
@@ -103,9 +110,24 @@ impl Switch {
             mac_text(host.mac()),
             host.pid()
         ))?;
-        host.ip(&eth0_lines(number, versions))?;
+        host.ip(&eth0_lines(last, versions))?;
         wait_forwarding(&self.space, &format!("port{number}"), &host)?;
         Ok(host)
+    }
+}
+
+impl Switch {
+    /// Gives a host that is plugged in addresses that end in `last` instead of its own.
+    pub(crate) fn renumber(&self, host: &Host, last: u8) -> Result<(), Error> {
+        let versions = self.family.versions();
+        let new: Vec<_> = versions.iter().map(|&version| address::underlay(last, version)).collect();
+        let mut lines = String::new();
+        for old in host.networks() {
+            let _infallible = writeln!(lines, "addr del {old} dev eth0");
+        }
+        host.ip(&(lines + &address_lines(last, versions)))?;
+        host.set_addresses(new);
+        Ok(())
     }
 }
 
@@ -138,14 +160,20 @@ fn wait_shown(space: &Space, link: &str, wanted: &[&str]) -> Result<(), Error> {
     Err(Error::Timeout { what: format!("the carrier of {link} of {}", space.name()), within })
 }
 
-fn eth0_lines(number: u8, versions: &[IpVersion]) -> String {
-    let mut lines = String::from("link set eth0 up\n");
+fn eth0_lines(last: u8, versions: &[IpVersion]) -> String {
+    format!("link set eth0 up\n{}", address_lines(last, versions))
+}
+
+/// Addresses of `eth0` that end in `last`, and default routes.
+fn address_lines(last: u8, versions: &[IpVersion]) -> String {
+    let mut lines = String::new();
     for &version in versions {
         let nodad = if version == IpVersion::V6 { "nodad" } else { "" };
-        let _infallible = writeln!(lines, "addr add {} dev eth0 {nodad}", address::underlay(number, version));
-        if number != OUTSIDE {
+        let _infallible = writeln!(lines, "addr add {} dev eth0 {nodad}", address::underlay(last, version));
+        if last != OUTSIDE {
             let gateway = address::underlay(OUTSIDE, version).ip();
-            let _infallible = writeln!(lines, "route add default via {gateway}");
+            // Removing an address takes a default route with it in IPv4 alone.
+            let _infallible = writeln!(lines, "route replace default via {gateway}");
         }
     }
     lines

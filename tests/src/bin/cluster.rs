@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches};
 use lab::Family;
 use lab::cluster::{Cluster, ClusterError, Image, PAUSE_IMAGE, ProxyMode, Record, Records, Settings};
+use serde_json::{Value, json};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -24,8 +25,8 @@ const PROGRESS: &str = "progress";
 const READY: &str = "kubeconfig";
 /// The same with the API server's own address, for programs in a host's network.
 const FOR_HOSTS: &str = "kubeconfig.hosts";
-/// The socket on which a cluster answers what was seen on its nodes' uplinks.
-const CAPTURE: &str = "capture.sock";
+/// The socket on which a cluster answers what was seen on its nodes' uplinks, and is told what to do.
+const CONTROL: &str = "control.sock";
 /// A client that neither asks nor listens for so long is left alone.
 const CLIENT_WITHIN: Duration = Duration::from_secs(5);
 /// The exit code of `check` where no cluster can run (`EX_UNAVAILABLE`, sysexits.h).
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Some(("delete", arguments)) => delete(arguments),
         Some(("list", _)) => list(),
         Some(("enter", arguments)) => enter(arguments),
+        Some(("act", arguments)) => act(arguments),
         Some(("logs", arguments)) => logs(arguments),
         Some(("kubeconfig", arguments)) => kubeconfig(arguments),
         _ => Ok(()),
@@ -111,6 +113,16 @@ fn cli() -> clap::Command {
                 Arg::new("host").default_value("api").help("n1, n2, ..., api or outside"),
                 Arg::new("program").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true),
             ]),
+        )
+        .subcommand(
+            clap::Command::new("act")
+                .about("have a cluster do something to its nodes or to its API server")
+                .after_help(
+                    "Verbs: stop-api, start-api, add-node, enforce-policies; and of a node kill-daemon, restart-kubelet, reboot, \
+                     reboot-elsewhere (it comes back with another address), renumber, remove-node, uninstall, reinstall, \
+                     impersonate (creates the Node NODE-impostor with its podCIDRs and keys).",
+                )
+                .args([id(), Arg::new("verb").required(true), Arg::new("node").help("n1, n2, ...")]),
         )
         .subcommand(
             clap::Command::new("kubeconfig").about("print the path of a cluster's kubeconfig").arg(id()),
@@ -212,11 +224,11 @@ fn serve(arguments: &ArgMatches) -> Result<(), Failure> {
     };
     let since = Instant::now();
     let mut progress = |text: &str| say(&format!("==> {:>3} s: {text}", since.elapsed().as_secs()));
-    let cluster = Cluster::start(settings, &mut progress)?;
+    let mut cluster = Cluster::start(settings, &mut progress)?;
     // From here on it can be entered, also to see why the rest does not succeed.
     records.save(&cluster.record())?;
     cluster.deploy(&mut progress)?;
-    let listener = UnixListener::bind(directory.join(CAPTURE))?;
+    let listener = UnixListener::bind(directory.join(CONTROL))?;
     fs::write(directory.join(FOR_HOSTS), cluster.kubeconfig_for_hosts()?)?;
     let new = directory.join("kubeconfig.new");
     fs::write(&new, cluster.publish()?)?;
@@ -224,12 +236,14 @@ fn serve(arguments: &ArgMatches) -> Result<(), Failure> {
     let mut excused = 0;
     loop {
         // A client that is gone needs no answer.
-        let _ended = listener.accept().and_then(|(client, _)| answer(&cluster, &client, &mut excused));
+        let _ended = listener.accept().and_then(|(client, _)| answer(&mut cluster, &client, &mut excused));
+        // Hosts may have come and gone.
+        records.save(&cluster.record())?;
     }
 }
 
-/// Answers one question about the capture.
-fn answer(cluster: &Cluster, mut client: &UnixStream, excused: &mut u64) -> io::Result<()> {
+/// Answers one question, or does what it says.
+fn answer(cluster: &mut Cluster, mut client: &UnixStream, excused: &mut u64) -> io::Result<()> {
     client.set_read_timeout(Some(CLIENT_WITHIN))?;
     client.set_write_timeout(Some(CLIENT_WITHIN))?;
     let mut question = String::new();
@@ -318,10 +332,29 @@ fn enter(arguments: &ArgMatches) -> Result<(), Failure> {
         .args(program)
         .env("PATH", &record.search_path)
         .env("KUBECONFIG", kubeconfig)
-        .env("E2E_CAPTURE", records.directory(&id).join(CAPTURE))
+        .env("E2E_CAPTURE", records.directory(&id).join(CONTROL))
+        .env("E2E_VERBS", records.directory(&id).join(CONTROL))
         .env("CONTAINERD_NAMESPACE", "k8s.io")
         .exec();
     Err(error.into())
+}
+
+/// Waits until it is done.
+fn act(arguments: &ArgMatches) -> Result<(), Failure> {
+    let records = Records::open()?;
+    let id = chosen(&records, arguments)?;
+    running(&records, &id)?;
+    let named = |name: &str| arguments.get_one::<String>(name);
+    let mut question = json!({"ask": "act", "verb": named("verb")});
+    if let Some(node) = named("node") {
+        question["node"] = node.as_str().into();
+    }
+    let mut stream = UnixStream::connect(records.directory(&id).join(CONTROL))?;
+    writeln!(stream, "{question}")?;
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer)?;
+    let answer: Value = serde_json::from_str(&answer)?;
+    answer["error"].as_str().map_or(Ok(()), |error| Err(error.to_owned().into()))
 }
 
 fn logs(arguments: &ArgMatches) -> Result<(), Failure> {

@@ -63,6 +63,18 @@ impl ControlPlane {
         Ok(own)
     }
 
+    /// Kills the API server. Its clients stay.
+    pub(super) fn stop_api(&mut self) {
+        self.api.stop_server();
+    }
+
+    /// Starts the API server again and waits until it is ready.
+    pub(super) fn start_api(&mut self) -> Result<(), ClusterError> {
+        self.api.launch_server(&self.host)?;
+        self.api.wait_ready(&self.host)?;
+        Ok(())
+    }
+
     /// All processes.
     pub(super) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
         self.managers.iter().chain(self.api.daemons())

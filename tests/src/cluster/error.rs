@@ -56,6 +56,25 @@ pub enum ClusterError {
         /// The process.
         pid: u32,
     },
+    /// A second Node with the keys of a node could not be created.
+    #[error("impersonate {node}: {what}")]
+    Impersonate {
+        /// The node.
+        node: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// A network policy that the small enforcer does not know.
+    #[error("enforce NetworkPolicies: {0}")]
+    Policy(String),
+    /// meshd could not be removed from a node, or has left something.
+    #[error("uninstall meshd from {node}: {what}")]
+    Uninstall {
+        /// The node.
+        node: String,
+        /// What is wrong, or what is left.
+        what: String,
+    },
     /// A step of the start did not succeed in time.
     #[error("{step} of cluster {id}: not within {seconds} s; {said}; logs: {}", logs.display())]
     NotReady {

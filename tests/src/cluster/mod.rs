@@ -10,10 +10,13 @@ mod control_plane;
 mod deployment;
 mod error;
 mod image;
+mod policy;
 mod programs;
 mod record;
 mod relay;
+mod spoof;
 mod uplinks;
+mod verb;
 mod worker;
 
 use std::path::PathBuf;
@@ -43,6 +46,9 @@ pub const PAUSE_IMAGE: &str = config::PAUSE_IMAGE;
 /// Three nodes have needed 40 s alone on two cores, and five minutes beside two compilers.
 const READY_WITHIN: Duration = Duration::from_mins(10);
 
+/// How many nodes more than at the start a cluster may have.
+const MORE_NODES: u8 = 5;
+
 /// What cluster to start.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -71,6 +77,7 @@ pub struct Cluster {
     uplinks: Uplinks,
     lab: Lab,
     programs: Programs,
+    cgroups: Cgroups,
     shape: Shape,
     settings: Settings,
 }
@@ -103,7 +110,10 @@ impl Cluster {
         let uplinks = Uplinks::start(&lab)?;
         say(&format!("starting etcd, kube-apiserver, controller manager and scheduler ({})", shape.version));
         let names: Vec<String> = lab.nodes().iter().map(|node| node.name().to_owned()).collect();
-        let control = ControlPlane::start(lab.api_host()?, shape, &programs, &names)?;
+        // Its list of users is read at its start alone.
+        let known: Vec<String> =
+            (1..=settings.nodes.saturating_add(MORE_NODES)).map(|number| format!("n{number}")).collect();
+        let control = ControlPlane::start(lab.api_host()?, shape, &programs, &known)?;
         say(&format!(
             "starting containerd on {} nodes, and giving it {} images",
             names.len(),
@@ -111,7 +121,8 @@ impl Cluster {
         ));
         let workers: Result<Vec<_>, _> =
             lab.nodes().iter().map(|node| Worker::start(node, &cgroups, &programs)).collect();
-        let mut own = Self { workers: workers?, control, uplinks, lab, programs, shape, settings };
+        let workers = workers?;
+        let mut own = Self { workers, control, uplinks, lab, programs, cgroups, shape, settings };
         for (worker, node) in own.workers.iter().zip(own.lab.nodes()) {
             worker.import(node, &own.programs, &own.settings.images)?;
         }
@@ -139,14 +150,19 @@ impl Cluster {
         // Namespaces get their default service account a moment after they are created.
         self.wait("applying meshd's manifests", &["apply", "-k", &overlay], |_| true)?;
         say("waiting for meshd on all nodes");
-        let template = "jsonpath={.status.desiredNumberScheduled} {.status.numberReady}";
-        let wanted = format!("{0} {0}", self.settings.nodes);
-        let get = ["-n", "meshd", "get", "daemonset", "meshd", "-o", template];
-        self.wait("the DaemonSet meshd", &get, |said| said == wanted)?;
+        self.wait_deployed()?;
         say("waiting for all nodes to be ready");
         let template = r#"jsonpath={range .items[*]}{.status.conditions[?(@.type=="Ready")].status} {end}"#;
-        let wanted = "True ".repeat(usize::from(self.settings.nodes));
+        let wanted = "True ".repeat(self.workers.len());
         self.wait("ready nodes", &["get", "nodes", "-o", template], |said| said.trim() == wanted.trim())
+    }
+
+    /// Waits until meshd runs on all nodes.
+    fn wait_deployed(&self) -> Result<(), ClusterError> {
+        let template = "jsonpath={.status.desiredNumberScheduled} {.status.numberReady}";
+        let wanted = format!("{0} {0}", self.workers.len());
+        let get = ["-n", "meshd", "get", "daemonset", "meshd", "-o", template];
+        self.wait("the DaemonSet meshd", &get, |said| said == wanted)
     }
 
     /// A port of the machine's loopback that leads to the API server, and an administrator's kubeconfig that uses it.

@@ -11,19 +11,22 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::Cluster;
+use super::verb::Verb;
 use crate::capture::{Capture, Rules, Violation};
 use crate::error::Error;
 use crate::frame::{self, Link, MARKER};
 use crate::node::Node;
 
 /// A frame that was sent is seen by a capture within so long, also on a busy machine.
-const SEEN_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const SEEN_WITHIN: Duration = Duration::from_secs(5);
 /// A packet that is not dropped is with the pod after so long.
-const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
+pub(super) const DELIVERED_WITHIN: Duration = Duration::from_millis(500);
 /// The discard port: no pod answers.
-const PORT: u16 = 9;
+pub(super) const PORT: u16 = 9;
+/// The link of each node that leads to the others.
+const UPLINK: &str = "eth0";
 /// What the frames of controls carry that a capture has to show: the lab's marker, and that they are controls.
-const CONTROL: &[u8] = b"MESHDLAB control";
+pub(super) const CONTROL: &[u8] = b"MESHDLAB control";
 
 /// What a client asks, one line of JSON.
 #[derive(Debug, Deserialize)]
@@ -33,36 +36,46 @@ enum Question {
     Counts,
     /// To run the controls between two pods of different nodes, which both have addresses of one IP version.
     Controls { from: Place, to: Place },
+    /// To send from one pod's node to the other pod, through the tunnel, a packet with its own source and one with this.
+    Spoof { from: Place, to: Place, source: IpAddr },
+    /// To do something to the cluster.
+    Act(Verb),
 }
 
 /// A pod.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Place {
-    node: String,
-    pod: IpAddr,
+pub(super) struct Place {
+    pub(super) node: String,
+    pub(super) pod: IpAddr,
 }
 
 /// What a control showed.
 #[derive(Debug, Serialize)]
-struct Control {
+pub(super) struct Control {
     /// What was sent, and from where.
-    sent: String,
+    pub(super) sent: String,
     /// Whether the capture showed it if, and only if, it was on an uplink.
-    seen: bool,
-    /// Whether the guard dropped it.
-    dropped: bool,
+    pub(super) seen: bool,
+    /// Whether it was dropped.
+    pub(super) dropped: bool,
 }
 
 /// The capture.
 #[derive(Debug)]
 pub(super) struct Uplinks {
     capture: Capture,
+    rules: Rules,
 }
 
 impl Uplinks {
     pub(super) fn start(lab: &crate::Lab) -> Result<Self, Error> {
-        Ok(Self { capture: lab.capture()? })
+        Ok(Self { capture: lab.capture()?, rules: Rules::new(lab.cluster_ranges()) })
+    }
+
+    /// Captures a node that was not there before, or that was started again, too.
+    pub(super) fn add(&mut self, node: &Node) -> Result<(), Error> {
+        self.capture.add(node, UPLINK, &self.rules)
     }
 
     /// Frames in the clear that hosts sent and received.
@@ -86,13 +99,23 @@ impl Uplinks {
 }
 
 impl Cluster {
-    /// Answers a question about the capture on the nodes' uplinks: one line of JSON by another. `excused` are the frames of
-    /// controls up to now, which are not counted.
-    pub fn answer(&self, question: &str, excused: &mut u64) -> String {
+    /// Answers a question about the capture on the nodes' uplinks, or does what it says to the cluster: one line of JSON by
+    /// another. `excused` are the frames of controls up to now, which are not counted.
+    pub fn answer(&mut self, question: &str, excused: &mut u64) -> String {
         let answer = match serde_json::from_str(question) {
             Ok(Question::Counts) => Ok(self.counts(*excused)),
             Ok(Question::Controls { from, to }) => {
                 self.controls(&from, &to, excused).map(|controls| json!({ "controls": controls }))
+            }
+            Ok(Question::Spoof { from, to, source }) => {
+                self.spoof(&from, &to, source).map(|controls| json!({ "controls": controls }))
+            }
+            Ok(Question::Act(verb)) => {
+                return match self.act(&verb) {
+                    Ok(()) => json!({}),
+                    Err(error) => json!({ "error": crate::chain(&error) }),
+                }
+                .to_string();
             }
             Err(error) => Ok(json!({ "error": format!("read the question: {error}") })),
         };
@@ -130,7 +153,7 @@ impl Cluster {
     fn inbound(&self, node: &Node, pod: IpAddr) -> Result<Control, Error> {
         let outside = self.lab.outside();
         let source = outside.address(crate::IpVersion::of(pod))?;
-        let link = pod_link(node, pod)?;
+        let link = device_to(node, pod)?;
         let at_pod = Capture::start(&[&**node], &link, &Rules::new(self.lab.cluster_ranges()))?;
         let before = self.uplinks.clear();
         let link = Link { from: outside.mac(), to: node.mac() };
@@ -201,8 +224,8 @@ fn found(violations: &[Violation], mut excused: u64) -> Vec<Value> {
     found
 }
 
-/// The node's end of a pod's link: where its route leads.
-fn pod_link(node: &Node, pod: IpAddr) -> Result<String, Error> {
+/// The link that a route to a pod leads to: the node's end of its pod's link, or a tunnel.
+pub(super) fn device_to(node: &Node, pod: IpAddr) -> Result<String, Error> {
     let said = node.command("ip").args(["-j", "route", "get", &pod.to_string()]).output()?;
     let routes: Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
     let link = routes.pointer("/0/dev").and_then(Value::as_str).map(str::to_owned);

@@ -5,7 +5,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
-use serde_json::Value;
 
 use super::ClusterError;
 use super::cgroups::{self, Cgroups};
@@ -22,7 +21,7 @@ use crate::node::Node;
 pub(super) const PRIVATE: [&str; 3] = ["/var/lib/kubelet", "/var/lib/containerd", "/var/log"];
 
 /// Copies each layer. Images are small, and it works on every file system.
-const SNAPSHOTTER: &str = "native";
+pub(super) const SNAPSHOTTER: &str = "native";
 
 /// containerd has needed 20 s beside a compiler.
 const CONTAINERD_WITHIN: Duration = Duration::from_mins(2);
@@ -41,8 +40,11 @@ const TUNABLES: [(&str, &str); 6] = [
 /// The processes of a node. Ends them when dropped.
 #[derive(Debug)]
 pub(super) struct Worker {
+    node: String,
+    // Dropped in order: a kubelet would complain about a containerd that is gone.
+    kubelet: Option<Daemon>,
+    proxy: Option<Daemon>,
     containerd: Daemon,
-    others: Vec<Daemon>,
 }
 
 impl Worker {
@@ -59,7 +61,24 @@ impl Worker {
         node.write(Path::new(DIRECTORY).join("containerd.toml"), config::containerd(SNAPSHOTTER))?;
         let config = format!("--config={DIRECTORY}/containerd.toml");
         let containerd = command(node, programs, "containerd")?.arg(config).daemon("containerd")?;
-        Ok(Self { containerd, others: Vec::new() })
+        Ok(Self { node: node.name().to_owned(), kubelet: None, proxy: None, containerd })
+    }
+
+    /// The name of its node.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// Waits for containerd.
+    pub(super) fn wait(&self, node: &Node, programs: &Programs) -> Result<(), ClusterError> {
+        let since = Instant::now();
+        while let Err(error) = ctr(node, programs, &["version"]) {
+            if since.elapsed() >= CONTAINERD_WITHIN || self.containerd.ended()?.is_some() {
+                return Err(error);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Ok(())
     }
 
     /// Waits for containerd and gives it images.
@@ -69,24 +88,15 @@ impl Worker {
         programs: &Programs,
         images: &[PathBuf],
     ) -> Result<(), ClusterError> {
-        let ctr = |arguments: &[&str]| -> Result<String, ClusterError> {
-            let ctr = node.command(programs.path("ctr")?).args(["--namespace", "k8s.io"]);
-            Ok(ctr.args(arguments).run()?)
-        };
-        let since = Instant::now();
-        while let Err(error) = ctr(&["version"]) {
-            if since.elapsed() >= CONTAINERD_WITHIN || self.containerd.ended()?.is_some() {
-                return Err(error);
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
+        self.wait(node, programs)?;
         for image in images {
-            ctr(&["images", "import", "--snapshotter", SNAPSHOTTER, &image.display().to_string()])?;
+            let image = image.display().to_string();
+            ctr(node, programs, &["images", "import", "--snapshotter", SNAPSHOTTER, &image])?;
         }
         Ok(())
     }
 
-    /// Starts kubelet and kube-proxy.
+    /// Starts kubelet and kube-proxy, again if they run: they read the node's addresses at their start alone.
     pub(super) fn join(
         &mut self,
         node: &Node,
@@ -94,28 +104,54 @@ impl Worker {
         programs: &Programs,
         control: &ControlPlane,
     ) -> Result<(), ClusterError> {
-        let write =
-            |name: &str, value: &Value| node.write(Path::new(DIRECTORY).join(name), value.to_string());
-        let kubeconfig = control.kubeconfig(&kubelet_user(node.name()), None)?;
-        node.write(Path::new(DIRECTORY).join("kubelet.kubeconfig"), kubeconfig)?;
-        write("kubelet.json", &shape.kubelet_config())?;
-        let kubelet = command(node, programs, "kubelet")?;
-        let kubelet = kubelet.args(shape.kubelet(node.name(), &node.addresses()));
-        self.others.push(kubelet.daemon("kubelet")?);
-
+        self.start_kubelet(node, shape, programs, control)?;
         let kubeconfig = control.kubeconfig("system:kube-proxy", None)?;
-        node.write(Path::new(DIRECTORY).join("kube-proxy.kubeconfig"), kubeconfig)?;
-        write("kube-proxy.json", &shape.proxy_config(node.name()))?;
+        write(node, "kube-proxy.kubeconfig", &kubeconfig)?;
+        write(node, "kube-proxy.json", &shape.proxy_config(node.name()).to_string())?;
         let proxy = command(node, programs, "kube-proxy")?;
         let proxy = proxy.arg(format!("--config={DIRECTORY}/kube-proxy.json"));
-        self.others.push(proxy.daemon("kube-proxy")?);
+        self.proxy = None;
+        self.proxy = Some(proxy.daemon("kube-proxy")?);
+        Ok(())
+    }
+
+    /// Kills the kubelet. The containers run on.
+    pub(super) fn stop_kubelet(&mut self) {
+        self.kubelet = None;
+    }
+
+    /// Starts the kubelet, again if it runs.
+    pub(super) fn start_kubelet(
+        &mut self,
+        node: &Node,
+        shape: Shape,
+        programs: &Programs,
+        control: &ControlPlane,
+    ) -> Result<(), ClusterError> {
+        self.stop_kubelet();
+        let kubeconfig = control.kubeconfig(&kubelet_user(node.name()), None)?;
+        write(node, "kubelet.kubeconfig", &kubeconfig)?;
+        write(node, "kubelet.json", &shape.kubelet_config().to_string())?;
+        let kubelet = command(node, programs, "kubelet")?;
+        let kubelet = kubelet.args(shape.kubelet(node.name(), &node.addresses()));
+        self.kubelet = Some(kubelet.daemon("kubelet")?);
         Ok(())
     }
 
     /// All of them.
     pub(super) fn daemons(&self) -> impl Iterator<Item = &Daemon> {
-        self.others.iter().chain([&self.containerd])
+        self.kubelet.iter().chain(&self.proxy).chain([&self.containerd])
     }
+}
+
+fn write(node: &Node, name: &str, text: &str) -> Result<(), Error> {
+    node.write(Path::new(DIRECTORY).join(name), text)
+}
+
+/// Runs `ctr` in the node's containerd, in the namespace that kubelets use; what it printed.
+pub(super) fn ctr(node: &Node, programs: &Programs, arguments: &[&str]) -> Result<String, ClusterError> {
+    let ctr = node.command(programs.path("ctr")?).args(["--namespace", "k8s.io"]);
+    Ok(ctr.args(arguments).run()?)
 }
 
 /// A program in the node's cgroups that finds the others.

@@ -59,6 +59,12 @@ impl RealApi {
             "--logger=zap",
         ]);
         self.etcd = Some(etcd.daemon("etcd").map_err(on_host)?);
+        self.launch_server(host)
+    }
+
+    /// Starts the server, beside an etcd that runs.
+    pub(crate) fn launch_server(&mut self, host: &Host) -> Result<(), ApiError> {
+        let on_host = |error| ApiError::Host(Box::new(error));
         let server = host.command(&self.assets.kube_apiserver).args(&self.arguments);
         self.server = Some(server.daemon("kube-apiserver").map_err(on_host)?);
         Ok(())
@@ -68,6 +74,11 @@ impl RealApi {
     pub(crate) fn stop(&mut self) {
         self.server = None;
         self.etcd = None;
+    }
+
+    /// Kills the server alone; etcd goes on.
+    pub(crate) fn stop_server(&mut self) {
+        self.server = None;
     }
 
     /// The two programs.
