@@ -67,6 +67,11 @@ pub struct Control {
     pub dropped: bool,
 }
 
+#[derive(Deserialize)]
+struct Answer {
+    controls: Vec<Control>,
+}
+
 impl Counts {
     /// What the report has of it for each cell.
     pub fn frames(&self) -> Frames {
@@ -91,13 +96,10 @@ impl Capture {
 
     /// Runs the controls for each IP version; none if the cluster has a single node.
     pub fn controls(&self, inventory: &Inventory) -> Result<Vec<Control>, CaptureError> {
-        #[derive(Deserialize)]
-        struct Answer {
-            controls: Vec<Control>,
-        }
         let mut controls = Vec::new();
         for family in inventory.families() {
-            if let Some((from, to)) = ends(inventory, family) {
+            let mut ends = ends(inventory, family);
+            if let (Some(from), Some(to)) = (ends.next(), ends.next()) {
                 let answer: Answer = self.ask(&json!({"ask": "controls", "from": from, "to": to}))?;
                 controls.extend(answer.controls);
             }
@@ -105,14 +107,36 @@ impl Capture {
         Ok(controls)
     }
 
+    /// Has packets sent through the tunnel for each IP version, one with a source that is the sender's, and one with another.
+    pub fn spoof(&self, inventory: &Inventory) -> Result<Vec<Control>, CaptureError> {
+        let mut controls = Vec::new();
+        for family in inventory.families() {
+            let ends: Vec<Value> = ends(inventory, family).collect();
+            if let [from, to, rest @ ..] = ends.as_slice() {
+                // With two nodes it is the receiver's own.
+                let source = &rest.first().unwrap_or(to)["pod"];
+                let question = json!({"ask": "spoof", "from": from, "to": to, "source": source});
+                let answer: Answer = self.ask(&question)?;
+                controls.extend(answer.controls);
+            }
+        }
+        Ok(controls)
+    }
+
     fn ask<T: DeserializeOwned>(&self, question: &Value) -> Result<T, CaptureError> {
-        exchange(&self.0, question).map_err(|source| CaptureError { path: self.0.clone(), source })
+        exchange(&self.0, question, ANSWERED_WITHIN)
+            .map_err(|source| CaptureError { path: self.0.clone(), source })
     }
 }
 
-fn exchange<T: DeserializeOwned>(path: &Path, question: &Value) -> io::Result<T> {
+/// Sends one line of JSON, and reads another one.
+pub(crate) fn exchange<T: DeserializeOwned>(
+    path: &Path,
+    question: &Value,
+    within: Duration,
+) -> io::Result<T> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(ANSWERED_WITHIN))?;
+    stream.set_read_timeout(Some(within))?;
     writeln!(stream, "{question}")?;
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
@@ -123,8 +147,8 @@ fn exchange<T: DeserializeOwned>(path: &Path, question: &Value) -> io::Result<T>
     }
 }
 
-/// Pods of two nodes, as the question names them.
-fn ends(inventory: &Inventory, family: Family) -> Option<(Value, Value)> {
+/// A pod of each node, as questions name them.
+fn ends(inventory: &Inventory, family: Family) -> impl Iterator<Item = Value> {
     let address = |pod: &Pod| pod.addresses.iter().copied().find(|&address| family.has(address));
     let mut of_nodes = BTreeMap::new();
     for pod in inventory.pods.iter().filter(|pod| !pod.host_network) {
@@ -132,8 +156,27 @@ fn ends(inventory: &Inventory, family: Family) -> Option<(Value, Value)> {
             of_nodes.entry(&pod.node).or_insert_with(|| json!({"node": pod.node, "pod": address}));
         }
     }
-    let mut ends = of_nodes.into_values();
-    Some((ends.next()?, ends.next()?))
+    of_nodes.into_values()
+}
+
+/// What packets that were sent through the tunnel show: nothing, unless those with the sender's own source arrived.
+pub fn judge_spoofed(controls: &[Control]) -> (Verdict, String) {
+    let told = |control: &Control| {
+        let what = match (control.seen, control.dropped) {
+            (false, _) => "did not arrive, as it had to",
+            (true, false) => "arrived",
+            (true, true) => "as it has to be",
+        };
+        format!("{}: {what}", control.sent)
+    };
+    let verdict = if controls.iter().any(|control| !control.dropped) {
+        Verdict::Fail
+    } else if controls.is_empty() || controls.iter().any(|control| !control.seen) {
+        Verdict::NotDetermined
+    } else {
+        Verdict::Pass
+    };
+    (verdict, controls.iter().map(told).collect::<Vec<_>>().join("; "))
 }
 
 /// What the capture shows: nothing, unless each control was seen as it had to be and no packet was missed. One packet in
@@ -173,6 +216,16 @@ pub fn judge(controls: &[Control], before: &Counts, after: &Counts) -> (Verdict,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_foreign_source_is_dropped_only_if_the_own_one_arrives() {
+        let control = |seen, dropped| Control { sent: "to n2".into(), seen, dropped };
+        let judge = |own, foreign| judge_spoofed(&[own, foreign]).0;
+        assert_eq!(judge(control(true, true), control(true, true)), Verdict::Pass);
+        assert_eq!(judge(control(false, true), control(true, true)), Verdict::NotDetermined);
+        assert_eq!(judge(control(true, true), control(true, false)), Verdict::Fail);
+        assert_eq!(judge_spoofed(&[]).0, Verdict::NotDetermined);
+    }
 
     #[test]
     fn without_controls_or_with_missed_packets_nothing_is_shown() {

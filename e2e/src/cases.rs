@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 
-use crate::scenario::{Place, Row};
+use crate::scenario::{Need, Place, Row, Step};
 use crate::services::{ENDPOINTS, Kind, Service};
 
 /// The port that pods serve.
@@ -21,6 +21,9 @@ pub const OUTSIDE: &str = "outside";
 /// Why something can't be tried.
 const NOT_REACHED: &str = "the machine that the suite runs on does not reach the nodes' addresses";
 const TOO_FEW_NODES: &str = "the cluster has too few nodes";
+const NOT_ACTING: &str =
+    "it adds, removes or reboots nodes, or stops the API server, which needs a cluster of `make cluster`";
+const NO_ENFORCER: &str = "nobody is known to enforce NetworkPolicies (--policies)";
 const NO_PROTOCOL: &str = "the nodes' kernels lack the protocol";
 const NO_ADDRESS: &str = "nodes or services have no address of this IP version";
 /// Placeholders that stand for several addresses: those of the node, and these and the pod's own.
@@ -69,6 +72,12 @@ pub struct Inventory {
     pub protocols: Vec<String>,
     /// Why rows that change something can't be tried, if they can't.
     pub unchanging: Option<&'static str>,
+    /// Whether network policies are enforced.
+    pub policies: bool,
+    /// Whether the cluster carries out verbs.
+    pub acting: bool,
+    /// The namespace of the suite's pods.
+    pub namespace: String,
 }
 
 /// One IP version.
@@ -104,8 +113,10 @@ pub struct Case {
     pub command: Vec<String>,
     /// What it has to print.
     pub expected: Expected,
-    /// Arguments of kubectl, one list after the other, while it runs.
-    pub meanwhile: Vec<Vec<String>>,
+    /// What is done while it runs.
+    pub meanwhile: Vec<Step>,
+    /// It goes on until all of that is done, and nobody is connected to it.
+    pub detached: bool,
 }
 
 /// What of a row can't be tried.
@@ -185,8 +196,18 @@ impl Inventory {
             }
         };
         let (mut cases, mut skipped) = (Vec::new(), Vec::new());
-        if let Some(reason) = self.unchanging.filter(|_| !row.meanwhile.is_empty()) {
+        if row.needs.contains(&Need::Policies) && !self.policies {
+            return (cases, vec![Skip { about: String::new(), reason: NO_ENFORCER }]);
+        }
+        let changes = row.needs.contains(&Need::Changes) || !row.meanwhile.is_empty();
+        let acts = row.meanwhile.iter().any(|step| matches!(step, Step::Cluster { .. }));
+        let not_acting = (acts && !self.acting).then_some(NOT_ACTING);
+        if let Some(reason) = self.unchanging.filter(|_| changes).or(not_acting) {
             return (cases, vec![Skip { about: String::new(), reason }]);
+        }
+        let words = || row.meanwhile.iter().flat_map(Step::words);
+        if self.nodes.len() < 3 && words().any(|word| word.contains("{third-")) {
+            return (cases, vec![Skip { about: String::new(), reason: TOO_FEW_NODES }]);
         }
         if pairs.is_empty() {
             let not_reached =
@@ -254,9 +275,9 @@ impl Inventory {
         }
         let command: Option<Vec<String>> = row.run.iter().map(fill).collect();
         let pod = (from.set != OUTSIDE).then(|| from.name.clone());
-        let meanwhile = row.meanwhile.iter().map(|arguments| arguments.iter().map(fill).collect());
-        let meanwhile: Option<_> = meanwhile.collect();
-        Some(Case { about, family, pod, command: command?, expected, meanwhile: meanwhile? })
+        let meanwhile: Option<_> = row.meanwhile.iter().map(|step| step.fill(fill)).collect();
+        let (meanwhile, detached) = (meanwhile?, row.detached);
+        Some(Case { about, family, pod, command: command?, expected, meanwhile, detached })
     }
 
     /// What placeholders stand for. Those that stand for nothing here are left out.
@@ -280,6 +301,13 @@ impl Inventory {
         let endpoints = || self.pods.iter().filter(|pod| pod.set == ENDPOINTS);
         let mut names: Vec<&str> = endpoints().map(|pod| pod.name.as_str()).collect();
         names.sort_unstable();
+        // The last one: a node that was added during the run, and that others don't need.
+        let third = self.nodes.iter().rev().find(|node| {
+            let is = |pod: &Pod| pod.node == node.name;
+            !is(from) && !to.is_some_and(is)
+        });
+        let of_third = third
+            .and_then(|third| self.pods.iter().find(|pod| pod.set == from.set && pod.node == third.name));
         let loopback = match family {
             Family::V4 => "127.0.0.1",
             Family::V6 => "[::1]",
@@ -289,6 +317,9 @@ impl Inventory {
             ("{loopback}", Some(loopback.to_owned())),
             ("{from}", from.address(family).map(|address| address.to_string())),
             ("{from-name}", Some(from.name.clone())),
+            ("{namespace}", Some(self.namespace.clone())),
+            ("{third-host}", third.map(|third| third.name.clone())),
+            ("{third-name}", of_third.map(|pod| pod.name.clone())),
             ("{all-service}", cluster_ip(Kind::All)),
             ("{sticky-service}", cluster_ip(Kind::Sticky)),
             ("{all-names}", Some(names.join(" "))),
@@ -340,7 +371,8 @@ impl Inventory {
 }
 
 impl Pod {
-    fn address(&self, family: Family) -> Option<IpAddr> {
+    /// Its first address of an IP version.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
         self.addresses.iter().copied().find(|&address| family.has(address))
     }
 }

@@ -126,9 +126,13 @@ impl Kubectl {
 
     /// The nodes, and the suite's pods; no services and no protocols yet.
     pub fn inventory(&self, namespace: &str) -> Result<Inventory, KubectlError> {
-        let nodes = self.list(&["nodes"])?.iter().map(node).collect();
-        let pods = self.list(&["pods", "-n", namespace])?.iter().map(pod).collect();
-        Ok(Inventory { nodes, pods, ..Inventory::default() })
+        let nodes: Vec<Node> = self.list(&["nodes"])?.iter().map(node).collect();
+        let mut pods: Vec<Pod> = self.list(&["pods", "-n", namespace])?.iter().map(pod).collect();
+        // Those of a node that was deleted stay for a minute.
+        pods.retain(|pod| nodes.iter().any(|node| node.name == pod.node));
+        // By nodes, and not by names, which are random: a row about one pair is always about the same nodes.
+        pods.sort_by(|one, other| (&one.node, &one.set).cmp(&(&other.node, &other.set)));
+        Ok(Inventory { nodes, pods, namespace: namespace.to_owned(), ..Inventory::default() })
     }
 }
 

@@ -1,37 +1,33 @@
 //! `make e2e`: runs the scenarios in `e2e/scenarios` against a cluster and writes a report to `target/e2e`.
 
-use std::collections::BTreeSet;
+mod suite;
+
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Output};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::{Arg, ArgAction, ArgMatches, value_parser};
+use e2e::acting::Acting;
 use e2e::capture::{self, Capture, Found};
-use e2e::cases::{Case, Family, Inventory, Pod, Skip};
-use e2e::change::{Change, NOT_ASKED_FOR};
-use e2e::kubectl::{self, Kubectl, KubectlError};
+use e2e::cases::{Case, Family, Inventory, Skip};
+use e2e::change::Change;
+use e2e::kubectl::{Kubectl, KubectlError};
 use e2e::outside::Outside;
 use e2e::report::{Carried, Cluster, NotHere, Report, Seen, Uplinks, Verdict};
-use e2e::scenario::{self, Check, Row};
-use e2e::services::{self, ENDPOINTS, NODE_LABEL};
+use e2e::scenario::{self, Check, Row, STREAM, Step};
 use e2e::versions::{self, Versions};
-use e2e::{junit, page, pcap, ports, traffic};
+use e2e::{junit, page, pcap, traffic};
+
+use suite::Suite;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Images may have to be pulled.
-const PODS_WITHIN: Duration = Duration::from_mins(10);
-/// What is still missing is said so often.
-const SAID_EVERY: Duration = Duration::from_secs(20);
-/// kube-proxy has to know the services on all nodes.
-const SERVICES_WITHIN: Duration = Duration::from_mins(2);
-/// The `DaemonSet` of pods in the nodes' own network.
-const AGENTS: &str = "agent";
+/// A kubelet that was just started, or an API server, answers after so long.
+const COLLECTED_WITHIN: Duration = Duration::from_mins(1);
 /// Why what the uplinks carry can't be said.
 const NO_CAPTURE: &str = "no capture on the nodes' uplinks was given (--capture)";
-const NO_MESHD: &str = "the cluster has no DaemonSet meshd in namespace meshd";
 /// Beside these files are the scenarios.
 const OWN: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -70,11 +66,17 @@ fn cli() -> clap::Command {
         path("capture")
             .env("E2E_CAPTURE")
             .help("the socket of a capture on the uplinks of all nodes; without one row E1 is skipped"),
+        path("verbs").env("E2E_VERBS").help(
+            "the socket of a cluster that adds and reboots nodes; without it rows that need that are skipped",
+        ),
         path("with")
             .value_delimiter(',')
             .action(ArgAction::Append)
             .help("reports (JSON) of former runs in the same directory, which the page shows too"),
         Arg::new("only").long("only").value_delimiter(',').help("rows, such as N3,N4"),
+        Arg::new("policies").long("policies").action(ArgAction::SetTrue).help(
+            "the cluster enforces NetworkPolicies; one that carries out verbs does so when it is told to",
+        ),
         Arg::new("disturb")
             .long("disturb")
             .action(ArgAction::SetTrue)
@@ -113,14 +115,20 @@ fn run(arguments: &ArgMatches) -> Result<Report, Failure> {
     let image = arguments.get_one::<String>("image").map(String::as_str).unwrap_or_default();
     let beside = || Some(std::env::current_exe().ok()?.with_file_name("e2e-pod"));
     let outside = Outside::start(path("pod-program").or_else(beside).unwrap_or_else(|| "e2e-pod".into()))?;
-    let capture = path("capture").filter(|path| !path.as_os_str().is_empty()).map(Capture::at);
+    let socket = |name: &str| path(name).filter(|path| !path.as_os_str().is_empty());
+    let (capture, acting) = (socket("capture").map(Capture::at), socket("verbs").map(Acting::at));
     let disturb = arguments.get_flag("disturb");
-    let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture: capture.as_ref(), disturb };
+    let (capture, acting) = (capture.as_ref(), acting.as_ref());
+    let policies = arguments.get_flag("policies");
+    let suite = Suite { kubectl: &kubectl, namespace, outside: &outside, capture, acting, disturb, policies };
     let outcome =
         suite.prepare(image, again.is_some()).and_then(|inventory| suite.try_all(&rows, &inventory));
     if arguments.get_flag("keep") || again.is_some() {
         say(&format!("==> the pods are left in namespace {namespace}"));
     } else {
+        // Other pods will have the addresses that rules for them are about.
+        kubectl.run(&["-n", namespace, "delete", "networkpolicies", "--all"], "")?;
+        suite.enforce_policies()?;
         kubectl.run(&["delete", "namespace", namespace, "--wait=false", "--ignore-not-found"], "")?;
     }
     let mut outcome = outcome?;
@@ -165,119 +173,10 @@ struct Outcome {
     cluster: Cluster,
 }
 
-/// A run: where its pods are, and the machine that it runs on.
-struct Suite<'a> {
-    kubectl: &'a Kubectl,
-    namespace: &'a str,
-    outside: &'a Outside,
-    capture: Option<&'a Capture>,
-    disturb: bool,
-}
-
 impl Suite<'_> {
-    /// Creates the suite's pods and services, and waits for them; or finds them, as a run before has left them.
-    fn prepare(&self, image: &str, again: bool) -> Result<Inventory, Failure> {
-        if !again {
-            ports::check(self.kubectl)?;
-            let manifest = std::fs::read_to_string(Path::new(OWN).join("pods.yaml"))?;
-            let manifest = manifest.replace("NAMESPACE", self.namespace).replace("IMAGE", image);
-            say(&format!("==> creating pods on all nodes, in namespace {}", self.namespace));
-            self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-            self.wait_for_pods()?;
-        }
-        let mut inventory = self.kubectl.inventory(self.namespace)?;
-        self.create_services(&mut inventory)?;
-        inventory.protocols = self.protocols(&inventory)?;
-        inventory.unchanging = self.unchanging()?;
-        let agents: Vec<Pod> = inventory.pods.iter().filter(|pod| pod.set == AGENTS).cloned().collect();
-        for agent in &agents {
-            let node = inventory.nodes.iter().find(|node| node.name == agent.node);
-            let seen = node.and_then(|node| self.outside.towards(node, agent.port));
-            inventory.pods.extend(seen);
-        }
-        if !again {
-            self.wait_for_services(&inventory, &agents)?;
-        }
-        Ok(inventory)
-    }
-
-    /// Waits for the pods, and says now and then what is missing.
-    fn wait_for_pods(&self) -> Result<(), KubectlError> {
-        let since = Instant::now();
-        loop {
-            match self.kubectl.wait_ready(self.namespace, SAID_EVERY) {
-                Err(KubectlError::NotReady { said, .. }) if since.elapsed() < PODS_WITHIN => {
-                    say(&format!("==> {} s: pods are not ready yet: {said}", since.elapsed().as_secs()));
-                }
-                done => return done,
-            }
-        }
-    }
-
-    fn create_services(&self, inventory: &mut Inventory) -> Result<(), KubectlError> {
-        for (place, node) in inventory.nodes.iter().enumerate() {
-            for pod in inventory.pods.iter().filter(|pod| pod.set == ENDPOINTS && pod.node == node.name) {
-                let label = format!("{NODE_LABEL}={place}");
-                self.kubectl
-                    .run(&["-n", self.namespace, "label", "--overwrite", "pod", &pod.name, &label], "")?;
-            }
-        }
-        let count = inventory.nodes.len();
-        let manifest = services::manifest(self.namespace, count).to_string();
-        self.kubectl.run(&["apply", "-f", "-"], &manifest)?;
-        inventory.services = services::read(&self.kubectl.list(&["services", "-n", self.namespace])?, count);
-        Ok(())
-    }
-
-    /// Why nothing may be changed, or can be.
-    fn unchanging(&self) -> Result<Option<&'static str>, KubectlError> {
-        if !self.disturb {
-            return Ok(Some(NOT_ASKED_FOR));
-        }
-        let meshd = self.kubectl.output(&["-n", "meshd", "get", "daemonset", "meshd"], "")?;
-        Ok((!meshd.status.success()).then_some(NO_MESHD))
-    }
-
-    /// The protocols that the kernels of all nodes have.
-    fn protocols(&self, inventory: &Inventory) -> Result<Vec<String>, KubectlError> {
-        let mut common: Option<BTreeSet<String>> = None;
-        for agent in inventory.pods.iter().filter(|pod| pod.set == AGENTS) {
-            let said = self.kubectl.run(&self.exec(&agent.name, &["e2e-pod", "protocols"]), "")?;
-            let own: BTreeSet<String> = said.split_whitespace().map(str::to_owned).collect();
-            common = Some(common.map_or_else(|| own.clone(), |common| &common & &own));
-        }
-        Ok(common.unwrap_or_default().into_iter().collect())
-    }
-
-    /// Waits until every node forwards to every service, or time is up: then the rows show what is missing.
-    fn wait_for_services(&self, inventory: &Inventory, agents: &[Pod]) -> Result<(), KubectlError> {
-        let since = Instant::now();
-        for family in inventory.families() {
-            let servers = inventory.services.values().filter_map(|service| service.address(family));
-            let servers: Vec<String> = servers.map(|server| server.to_string()).collect();
-            for agent in agents {
-                for server in &servers {
-                    let ask = self.exec(&agent.name, &["e2e-pod", "ask", "tcp", server, "2"]);
-                    while !self.kubectl.output(&ask, "")?.status.success() {
-                        if since.elapsed() >= SERVICES_WITHIN {
-                            say(&format!("{server} does not answer on {}", agent.node));
-                            return Ok(());
-                        }
-                        thread::sleep(Duration::from_millis(500));
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn exec<'a>(&'a self, pod: &'a str, command: &[&'a str]) -> Vec<&'a str> {
-        kubectl::exec(self.namespace, pod, command)
-    }
-
     /// All rows, and what the nodes' uplinks carried meanwhile.
     fn try_all(&self, rows: &[Row], inventory: &Inventory) -> Result<Outcome, Failure> {
-        let agents: Vec<Pod> = inventory.pods.iter().filter(|pod| pod.set == AGENTS).cloned().collect();
+        let agents = suite::agents(inventory);
         let cluster = Cluster {
             nodes: inventory.nodes.len(),
             families: inventory.families().into_iter().map(Family::as_str).collect(),
@@ -313,16 +212,21 @@ impl Suite<'_> {
     }
 
     fn try_rows(&self, rows: &[Row], inventory: &Inventory, outcome: &mut Outcome) -> Result<(), Failure> {
+        let mut inventory = inventory.clone();
         for row in rows {
             let before = outcome.cases.len();
             if row.check == Some(Check::Addresses) {
-                outcome.cases.push(addresses(row, self.namespace, inventory));
+                outcome.cases.push(addresses(row, self.namespace, &inventory));
+            }
+            if row.check == Some(Check::Spoofed) {
+                outcome.cases.push(self.spoofed(row, &inventory)?);
             }
             for family in inventory.families().into_iter().filter(|_| row.check.is_none()) {
                 let (cases, skips) = inventory.cases(row, family);
                 let family = family.as_str();
                 let counts = || self.capture.map(Capture::counts).transpose();
                 let frames = counts()?;
+                let acted = cases.iter().any(|case| case.meanwhile.iter().any(is_of_cluster));
                 for case in cases {
                     outcome.cases.push(self.try_case(row, case)?);
                 }
@@ -331,6 +235,9 @@ impl Suite<'_> {
                     outcome.carried.push(Carried { row: row.row.clone(), family, frames });
                 }
                 outcome.cases.extend(skips.into_iter().map(|skip| skipped(row, family, skip)));
+                if acted {
+                    inventory = self.settle(&inventory)?;
+                }
             }
             let new = outcome.cases.get(before..).unwrap_or_default();
             let passed = new.iter().filter(|seen| seen.verdict == Verdict::Pass).count();
@@ -339,23 +246,54 @@ impl Suite<'_> {
         Ok(())
     }
 
+    fn spoofed(&self, row: &Row, inventory: &Inventory) -> Result<Seen, Failure> {
+        let Some(capture) = self.capture else {
+            return Ok(skipped(row, "", Skip { about: String::new(), reason: NO_CAPTURE }));
+        };
+        let since = Instant::now();
+        let (verdict, seen) = capture::judge_spoofed(&capture.spoof(inventory)?);
+        Ok(Seen {
+            row: row.row.clone(),
+            claim: row.claim.clone(),
+            family: "",
+            about: "the tunnel between two nodes".to_owned(),
+            command: "make e2e, on a cluster of make cluster".to_owned(),
+            expected: "a packet from a pod of the sender arrives, and one from another node's pod does not"
+                .to_owned(),
+            seen,
+            verdict,
+            reason: None,
+            traffic: None,
+            milliseconds: since.elapsed().as_millis(),
+        })
+    }
+
     fn try_case(&self, row: &Row, case: Case) -> Result<Seen, KubectlError> {
         let since = Instant::now();
         let words: Vec<&str> = case.command.iter().map(String::as_str).collect();
-        let change =
-            (!case.meanwhile.is_empty()).then(|| Change::start(self.kubectl.clone(), case.meanwhile.clone()));
-        let (output, command) = match &case.pod {
+        let change = || Change::start(self.kubectl.clone(), self.acting.cloned(), case.meanwhile.clone());
+        let (output, changed, command) = match &case.pod {
+            Some(pod) if case.detached => {
+                let (output, changed) = self.detached(pod, &words, change)?;
+                (output, changed, format!("kubectl {}", self.exec(pod, &words).join(" ")))
+            }
             Some(pod) => {
                 let arguments = self.exec(pod, &words);
-                (self.kubectl.output(&arguments, "")?, format!("kubectl {}", arguments.join(" ")))
+                let change = (!case.meanwhile.is_empty()).then(change);
+                let output = self.kubectl.output(&arguments, "")?;
+                let changed = change.map_or(Ok(()), Change::complete);
+                (output, changed, format!("kubectl {}", arguments.join(" ")))
             }
-            None => (self.here(&words)?, words.join(" ")),
+            None => {
+                let change = (!case.meanwhile.is_empty()).then(change);
+                let output = self.here(&words)?;
+                (output, change.map_or(Ok(()), Change::complete), words.join(" "))
+            }
         };
         let printed = String::from_utf8_lossy(&output.stdout).into_owned();
-        let changed = change.map_or(Ok(()), Change::complete);
         let passed = case.expected.is_met(output.status.success(), &printed) && changed.is_ok();
         let errors = String::from_utf8_lossy(&output.stderr);
-        let meanwhile = case.meanwhile.iter().map(|step| format!("; meanwhile kubectl {}", step.join(" ")));
+        let meanwhile = case.meanwhile.iter().map(|step| format!("; meanwhile {step}"));
         let command = format!("{command}{}", meanwhile.collect::<String>());
         Ok(Seen {
             row: row.row.clone(),
@@ -376,8 +314,30 @@ impl Suite<'_> {
         })
     }
 
+    /// Has a stream go on in a pod until a change is over; what it said, and what is wrong with the change.
+    fn detached(
+        &self,
+        pod: &str,
+        words: &[&str],
+        change: impl FnOnce() -> Change,
+    ) -> Result<(Output, Result<(), String>), KubectlError> {
+        let arguments = [&["e2e-pod", "detach"], words.get(STREAM.len()..).unwrap_or_default()].concat();
+        let number = self.kubectl.run(&self.exec(pod, &arguments), "")?;
+        let changed = change().wait();
+        let since = Instant::now();
+        loop {
+            let output = self.kubectl.output(&self.exec(pod, &["e2e-pod", "collect", number.trim()]), "")?;
+            // What a stream has lost is said by it. A kubelet that has just been started is asked again.
+            let said = String::from_utf8_lossy(&output.stderr).contains(" sent, ");
+            if output.status.success() || said || since.elapsed() >= COLLECTED_WITHIN {
+                return Ok((output, changed));
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    }
+
     /// Runs a command of a row on this machine, where e2e-pod is not in the search path.
-    fn here(&self, words: &[&str]) -> Result<std::process::Output, KubectlError> {
+    fn here(&self, words: &[&str]) -> Result<Output, KubectlError> {
         let (program, arguments) = words.split_first().unwrap_or((&"e2e-pod", &[]));
         let program = match *program {
             "e2e-pod" => self.outside.program().clone(),
@@ -386,6 +346,10 @@ impl Suite<'_> {
         let output = Command::new(&program).args(arguments).output();
         output.map_err(|source| KubectlError::Start { program, source })
     }
+}
+
+fn is_of_cluster(step: &Step) -> bool {
+    matches!(step, Step::Cluster { .. })
 }
 
 fn addresses(row: &Row, namespace: &str, inventory: &Inventory) -> Seen {

@@ -1,6 +1,7 @@
 //! Scenarios as data: what a row claims, and how it is tried.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -82,9 +83,86 @@ pub struct Row {
     /// It fails, because what it asks for does not answer.
     #[serde(default)]
     pub fails: bool,
-    /// Arguments of kubectl, one list after the other, while the command runs: they change something, and meshd has to be there.
+    /// What is done while the command runs, one step after the other: it changes something, and meshd has to be there.
     #[serde(default)]
-    pub meanwhile: Vec<Vec<String>>,
+    pub meanwhile: Vec<Step>,
+    /// The command is a stream that goes on until all steps are done, and that needs neither API server nor kubelet meanwhile.
+    #[serde(default)]
+    pub detached: bool,
+    /// What there has to be in the cluster, or before it.
+    #[serde(default)]
+    pub needs: Vec<Need>,
+}
+
+/// What a row needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Need {
+    /// Rows that change something: it shows what has become of the change.
+    Changes,
+    /// Somebody who enforces network policies.
+    Policies,
+}
+
+/// Something that changes the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Step {
+    /// Arguments of kubectl.
+    Kubectl(Vec<String>),
+    /// A verb that the cluster itself carries out, and the node that it is about.
+    Cluster {
+        /// Both.
+        cluster: Vec<String>,
+    },
+    /// kubectl again and again, until it prints a text.
+    Until {
+        /// Its arguments.
+        until: Vec<String>,
+        /// The text.
+        contains: String,
+    },
+    /// A pause.
+    Wait {
+        /// Seconds.
+        wait: u64,
+    },
+}
+
+impl Step {
+    /// Its words, with placeholders.
+    pub fn words(&self) -> &[String] {
+        match self {
+            Self::Kubectl(words) | Self::Cluster { cluster: words } | Self::Until { until: words, .. } => {
+                words
+            }
+            Self::Wait { .. } => &[],
+        }
+    }
+
+    /// The same with other words; none if one of them can't be had.
+    pub fn fill(&self, fill: impl Fn(&String) -> Option<String>) -> Option<Self> {
+        let words: Option<Vec<String>> = self.words().iter().map(&fill).collect();
+        Some(match self {
+            Self::Kubectl(_) => Self::Kubectl(words?),
+            Self::Cluster { .. } => Self::Cluster { cluster: words? },
+            Self::Until { contains, .. } => Self::Until { until: words?, contains: fill(contains)? },
+            Self::Wait { wait } => Self::Wait { wait: *wait },
+        })
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kubectl(words) => write!(f, "kubectl {}", words.join(" ")),
+            Self::Cluster { cluster } => write!(f, "cluster act {}", cluster.join(" ")),
+            Self::Until { until, contains } => {
+                write!(f, "kubectl {} | grep {contains:?}, until it is there", until.join(" "))
+            }
+            Self::Wait { wait } => write!(f, "sleep {wait}"),
+        }
+    }
 }
 
 /// Checks of what the API server says, or a capture.
@@ -95,6 +173,8 @@ pub enum Check {
     Addresses,
     /// No packet with a pod's address is in the clear on a node's uplink.
     Uplinks,
+    /// A packet that comes through a node's tunnel with another node's source is dropped.
+    Spoofed,
 }
 
 /// Which pods a row is about.
@@ -114,7 +194,7 @@ pub enum Place {
 }
 
 /// The placeholders of commands and expectations.
-const PLACEHOLDERS: [&str; 19] = [
+const PLACEHOLDERS: [&str; 22] = [
     "{protocol}",
     "{from}",
     "{to}",
@@ -134,7 +214,13 @@ const PLACEHOLDERS: [&str; 19] = [
     "{all-names}",
     "{asks}",
     "{to-host}",
+    "{namespace}",
+    "{third-host}",
+    "{third-name}",
 ];
+
+/// How the command of a stream begins.
+pub const STREAM: [&str; 2] = ["e2e-pod", "stream"];
 
 /// Reads all files of a directory, in the order of their names.
 pub fn load(directory: &Path) -> Result<Vec<Row>, ScenarioError> {
@@ -178,7 +264,7 @@ impl Row {
         );
         let words = || {
             let printed = self.expect.iter().chain(&self.contains).chain(&self.one_of);
-            self.run.iter().chain(printed).chain(self.meanwhile.iter().flatten())
+            self.run.iter().chain(printed).chain(self.meanwhile.iter().flat_map(Step::words))
         };
         if self.place.is_none() || self.run.is_empty() || self.from.is_empty() {
             return Some("it needs `where`, `from` and `run`, or `check`");
@@ -193,6 +279,9 @@ impl Row {
         }
         if words().any(|word| has_unknown_placeholder(word)) {
             return Some("a placeholder is not known");
+        }
+        if self.detached && (self.meanwhile.is_empty() || !self.run.starts_with(&STREAM.map(str::to_owned))) {
+            return Some("`detached` is for streams, and ends with the last step of `meanwhile`");
         }
         let uses = |name: &str| words().any(|word| word.contains(name));
         let by_protocol = ["{protocol}", "{via-port}", "{via-local-port}"];
@@ -220,14 +309,16 @@ mod tests {
     #[test]
     fn the_scenarios_of_this_repository_are_read() {
         let rows = load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")).unwrap();
-        for number in 1..=16 {
+        for number in (1..=16).chain([18]) {
             assert!(rows.iter().any(|known| known.row == format!("N{number}")), "N{number}");
         }
-        for number in [2, 6] {
+        for number in [2, 5, 6, 7, 9, 10] {
             let changes = |known: &Row| known.row == format!("E{number}") && !known.meanwhile.is_empty();
             assert!(rows.iter().any(changes), "E{number}");
         }
-        assert!(rows.iter().any(|known| known.check == Some(Check::Uplinks)));
+        for check in [Check::Uplinks, Check::Spoofed] {
+            assert!(rows.iter().any(|known| known.check == Some(check)));
+        }
     }
 
     #[test]
@@ -240,5 +331,21 @@ mod tests {
         assert!(mistake(&format!("{command}    expect: \"{{protocol}}\"\n")).contains("need `protocols`"));
         assert!(mistake(&format!("{command}    expect: x\n    unknown: y\n")).contains("unknown"));
         assert!(mistake("    check: addresses\n    from: one\n").contains("no command"));
+        let detached = "    contains: x\n    detached: true\n";
+        assert!(mistake(&format!("{command}{detached}")).contains("for streams"));
+        let steps = "    contains: x\n    meanwhile: [{cluster: [reboot, \"{nobody}\"]}]\n";
+        assert!(mistake(&format!("{command}{steps}")).contains("placeholder"));
+        let unknown = "    contains: x\n    meanwhile: [{shell: reboot}]\n";
+        assert!(mistake(&format!("{command}{unknown}")).contains("x.yaml"));
+    }
+
+    #[test]
+    fn steps_are_for_kubectl_or_for_the_cluster_or_pauses() {
+        let text = "rows:\n  - row: E2\n    claim: c\n    where: one-pair\n    from: one\n    to: one\n    \
+                    run: [e2e-pod, stream, \"60\", \"0\", \"{to-port}\"]\n    contains: sent\n    detached: true\n    \
+                    meanwhile:\n      - [get, nodes]\n      - cluster: [reboot, \"{third-host}\"]\n      - wait: 5\n";
+        let rows = parse(Path::new("x.yaml"), text).unwrap();
+        let steps: Vec<String> = rows[0].meanwhile.iter().map(Step::to_string).collect();
+        assert_eq!(steps, ["kubectl get nodes", "cluster act reboot {third-host}", "sleep 5"]);
     }
 }

@@ -91,14 +91,24 @@ pub(crate) fn fit(server: SocketAddr) -> io::Result<String> {
     Err(last)
 }
 
-/// Sends 100 datagrams a second, whatever becomes of them, and counts the answers. Fails if more than `may_lose` are missing.
-pub(crate) fn stream(seconds: u32, may_lose: u32, server: SocketAddr) -> io::Result<String> {
+/// Sends 100 datagrams a second, whatever becomes of them, and counts the answers. Ends early if `ended` says so. Fails if more
+/// than `may_lose` are missing.
+pub(crate) fn stream(
+    seconds: u32,
+    may_lose: u32,
+    server: SocketAddr,
+    ended: impl Fn() -> bool,
+) -> io::Result<String> {
     let socket = datagrams(server, STREAM_STEP)?;
     let began = Instant::now();
     let (mut sent, mut answered, mut heard, mut pause) = (0_u32, 0_u32, began, Duration::ZERO);
+    let mut to_send = seconds * 100;
     loop {
         let due = STREAM_STEP * sent;
-        let over = sent >= seconds * 100;
+        if ended() {
+            to_send = to_send.min(sent);
+        }
+        let over = sent >= to_send;
         if over && (answered >= sent || began.elapsed() >= due + LAST_ANSWERS) {
             break;
         }
@@ -183,12 +193,16 @@ mod tests {
 
     #[test]
     fn a_stream_counts_what_is_not_answered() {
-        let said = stream(1, 0, server()).unwrap();
+        let said = stream(1, 0, server(), || false).unwrap();
         assert!(said.starts_with("100 sent, 0 lost, "), "{said}");
         // It takes everything and says nothing.
         let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let error = stream(1, 99, silent.local_addr().unwrap()).unwrap_err();
+        let error = stream(1, 99, silent.local_addr().unwrap(), || false).unwrap_err();
         assert!(error.to_string().starts_with("100 sent, 100 lost, "), "{error}");
+        // One that is told to end does not go on for a minute.
+        let began = Instant::now();
+        let said = stream(60, 0, server(), || began.elapsed() > Duration::from_millis(300)).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(30) && said.contains(" sent, 0 lost, "), "{said}");
     }
 
     #[test]

@@ -10,16 +10,21 @@
 //! e2e-pod fit ADDRESS:PORT                         sends a datagram as large as the path's MTU, and one a byte larger
 //! e2e-pod stream SECONDS LOST ADDRESS:PORT         sends 100 datagrams a second and counts the answers; fails if more than LOST
 //!                                                  are missing
+//! e2e-pod detach SECONDS LOST ADDRESS:PORT         begins such a stream in the background and prints its number; it goes on
+//!                                                  when nobody is connected any more
+//! e2e-pod collect NUMBER                           ends it and prints what it says
 //! e2e-pod protocols                                prints which of the protocols this kernel has
 //! ```
 
 mod client;
+mod detached;
 mod sctp;
 mod server;
 
 use std::env;
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
@@ -32,7 +37,7 @@ const COUNT: u8 = b'c';
 
 const USAGE: &str = "pause | serve [localhost:]PORT | ask tcp|udp|sctp ADDRESS:PORT [SECONDS] | \
      spread TIMES ADDRESS:PORT | send BYTES ADDRESS:PORT | fit ADDRESS:PORT | \
-     stream SECONDS LOST ADDRESS:PORT | protocols";
+     stream SECONDS LOST ADDRESS:PORT | detach SECONDS LOST ADDRESS:PORT | collect NUMBER | protocols";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
@@ -64,8 +69,13 @@ fn run(words: &[&str]) -> io::Result<String> {
         ["send", bytes, server] => client::send(number(bytes)?, address(server)?),
         ["fit", server] => client::fit(address(server)?),
         ["stream", seconds, lost, server] => {
-            client::stream(number(seconds)?, number(lost)?, address(server)?)
+            client::stream(number(seconds)?, number(lost)?, address(server)?, || false)
         }
+        ["detach", words @ ..] => detached::start(words),
+        ["detached", directory, seconds, lost, server] => {
+            detached::stream(Path::new(directory), number(seconds)?, number(lost)?, address(server)?)
+        }
+        ["collect", started] => detached::collect(number(started)?),
         ["protocols"] => {
             let sctp = if sctp::is_known() { " sctp" } else { "" };
             Ok(format!("tcp udp icmp{sctp}\n"))

@@ -30,6 +30,9 @@ fn inventory() -> Inventory {
         services: Kind::all(3).map(service).collect(),
         protocols: vec!["tcp".into(), "udp".into()],
         unchanging: None,
+        policies: false,
+        acting: false,
+        namespace: "e2e".into(),
     }
 }
 
@@ -152,15 +155,53 @@ fn what_changes_something_is_tried_for_one_pair_and_only_where_it_may() {
     let row = Row {
         protocols: Vec::new(),
         run: words(["stream", "20", "{to-port}"]),
-        meanwhile: vec![words(["rotate", "--node", "{to-host}"])],
+        meanwhile: vec![Step::Kubectl(words(["rotate", "--node", "{to-host}"]))],
         ..row(Place::OnePair)
     };
     let (cases, skipped) = inventory.cases(&row, Family::V4);
     assert_eq!((cases.len(), skipped.len()), (1, 0));
     assert_eq!(cases[0].about, "one on n1, to other on n2");
-    assert_eq!(cases[0].meanwhile, [words(["rotate", "--node", "n2"])]);
+    assert_eq!(cases[0].meanwhile, [Step::Kubectl(words(["rotate", "--node", "n2"]))]);
     inventory.unchanging = Some("not asked for");
     let skip = Skip { about: String::new(), reason: "not asked for" };
     assert_eq!(inventory.cases(&row, Family::V4), (vec![], vec![skip]));
     assert_eq!(inventory.cases(&Row { meanwhile: Vec::new(), ..row }, Family::V4).1, []);
+}
+
+#[test]
+fn policies_are_tried_where_somebody_enforces_them() {
+    let mut inventory = inventory();
+    let row = Row { needs: vec![Need::Policies], ..row(Place::OnePair) };
+    let skipped =
+        |inventory: &Inventory| inventory.cases(&row, Family::V4).1.into_iter().map(|skip| skip.reason);
+    assert!(skipped(&inventory).eq([NO_ENFORCER]));
+    inventory.policies = true;
+    assert_eq!(skipped(&inventory).count(), 0);
+}
+
+#[test]
+fn nodes_are_rebooted_only_where_that_can_be_done_and_never_those_of_the_stream() {
+    let mut inventory = inventory();
+    let row = Row {
+        protocols: Vec::new(),
+        meanwhile: vec![Step::Cluster { cluster: vec!["reboot".into(), "{third-host}".into()] }],
+        expect: None,
+        contains: Some("sent".into()),
+        ..row(Place::OnePair)
+    };
+    let skipped =
+        |inventory: &Inventory| inventory.cases(&row, Family::V4).1.into_iter().map(|skip| skip.reason);
+    assert!(skipped(&inventory).eq([NOT_ACTING]));
+    inventory.acting = true;
+    let case = inventory.cases(&row, Family::V4).0.remove(0);
+    assert_eq!(case.about, "one on n1, to other on n2");
+    assert_eq!(case.meanwhile, [Step::Cluster { cluster: vec!["reboot".into(), "n3".into()] }]);
+    inventory.nodes.pop();
+    inventory.pods.retain(|pod| pod.node != "n3");
+    assert!(skipped(&inventory).eq([TOO_FEW_NODES]));
+    // What shows the outcome of a change is tried only where changes are.
+    let after = Row { needs: vec![Need::Changes], meanwhile: Vec::new(), ..row.clone() };
+    assert_eq!(inventory.cases(&after, Family::V4).0.len(), 1);
+    inventory.unchanging = Some("not asked for");
+    assert_eq!(inventory.cases(&after, Family::V4).0.len(), 0);
 }
