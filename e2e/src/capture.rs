@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cases::{Family, Inventory, Pod};
 use crate::report::{Frames, Verdict};
+use crate::services::ENDPOINTS;
 
 /// Controls wait for several frames; more than so long and nobody answers.
 const ANSWERED_WITHIN: Duration = Duration::from_mins(1);
@@ -151,7 +152,8 @@ pub(crate) fn exchange<T: DeserializeOwned>(
 fn ends(inventory: &Inventory, family: Family) -> impl Iterator<Item = Value> {
     let address = |pod: &Pod| pod.addresses.iter().copied().find(|&address| family.has(address));
     let mut of_nodes = BTreeMap::new();
-    for pod in inventory.pods.iter().filter(|pod| !pod.host_network) {
+    // Pods that no policy guards: it is not what is to drop packets here.
+    for pod in inventory.pods.iter().filter(|pod| pod.set == ENDPOINTS) {
         if let Some(address) = address(pod) {
             of_nodes.entry(&pod.node).or_insert_with(|| json!({"node": pod.node, "pod": address}));
         }
@@ -216,6 +218,30 @@ pub fn judge(controls: &[Control], before: &Counts, after: &Counts) -> (Verdict,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn packets_are_sent_between_pods_that_no_policy_guards() {
+        let pod = |set: &str, node: &str, last: u8| Pod {
+            name: format!("{set}-{node}"),
+            set: set.to_owned(),
+            node: node.to_owned(),
+            addresses: vec![[10, 244, 0, last].into()],
+            port: 8080,
+            host_network: false,
+        };
+        let pods = vec![
+            pod("guarded", "n1", 2),
+            pod(ENDPOINTS, "n1", 3),
+            pod("guarded", "n2", 4),
+            pod(ENDPOINTS, "n2", 5),
+        ];
+        let inventory = Inventory { pods, ..Inventory::default() };
+        let ends: Vec<Value> = ends(&inventory, Family::V4).collect();
+        assert_eq!(
+            ends,
+            [json!({"node": "n1", "pod": "10.244.0.3"}), json!({"node": "n2", "pod": "10.244.0.5"})]
+        );
+    }
 
     #[test]
     fn a_foreign_source_is_dropped_only_if_the_own_one_arrives() {

@@ -84,7 +84,14 @@ impl Suite<'_> {
             let inventory = self.inventory()?;
             let inventory =
                 Inventory { protocols: former.protocols.clone(), unchanging: former.unchanging, ..inventory };
-            let answers = self.wait_for_answers(&inventory, SAID_EVERY)?;
+            // A pod that is being started has no address. Without an IP version no row would be tried.
+            let addressed = inventory.families() == former.families();
+            let answers = addressed && self.wait_for_answers(&inventory, SAID_EVERY)?;
+            if !addressed && since.elapsed() >= SETTLED_WITHIN {
+                return Err(
+                    "after a row that has changed nodes, pods lack addresses: look at their events".into()
+                );
+            }
             if answers || since.elapsed() >= SETTLED_WITHIN {
                 say(&format!(
                     "==> {} nodes and {} pods, after {} s",
@@ -94,6 +101,7 @@ impl Suite<'_> {
                 ));
                 return Ok(inventory);
             }
+            thread::sleep(Duration::from_secs(1));
         }
     }
 
