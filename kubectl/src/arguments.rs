@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::verify;
+use crate::{doctor, verify};
 
 /// The subcommands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,17 +17,20 @@ pub(crate) enum Subcommand {
     Graph,
     /// Whether the mesh is proven encrypted.
     Verify,
+    /// What is wrong, by its causes.
+    Doctor,
 }
 
 impl Subcommand {
     /// In the order of help.
-    const ALL: [Self; 3] = [Self::Status, Self::Graph, Self::Verify];
+    const ALL: [Self; 4] = [Self::Status, Self::Graph, Self::Verify, Self::Doctor];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Graph => "graph",
             Self::Verify => verify::NAME,
+            Self::Doctor => doctor::NAME,
         }
     }
 
@@ -35,6 +38,7 @@ impl Subcommand {
         let command = Command::new(self.name());
         match self {
             Self::Verify => verify::command(command),
+            Self::Doctor => doctor::command(command),
             Self::Status => command
                 .about("Show the whole mesh: nodes, pairs, guard, keys, and what is wrong")
                 .long_about(

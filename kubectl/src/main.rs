@@ -3,6 +3,7 @@
 mod arguments;
 mod ask;
 mod cluster;
+mod doctor;
 mod graph;
 mod output;
 mod status;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
             Subcommand::Status => status::run(matches).await.map(Verdict::exit_code),
             Subcommand::Graph => graph::run(matches).await.map(Verdict::exit_code),
             Subcommand::Verify => verify::run(matches).await,
+            Subcommand::Doctor => doctor::run(matches).await.map(Verdict::exit_code),
         }
     });
     match done {

@@ -101,6 +101,13 @@ fn a_mesh_is_encrypted_and_with_each_fault_it_is_not_by_its_name() {
     nft(n2, &["flush chain inet faults in"]);
     wait_encrypted(&mesh);
 
+    // Both are.
+    nft(n2, &[&format!("add rule inet faults in ip saddr {first} udp dport {{ 51840, 51841 }} drop")]);
+    let report = expect(&mesh, "n1", Code::NoEcho);
+    assert!(report.totals.proven <= 4, "neither direction of the pair is proven: {report:#?}");
+    nft(n2, &["flush chain inet faults in"]);
+    wait_encrypted(&mesh);
+
     // The path has a smaller MTU, and says nothing.
     nft(n2, &["add rule inet faults in udp dport { 51840, 51841 } ip length > 1400 drop"]);
     expect(&mesh, "n1", Code::FullSizeLost);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::{QUICKSTART, read, repository};
 
-const DOCUMENTS: [&str; 18] = [
+const DOCUMENTS: [&str; 19] = [
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
@@ -13,6 +13,7 @@ const DOCUMENTS: [&str; 18] = [
     "SECURITY.md",
     "deploy/README.md",
     "docs/distributions.md",
+    "docs/faults.md",
     "docs/glossary.md",
     "docs/install.md",
     "docs/migrate.md",

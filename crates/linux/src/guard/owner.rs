@@ -52,7 +52,7 @@ pub struct GuardRecord {
     pub repaired: Option<Instant>,
     /// Packets with a pod address that left unencrypted, as counted by tables that were replaced since.
     escaped: u64,
-    /// Those of all that were sent by this process to see whether they are caught.
+    /// Those that the present table has counted, and that were sent by this process to see whether they are caught.
     own: u64,
 }
 
@@ -73,8 +73,8 @@ impl GuardOwner {
     /// with a pod address left unencrypted in all.
     pub fn account(&self) -> Result<(GuardRecord, Drops, u64), HostError> {
         let drops = settled_drops()?;
-        let escaped = (self.record.escaped + drops.escaped()).saturating_sub(self.record.own);
-        Ok((self.record, drops, escaped))
+        let escaped = drops.escaped().saturating_sub(self.record.own);
+        Ok((self.record, drops, self.record.escaped + escaped))
     }
 
     /// Leaves out packets of this process's own that were seen, and not dropped.
@@ -90,7 +90,8 @@ impl GuardOwner {
             self.record.repairs += 1;
             self.record.repaired = Some(Instant::now());
         }
-        self.record.escaped += settled_drops().unwrap_or_default().escaped();
+        let own = std::mem::take(&mut self.record.own);
+        self.record.escaped += settled_drops().unwrap_or_default().escaped().saturating_sub(own);
     }
 
     /// Whether the table belongs to this process.

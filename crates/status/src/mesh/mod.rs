@@ -1,6 +1,7 @@
 //! The whole mesh, from what the daemon of each node says: a few numbers, a row for each node, and what is wrong with a
 //! sentence on what to do. Pure.
 
+pub mod causes;
 pub mod graph;
 mod pairs;
 mod problem;

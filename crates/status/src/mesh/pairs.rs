@@ -39,7 +39,7 @@ pub(super) fn unreached(answers: &BTreeMap<String, Answer>, problems: &mut Vec<P
             .filter(|peer| alone.contains(node) || !hides || !alone.contains(peer))
             .collect();
         if let Some(what) = sentence(&left, alone.contains(node)) {
-            problems.push(Problem::new(Code::Unreached, node, what));
+            problems.push(Problem::new(Code::Unreached, node, what).about(left));
         }
     }
     for node in alone.iter().filter(|node| hides && !down.contains_key(*node)) {

@@ -196,12 +196,38 @@ pub struct Problem {
     /// What to do.
     #[serde(rename = "do")]
     pub advice: String,
+    /// The other nodes that it is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<String>,
+    /// The check of the host that found it (docs/host-checks.md).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub check: Option<String>,
 }
 
 impl Problem {
     pub(super) fn new(code: Code, node: &str, what: impl Into<String>) -> Self {
         let advice = code.advice().to_owned();
-        Self { code, severity: code.severity(), node: node.to_owned(), what: what.into(), advice }
+        let (peers, check) = (Vec::new(), None);
+        Self {
+            code,
+            severity: code.severity(),
+            node: node.to_owned(),
+            what: what.into(),
+            advice,
+            peers,
+            check,
+        }
+    }
+
+    /// The same, about other nodes.
+    pub(super) fn about<'a>(mut self, peers: impl IntoIterator<Item = &'a str>) -> Self {
+        self.peers = peers.into_iter().map(ToOwned::to_owned).collect();
+        self
+    }
+
+    /// Its code, or that of the check of the host.
+    pub fn name(&self) -> &str {
+        self.check.as_deref().unwrap_or_else(|| self.code.as_str())
     }
 
     /// What problems are sorted by.
@@ -215,7 +241,53 @@ pub(super) fn of_node(node: &str, answer: &Answer, problems: &mut Vec<Problem>) 
     match answer {
         Answer::Absent(why) => problems.push(Problem::new(Code::NoDaemon, node, why)),
         Answer::Silent(why) => problems.push(Problem::new(Code::NoAnswer, node, why)),
-        Answer::Said(status) => said(node, status, problems),
+        Answer::Said(status) => {
+            of_others(node, status, problems);
+            said(node, status, problems);
+        }
+    }
+}
+
+/// What it says of other nodes.
+fn of_others(node: &str, status: &Status, problems: &mut Vec<Problem>) {
+    let mut about =
+        |code, peer: &str, what: String| problems.push(Problem::new(code, node, what).about([peer]));
+    for peer in &status.peers {
+        if peer.pq.blocked {
+            let what = format!("pods' packets to {} are dropped: {}", peer.node, peer.pq.reason());
+            about(Code::PresharedBlocked, &peer.node, what);
+        }
+        if let Some(seconds) = peer.pq.stripped_seconds {
+            let what = format!("for {seconds} s pods' packets to {} have had no preshared key", peer.node);
+            about(Code::PresharedStripped, &peer.node, what);
+        }
+        if peer.full_size_passes == Some(false) {
+            let mtu = peer.mtu.unwrap_or_default();
+            about(
+                Code::PathTooSmall,
+                &peer.node,
+                format!("packets of {mtu} bytes to {} are lost", peer.node),
+            );
+        }
+    }
+    for rejected in &status.rejected {
+        let effect = if rejected.stays { " in part" } else { "" };
+        let what = format!("rejects {}{effect}: {} [{}]", rejected.node, rejected.reason, rejected.code);
+        about(Code::Rejected, &rejected.node, what);
+    }
+    for pending in &status.pending {
+        about(Code::Pending, pending, format!("{pending} has not published keys yet"));
+    }
+    for lease in &status.leases {
+        if let Some(trouble) = &lease.trouble {
+            about(Code::NoRelay, &lease.node, format!("to {}, slot {}: {trouble}", lease.node, lease.slot));
+        }
+    }
+    if !status.rotation.blocked_by.is_empty() {
+        let by = &status.rotation.blocked_by;
+        let what = format!("the last rotation was rolled back: {} did not follow", by.join(", "));
+        let problem = Problem::new(Code::RotationBlocked, node, what);
+        problems.push(problem.about(by.iter().map(String::as_str)));
     }
 }
 
@@ -226,25 +298,6 @@ fn said(node: &str, status: &Status, problems: &mut Vec<Problem>) {
     }
     if !status.ready {
         add(Code::NotReady, format!("waits for: {}", status.waiting_for.join("; ")));
-    }
-    for peer in &status.peers {
-        if peer.pq.blocked {
-            let what = format!("pods' packets to {} are dropped: {}", peer.node, peer.pq.reason());
-            add(Code::PresharedBlocked, what);
-        }
-        if let Some(seconds) = peer.pq.stripped_seconds {
-            let what = format!("for {seconds} s pods' packets to {} have had no preshared key", peer.node);
-            add(Code::PresharedStripped, what);
-        }
-        if peer.full_size_passes == Some(false) {
-            let mtu = peer.mtu.unwrap_or_default();
-            add(Code::PathTooSmall, format!("packets of {mtu} bytes to {} are lost", peer.node));
-        }
-    }
-    for rejected in &status.rejected {
-        let effect = if rejected.stays { " in part" } else { "" };
-        let what = format!("rejects {}{effect}: {} [{}]", rejected.node, rejected.reason, rejected.code);
-        add(Code::Rejected, what);
     }
     for failure in &status.failures {
         add(Code::StepFailed, failure.clone());
@@ -258,18 +311,6 @@ fn said(node: &str, status: &Status, problems: &mut Vec<Problem>) {
             add(Code::Unpublished, "its annotations are not up to date".to_owned());
         }
         None => {}
-    }
-    for pending in &status.pending {
-        add(Code::Pending, format!("{pending} has not published keys yet"));
-    }
-    if !status.rotation.blocked_by.is_empty() {
-        let by = status.rotation.blocked_by.join(", ");
-        add(Code::RotationBlocked, format!("the last rotation was rolled back: {by} did not follow"));
-    }
-    for lease in &status.leases {
-        if let Some(trouble) = &lease.trouble {
-            add(Code::NoRelay, format!("to {}, slot {}: {trouble}", lease.node, lease.slot));
-        }
     }
     for name in &status.names {
         if let Some(trouble) = &name.trouble {
@@ -295,6 +336,7 @@ fn said(node: &str, status: &Status, problems: &mut Vec<Problem>) {
         let what = format!("{} [{}]", found.sentence, found.code);
         problems.push(Problem {
             advice: format!("{}: {}", Code::Host.advice(), found.fix),
+            check: Some(found.code.clone()),
             ..Problem::new(Code::Host, node, what)
         });
     }

@@ -37,7 +37,7 @@ pub enum Shown {
 }
 
 impl Paint {
-    fn severity(self, severity: Severity) -> String {
+    pub(super) fn severity(self, severity: Severity) -> String {
         let (word, code) = match severity {
             Severity::Error => ("ERROR", 31),
             Severity::Unknown => ("UNKNOWN", 35),

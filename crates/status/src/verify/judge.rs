@@ -39,13 +39,19 @@ pub(super) fn of_node(evidence: &Evidence, findings: &mut Vec<Finding>) {
     }
 }
 
-/// While keys are replaced, two nodes may not agree on them, and slots have no session.
-fn unless_rotating(finding: Finding, rotating: bool) -> Finding {
-    if !rotating || finding.weight != Weight::Failed {
-        return finding;
+/// While keys are replaced, two nodes may not agree on them, and slots have no session: what fails is not known to be wrong.
+pub(super) fn suspend(finding: &mut Finding) {
+    if finding.weight == Weight::Failed {
+        finding.weight = Weight::Unknown;
+        finding.what.push_str("; keys are being replaced, so verify again");
     }
-    let what = format!("{}; keys are being replaced, so verify again", finding.what);
-    Finding { weight: Weight::Unknown, what, ..finding }
+}
+
+fn unless_rotating(mut finding: Finding, rotating: bool) -> Finding {
+    if rotating {
+        suspend(&mut finding);
+    }
+    finding
 }
 
 /// The guard, and what left or arrived unencrypted.

@@ -113,6 +113,12 @@ impl Report {
     /// Judges what all nodes say, with both ends of each pair. `made_at` is the Unix time in seconds.
     pub fn of_mesh(made_at: u64, gathered: BTreeMap<String, Gathered>) -> Self {
         let mut findings = of_each(&gathered);
+        let rotates = |peer: &String| matches!(gathered.get(peer), Some(Gathered::Evidence(evidence)) if evidence.rotating);
+        for finding in &mut findings {
+            if finding.peer.as_ref().is_some_and(rotates) {
+                judge::suspend(finding);
+            }
+        }
         judge::of_pairs(&gathered, &mut findings);
         Self::new(made_at, gathered, findings)
     }

@@ -221,11 +221,13 @@ fn ends_that_mean_different_keys_are_both_named() {
     assert_eq!(report.totals.proven, 9);
     let what = &report.findings[0].what;
     assert!(what.starts_with("n1 has ") && what.contains("n2 itself has "), "{what}");
-    // While n2 replaces its keys that is not known to be wrong.
+    // While n2 replaces its keys that is not known to be wrong, whoever finds it.
     let report = gathered(|all| {
         let node = all.get_mut("n2").unwrap();
         (node.keys.b.held, node.rotating) = (Some(key("x", Slot::B)), true);
+        all.get_mut("n1").unwrap().peers[0].slots.b.echo_microseconds = None;
     });
+    assert!(found(&report).contains(&(Weight::Unknown, Code::NoEcho, "n1", Some("n2"))), "{report:#?}");
     assert_eq!((report.verdict, report.exit_code()), (Verdict::NotProven, 2));
 }
 
