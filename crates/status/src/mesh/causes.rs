@@ -53,15 +53,10 @@ pub struct Cut {
     pub advice: String,
 }
 
-/// Checks of the host that can keep packets of the mesh from the node, or lead them elsewhere.
-const AGAINST_PACKETS: [&str; 6] = [
-    "input-policy-drop",
-    "competing-route",
-    "competing-rule",
-    "rp-filter-strict",
-    "systemd-networkd",
-    "network-manager",
-];
+/// Checks of the host that keep packets of the mesh from the node, or lead them elsewhere. A program that only might do so, since it
+/// manages links, is none of them: it would explain everything.
+const AGAINST_PACKETS: [&str; 4] =
+    ["input-policy-drop", "competing-route", "competing-rule", "rp-filter-strict"];
 /// Those that can keep a node from becoming ready.
 const AGAINST_READINESS: [&str; 5] =
     ["cni-config-shadowed", "cni-dir-owner", "tun-missing", "ipv6-disabled", "selinux"];
