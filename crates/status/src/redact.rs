@@ -237,7 +237,7 @@ mod tests {
     fn no_form_of_a_key_is_left_wherever_it_stands() {
         for key in keys() {
             let list = |between: &str| key.map(|byte| byte.to_string()).join(between);
-            let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            let hex = key.map(|byte| format!("{byte:02x}")).concat();
             let raw = String::from_utf8_lossy(&key).into_owned();
             let forms = [
                 STANDARD.encode(key),
