@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::builder::PossibleValuesParser;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
-use crate::{doctor, verify};
+use crate::{audit, bundle, doctor, install, keys, netcheck, peers, ping, rotate, shell, verify};
 
 /// The subcommands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,32 @@ pub(crate) enum Subcommand {
     Status,
     /// The paths between all nodes.
     Graph,
+    /// Each pair of nodes.
+    Peers,
+    /// The keys of all nodes.
+    Keys,
+    /// Replaces keys.
+    Rotate,
+    /// The audit trails of all nodes.
+    Audit,
+    /// An echo from one node to another.
+    Ping,
+    /// How each node is connected.
+    NetCheck,
+    /// A file for bug reports.
+    Bundle,
+    /// Installs.
+    Install,
+    /// Upgrades.
+    Upgrade,
+    /// Checks before an installation.
+    Check,
+    /// Completions for shells.
+    Completions,
+    /// Manual pages.
+    Man,
+    /// Completions for kubectl.
+    Complete,
     /// Whether the mesh is proven encrypted.
     Verify,
     /// What is wrong, by its causes.
@@ -23,12 +49,43 @@ pub(crate) enum Subcommand {
 
 impl Subcommand {
     /// In the order of help.
-    const ALL: [Self; 4] = [Self::Status, Self::Graph, Self::Verify, Self::Doctor];
+    const ALL: [Self; 17] = [
+        Self::Status,
+        Self::Verify,
+        Self::Doctor,
+        Self::Peers,
+        Self::Ping,
+        Self::NetCheck,
+        Self::Graph,
+        Self::Keys,
+        Self::Rotate,
+        Self::Audit,
+        Self::Bundle,
+        Self::Check,
+        Self::Install,
+        Self::Upgrade,
+        Self::Completions,
+        Self::Man,
+        Self::Complete,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Status => "status",
             Self::Graph => "graph",
+            Self::Peers => "peers",
+            Self::Keys => "keys",
+            Self::Rotate => "rotate",
+            Self::Audit => "audit",
+            Self::Ping => "ping",
+            Self::NetCheck => "netcheck",
+            Self::Bundle => "bundle",
+            Self::Install => "install",
+            Self::Upgrade => "upgrade",
+            Self::Check => "check",
+            Self::Completions => "completions",
+            Self::Man => "man",
+            Self::Complete => "__complete",
             Self::Verify => verify::NAME,
             Self::Doctor => doctor::NAME,
         }
@@ -37,6 +94,19 @@ impl Subcommand {
     fn command(self) -> Command {
         let command = Command::new(self.name());
         match self {
+            Self::Peers => peers::command(command),
+            Self::Keys => keys::command(command),
+            Self::Rotate => rotate::command(command),
+            Self::Audit => audit::command(command),
+            Self::Ping => ping::command(command),
+            Self::NetCheck => netcheck::command(command),
+            Self::Bundle => bundle::command(command),
+            Self::Install => install::install(command),
+            Self::Upgrade => install::upgrade(command),
+            Self::Check => install::check(command),
+            Self::Completions => shell::completions(command),
+            Self::Man => shell::man(command),
+            Self::Complete => shell::complete(command),
             Self::Verify => verify::command(command),
             Self::Doctor => doctor::command(command),
             Self::Status => command
@@ -124,7 +194,7 @@ fn everywhere() -> [Arg; 6] {
             .short('o')
             .long("output")
             .value_name("FORMAT")
-            .value_parser(PossibleValuesParser::new(["table", "json", "yaml"]))
+            .value_parser(PossibleValuesParser::new(["table", "wide", "json", "yaml"]))
             .default_value("table")
             .help("Output format"),
         Arg::new("color")
@@ -140,14 +210,15 @@ pub(crate) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
-/// A time as `90s`, `5m` or `1h`.
-fn time(text: &str) -> Result<Duration, String> {
-    let expected = || format!("{text:?}: expected a number with s, m or h, as in 90s");
+/// A time as `90s`, `5m`, `1h` or `30d`.
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
+    let expected = || format!("{text:?}: expected a number with s, m, h or d, as in 90s");
     let unit = text.chars().last().ok_or_else(expected)?;
     let seconds = match unit {
         's' => 1,
         'm' => 60,
         'h' => 3600,
+        'd' => 86_400,
         _ => return Err(expected()),
     };
     let number: u32 = text.strip_suffix(unit).unwrap_or_default().parse().map_err(|_| expected())?;

@@ -25,18 +25,55 @@ pub(crate) enum Peers {
     Unwell,
 }
 
-/// Asks every daemon; says how far that has come if it takes long.
+/// Why there is no answer of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Silence {
+    /// It has no daemon that could be asked.
+    Absent(String),
+    /// Its daemon did not answer.
+    Silent(String),
+}
+
+impl Silence {
+    /// In words.
+    pub(crate) fn words(&self) -> &str {
+        match self {
+            Self::Absent(why) | Self::Silent(why) => why,
+        }
+    }
+}
+
+/// Asks every daemon for its status.
 pub(crate) async fn answers(
     cluster: &Cluster,
     nodes: BTreeMap<String, Listed>,
     peers: Peers,
 ) -> BTreeMap<String, Answer> {
-    let (began, all) = (Instant::now(), nodes.len());
+    let answers = each(nodes, async |_, pod| status(cluster, &pod, peers).await).await;
+    let answer = |answer| match answer {
+        Ok(status) => Answer::Said(Box::new(status)),
+        Err(Silence::Absent(why)) => Answer::Absent(why),
+        Err(Silence::Silent(why)) => Answer::Silent(why),
+    };
+    answers.into_iter().map(|(node, found)| (node, answer(found))).collect()
+}
+
+/// Asks every daemon, by its node and its pod; says how far that has come if it takes long.
+pub(crate) async fn each<T>(
+    nodes: BTreeMap<String, Listed>,
+    ask: impl AsyncFn(String, String) -> Result<T, AskError>,
+) -> BTreeMap<String, Result<T, Silence>> {
+    let (began, all, ask) = (Instant::now(), nodes.len(), &ask);
     let mut said = began;
     let mut answers = BTreeMap::new();
-    let asked = nodes
-        .into_iter()
-        .map(|(node, listed)| async move { (node, answer(cluster, listed.daemon, peers).await) });
+    let asked = nodes.into_iter().map(|(node, listed)| async move {
+        let pod = match pod(listed.daemon) {
+            Ok(pod) => pod,
+            Err(why) => return (node, Err(Silence::Absent(why))),
+        };
+        let answer = ask(node.clone(), pod.clone()).await;
+        (node, answer.map_err(|error| Silence::Silent(format!("{pod}: {error}"))))
+    });
     let mut asked = futures::stream::iter(asked).buffer_unordered(AT_ONCE);
     while let Some((node, answer)) = asked.next().await {
         answers.insert(node, answer);
@@ -54,17 +91,6 @@ pub(crate) fn pod(daemon: Daemon) -> Result<String, String> {
         Daemon::Pod(pod) => Ok(pod),
         Daemon::Waiting(why) => Err(why),
         Daemon::None => Err("the DaemonSet has no pod there".to_owned()),
-    }
-}
-
-async fn answer(cluster: &Cluster, daemon: Daemon, peers: Peers) -> Answer {
-    let pod = match pod(daemon) {
-        Ok(pod) => pod,
-        Err(why) => return Answer::Absent(why),
-    };
-    match status(cluster, &pod, peers).await {
-        Ok(status) => Answer::Said(Box::new(status)),
-        Err(error) => Answer::Silent(format!("{pod}: {error}")),
     }
 }
 

@@ -5,10 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::ArgMatches;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Node, Pod};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Status;
-use kube::api::{AttachParams, ListParams};
+use kube::api::{
+    ApiResource, AttachParams, DynamicObject, ListParams, LogParams, PartialObjectMeta, Patch, PatchParams,
+};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::core::GroupVersionKind;
 use kube::{Api, Client, Config};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
@@ -17,6 +22,8 @@ const PODS: &str = "app.kubernetes.io/name=meshd";
 /// Labels of a Node: its operating system, and its zone.
 const OS: &str = "kubernetes.io/os";
 const ZONE: &str = "topology.kubernetes.io/zone";
+/// Namespace of the control plane.
+const SYSTEM: &str = "kube-system";
 /// The container in them, and the program in it.
 const CONTAINER: &str = "meshd";
 const PROGRAM: &str = "/meshd";
@@ -70,10 +77,138 @@ impl Cluster {
 
     /// Every Linux node, by its name.
     pub(crate) async fn nodes(&self) -> Result<BTreeMap<String, Listed>, ClusterError> {
-        let nodes: Vec<Node> = all(&Api::all(self.client.clone()), &ListParams::default(), "Nodes").await?;
+        let nodes = self.node_objects().await?;
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
         let pods = all(&pods, &ListParams::default().labels(PODS), "the daemons' pods").await?;
         Ok(listed(&nodes, &pods))
+    }
+
+    /// Every Node as it is.
+    pub(crate) async fn node_objects(&self) -> Result<Vec<Node>, ClusterError> {
+        all(&self.node_api(), &ListParams::default(), "Nodes").await
+    }
+
+    /// The Nodes.
+    pub(crate) fn node_api(&self) -> Api<Node> {
+        Api::all(self.client.clone())
+    }
+
+    /// The Nodes without spec and status, for a watch.
+    pub(crate) fn node_metadata(&self) -> Api<PartialObjectMeta<Node>> {
+        Api::all(self.client.clone())
+    }
+
+    /// Sets an annotation of the Node with this UID.
+    pub(crate) async fn annotate(
+        &self,
+        node: &str,
+        uid: &str,
+        name: &str,
+        value: &str,
+    ) -> Result<(), ClusterError> {
+        let body = serde_json::json!({"metadata": {"uid": uid, "annotations": {name: value}}});
+        let patched =
+            self.node_api().patch_metadata(node, &PatchParams::default(), &Patch::Merge(body)).await;
+        let failed = |error| ClusterError::Annotate { node: node.to_owned(), cause: words(&error) };
+        patched.map(drop).map_err(failed)
+    }
+
+    /// The last lines that the daemon in a pod has logged; of the one before it with `previous`.
+    pub(crate) async fn log(&self, pod: &str, lines: i64, previous: bool) -> Result<String, AskError> {
+        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &self.namespace);
+        let wanted = LogParams {
+            container: Some(CONTAINER.to_owned()),
+            tail_lines: Some(lines),
+            limit_bytes: i64::try_from(LONGEST).ok(),
+            timestamps: true,
+            previous,
+            ..LogParams::default()
+        };
+        pods.logs(pod, &wanted).await.map_err(|error| AskError::Exec(words(&error)))
+    }
+
+    /// Objects of a kind, those of the namespace where the kind has one.
+    pub(crate) async fn objects<K>(
+        &self,
+        namespaced: bool,
+        what: &'static str,
+    ) -> Result<Vec<DynamicObject>, ClusterError>
+    where
+        K: kube::Resource<DynamicType = ()>,
+    {
+        let kind = ApiResource::erase::<K>(&());
+        let api: Api<DynamicObject> = if namespaced {
+            Api::namespaced_with(self.client.clone(), &self.namespace, &kind)
+        } else {
+            Api::all_with(self.client.clone(), &kind)
+        };
+        all(&api, &ListParams::default(), what).await
+    }
+
+    /// What kubeadm has written down of the cluster.
+    pub(crate) async fn kubeadm_config(&self) -> Result<Option<ConfigMap>, ClusterError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), SYSTEM);
+        api.get_opt("kubeadm-config").await.map_err(|error| failed("ConfigMaps of kube-system", &error))
+    }
+
+    /// The pods of the control plane, where it runs in pods.
+    pub(crate) async fn control_plane(&self) -> Result<Vec<Pod>, ClusterError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), SYSTEM);
+        let wanted = ListParams::default().labels("component in (kube-apiserver, kube-controller-manager)");
+        all(&api, &wanted, "pods of kube-system").await
+    }
+
+    /// The ranges of services, where the API server has objects for them (1.33 and newer).
+    pub(crate) async fn service_cidrs(&self) -> Result<Vec<String>, ClusterError> {
+        let api: Api<ServiceCIDR> = Api::all(self.client.clone());
+        match api.list(&ListParams::default()).await {
+            Ok(found) => Ok(found.items.into_iter().filter_map(|item| item.spec?.cidrs).flatten().collect()),
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+            Err(error) => Err(failed("ServiceCIDRs", &error)),
+        }
+    }
+
+    /// The `DaemonSets` of meshd's namespace, or of all.
+    pub(crate) async fn daemon_sets(&self, everywhere: bool) -> Result<Vec<DaemonSet>, ClusterError> {
+        let api: Api<DaemonSet> = if everywhere {
+            Api::all(self.client.clone())
+        } else {
+            Api::namespaced(self.client.clone(), &self.namespace)
+        };
+        all(&api, &ListParams::default(), "DaemonSets").await
+    }
+
+    /// A file of a `ConfigMap` in meshd's namespace.
+    pub(crate) async fn config(&self, name: &str, file: &str) -> Result<Option<String>, ClusterError> {
+        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), &self.namespace);
+        let found = api.get_opt(name).await.map_err(|error| failed("ConfigMaps", &error))?;
+        Ok(found.and_then(|found| found.data?.remove(file)))
+    }
+
+    /// The API server's version: major and minor.
+    pub(crate) async fn version(&self) -> Result<(String, String), ClusterError> {
+        let version = self.client.apiserver_version().await.map_err(|error| failed("the version", &error))?;
+        Ok((version.major, version.minor))
+    }
+
+    /// Applies an object, as `kubectl apply --server-side` does.
+    pub(crate) async fn apply(&self, object: &serde_json::Value) -> Result<(), ClusterError> {
+        let unapplied = |cause: String| ClusterError::Apply {
+            what: format!("{} {}", object["kind"], object["metadata"]["name"]),
+            cause,
+        };
+        let wanted: DynamicObject =
+            serde_json::from_value(object.clone()).map_err(|error| unapplied(error.to_string()))?;
+        let types = wanted.types.clone().unwrap_or_default();
+        let kind = GroupVersionKind::try_from(&types).map_err(|error| unapplied(error.to_string()))?;
+        let resource = ApiResource::from_gvk(&kind);
+        let api: Api<DynamicObject> = match &wanted.metadata.namespace {
+            Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
+            None => Api::all_with(self.client.clone(), &resource),
+        };
+        let name = wanted.metadata.name.clone().unwrap_or_default();
+        let applied = api.patch(&name, &PatchParams::apply("kubectl-meshd"), &Patch::Apply(&wanted)).await;
+        applied.map(drop).map_err(|error| unapplied(words(&error)))
     }
 
     /// Runs the daemon's program in its pod, and returns what it prints.
@@ -117,6 +252,17 @@ impl Cluster {
     }
 }
 
+/// One of the nodes alone.
+pub(crate) fn only(
+    mut nodes: BTreeMap<String, Listed>,
+    node: &str,
+) -> Result<BTreeMap<String, Listed>, crate::CommandError> {
+    let found = nodes.remove_entry(node);
+    found
+        .map(|found| BTreeMap::from([found]))
+        .ok_or_else(|| crate::CommandError::NoSuchNode { node: node.to_owned() })
+}
+
 /// The exit code of a program in a pod, as the kubelet says it.
 fn exit_code(status: &Status) -> Option<String> {
     let causes = status.details.as_ref()?.causes.as_ref()?;
@@ -126,6 +272,10 @@ fn exit_code(status: &Status) -> Option<String> {
 
 fn read(path: &Path) -> Result<Kubeconfig, ClusterError> {
     Kubeconfig::read_from(path).map_err(ClusterError::Kubeconfig)
+}
+
+fn failed(what: &'static str, error: &kube::Error) -> ClusterError {
+    ClusterError::List { what, cause: words(error) }
 }
 
 async fn all<K>(api: &Api<K>, wanted: &ListParams, what: &'static str) -> Result<Vec<K>, ClusterError>
@@ -217,6 +367,22 @@ pub(crate) enum ClusterError {
     List {
         /// What was listed.
         what: &'static str,
+        /// The cause.
+        cause: String,
+    },
+    /// An object could not be applied.
+    #[error("apply {what}: expected permission to patch it, and no other owner of its fields: {cause}")]
+    Apply {
+        /// The object.
+        what: String,
+        /// The cause.
+        cause: String,
+    },
+    /// A Node could not be annotated.
+    #[error("annotate Node {node}: expected permission to patch Nodes: {cause}")]
+    Annotate {
+        /// The Node.
+        node: String,
         /// The cause.
         cause: String,
     },

@@ -2,10 +2,19 @@
 
 mod arguments;
 mod ask;
+mod audit;
+mod bundle;
 mod cluster;
 mod doctor;
 mod graph;
+mod install;
+mod keys;
+mod netcheck;
 mod output;
+mod peers;
+mod ping;
+mod rotate;
+mod shell;
 mod status;
 mod verify;
 
@@ -42,6 +51,19 @@ fn main() -> ExitCode {
             Subcommand::Graph => graph::run(matches).await.map(Verdict::exit_code),
             Subcommand::Verify => verify::run(matches).await,
             Subcommand::Doctor => doctor::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Peers => peers::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Keys => keys::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Rotate => rotate::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Audit => audit::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Ping => ping::run(matches).await.map(Verdict::exit_code),
+            Subcommand::NetCheck => netcheck::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Bundle => bundle::run(matches).await.map(Verdict::exit_code),
+            Subcommand::Install => install::run_install(matches).await.map(Verdict::exit_code),
+            Subcommand::Upgrade => install::run_upgrade(matches).await.map(Verdict::exit_code),
+            Subcommand::Check => install::run_check(matches).await.map(Verdict::exit_code),
+            Subcommand::Completions => shell::print_completions(matches).map(Verdict::exit_code),
+            Subcommand::Man => shell::write_man(matches).map(Verdict::exit_code),
+            Subcommand::Complete => shell::print_candidates(matches).map(Verdict::exit_code),
         }
     });
     match done {
@@ -80,6 +102,34 @@ enum CommandError {
         /// The name that was given.
         node: String,
     },
+    /// The cluster's networks are not known.
+    #[error(transparent)]
+    Ranges(#[from] install::RangesError),
+    /// The program's own manifests can't be read.
+    #[error(transparent)]
+    Manifest(#[from] install::ManifestError),
+    /// Nothing is installed over what is there.
+    #[error("the DaemonSet is there already: `kubectl meshd upgrade` keeps its configuration")]
+    Installed,
+    /// There is nothing to be upgraded.
+    #[error(
+        "expected a DaemonSet `meshd` in the namespace, with a ConfigMap meshd-config...: `kubectl meshd install` makes both"
+    )]
+    NotInstalled,
+    /// It could not be asked.
+    #[error("ask the daemon of node {node}: {why}")]
+    NotAsked {
+        /// The node.
+        node: String,
+        /// The cause.
+        why: String,
+    },
+    /// It runs no meshd.
+    #[error("node {node}: expected a Node with the annotation meshd.dev/state; is meshd running there?")]
+    NotInTheMesh {
+        /// The name that was given.
+        node: String,
+    },
     /// A picture of so many nodes shows nothing.
     #[error("{found} nodes: expected at most {most} for a picture; use --by zone, or --format dot")]
     TooManyNodes {
@@ -99,7 +149,7 @@ enum CommandError {
     /// A file could not be written.
     #[error("write {}", path.display())]
     File {
-        /// The file.
+        /// The file or directory.
         path: std::path::PathBuf,
         /// The cause.
         source: std::io::Error,

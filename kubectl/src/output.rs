@@ -42,6 +42,11 @@ impl Format {
     }
 }
 
+/// Whether a table may be wider than a terminal.
+pub(crate) fn is_wide(matches: &ArgMatches) -> bool {
+    matches.get_one::<String>("output").is_some_and(|form| form == "wide")
+}
+
 /// Whether tables have colours (<https://no-color.org>).
 pub(crate) fn paint(matches: &ArgMatches, no_color: bool) -> Paint {
     let colours = match matches.get_one::<String>("color").map(String::as_str) {

@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use keyring::Slot;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 /// What a client can request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     /// The mesh as the daemon sees it.
     Status,
@@ -28,33 +29,64 @@ pub(crate) enum Request {
     Rotate,
     /// Replace this node's keys at once, accepting packet loss.
     RotateNow,
+    /// Have a peer echo a packet.
+    Ping(Ping),
+}
+
+/// A packet for a peer to echo.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ping {
+    /// The peer's node.
+    pub(crate) node: String,
+    /// The slot to send it over; none for the one that carries packets.
+    pub(crate) slot: Option<Slot>,
+    /// Its size in bytes; none for the smallest.
+    pub(crate) size: Option<u32>,
 }
 
 impl Request {
-    const ALL: [Self; 7] = [
-        Self::Status,
-        Self::ShortStatus,
-        Self::Verify,
-        Self::VerifyProgress,
-        Self::Plan,
-        Self::Rotate,
-        Self::RotateNow,
+    /// Those that are one word.
+    const WORDS: [(Self, &'static str); 7] = [
+        (Self::Status, "status"),
+        (Self::ShortStatus, "short-status"),
+        (Self::Verify, "verify"),
+        (Self::VerifyProgress, "verify-progress"),
+        (Self::Plan, "plan"),
+        (Self::Rotate, "rotate"),
+        (Self::RotateNow, "rotate-now"),
     ];
 
-    const fn line(self) -> &'static str {
-        match self {
-            Self::Status => "status\n",
-            Self::ShortStatus => "short-status\n",
-            Self::Verify => "verify\n",
-            Self::VerifyProgress => "verify-progress\n",
-            Self::Plan => "plan\n",
-            Self::Rotate => "rotate\n",
-            Self::RotateNow => "rotate-now\n",
+    fn line(&self) -> String {
+        if let Self::Ping(Ping { node, slot, size }) = self {
+            let slot = slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string());
+            let size = size.map_or_else(|| "-".to_owned(), |size| size.to_string());
+            return format!("ping {node} {slot} {size}\n");
         }
+        let word = Self::WORDS.iter().find(|(request, _)| request == self).map_or("", |(_, word)| word);
+        format!("{word}\n")
+    }
+
+    /// Reads a line with its end.
+    fn parse(line: &[u8]) -> Option<Self> {
+        let line = std::str::from_utf8(line).ok()?.strip_suffix('\n')?;
+        if let Some((request, _)) = Self::WORDS.into_iter().find(|(_, word)| *word == line) {
+            return Some(request);
+        }
+        let words: Vec<&str> = line.split(' ').collect();
+        let &["ping", node, slot, size] = words.as_slice() else { return None };
+        let slot = match slot {
+            "-" => None,
+            slot => Some(Slot::ALL.into_iter().find(|known| known.to_string() == slot)?),
+        };
+        let size = match size {
+            "-" => None,
+            size => Some(size.parse().ok().filter(|size| status::ping::SIZES.contains(size))?),
+        };
+        Some(Self::Ping(Ping { node: node.to_owned(), slot, size }))
     }
 
     /// How long the daemon may take to answer.
-    const fn timeout(self) -> Duration {
+    const fn timeout(&self) -> Duration {
         match self {
             Self::Verify => VERIFY_TIMEOUT,
             _ => ANSWER_TIMEOUT,
@@ -75,8 +107,8 @@ pub(crate) struct ControlRequest {
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a verification may take: longer than the daemon gives it, so that there is an answer.
 const VERIFY_TIMEOUT: Duration = Duration::from_secs(90);
-/// Longest request line in bytes.
-const MAX_REQUEST_LEN: usize = 16;
+/// Longest request line in bytes: names of Nodes have up to 253.
+const MAX_REQUEST_LEN: usize = 272;
 
 /// Directory, beside the socket, in which it is created. A daemon that is killed meanwhile leaves it.
 pub(crate) const BIRTHPLACE: &str = ".meshd.sock.new";
@@ -134,11 +166,12 @@ async fn answer(mut stream: UnixStream, requests: mpsc::Sender<ControlRequest>) 
     let Ok(read) = timeout(ANSWER_TIMEOUT, read(&mut stream)).await else { return Ok(()) };
     let text = match read? {
         Some(request) => {
+            let limit = request.timeout();
             let (reply, replied) = oneshot::channel();
             if requests.send(ControlRequest { request, reply }).await.is_err() {
                 return Ok(());
             }
-            match timeout(request.timeout(), replied).await {
+            match timeout(limit, replied).await {
                 Ok(Ok(text)) => text,
                 // The daemon ends, or is busy for too long.
                 Ok(Err(_)) | Err(_) => return Ok(()),
@@ -159,16 +192,17 @@ async fn read(stream: &mut UnixStream) -> io::Result<Option<Request>> {
             read => len += read,
         }
     }
-    Ok(Request::ALL.into_iter().find(|known| known.line().as_bytes() == &line[..len]))
+    Ok(Request::parse(&line[..len]))
 }
 
 /// The known lines, for people.
 fn known() -> String {
-    Request::ALL.map(|request| request.line().trim_end()).join(", ")
+    let words = Request::WORDS.map(|(_, word)| word).join(", ");
+    format!("{words}, ping NODE SLOT SIZE")
 }
 
 /// Sends a request to the daemon; its answer is one JSON document.
-pub(crate) fn ask(socket: &Path, request: Request) -> Result<String, QueryError> {
+pub(crate) fn ask(socket: &Path, request: &Request) -> Result<String, QueryError> {
     let failed = |source| QueryError::Ask { socket: socket.to_owned(), source };
     let mut stream = std::os::unix::net::UnixStream::connect(socket).map_err(failed)?;
     stream.set_read_timeout(Some(request.timeout())).map_err(failed)?;
@@ -241,6 +275,30 @@ mod tests {
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
             self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_request_is_one_line_that_is_read_as_it_was_written() {
+        let ping = |slot, size| Request::Ping(Ping { node: "n".repeat(253), slot, size });
+        let pings = [ping(None, None), ping(Some(Slot::B), Some(9028)), ping(Some(Slot::A), None)];
+        for request in Request::WORDS.into_iter().map(|(request, _)| request).chain(pings) {
+            let line = request.line();
+            assert!(line.len() <= MAX_REQUEST_LEN, "{line}");
+            assert_eq!(Request::parse(line.as_bytes()), Some(request));
+        }
+        for wrong in [
+            "",
+            "\n",
+            "status",
+            "Status\n",
+            "ping\n",
+            "ping n1\n",
+            "ping n1 c -\n",
+            "ping n1 a -1\n",
+            "ping n1 a 9029\n",
+        ] {
+            assert_eq!(Request::parse(wrong.as_bytes()), None, "{wrong:?}");
         }
     }
 

@@ -79,7 +79,7 @@ pub enum UninstallError {
 /// Removes everything in `scope`. Failures are collected; the guard is removed only if there were none: it does no harm
 /// by itself, and what would be left could leak without it.
 pub(crate) async fn run(config: &Config, scope: Scope) -> Result<Removed, UninstallError> {
-    if control::ask(&config.run_dir.join("meshd.sock"), Request::Status).is_ok() {
+    if control::ask(&config.run_dir.join("meshd.sock"), &Request::Status).is_ok() {
         return Err(UninstallError::Running);
     }
     let host = Handle::open().map_err(UninstallError::Host)?;

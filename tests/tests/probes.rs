@@ -38,6 +38,22 @@ fn the_mtu_follows_what_passes_and_damaged_packets_end_batches() {
         let mtu = status["peers"][0]["mtu"].as_u64();
         mtu.is_some_and(|mtu| (1312..=1340).contains(&mtu)) && status["peers"][0]["mtu_source"] == "probed"
     });
+    // What somebody asks for takes the same path as what is measured.
+    let ping = |arguments: &[&str]| {
+        let program = lab::bin("meshd").unwrap();
+        let command = mesh.node("n1").unwrap().command(program);
+        let output =
+            command.args(["ping", "n2", "--count", "1", "-o", "json"]).args(arguments).output().unwrap();
+        let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code(), said["echoes"][0].clone())
+    };
+    let (code, echo) = ping(&[]);
+    assert!(code == Some(0) && echo["roundTripMicroseconds"].as_u64().unwrap() > 0, "{echo:#}");
+    assert!(echo["path"].is_string() && echo["endpoint"].as_str().unwrap().ends_with(":51840"), "{echo:#}");
+    let (code, echo) = ping(&["--slot", "a", "--size", "1420"]);
+    assert!(code == Some(1) && echo["roundTripMicroseconds"].is_null(), "too large for the path: {echo:#}");
+    let (code, echo) = ping(&["--slot", "b", "--size", "1420"]);
+    assert!(code == Some(0) && echo["slot"] == "b", "the other slot is not narrow: {echo:#}");
     // The other direction still works.
     let back = mesh.status("n2").unwrap()["peers"][0].clone();
     assert!(back["round_trip_microseconds"].is_u64(), "{back:#}");

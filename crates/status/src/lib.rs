@@ -2,12 +2,16 @@
 //! runs on a node, so that a program elsewhere can read it.
 
 pub mod mesh;
+pub mod ping;
 pub mod pq;
+pub mod progress;
 pub mod reach;
+pub mod redact;
 pub mod rotation;
 pub mod summary;
 pub mod table;
 pub mod totals;
+pub mod trail;
 pub mod verify;
 
 use std::collections::BTreeMap;

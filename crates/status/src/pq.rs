@@ -33,12 +33,17 @@ pub struct PqSlotStatus {
 impl PqSlotStatus {
     /// Its state in one word, for a table.
     pub(crate) const fn text(&self) -> &'static str {
-        match self.protection {
-            Protection::None => "-",
-            Protection::Offered => "negotiating",
-            Protection::Set => "set",
-            Protection::Proven => "proven",
-        }
+        text(self.protection)
+    }
+}
+
+/// The state of a preshared key in one word, for a table.
+pub(crate) const fn text(protection: Protection) -> &'static str {
+    match protection {
+        Protection::None => "-",
+        Protection::Offered => "negotiating",
+        Protection::Set => "set",
+        Protection::Proven => "proven",
     }
 }
 

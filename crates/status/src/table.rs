@@ -164,9 +164,12 @@ fn mtu(peer: &PeerStatus) -> String {
 }
 
 fn round_trip(peer: &PeerStatus) -> String {
-    peer.round_trip_microseconds
-        .map(|took| format!("{}.{} ms", took / 1000, took % 1000 / 100))
-        .unwrap_or_default()
+    peer.round_trip_microseconds.map(round_trip_text).unwrap_or_default()
+}
+
+/// A time in microseconds, in milliseconds.
+pub(crate) fn round_trip_text(took: u64) -> String {
+    format!("{}.{} ms", took / 1000, took % 1000 / 100)
 }
 
 fn handshake(state: &PeerSlotStatus) -> String {
@@ -179,7 +182,7 @@ fn handshake(state: &PeerSlotStatus) -> String {
 }
 
 /// A byte count in a binary unit, at most three digits before the decimal point.
-fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     let mut whole = count;
     let mut rest = 0;
     for unit in ["B", "KiB", "MiB", "GiB", "TiB"] {

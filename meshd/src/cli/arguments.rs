@@ -16,27 +16,33 @@ pub(super) enum Subcommand {
     Status,
     Verify,
     Plan,
+    Ping,
     Rotate,
     Keys,
     Audit,
     Uninstall,
     Tunnel,
     Options,
+    Completions,
+    Man,
 }
 
 impl Subcommand {
     /// In the order of help.
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 13] = [
         Self::Run,
         Self::Status,
         Self::Verify,
         Self::Plan,
+        Self::Ping,
         Self::Rotate,
         Self::Keys,
         Self::Audit,
         Self::Uninstall,
         Self::Tunnel,
         Self::Options,
+        Self::Completions,
+        Self::Man,
     ];
 
     const fn name(self) -> &'static str {
@@ -45,12 +51,15 @@ impl Subcommand {
             Self::Status => "status",
             Self::Verify => "verify",
             Self::Plan => "plan",
+            Self::Ping => "ping",
             Self::Rotate => "rotate",
             Self::Keys => "keys",
             Self::Audit => "audit",
             Self::Uninstall => "uninstall",
             Self::Tunnel => "tunnel",
             Self::Options => "options",
+            Self::Completions => "completions",
+            Self::Man => "man",
         }
     }
 
@@ -84,6 +93,7 @@ impl Subcommand {
                 .arg(output_argument())
                 .arg(socket_argument())
                 .after_help("Example:\n  meshd plan"),
+            Self::Ping => super::ping::command(command),
             Self::Rotate => rotate(command),
             Self::Keys => command
                 .about("Show fingerprint, age and state of this node's keys; never a secret")
@@ -93,6 +103,8 @@ impl Subcommand {
             Self::Audit => audit::arguments::command(command),
             Self::Uninstall => uninstall(command),
             Self::Tunnel => tunnel(command),
+            Self::Completions => super::shell::completions(command),
+            Self::Man => super::shell::man(command),
             Self::Options => command.about("Print the options of `meshd run` as a page of documentation"),
         }
     }
@@ -212,7 +224,7 @@ fn configured(command: Command) -> Command {
     })
 }
 
-fn flag(name: &'static str, help: &'static str) -> Arg {
+pub(super) fn flag(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
 }
 
@@ -226,7 +238,7 @@ pub(super) fn output_argument() -> Arg {
         .help("Output format")
 }
 
-fn socket_argument() -> Arg {
+pub(super) fn socket_argument() -> Arg {
     Arg::new("socket")
         .long("socket")
         .value_name("FILE")

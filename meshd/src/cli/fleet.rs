@@ -6,12 +6,10 @@ use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use clap::ArgMatches;
-use comfy_table::{Table, presets};
-use keyring::{Fingerprint, PerSlot};
-use plan::annotation::{Phase, State, names};
-use plan::node::{NodeName, NodeRecord, NodeUid};
+use plan::annotation::{State, names};
+use plan::node::{NodeName, NodeRecord};
 use plan::renewal::Renewal;
-use serde::Serialize;
+use status::progress::{NodeProgress, left, table};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -20,61 +18,6 @@ use crate::api;
 use crate::api::nodes::Change;
 use crate::api::publish::{Publication, patch};
 use crate::chain::Chain;
-
-/// Progress of one node.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct NodeProgress {
-    #[serde(skip)]
-    uid: NodeUid,
-    node: String,
-    /// Whether it announces neither of its former keys and no rotation is in progress.
-    done: bool,
-    phase: Phase,
-    generation: u64,
-    former: PerSlot<Fingerprint>,
-    present: PerSlot<Fingerprint>,
-    /// From the request to the announcement of the last new key.
-    milliseconds: Option<u64>,
-}
-
-impl NodeProgress {
-    fn new(record: &NodeRecord, state: &State) -> Self {
-        let keys = PerSlot::from_fn(|slot| state.slots.get(slot).key.fingerprint());
-        Self {
-            uid: record.uid.clone(),
-            node: record.name.to_string(),
-            done: false,
-            phase: state.phase,
-            generation: state.generation,
-            former: keys,
-            present: keys,
-            milliseconds: None,
-        }
-    }
-
-    /// Updates the progress from the Node's annotations; returns whether it changed.
-    fn update(&mut self, state: &State, since: Duration) -> bool {
-        let before = (self.done, self.phase, self.generation);
-        self.present = PerSlot::from_fn(|slot| state.slots.get(slot).key.fingerprint());
-        self.phase = state.phase;
-        self.generation = state.generation;
-        let renewed = self.present.iter().all(|(_, key)| self.former.iter().all(|(_, former)| former != key));
-        self.done = renewed && matches!(self.phase, Phase::Steady | Phase::Cold);
-        if self.done && self.milliseconds.is_none() {
-            self.milliseconds = u64::try_from(since.as_millis()).ok();
-        }
-        before != (self.done, self.phase, self.generation)
-    }
-
-    fn state_text(&self) -> &'static str {
-        match (self.done, self.phase) {
-            (true, _) => "done",
-            (false, Phase::Draining) => "draining a slot",
-            (false, Phase::Verifying) => "verifying a new key",
-            (false, Phase::Steady | Phase::Cold) => "waiting",
-        }
-    }
-}
 
 /// Whether the command line names nodes.
 pub(super) fn is_wanted(matches: &ArgMatches) -> bool {
@@ -116,7 +59,7 @@ async fn request_and_follow(matches: &ArgMatches) -> Result<(), CommandError> {
     } else {
         output::print(&table(&asked))?;
     }
-    let left: Vec<String> = asked.iter().filter(|node| !node.done).map(|node| node.node.clone()).collect();
+    let left = left(&asked);
     if left.is_empty() { Ok(()) } else { Err(CommandError::NotYet { nodes: left }) }
 }
 
@@ -151,7 +94,9 @@ fn selected(
     let Some(wanted) = matches.get_many::<String>("node") else {
         return Ok(records
             .values()
-            .filter_map(|record| Some(NodeProgress::new(record, &state(record)?)))
+            .filter_map(|record| {
+                Some(NodeProgress::new(record.name.as_str(), record.uid.clone(), &state(record)?))
+            })
             .collect());
     };
     let wanted: BTreeSet<&String> = wanted.collect();
@@ -160,7 +105,7 @@ fn selected(
         let state = record.and_then(state);
         record
             .zip(state)
-            .map(|(record, state)| NodeProgress::new(record, &state))
+            .map(|(record, state)| NodeProgress::new(record.name.as_str(), record.uid.clone(), &state))
             .ok_or_else(|| CommandError::NotInTheMesh { node: name.clone(), missing: record.is_none() })
     };
     wanted.into_iter().map(find).collect()
@@ -187,12 +132,7 @@ async fn follow(asked: &mut [NodeProgress], changes: &mut mpsc::Receiver<Change>
             if let (Some(node), Some(state)) = (node, state)
                 && node.update(&state, began.elapsed())
             {
-                print_progress(&format!(
-                    "{}: generation {}, {}",
-                    node.node,
-                    node.generation,
-                    node.state_text()
-                ));
+                print_progress(&node.line());
             }
         }
     }
@@ -201,31 +141,6 @@ async fn follow(asked: &mut [NodeProgress], changes: &mut mpsc::Receiver<Change>
 fn print_progress(text: &str) {
     // Standard error may be closed.
     let _ = writeln!(std::io::stderr(), "{text}");
-}
-
-fn table(asked: &[NodeProgress]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "NODE",
-        "STATE",
-        "GENERATION",
-        "KEY A",
-        "KEY B",
-        "SECONDS",
-    ]);
-    for node in asked {
-        table.add_row([
-            node.node.clone(),
-            node.state_text().to_owned(),
-            node.generation.to_string(),
-            node.present.a.to_string(),
-            node.present.b.to_string(),
-            node.milliseconds
-                .map(|took| format!("{}.{}", took / 1000, took % 1000 / 100))
-                .unwrap_or_default(),
-        ]);
-    }
-    format!("{table}\n")
 }
 
 fn unix() -> u64 {

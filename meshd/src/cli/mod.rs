@@ -4,9 +4,11 @@ mod arguments;
 mod audit;
 mod fleet;
 mod output;
+mod ping;
 mod query;
 mod rotate;
 mod run;
+mod shell;
 mod verify;
 
 use std::ffi::OsString;
@@ -57,12 +59,15 @@ fn dispatch(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
         Subcommand::Status => query::status(matches),
         Subcommand::Verify => return verify::verify(matches),
         Subcommand::Plan => query::plan(matches),
+        Subcommand::Ping => return ping::ping(matches),
         Subcommand::Rotate if fleet::is_wanted(matches) => fleet::rotate(matches),
         Subcommand::Rotate => rotate::rotate(matches),
         Subcommand::Keys => rotate::keys(matches),
         Subcommand::Audit => return audit::audit(matches),
         Subcommand::Uninstall => run::uninstall(matches),
         Subcommand::Tunnel => run::tunnel(matches),
+        Subcommand::Completions => shell::print_completions(matches),
+        Subcommand::Man => shell::write_man(matches),
         Subcommand::Options => output::print(&crate::config::reference()),
     };
     done.map(|()| ExitCode::SUCCESS)
@@ -122,6 +127,14 @@ pub enum CommandError {
     NotYet {
         /// The nodes.
         nodes: Vec<String>,
+    },
+    /// Manual pages could not be written.
+    #[error("write manual pages into {}: expected a directory", directory.display())]
+    Man {
+        /// The directory.
+        directory: std::path::PathBuf,
+        /// The cause.
+        source: std::io::Error,
     },
     /// Output could not be rendered as JSON.
     #[error("render as JSON")]

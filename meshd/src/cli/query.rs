@@ -11,7 +11,7 @@ pub(super) fn status(matches: &ArgMatches) -> Result<(), CommandError> {
     let all = matches.get_flag("all");
     let whole = all || (arguments::wants_json(matches) && !matches.get_flag("problems"));
     let request = if whole { Request::Status } else { Request::ShortStatus };
-    let answer = control::ask(&arguments::path(matches, "socket"), request)?;
+    let answer = control::ask(&arguments::path(matches, "socket"), &request)?;
     if arguments::wants_json(matches) {
         return output::print(&answer);
     }
@@ -21,7 +21,7 @@ pub(super) fn status(matches: &ArgMatches) -> Result<(), CommandError> {
 
 /// `meshd plan`
 pub(super) fn plan(matches: &ArgMatches) -> Result<(), CommandError> {
-    let answer = control::ask(&arguments::path(matches, "socket"), Request::Plan)?;
+    let answer = control::ask(&arguments::path(matches, "socket"), &Request::Plan)?;
     if arguments::wants_json(matches) {
         return output::print(&answer);
     }

@@ -32,7 +32,7 @@ pub(super) fn rotate(matches: &ArgMatches) -> Result<(), CommandError> {
         return if json { output::json(&before.rotation) } else { output::print(&preview(&before)) };
     }
     let request = if matches.get_flag("emergency") { Request::RotateNow } else { Request::Rotate };
-    control::ask(&socket, request)?;
+    control::ask(&socket, &request)?;
     let after = follow(&socket, &before.rotation)?;
     if json {
         output::json(&after)?;
@@ -97,5 +97,5 @@ fn preview(status: &Status) -> String {
 }
 
 fn status(socket: &Path) -> Result<Status, CommandError> {
-    Ok(control::parse(&control::ask(socket, Request::ShortStatus)?)?)
+    Ok(control::parse(&control::ask(socket, &Request::ShortStatus)?)?)
 }

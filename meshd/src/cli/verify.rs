@@ -48,7 +48,7 @@ fn ask(socket: PathBuf) -> Result<String, QueryError> {
     let (sender, answered) = mpsc::channel();
     let asked = socket.clone();
     // It ends with the process.
-    drop(thread::spawn(move || sender.send(control::ask(&asked, Request::Verify))));
+    drop(thread::spawn(move || sender.send(control::ask(&asked, &Request::Verify))));
     loop {
         match answered.recv_timeout(PROGRESS) {
             Ok(answer) => return answer,
@@ -59,7 +59,7 @@ fn ask(socket: PathBuf) -> Result<String, QueryError> {
 }
 
 fn say_progress(socket: &Path) {
-    let progress = control::ask(socket, Request::VerifyProgress).and_then(|text| control::parse(&text));
+    let progress = control::ask(socket, &Request::VerifyProgress).and_then(|text| control::parse(&text));
     if let Ok(Some(Progress { done, of, seconds })) = progress {
         // Standard error may be closed.
         let _ = writeln!(std::io::stderr(), "{done} of {of} slots of peers tried, {seconds} s");

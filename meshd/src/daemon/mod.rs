@@ -22,6 +22,7 @@ mod own_ports;
 mod paths_file;
 mod peer_channel;
 mod perform;
+mod pings;
 mod pq;
 mod preshared;
 mod probes;

@@ -15,12 +15,13 @@ use plan::leases::{Answer, Question};
 use plan::network::{LinkName, Network};
 use plan::node::NodeUid;
 use plan::prefix;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::allowance::Allowance;
 use super::keys::Keys;
+use super::pings::Pings;
 use super::probes::{PathStats, Probe, Probes, Way};
 use crate::channel::{Binding, Channel, Correspondent, Message, ReceivedMessage, SocketError};
 use crate::config::Config;
@@ -83,6 +84,7 @@ pub(super) struct PeerChannel {
     rx_packets: BTreeMap<LinkName, u64>,
     started: Instant,
     probes: Probes,
+    pings: Pings,
     /// Questions that wait by peer and slot, and the order in which they are asked.
     asks: BTreeMap<(PeerId, Slot), Ask>,
     ask_order: VecDeque<(PeerId, Slot)>,
@@ -116,6 +118,7 @@ impl PeerChannel {
             started: Instant::now(),
             // Numbered apart from those of the paths, whose answers say nothing about sizes.
             probes: Probes::new(config.probe_interval, jitter_seed ^ (1 << 63)),
+            pings: Pings::new(jitter_seed ^ (1 << 62)),
             own: None,
             addresses: BTreeMap::new(),
             views: BTreeMap::new(),
@@ -251,6 +254,20 @@ impl PeerChannel {
         self.probes.next_step_of(self.started.elapsed(), peer).map(|at| self.started + at)
     }
 
+    /// Asks a peer for an echo of a packet of this size, the smallest if none is given; returns what receives the time that it takes,
+    /// or none if it can't be sent.
+    pub(super) fn send_ping(
+        &mut self,
+        peer: &PeerId,
+        over: Slot,
+        size: Option<u32>,
+    ) -> Option<oneshot::Receiver<Duration>> {
+        let address = *self.addresses.get(peer)?;
+        let (nonce, back) = self.pings.begin(peer, over)?;
+        self.channel.send(over, address, &probe(address, nonce, size));
+        Some(back)
+    }
+
     /// Asks a peer for an echo over a slot.
     pub(super) fn send_probe(&self, peer: &PeerId, over: Slot, nonce: u64) {
         self.send(peer, over, &Message::Probe { nonce, len: 0 });
@@ -373,6 +390,7 @@ impl PeerChannel {
                 self.channel.send(received.over, received.from, &Message::Echo { nonce: *nonce });
                 None
             }
+            Message::Echo { nonce } if self.pings.receive(peer, received.over, *nonce) => None,
             Message::Echo { nonce } => {
                 let mtu = self.probes.receive(self.started.elapsed(), peer, received.over, *nonce);
                 Some(PeerMessage::Echo(peer.clone(), received.over, *nonce, mtu))

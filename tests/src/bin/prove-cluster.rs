@@ -38,6 +38,15 @@ const SETTINGS: [&str; 7] = [
     "kernel/keys/root_maxbytes",
     "net/netfilter/nf_conntrack_max",
 ];
+/// What the plugin for kubectl is asked for; all of it has to end well.
+const VERBS: [&[&str]; 6] = [
+    &["status", "--wait"],
+    &["peers", "-o", "wide"],
+    &["keys"],
+    &["netcheck"],
+    &["ping", "n1", "n2", "--count", "1"],
+    &["audit", "verify"],
+];
 /// The last processes of a killed cluster end after so long at most.
 const ENDED_WITHIN: Duration = Duration::from_mins(1);
 
@@ -119,9 +128,11 @@ fn with_clusters(records: &Records, ids: &[String; 2]) -> Result<(), Failure> {
         }
         succeed(&mut suite)?;
         // It asks the kubelets by way of the API server; nothing else here does that for meshd's pods.
-        let mut status = Command::new(lab::bin("kubectl-meshd")?);
-        status.arg("status").arg("--wait").arg("--kubeconfig").arg(records.directory(id).join("kubeconfig"));
-        succeed(&mut status)?;
+        for verb in VERBS {
+            let mut command = Command::new(lab::bin("kubectl-meshd")?);
+            command.args(verb).arg("--kubeconfig").arg(records.directory(id).join("kubeconfig"));
+            succeed(&mut command)?;
+        }
     }
     let [deleted, killed] = ids;
     records.delete(deleted)?;

@@ -62,7 +62,8 @@ impl Path {
         }
     }
 
-    fn of(peer: &PeerStatus) -> Self {
+    /// What a node says of the path to a peer.
+    pub(super) fn of(peer: &PeerStatus) -> Self {
         if peer.state == Reach::Down {
             return Self::Down;
         }

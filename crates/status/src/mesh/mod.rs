@@ -3,8 +3,12 @@
 
 pub mod causes;
 pub mod graph;
+pub mod keys;
+pub mod netcheck;
 mod pairs;
+pub mod peers;
 mod problem;
+pub mod silent;
 pub(crate) mod text;
 
 use std::collections::BTreeMap;
@@ -13,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Fence, Status};
 pub use problem::{Code, Problem, Severity};
-pub use text::{Paint, Shown, render};
+pub use text::{Paint, Shown, render, wrapped_text};
 
 /// `apiVersion` of JSON output.
 pub const API_VERSION: &str = "meshd.dev/v1";

@@ -14,7 +14,7 @@ const FEW: usize = 25;
 /// How many problems of one kind are shown.
 const EACH: usize = 5;
 /// How wide text is.
-const WIDTH: usize = 80;
+pub(crate) const WIDTH: u16 = 80;
 
 /// Whether text has colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,15 +174,24 @@ fn problems(text: &mut String, problems: &[Problem], shown: Shown, paint: Paint)
     Ok(())
 }
 
+/// Words after `first`, in lines of 80 columns that continue below its end.
+pub fn wrapped_text(first: &str, words: &str) -> String {
+    let mut text = String::new();
+    // Writing into a String can't fail.
+    let _ = wrapped(&mut text, first, words);
+    text
+}
+
 /// Writes words after `first`, and continues below its end where a line would be too long.
 pub(crate) fn wrapped(text: &mut String, first: &str, words: &str) -> std::fmt::Result {
-    let indent = first.chars().count().min(WIDTH / 2);
+    let width = usize::from(WIDTH);
+    let indent = first.chars().count().min(width / 2);
     let mut column = first.chars().count();
     text.push_str(first);
     let mut empty = true;
     for word in words.split_whitespace() {
         let len = word.chars().count();
-        if !empty && column + 1 + len > WIDTH {
+        if !empty && column + 1 + len > width {
             write!(text, "\n{:indent$}", "")?;
             (column, empty) = (indent, true);
         }

@@ -55,9 +55,9 @@ impl Subcommand {
                     Arg::new("format")
                         .long("format")
                         .value_name("FORMAT")
-                        .value_parser(PossibleValuesParser::new(["jsonl", "csv", "ocsf"]))
+                        .value_parser(PossibleValuesParser::new(["jsonl", "csv", "ocsf", "trail"]))
                         .default_value("jsonl")
-                        .help("JSON Lines, comma-separated values, or Open Cybersecurity Schema Framework"),
+                        .help("JSON Lines, comma-separated values, Open Cybersecurity Schema Framework, or the trail as it is, for verify elsewhere: all of its lines, whatever other flags say"),
                 )
                 .after_help("Example:\n  meshd audit export --format ocsf --since 24h"),
             Self::Report => command

@@ -1,19 +1,16 @@
 //! `meshd audit`: reads trails from files, so that it works anywhere, even without a daemon.
 
 pub(super) mod arguments;
-mod description;
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use clap::ArgMatches;
-use comfy_table::{Table, presets};
-use keyring::audit::{self, CheckedTrail, Event, Finding, Format, Line, NodeReport, Report};
+use keyring::audit::{self, Format, Line};
+use status::trail::{NodeTrails, Selection, lines_table, page};
 
 use self::arguments::Subcommand;
-use self::description::Names;
 use super::arguments::{path, wants_json};
 use super::{CommandError, EX_USAGE, output};
 
@@ -31,49 +28,12 @@ pub(super) fn audit(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
     }
 }
 
-/// A node's own trail, and its witness trail if it is in the same place. A file is one trail.
-struct NodeTrails {
-    own: CheckedTrail,
-    witness: Option<CheckedTrail>,
-    is_directory: bool,
-}
-
-impl NodeTrails {
-    fn read(place: &Path) -> Result<Self, CommandError> {
-        let own = audit::verify(&audit::read(place)?);
-        let directory = place.join(audit::WITNESS_DIRECTORY);
-        let witness = if directory.is_dir() { Some(audit::verify(&audit::read(&directory)?)) } else { None };
-        // It begins with the first peer.
-        let witness = witness.filter(|trail| trail.findings != [Finding::Empty]);
-        Ok(Self { own, witness, is_directory: place.is_dir() })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &CheckedTrail> {
-        std::iter::once(&self.own).chain(&self.witness)
-    }
-
-    /// What is wrong with either.
-    fn problems(&self) -> Vec<String> {
-        let mut problems: Vec<String> =
-            self.all().flat_map(|trail| &trail.findings).map(ToString::to_string).collect();
-        if self.is_directory {
-            // A witness trail that is gone is one that ends at its beginning.
-            let findings = match &self.witness {
-                Some(witness) => audit::against_own(witness, &self.own),
-                None => audit::against_own(&CheckedTrail::default(), &self.own),
-            };
-            problems.extend(findings.iter().map(|finding| format!("witness trail: {finding}")));
-        }
-        problems
-    }
-
-    /// The lines of both in the order of time, each with a letter for the trail that it is in.
-    fn lines(&self) -> Vec<(&'static str, &Line)> {
-        let witness = self.witness.iter().flat_map(|trail| &trail.lines).map(|line| ("w", line));
-        let mut lines: Vec<_> = self.own.lines.iter().map(|line| ("", line)).chain(witness).collect();
-        lines.sort_by_key(|(_, line)| line.time);
-        lines
-    }
+/// Reads a node's trails from a directory, or one trail from a file.
+fn read(place: &Path) -> Result<NodeTrails, CommandError> {
+    let own = audit::read(place)?;
+    let directory = place.join(audit::WITNESS_DIRECTORY);
+    let witness = if directory.is_dir() { Some(audit::read(&directory)?) } else { None };
+    Ok(NodeTrails::new(&own, witness.as_deref(), place.is_dir()))
 }
 
 fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
@@ -82,88 +42,44 @@ fn places(matches: &ArgMatches, name: &str) -> Vec<PathBuf> {
 
 /// Prints everything that is wrong; fails if there is anything.
 fn verify(matches: &ArgMatches) -> Result<ExitCode, CommandError> {
-    let trails = NodeTrails::read(&path(matches, "trail"))?;
-    let trail = &trails.own;
-    let mut problems = trails.problems();
-    let mut gaps: Vec<String> = trail.gaps();
-    gaps.extend(
-        trails.witness.iter().flat_map(CheckedTrail::gaps).map(|gap| format!("witness trail: {gap}")),
-    );
-    let mut witnesses = 0;
+    let trails = read(&path(matches, "trail"))?;
+    let mut witnesses = Vec::new();
     for place in places(matches, "witness") {
-        let witness = NodeTrails::read(&place)?;
-        let findings = witness.problems().into_iter();
-        problems.extend(findings.map(|finding| format!("witness {}: {finding}", place.display())));
-        for witness in witness.all() {
-            problems.extend(audit::against_witness(trail, witness).iter().map(ToString::to_string));
-        }
-        witnesses += 1;
+        witnesses.push((place.display().to_string(), read(&place)?));
     }
-    let (first, last) = (trail.lines.first().map_or(0, |line| line.seq), trail.head());
-    let node = trail.node.as_ref().map(|node| node.name.clone()).unwrap_or_default();
+    let found = trails.verify(witnesses.iter().map(|(place, witness)| (place.clone(), witness)));
     if wants_json(matches) {
-        output::json(&serde_json::json!({
-            "node": node, "first": first, "last": last.seq, "head": last.to_string(),
-            "witnesses": witnesses, "intact": problems.is_empty(), "problems": problems, "missing": gaps,
-        }))?;
+        output::json(&found)?;
     } else {
-        let mut text = String::new();
-        for problem in &problems {
-            // Writing into a String can't fail.
-            let _ = writeln!(text, "{problem}");
-        }
-        for gap in &gaps {
-            let _ = writeln!(text, "missing: {gap}");
-        }
-        let verdict = if problems.is_empty() { "intact" } else { "NOT INTACT" };
-        let _ = writeln!(
-            text,
-            "{verdict}: trail of {node}, lines {first} to {}, {witnesses} witnesses, head {last}",
-            last.seq
-        );
-        output::print(&text)?;
+        output::print(&found.text())?;
     }
-    Ok(if problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if found.intact { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The lines selected by the flags.
 fn chosen<'a>(matches: &ArgMatches, trails: &'a NodeTrails) -> Vec<(&'static str, &'a Line)> {
-    let node = matches.get_one::<String>("node");
-    let key = matches.get_one::<String>("key");
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
     let since = matches.get_one::<Duration>("since").map(|since| now().saturating_sub(millis(*since)));
-    let of_node = |line: &Line| {
-        node.is_none_or(|node| line.event.is_about(node) || (line.event.is_own() && line.node.name == **node))
-    };
-    let wanted = |(_, line): &(&str, &Line)| {
-        of_node(line)
-            && key.is_none_or(|key| line.event.mentions(key))
-            && since.is_none_or(|since| line.time >= since)
-    };
-    trails.lines().into_iter().filter(wanted).collect()
+    trails.chosen(&Selection { node: text("node"), key: text("key"), since })
 }
 
 fn show(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trails = NodeTrails::read(&path(matches, "trail"))?;
+    let trails = read(&path(matches, "trail"))?;
     let lines = chosen(matches, &trails);
     if wants_json(matches) {
         return output::print(&exported(&lines, Format::Jsonl));
     }
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["LINE", "TIME (UTC)", "EVENT", "WHAT"]);
-    let names = Names::of(trails.all().flat_map(|trail| &trail.lines));
-    for (trail, line) in lines {
-        table.add_row([
-            format!("{trail}{}", line.seq),
-            time(line.time),
-            name(&line.event),
-            names.describe(&line.event),
-        ]);
-    }
-    output::print(&format!("{table}\n"))
+    let lines: Vec<_> = lines.into_iter().map(|(trail, line)| (trail.to_owned(), line)).collect();
+    output::print(&lines_table(&lines, trails.all(), None))
 }
 
 fn export(matches: &ArgMatches) -> Result<(), CommandError> {
-    let trails = NodeTrails::read(&path(matches, "trail"))?;
+    if matches.get_one::<String>("format").is_some_and(|format| format == "trail") {
+        // As the files are, also where a line can't be read: what is checked elsewhere has to be what is here.
+        let files = audit::read(&path(matches, "trail"))?;
+        return output::print(&files.into_iter().map(|(_, text)| text).collect::<String>());
+    }
+    let trails = read(&path(matches, "trail"))?;
     let format = match matches.get_one::<String>("format").map(String::as_str) {
         Some("csv") => Format::Csv,
         Some("ocsf") => Format::Ocsf,
@@ -178,7 +94,7 @@ fn exported(lines: &[(&str, &Line)], format: Format) -> String {
 }
 
 fn report(matches: &ArgMatches) -> Result<(), CommandError> {
-    let read = places(matches, "trail").into_iter().map(|place| NodeTrails::read(&place));
+    let read = places(matches, "trail").into_iter().map(|place| read(&place));
     let trails = read.collect::<Result<Vec<_>, _>>()?;
     let lines: Vec<&[Line]> =
         trails.iter().flat_map(NodeTrails::all).map(|trail| trail.lines.as_slice()).collect();
@@ -188,85 +104,7 @@ fn report(matches: &ArgMatches) -> Result<(), CommandError> {
         return output::json(&report);
     }
     let broken = trails.iter().filter(|trails| !trails.problems().is_empty()).count();
-    output::print(&page(&report, trails.len(), broken, max_age))
-}
-
-/// The report as one page of text.
-fn page(report: &Report, trails: usize, broken: usize, max_age: u64) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header([
-        "NODE",
-        "KEY",
-        "SLOT",
-        "SINCE (UTC)",
-        "ACTIVE",
-        "REPLACED",
-        "DESTROYED",
-        "VERIFIED BY",
-    ]);
-    for node in &report.nodes {
-        for key in &node.keys {
-            let moment = |at: Option<u64>| at.map(minute).unwrap_or_default();
-            table.add_row([
-                node.node.clone(),
-                key.key.clone(),
-                key.slot.to_string(),
-                minute(key.since),
-                moment(key.active.last().copied()),
-                moment(key.replaced),
-                moment(key.destroyed),
-                peers(key.verified_by.len(), node.own_trail),
-            ]);
-        }
-    }
-    let mut text = format!("{table}\n\n");
-    // Writing into a String can't fail.
-    let _ = match &report.oldest {
-        Some((node, key, age)) => {
-            writeln!(text, "oldest key in use        {key} of {node}, {}", length(*age))
-        }
-        None => writeln!(text, "oldest key in use        none known"),
-    };
-    let list = |keys: Vec<String>| if keys.is_empty() { "none".to_owned() } else { keys.join(", ") };
-    let overdue = report.overdue.iter().map(|(node, key, age)| format!("{key} of {node} ({})", length(*age)));
-    let _ = writeln!(text, "older than {:13} {}", length(max_age), list(overdue.collect()));
-    let open = report.not_proven_destroyed.iter().map(|(node, key)| format!("{key} of {node}"));
-    let _ = writeln!(text, "not proven destroyed     {}", list(open.collect()));
-    let sum = |value: &dyn Fn(&NodeReport) -> usize| report.nodes.iter().map(value).sum::<usize>();
-    let rolled_back: u64 = report.nodes.iter().map(|node| node.rolled_back).sum();
-    let _ = writeln!(
-        text,
-        "rotations                {} finished, {rolled_back} rolled back",
-        sum(&|node| node.rotations.len())
-    );
-    let passed: Vec<String> = report
-        .nodes
-        .iter()
-        .flat_map(|node| node.passed_over.iter().map(move |(peer, count)| (node, peer, count)))
-        .map(|(node, peer, count)| format!("{peer} by {} ({count} times)", node.node))
-        .collect();
-    let _ = writeln!(text, "not waited for           {}", list(passed));
-    let own = sum(&|node| usize::from(node.own_trail));
-    let _ = writeln!(
-        text,
-        "sources                  {trails} trails, {broken} of them not intact; {own} of {} nodes by their own trail",
-        report.nodes.len()
-    );
-    text
-}
-
-fn peers(count: usize, own_trail: bool) -> String {
-    match (own_trail, count) {
-        (false, _) => "seen by a peer".to_owned(),
-        (true, 1) => "1 peer".to_owned(),
-        (true, count) => format!("{count} peers"),
-    }
-}
-
-/// The event's name in JSON.
-fn name(event: &Event) -> String {
-    let value = serde_json::to_value(event).unwrap_or_default();
-    value["event"].as_str().unwrap_or_default().to_owned()
+    output::print(&page(&report, trails.len(), broken, max_age, None))
 }
 
 fn now() -> u64 {
@@ -275,29 +113,4 @@ fn now() -> u64 {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A time to the second, without its zone, which is in the heading.
-fn time(millis: u64) -> String {
-    moment(millis, "%Y-%m-%d %H:%M:%S")
-}
-
-/// A time to the minute: four of them fit in a line.
-fn minute(millis: u64) -> String {
-    moment(millis, "%Y-%m-%d %H:%M")
-}
-
-fn moment(millis: u64, form: &str) -> String {
-    let moment = i64::try_from(millis / 1000)
-        .ok()
-        .and_then(|seconds| k8s_openapi::jiff::Timestamp::from_second(seconds).ok());
-    moment.map(|moment| moment.strftime(form).to_string()).unwrap_or_default()
-}
-
-fn length(seconds: u64) -> String {
-    match seconds {
-        0..7200 => format!("{} min", seconds / 60),
-        7200..172_800 => format!("{} h", seconds / 3600),
-        _ => format!("{} d", seconds / 86_400),
-    }
 }

@@ -1,15 +1,18 @@
 //! Answers to requests from the control socket.
 
 use keyring::Slot;
-use keyring::rotation::{Cause, Input};
+use keyring::rotation::{Cause, Input, PeerId};
 
-use plan::node::NodeUid;
+use plan::node::{NodeName, NodeUid};
 use plan::paths::Kind;
+use tokio::sync::oneshot;
 
 use super::Reconciler;
 use crate::chain::Chain;
-use crate::control::{ControlRequest, Request};
+use crate::control::{ControlRequest, Ping, Request};
+use crate::daemon::pings;
 use status::PlanReport;
+use status::ping::Echo;
 use status::rotation::RotationStatus;
 
 impl Reconciler {
@@ -26,9 +29,35 @@ impl Reconciler {
             Request::Plan => serde_json::to_string_pretty(&self.plan().await),
             Request::Rotate => self.rotate(Cause::Request),
             Request::RotateNow => self.rotate(Cause::Emergency),
+            Request::Ping(ping) => return self.ping(&ping, reply),
         };
         // The client may have gone away.
         let _ = reply.send(text.map(|text| text + "\n").unwrap_or_default());
+    }
+
+    /// Has a peer echo a packet; the loop goes on meanwhile.
+    fn ping(&mut self, ping: &Ping, reply: oneshot::Sender<String>) {
+        let refused =
+            |reply: oneshot::Sender<String>, why| drop(reply.send(pings::text(&Echo::refused(why))));
+        let admission = self.outcome.admission();
+        let Some(member) = admission.world.peers.get(&NodeName::new(ping.node.as_str())) else {
+            return refused(reply, "not a peer of this node; `meshd status --all` lists them");
+        };
+        let peer = PeerId::new(member.uid.as_str());
+        let Some(over) = ping.slot.or_else(|| self.peer_channel.tx(&peer)) else {
+            return refused(reply, "no slot carries packets to it yet");
+        };
+        let echo = Echo {
+            slot: Some(over),
+            round_trip_microseconds: None,
+            endpoint: self.outcome.endpoint(member, over),
+            path: self.paths.up(&member.uid, over).map(|kind| self.path_text(&member.uid, over, kind)),
+            refused: None,
+        };
+        match self.peer_channel.send_ping(&peer, over, ping.size) {
+            Some(back) => drop(tokio::spawn(pings::answer(back, echo, reply))),
+            None => refused(reply, "too many echoes are on their way, or the peer has no mesh address"),
+        }
     }
 
     fn rotate(&mut self, cause: Cause) -> serde_json::Result<String> {
