@@ -96,6 +96,11 @@ impl NodeKeys {
         self.preshared.keys()
     }
 
+    /// Whether there are or were preshared keys with a peer.
+    pub fn has_preshared(&self, peer: &PeerId) -> bool {
+        self.preshared.contains_key(peer)
+    }
+
     /// Wipes the preshared keys of a peer that is gone.
     pub fn forget_preshared(&mut self, peer: &PeerId) {
         self.forget_ids(peer);

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use keyring::rotation::PeerId;
 use serde::{Deserialize, Serialize};
 
 /// Label of Nodes that may serve as relays. The prefix is one that kubelets can't set (admission plugin `NodeRestriction`).
@@ -76,6 +77,11 @@ impl NodeUid {
     /// The UID as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The same where a node is a peer, with the same text.
+    pub fn peer_id(&self) -> PeerId {
+        PeerId::new(Arc::clone(&self.0))
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use keyring::PerSlot;
-use keyring::rotation::{Journal, MAX_GENERATION, PeerId, Stance, Step};
+use keyring::rotation::{Journal, MAX_GENERATION, Stance, Step};
 
 use crate::admission::{GENERATION_STEP, Member};
 use crate::annotation::{Endpoints, Phase, SlotState, State, names};
@@ -81,7 +81,7 @@ pub fn wanted(record: &NodeRecord, state: &State, endpoints: &Endpoints) -> Publ
 /// What a peer asks of others, from what it published.
 pub fn stance(member: &Member) -> Stance {
     Stance {
-        id: PeerId::new(member.uid.as_str()),
+        id: member.uid.peer_id(),
         generation: member.state.generation,
         prefer: member.state.prefer,
         drain: member.state.drain,

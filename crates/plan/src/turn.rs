@@ -3,13 +3,13 @@
 //! The shell gathers (Nodes, MTUs, the kernel's state), performs the steps that are due and reports what failed. What it
 //! asks of the API server comes back as an input of a later turn.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use keyring::Slot;
+use keyring::{PublicKey, Slot};
 
-use crate::admission::{Admission, AdmissionPart};
+use crate::admission::{Admission, AdmissionPart, Member, World};
 use crate::backoff::Backoff;
 use crate::check::{Violation, check, check_part};
 use crate::desired::{Setup, Underlay, desired};
@@ -63,6 +63,8 @@ pub struct Former<'a> {
 pub struct Observed {
     /// Its network.
     pub network: Network,
+    /// The peers that are not on the devices as desired, if the network has those alone of the peers.
+    pub other_peers: Option<BTreeSet<(Slot, PublicKey)>>,
     /// Slots whose device is of another backend than new ones.
     pub outdated: BTreeSet<Slot>,
     /// Whether the kernel has reported a change since the last turn.
@@ -90,8 +92,9 @@ pub struct Turn {
     pub violations: Vec<Violation>,
     /// What has failed before, without what is no longer planned.
     pub backoff: Backoff,
-    /// Whether only what is new, and the devices, were compared: nothing is known of other routes.
-    pub is_part: bool,
+    /// This node and the peers that have another share of the network than before, as they are now, if only what is new and the
+    /// devices were compared: nothing is known of other routes then.
+    pub others: Option<World>,
     generation: u64,
 }
 
@@ -149,7 +152,7 @@ impl Known {
 pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
     let has_routes = known.needs_routes(&observed.network);
     let Known { admission, setup, underlay, generation, mut backoff, desired, changed: part } = known;
-    let Observed { mut network, outdated, changed } = observed;
+    let Observed { mut network, other_peers, outdated, changed } = observed;
     let part = part.filter(|_| !has_routes);
     // A device of another backend is used while it keeps its key. When the key is replaced no peer sends to the slot any
     // more, and the device is replaced as well.
@@ -157,16 +160,21 @@ pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
         let wanted = desired.devices.get(slot);
         !(outdated.contains(slot) && wanted.is_some_and(|wanted| wanted.key != found.key))
     });
-    let is_part = part.is_some();
-    let (ops, violations) = match part {
+    let (ops, violations, others) = match part {
         Some((shares, mut pending)) => {
             let violations = check_part(&desired, &shares);
             network.routes = shares.before.routes;
-            pending.add_peers(&desired, &network);
+            match other_peers {
+                Some(others) => {
+                    as_desired(&mut network, &desired, pending.peers.difference(&others));
+                    pending.peers.extend(others);
+                }
+                None => pending.add_peers(&desired, &network),
+            }
             pending.rest = true;
-            (pending.steps(&desired, &network), violations)
+            (pending.steps(&desired, &network), violations, Some(shares.world))
         }
-        None => (diff(&desired, &network), check(&desired, &admission.world)),
+        None => (diff(&desired, &network), check(&desired, &admission.world), None),
     };
     let (planned, refused) = if violations.is_empty() {
         (ops, Vec::new())
@@ -187,12 +195,36 @@ pub fn decide(known: Known, observed: Observed, now: Duration) -> Turn {
         waiting,
         violations,
         backoff,
-        is_part,
+        others,
         generation,
     }
 }
 
+/// Adds peers that are on the devices as desired to what was observed.
+fn as_desired<'a>(
+    network: &mut Network,
+    desired: &Network,
+    peers: impl Iterator<Item = &'a (Slot, PublicKey)>,
+) {
+    for (slot, key) in peers {
+        let wanted = desired.devices.get(slot).and_then(|device| device.peers.get(key));
+        if let (Some(wanted), Some(found)) = (wanted, network.devices.get_mut(slot)) {
+            found.peers.insert(*key, wanted.clone());
+        }
+    }
+}
+
 impl Turn {
+    /// Whether only what is new and the devices were compared.
+    pub const fn is_part(&self) -> bool {
+        self.others.is_some()
+    }
+
+    /// The peers that may have another share of the network than before; all if all of it was computed.
+    pub fn peers(&self) -> &BTreeMap<NodeName, Member> {
+        &self.others.as_ref().unwrap_or(&self.admission.world).peers
+    }
+
     /// Whether it leaves nothing to be done or waited for, so that the next one decides the same while nothing changes.
     pub fn is_settled(&self, backoff: &Backoff) -> bool {
         self.due.is_empty() && self.waiting.is_empty() && self.applied(backoff).is_some()

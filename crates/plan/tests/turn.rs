@@ -124,8 +124,11 @@ impl Node {
         };
         let underlay = Underlay { mtu: 1500, mtu_to: BTreeMap::new(), passes: BTreeMap::new() };
         let known = Known::new(admission, setup, underlay, self.generation, self.backoff.clone());
-        let observed =
-            Observed { network: self.network.clone(), outdated: self.outdated.clone(), changed: false };
+        let observed = Observed {
+            network: self.network.clone(),
+            outdated: self.outdated.clone(),
+            ..Observed::default()
+        };
         let turn = decide(known, observed, now);
         self.network = turn.observed.clone();
         self.backoff = turn.backoff.clone();

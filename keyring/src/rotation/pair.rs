@@ -1,25 +1,40 @@
 //! Which slot a node uses to send to a peer: a pure function of what both announce.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{PerSlot, Slot};
 
 /// A node's unique and permanent identifier: the UID of its Node object.
+///
+/// A clone shares the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct PeerId(String);
+#[serde(from = "String", into = "String")]
+pub struct PeerId(Arc<str>);
 
 impl PeerId {
     /// Takes a UID.
-    pub fn new(name: impl Into<String>) -> Self {
+    pub fn new(name: impl Into<Arc<str>>) -> Self {
         Self(name.into())
     }
 
     /// The UID as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<String> for PeerId {
+    fn from(uid: String) -> Self {
+        Self::new(uid)
+    }
+}
+
+impl From<PeerId> for String {
+    fn from(id: PeerId) -> Self {
+        id.as_str().to_owned()
     }
 }
 

@@ -109,21 +109,22 @@ impl Peers {
             peers.get(address).is_some_and(|correspondent| correspondent.id == peer.known.id)
         });
         for (address, known) in peers {
-            match state.peers.get_mut(&address) {
-                None => {
-                    let peer = Peer { known, slots: PerSlot::from_fn(|_| Connection::default()) };
-                    state.peers.insert(address, peer);
-                }
-                Some(peer) if peer.known != known => {
-                    for slot in Slot::ALL {
-                        if peer.known.keys.get(slot) != known.keys.get(slot) {
-                            peer.slots.get_mut(slot).keys = None;
-                        }
-                    }
-                    peer.known = known;
-                }
-                Some(_) => {}
-            }
+            state.take(address, known);
+        }
+    }
+
+    /// Sets some peers, by mesh address, after those at the addresses in `left` were forgotten. All others stay.
+    pub(crate) fn set_some(
+        &self,
+        left: impl IntoIterator<Item = IpAddr>,
+        peers: impl IntoIterator<Item = (IpAddr, Correspondent)>,
+    ) {
+        let mut state = self.lock();
+        for address in left {
+            state.peers.remove(&address);
+        }
+        for (address, known) in peers {
+            state.take(address, known);
         }
     }
 
@@ -184,6 +185,12 @@ impl Peers {
         }
     }
 
+    /// What is known of each peer, in the order of mesh addresses.
+    #[cfg(test)]
+    pub(crate) fn known(&self) -> Vec<Correspondent> {
+        self.lock().peers.values().map(|peer| peer.known.clone()).collect()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that holds the lock panics; if it did, the counters would still be valid.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -191,6 +198,25 @@ impl Peers {
 }
 
 impl State {
+    /// Takes what is known of the peer at an address. What stays the same of it keeps its sessions.
+    fn take(&mut self, address: IpAddr, known: Correspondent) {
+        match self.peers.get_mut(&address).filter(|peer| peer.known.id == known.id) {
+            None => {
+                let peer = Peer { known, slots: PerSlot::from_fn(|_| Connection::default()) };
+                self.peers.insert(address, peer);
+            }
+            Some(peer) if peer.known != known => {
+                for slot in Slot::ALL {
+                    if peer.known.keys.get(slot) != known.keys.get(slot) {
+                        peer.slots.get_mut(slot).keys = None;
+                    }
+                }
+                peer.known = known;
+            }
+            Some(_) => {}
+        }
+    }
+
     fn open(&mut self, now: Duration, over: Slot, from: IpAddr, datagram: &[u8]) -> (Taken, Vec<Vec<u8>>) {
         let refused = |why| (Taken::Refused(why), Vec::new());
         let Self { own, peers, rate_limit, .. } = self;

@@ -12,6 +12,7 @@ use plan::admission::Admission;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
+use super::changes::Changes;
 use super::keys::Keys;
 use super::trail_writer::{TrailWriter, Written, unix_millis};
 use super::witness::{PeerHeads, Witness};
@@ -165,9 +166,9 @@ impl Audit {
         }
     }
 
-    /// Records what peers announce, as a witness.
-    pub(super) fn witness(&mut self, admission: &Admission) {
-        self.witness.record(self.started.elapsed(), admission);
+    /// Records what peers announce, as a witness: those of `changes`, if all others announce the same as at the last time.
+    pub(super) fn witness(&mut self, admission: &Admission, changes: Option<&Changes<'_>>) {
+        self.witness.record(self.started.elapsed(), admission, changes);
     }
 
     /// Records the head that a peer announces for its trail.

@@ -1,7 +1,6 @@
 //! This node's keys and their rotation: performs the disk effects of the state machine, and buffers the
 //! others for the loop.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use keyring::rotation::{
@@ -15,6 +14,7 @@ use plan::renewal::Renewal;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::stances::Stances;
 use crate::chain::Chain;
 use crate::config::{Config, KeyStorage, SealingSource};
 use crate::fault;
@@ -39,8 +39,7 @@ pub(super) struct Keys {
     tally: Tally,
     asks: Vec<Ask>,
     notes: Vec<Note>,
-    stances: BTreeMap<PeerId, Stance>,
-    peers: BTreeSet<PeerId>,
+    stances: Stances,
     /// The last request for immediate replacement that was fulfilled.
     fulfilled_request: Option<Renewal>,
     /// What was wrong with the file of the preshared keys.
@@ -100,8 +99,7 @@ impl Keys {
             tally: Tally::default(),
             asks: Vec::new(),
             notes: Vec::new(),
-            stances: BTreeMap::new(),
-            peers: BTreeSet::new(),
+            stances: Stances::default(),
             fulfilled_request: None,
             damaged: damaged.as_ref().map(ToString::to_string),
         })
@@ -112,12 +110,11 @@ impl Keys {
         if self.machine.as_ref().is_some_and(|(known, _)| known == uid) {
             return;
         }
-        let own = PeerId::new(uid.as_str());
+        let own = uid.peer_id();
         let (machine, effects) =
             Rotation::resume(self.policy, own, self.ring.journal.clone(), self.jitter_seed, self.now());
         self.machine = Some((uid.clone(), machine));
-        self.stances.clear();
-        self.peers.clear();
+        self.stances = Stances::default();
         self.announced = false;
         self.shown = false;
         self.perform(effects);
@@ -134,15 +131,15 @@ impl Keys {
 
     /// Sets the peers and their announcements; only changes are passed on.
     pub(super) fn set_stances(&mut self, stances: impl Iterator<Item = Stance>) {
-        let stances: BTreeMap<PeerId, Stance> = stances.map(|stance| (stance.id.clone(), stance)).collect();
-        let peers: BTreeSet<PeerId> = stances.keys().cloned().collect();
-        if peers != self.peers {
-            self.peers.clone_from(&peers);
-            self.handle(Input::Peers(peers));
+        for input in self.stances.set(stances) {
+            self.handle(input);
         }
-        let former = std::mem::replace(&mut self.stances, stances.clone());
-        for stance in stances.into_values().filter(|stance| former.get(&stance.id) != Some(stance)) {
-            self.handle(Input::Stance(stance));
+    }
+
+    /// The same for the peers that are gone, and for those that are new or announce something else.
+    pub(super) fn set_changed_stances(&mut self, gone: &[PeerId], stances: impl Iterator<Item = Stance>) {
+        for input in self.stances.change(gone, stances) {
+            self.handle(input);
         }
     }
 

@@ -8,6 +8,7 @@
 
 mod allowance;
 mod audit;
+mod changes;
 mod cni_files;
 mod devices;
 mod evidence;
@@ -30,6 +31,7 @@ mod reconcile;
 mod relay;
 mod relay_file;
 mod relay_leases;
+mod stances;
 mod stripped;
 mod trail_writer;
 mod unreached;

@@ -59,7 +59,7 @@ pub(super) async fn observe(
     if known.needs_routes(&network) {
         network.routes = host.routes().await?;
     }
-    Ok(Observed { network, outdated, changed })
+    Ok(Observed { network, other_peers: None, outdated, changed })
 }
 
 /// A device is there if it runs and its link is there. A link without an engine is created once more, which attaches to it;

@@ -1,5 +1,7 @@
 //! The results of the last turn: the status, and the files for the CNI plugin.
 
+mod comparison;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -18,9 +20,10 @@ use plan::network::Network;
 use plan::node::{NodeName, NodeUid};
 use plan::part::Inputs;
 use plan::prefix;
-use plan::turn::{Known, Turn};
+use plan::turn::Turn;
 use wireguard::{DeviceState, OffloadStatus};
 
+use super::changes::Changes;
 use super::cni_files::{self, ChainedPlugins, CniFilesError};
 use super::devices::Devices;
 use super::forged::ForgedReports;
@@ -50,6 +53,13 @@ enum TableOwner {
 pub(super) struct Spliced {
     pub(super) part: AdmissionPart,
     pub(super) former: AdmissionPart,
+}
+
+impl Spliced {
+    /// What is other about the members.
+    pub(super) fn changes(&self) -> Changes<'_> {
+        Changes::between(&self.former.admission().world, &self.part.admission().world)
+    }
 }
 
 /// The parts of the status that a turn leaves behind.
@@ -131,22 +141,6 @@ impl Outcome {
     pub(super) fn inputs<'a>(&'a self, part: &'a AdmissionPart) -> Option<Inputs<'a>> {
         let (setup, underlay) = self.computed_with.as_ref()?;
         Some(Inputs { setup, underlay, part })
-    }
-
-    /// Whether the last turn was decided by the same as this one.
-    pub(super) fn is_decided_by(&self, known: &Known, spliced: Option<&Spliced>) -> bool {
-        let computed_with = self.computed_with.as_ref();
-        let world = &self.admission.world;
-        let same_world = match spliced {
-            Some(Spliced { part, former }) => {
-                let (part, former) = (&part.admission().world, &former.admission().world);
-                (&former.peers, &former.closed, &former.own) == (&part.peers, &part.closed, &world.own)
-            }
-            None => *world == known.admission.world,
-        };
-        same_world
-            && computed_with
-                .is_some_and(|(setup, underlay)| (setup, underlay) == (&known.setup, &known.underlay))
     }
 
     /// Who is in the mesh since the last turn.

@@ -13,13 +13,14 @@ use plan::admission::{Admission, Member};
 use plan::desired::Setup;
 use plan::leases::{Answer, Question};
 use plan::network::{LinkName, Network};
-use plan::node::NodeUid;
+use plan::node::{NodeName, NodeUid};
 use plan::prefix;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::debug;
 
 use super::allowance::Allowance;
+use super::changes::Changes;
 use super::keys::Keys;
 use super::pings::Pings;
 use super::probes::{PathStats, Probe, Probes, Way};
@@ -91,12 +92,19 @@ pub(super) struct PeerChannel {
     ask_allowance: Allowance,
 }
 
+#[cfg(test)]
+impl PeerChannel {
+    /// The peers by mesh address, and the same the other way round.
+    pub(super) fn members(&self) -> (Vec<Correspondent>, &BTreeMap<PeerId, IpAddr>) {
+        (self.channel.peers().known(), &self.addresses)
+    }
+}
+
 /// How every peer is treated once `setup` is applied.
-pub(super) fn peer_views(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, PeerView> {
+pub(super) fn peer_views(peers: &BTreeMap<NodeName, Member>, setup: &Setup) -> BTreeMap<PeerId, PeerView> {
     let view =
         |member: &Member| PeerView { generation: member.state.generation, tx: setup.active_slot(member) };
-    let members = admission.world.peers.values();
-    members.map(|member| (PeerId::new(member.uid.as_str()), view(member))).collect()
+    peers.values().map(|member| (member.uid.peer_id(), view(member))).collect()
 }
 
 /// Bytes of the IP and UDP headers of a packet to this address (RFC 791, RFC 8200, RFC 768).
@@ -135,21 +143,35 @@ impl PeerChannel {
         self.own = own.map(|pod_cidr| prefix::first_usable(*pod_cidr));
         // Without an address of its own the node has no peers; its keys are set nevertheless, so that one that is replaced
         // does not live on there.
-        let of_family = |member: &Member| {
-            let own = self.own?;
-            let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
-            let correspondent = Correspondent {
-                id: PeerId::new(member.uid.as_str()),
-                keys: member.state.slots.map(|slot| slot.key),
-                // Without a proof it is a member only where `accept-unproven` is on: a daemon of version 0.1.
-                unauthenticated: !member.is_proven(),
-            };
-            Some((prefix::first_usable(*pod_cidr), correspondent))
-        };
         let peers: BTreeMap<IpAddr, Correspondent> =
-            admission.world.peers.values().filter_map(of_family).collect();
+            admission.world.peers.values().filter_map(|member| self.correspondent(member)).collect();
         self.addresses = peers.iter().map(|(address, peer)| (peer.id.clone(), *address)).collect();
         self.channel.peers().set(|key| keys.ring().private(key), &keys.public(), peers);
+    }
+
+    /// The same for the members that are others than at the last time; this node's keys and address are as they were.
+    pub(super) fn set_changed(&mut self, changes: &Changes<'_>) {
+        let ids = changes.ids();
+        let left: Vec<IpAddr> = ids.iter().filter_map(|id| self.addresses.remove(id)).collect();
+        let peers: Vec<(IpAddr, Correspondent)> =
+            changes.members.iter().filter_map(|(_, member)| self.correspondent(member)).collect();
+        self.addresses.extend(peers.iter().map(|(address, peer)| (peer.id.clone(), *address)));
+        // One that stays at its address keeps its sessions.
+        let stays = |address: &IpAddr| peers.iter().any(|(of, _)| of == address);
+        self.channel.peers().set_some(left.into_iter().filter(|address| !stays(address)), peers.clone());
+    }
+
+    /// What the channel must know of a member, and its mesh address; none if it has none of this node's family.
+    fn correspondent(&self, member: &Member) -> Option<(IpAddr, Correspondent)> {
+        let own = self.own?;
+        let pod_cidr = member.pod_cidrs.iter().find(|pod_cidr| pod_cidr.is_ipv4() == own.is_ipv4())?;
+        let correspondent = Correspondent {
+            id: member.uid.peer_id(),
+            keys: member.state.slots.map(|slot| slot.key),
+            // Without a proof it is a member only where `accept-unproven` is on: a daemon of version 0.1.
+            unauthenticated: !member.is_proven(),
+        };
+        Some((prefix::first_usable(*pod_cidr), correspondent))
     }
 
     /// Whether this is a peer with a mesh address.
@@ -157,9 +179,16 @@ impl PeerChannel {
         self.addresses.contains_key(peer)
     }
 
-    /// Sets what answers to peers say, once it has been applied.
-    pub(super) fn set_views(&mut self, views: BTreeMap<PeerId, PeerView>) {
-        self.views = views;
+    /// Sets what answers to peers say, once it has been applied: to all, or to those that are others while some are `gone`.
+    pub(super) fn set_views(&mut self, gone: Option<&[PeerId]>, views: BTreeMap<PeerId, PeerView>) {
+        let Some(gone) = gone else {
+            self.views = views;
+            return;
+        };
+        for peer in gone {
+            self.views.remove(peer);
+        }
+        self.views.extend(views);
     }
 
     /// Counters of received messages.
@@ -239,7 +268,7 @@ impl PeerChannel {
 
     /// Whether packets of the present MTU pass along the path to a peer's slot that leads to `endpoint`.
     pub(super) fn is_measured(&self, uid: &NodeUid, slot: Slot, endpoint: SocketAddr) -> bool {
-        self.probes.is_measured(&PeerId::new(uid.as_str()), slot, endpoint)
+        self.probes.is_measured(&uid.peer_id(), slot, endpoint)
     }
 
     /// When the next round of probes ends, or questions that wait may be sent.
@@ -317,7 +346,7 @@ impl PeerChannel {
 
     /// Measurements of the path to a peer.
     pub(super) fn path(&self, uid: &NodeUid) -> PathStats {
-        self.probes.path(&PeerId::new(uid.as_str()))
+        self.probes.path(&uid.peer_id())
     }
 
     /// Tells a peer how many of its datagrams on a slot did not authenticate here.

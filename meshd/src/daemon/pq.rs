@@ -11,12 +11,13 @@ use keyring::rotation::{PeerId, Stance, drained_between};
 use keyring::{KeyError, PerSlot, PublicKey, Slot};
 use plan::admission::{Admission, Member};
 use plan::desired::Setup;
-use plan::node::NodeUid;
+use plan::node::{NodeName, NodeUid};
 use plan::publication;
 use plan::timers::Timers;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::changes::Changes;
 use super::keys::Keys;
 use status::pq::{PairStatus, PqSlotStatus};
 
@@ -68,6 +69,8 @@ pub(super) struct Pairs {
     /// When each has its next tick. What one decides differs by time alone only while its hellos are not answered, and then it
     /// sends the next one within seconds.
     timers: Timers<PeerId>,
+    /// What the devices had of each peer, if that was the last that its state machine was told.
+    shown: BTreeMap<PeerId, Entries>,
     /// Since when nodes with which there are keys are gone.
     gone: BTreeMap<PeerId, Duration>,
     messages: Vec<(PeerId, Slot, Message)>,
@@ -90,6 +93,7 @@ impl Pairs {
             started: Instant::now(),
             machines: BTreeMap::new(),
             timers: Timers::default(),
+            shown: BTreeMap::new(),
             gone: BTreeMap::new(),
             messages: Vec::new(),
             unwritten: BTreeSet::new(),
@@ -102,27 +106,69 @@ impl Pairs {
     /// Sets the peers, with their static keys and the slots being drained.
     pub(super) fn set_peers(&mut self, admission: &Admission, own: Option<Stance>, keys: &mut Keys) {
         let Some(own) = own else { return };
-        let members: BTreeMap<PeerId, _> =
-            admission.world.peers.values().map(|member| (PeerId::new(member.uid.as_str()), member)).collect();
+        let members: BTreeMap<PeerId, &Member> =
+            admission.world.peers.values().map(|member| (member.uid.peer_id(), member)).collect();
+        let is_there = |known: &PeerId| members.contains_key(known);
         let public = keys.public();
-        let statics = |member: &Member| {
-            let of = |slot| StaticKeys { own: *public.get(slot), peer: member.state.slots.get(slot).key };
-            PerSlot::from_fn(|slot| Some(of(slot)))
-        };
         for (peer, member) in &members {
-            let is_there = |known: &PeerId| members.contains_key(known);
-            self.move_to_new_uid(&own.id, peer, &statics(member), is_there, keys);
+            self.move_to_new_uid(&own.id, peer, &statics(&public, member), is_there, keys);
         }
-        self.machines.retain(|peer, _| members.contains_key(peer));
+        self.machines.retain(|peer, _| is_there(peer));
+        self.timers.retain(is_there);
+        self.shown.retain(|peer, _| is_there(peer));
+        let gone: Vec<PeerId> =
+            keys.ring().preshared_peers().filter(|peer| !is_there(peer)).cloned().collect();
+        self.gone.retain(|peer, _| gone.contains(peer));
         self.pace_renewals(members.len());
-        self.timers.retain(|peer| members.contains_key(peer));
-        self.delete_keys_of_gone_nodes(|peer| members.contains_key(peer), keys);
-        keys.erase_superseded();
+        self.set_members(&own, &members, gone, keys);
+    }
+
+    /// The same for the members that are others than at the last time, when this node's keys and stance were as they are.
+    pub(super) fn set_changed(&mut self, changes: &Changes<'_>, own: Option<Stance>, keys: &mut Keys) {
+        let Some(own) = own else { return };
+        let members: BTreeMap<PeerId, &Member> =
+            changes.members.iter().map(|(_, member)| (member.uid.peer_id(), *member)).collect();
+        // Before the changes there was one for each member.
+        let there: BTreeSet<PeerId> = if members.keys().all(|peer| self.machines.contains_key(peer)) {
+            BTreeSet::new()
+        } else {
+            self.machines.keys().filter(|peer| !changes.gone.contains(peer)).cloned().collect()
+        };
+        let is_there = |known: &PeerId| members.contains_key(known) || there.contains(known);
+        let public = keys.public();
         for (peer, member) in &members {
+            self.move_to_new_uid(&own.id, peer, &statics(&public, member), is_there, keys);
+            self.gone.remove(peer);
+        }
+        for peer in &changes.gone {
+            self.machines.remove(peer);
+            self.timers.set(peer, None);
+            self.shown.remove(peer);
+        }
+        let has_keys = |peer: &&PeerId| keys.ring().has_preshared(peer);
+        let gone = changes.gone.iter().chain(self.gone.keys()).filter(has_keys).cloned().collect();
+        self.gone.retain(|peer, _| keys.ring().has_preshared(peer));
+        let new = members.keys().filter(|peer| !self.machines.contains_key(*peer)).count();
+        self.pace_renewals(self.machines.len() + new);
+        self.set_members(&own, &members, gone, keys);
+    }
+
+    /// Tells the state machines what is known of these members, after those of nodes that are `gone` were dropped.
+    fn set_members(
+        &mut self,
+        own: &Stance,
+        members: &BTreeMap<PeerId, &Member>,
+        gone: Vec<PeerId>,
+        keys: &mut Keys,
+    ) {
+        self.delete_keys_of_gone_nodes(gone, keys);
+        keys.erase_superseded();
+        let public = keys.public();
+        for (peer, member) in members {
             self.start(&own.id, peer, keys);
             self.handle(peer, Input::Ids { own: own.id.clone(), peer: peer.clone() });
-            self.handle(peer, Input::StaticKeys(statics(member)));
-            self.handle(peer, Input::Drained(drained_between(&own, &publication::stance(member))));
+            self.handle(peer, Input::StaticKeys(statics(&public, member)));
+            self.handle(peer, Input::Drained(drained_between(own, &publication::stance(member))));
         }
         self.write(keys);
     }
@@ -200,11 +246,8 @@ impl Pairs {
         }
     }
 
-    fn delete_keys_of_gone_nodes(&mut self, is_there: impl Fn(&PeerId) -> bool, keys: &mut Keys) {
+    fn delete_keys_of_gone_nodes(&mut self, gone: Vec<PeerId>, keys: &mut Keys) {
         let now = self.now();
-        let gone: Vec<PeerId> =
-            keys.ring().preshared_peers().filter(|peer| !is_there(peer)).cloned().collect();
-        self.gone.retain(|peer, _| gone.contains(peer));
         for peer in gone {
             let since = *self.gone.entry(peer.clone()).or_insert(now);
             if now >= since + GONE_TTL {
@@ -218,10 +261,13 @@ impl Pairs {
         }
     }
 
-    /// Passes on the state of each peer in the devices.
-    pub(super) fn observe(&mut self, entries: &BTreeMap<PeerId, Entries>, keys: &mut Keys) {
+    /// Passes on the state of each peer in the devices, unless that is as it was and nothing else has been passed on since.
+    pub(super) fn observe(&mut self, entries: impl Iterator<Item = (PeerId, Entries)>, keys: &mut Keys) {
         for (peer, entries) in entries {
-            self.handle(peer, Input::Engine(*entries));
+            if self.shown.get(&peer) != Some(&entries) {
+                self.handle(&peer, Input::Engine(entries));
+                self.shown.insert(peer, entries);
+            }
         }
         self.write(keys);
     }
@@ -280,7 +326,7 @@ impl Pairs {
     pub(super) fn protect(&self, admission: &Admission, setup: &mut Setup) {
         for member in admission.world.peers.values() {
             let place = |slot| -> (NodeUid, Slot) { (member.uid.clone(), slot) };
-            let pair = self.machines.get(&PeerId::new(member.uid.as_str()));
+            let pair = self.machines.get(&member.uid.peer_id());
             for slot in Slot::ALL {
                 if let Some(id) = pair.and_then(|pair| pair.preshared(slot)) {
                     setup.preshared.insert(place(slot), id);
@@ -328,6 +374,7 @@ impl Pairs {
 
     fn handle(&mut self, peer: &PeerId, input: Input) {
         let now = self.now();
+        self.shown.remove(peer);
         let Some(pair) = self.machines.get_mut(peer) else {
             self.timers.set(peer, None);
             return;
@@ -375,6 +422,30 @@ impl Pairs {
     }
 }
 
+#[cfg(test)]
+impl Pairs {
+    /// The peers, with their static keys and whether a slot is drained, and those that are gone.
+    pub(super) fn members(&self) -> (Vec<String>, Vec<&PeerId>) {
+        let one = |(peer, pair): (&PeerId, &Pairing)| {
+            let text = format!("{pair:?}");
+            let keys = text.split(" statics: ").skip(1).map(|slot| {
+                let key = slot.split("peer: PublicKey(").nth(1)?;
+                key.split(')').next().map(ToOwned::to_owned)
+            });
+            let keys: Vec<Option<String>> = keys.collect();
+            let drained = text.split(" drained: ").nth(1).and_then(|rest| rest.split(',').next());
+            format!("{peer} {keys:?} {drained:?}")
+        };
+        (self.machines.iter().map(one).collect(), self.gone.keys().collect())
+    }
+}
+
+/// The static keys with a member by slot, of which these are this node's.
+fn statics(own: &PerSlot<PublicKey>, member: &Member) -> PerSlot<Option<StaticKeys>> {
+    let of = |slot| StaticKeys { own: *own.get(slot), peer: member.state.slots.get(slot).key };
+    PerSlot::from_fn(|slot| Some(of(slot)))
+}
+
 /// Whether a stored key is bound to these static keys.
 fn is_bound(kept: &StoredPreshared, statics: &PerSlot<Option<StaticKeys>>, slot: Slot) -> bool {
     kept.key.as_ref().is_some_and(|(_, bound)| *statics.get(slot) == Some(*bound))
@@ -385,20 +456,16 @@ pub(super) fn entries(
     admission: &Admission,
     own: &PerSlot<PublicKey>,
     shown: impl Fn(Slot, &PublicKey, &PublicKey) -> Option<Entry>,
-) -> BTreeMap<PeerId, Entries> {
-    let members = admission.world.peers.values();
-    members
-        .map(|member| {
-            let entry = |slot| shown(slot, own.get(slot), &member.state.slots.get(slot).key);
-            (PeerId::new(member.uid.as_str()), PerSlot::from_fn(entry))
-        })
-        .collect()
+) -> impl Iterator<Item = (PeerId, Entries)> {
+    admission.world.peers.values().map(move |member| {
+        let entry = |slot| shown(slot, own.get(slot), &member.state.slots.get(slot).key);
+        (member.uid.peer_id(), PerSlot::from_fn(entry))
+    })
 }
 
-/// The slot that carries pod traffic to each peer under a setup.
-pub(super) fn carried(admission: &Admission, setup: &Setup) -> BTreeMap<PeerId, Option<Slot>> {
-    let members = admission.world.peers.values();
-    members.map(|member| (PeerId::new(member.uid.as_str()), setup.carrying_slot(member))).collect()
+/// The slot that carries pod traffic to each of these peers under a setup.
+pub(super) fn carried(peers: &BTreeMap<NodeName, Member>, setup: &Setup) -> BTreeMap<PeerId, Option<Slot>> {
+    peers.values().map(|member| (member.uid.peer_id(), setup.carrying_slot(member))).collect()
 }
 
 fn log_note(peer: &PeerId, note: &Note) {

@@ -68,7 +68,7 @@ impl RelayServer {
         self.seen = seen(admission, states);
         let is_relay = admission.world.own.as_ref().is_some_and(|own| own.relay);
         let proven = admission.world.peers.values().filter(|member| member.is_proven());
-        self.members = proven.map(|member| PeerId::new(member.uid.as_str())).collect();
+        self.members = proven.map(|member| member.uid.peer_id()).collect();
         match (is_relay, &self.forwarder) {
             (true, Some(forwarder)) if !forwarder.is_running() => {
                 error!(event = "RelayFailed", "the relay's thread ended; it is started again");
@@ -230,7 +230,7 @@ fn seen(
     let seen = slots.filter_map(|(member, slot)| {
         let state = peer_state(states, member, slot)?;
         let endpoint = state.config.endpoint.filter(|_| has_session(state))?;
-        Some(((PeerId::new(member.uid.as_str()), slot), endpoint))
+        Some(((member.uid.peer_id(), slot), endpoint))
     });
     seen.collect()
 }

@@ -8,12 +8,13 @@ use std::time::Duration;
 use keyring::audit::{Decision, Event, Head, NodeRef, Quota, TrailError};
 use keyring::rotation::{PeerId, Stance};
 use keyring::{Fingerprint, PerSlot};
-use plan::admission::Admission;
+use plan::admission::{Admission, Member};
 use plan::node::NodeName;
 use plan::publication::stance;
 use tracing::{error, warn};
 
 use super::audit::Recorded;
+use super::changes::Changes;
 use super::trail_writer::{TrailWriter, Written};
 use crate::chain::Chain;
 
@@ -30,6 +31,8 @@ const WAITING: usize = 4_096;
 pub(super) struct Witness {
     trail: TrailWriter,
     peers: BTreeMap<PeerId, Seen>,
+    /// Members whose last announcement is not in the trail yet.
+    waiting: BTreeSet<NodeName>,
     refused: BTreeSet<(String, String)>,
     heads: PeerHeads,
     announcement_quota: Quota,
@@ -75,6 +78,7 @@ impl Witness {
         let witness = Self {
             trail,
             peers: BTreeMap::new(),
+            waiting: BTreeSet::new(),
             refused: BTreeSet::new(),
             heads,
             announcement_quota: Quota::new(ANNOUNCEMENTS, REFILL),
@@ -84,27 +88,28 @@ impl Witness {
         Ok((witness, damaged))
     }
 
-    /// Records what peers announce. `now` is the time since any fixed moment.
-    pub(super) fn record(&mut self, now: Duration, admission: &Admission) {
-        let mut present = BTreeSet::new();
-        for (name, member) in &admission.world.peers {
-            let stance = stance(member);
-            self.record_announcement(
-                now,
-                name,
-                &stance,
-                member.state.slots.map(|slot| slot.key.fingerprint()),
-            );
-            present.insert(stance.id);
-        }
-        let gone: Vec<PeerId> = self.peers.keys().filter(|id| !present.contains(*id)).cloned().collect();
-        for id in gone {
-            if let Some(Seen { name, .. }) = self.peers.remove(&id) {
-                let decision = self.announcement_quota.take(id.as_str(), now);
-                let event = Event::PeerGone { peer: NodeRef { uid: id.clone(), name: name.to_string() } };
-                self.keep(decision, id.as_str(), 0, event);
+    /// Records what peers announce: those of `changes`, if all others announce the same as at the last time. `now` is the time
+    /// since any fixed moment.
+    pub(super) fn record(&mut self, now: Duration, admission: &Admission, changes: Option<&Changes<'_>>) {
+        let peers = &admission.world.peers;
+        if let Some(changes) = changes {
+            let waiting = self.waiting.iter().filter_map(|name| peers.get_key_value(name));
+            let waiting: Vec<_> = waiting.collect();
+            // Each is recorded once, in the order of all.
+            let due: BTreeMap<_, _> = changes.members.iter().copied().chain(waiting).collect();
+            for (name, member) in due {
+                self.record_member(now, name, member);
             }
+            self.forget(now, changes.gone.iter().cloned().collect());
+        } else {
+            let present: BTreeSet<&str> = peers.values().map(|member| member.uid.as_str()).collect();
+            let gone = self.peers.keys().filter(|id| !present.contains(id.as_str())).cloned().collect();
+            for (name, member) in peers {
+                self.record_member(now, name, member);
+            }
+            self.forget(now, gone);
         }
+        self.waiting.retain(|name| peers.contains_key(name));
         let refused: BTreeSet<(String, String)> = admission
             .rejected
             .iter()
@@ -118,13 +123,29 @@ impl Witness {
         self.refused = refused;
     }
 
+    fn record_member(&mut self, now: Duration, name: &NodeName, member: &Member) {
+        let keys = || member.state.slots.map(|slot| slot.key.fingerprint());
+        self.record_announcement(now, name, &stance(member), keys);
+    }
+
+    /// Records that peers are gone.
+    fn forget(&mut self, now: Duration, gone: BTreeSet<PeerId>) {
+        for id in gone {
+            if let Some(Seen { name, .. }) = self.peers.remove(&id) {
+                let decision = self.announcement_quota.take(id.as_str(), now);
+                let event = Event::PeerGone { peer: NodeRef { uid: id.clone(), name: name.to_string() } };
+                self.keep(decision, id.as_str(), 0, event);
+            }
+        }
+    }
+
     /// Records what a peer announces, unless it was recorded before or its quota does not allow it yet.
     fn record_announcement(
         &mut self,
         now: Duration,
         name: &NodeName,
         stance: &Stance,
-        keys: PerSlot<Fingerprint>,
+        keys: impl FnOnce() -> PerSlot<Fingerprint>,
     ) {
         let subject = stance.id.as_str();
         let seen = self.peers.get(&stance.id).filter(|seen| seen.generation == stance.generation);
@@ -134,9 +155,14 @@ impl Witness {
             Some(_) => 1,
             None => 0,
         };
-        let event = Event::announced(name.as_str(), stance, keys);
+        let event = Event::announced(name.as_str(), stance, keys());
         let decision = self.announcement_quota.take(subject, now);
         let recorded = self.keep(decision, subject, late, event);
+        if recorded {
+            self.waiting.remove(name);
+        } else {
+            self.waiting.insert(name.clone());
+        }
         let seen = Seen { name: name.clone(), generation: stance.generation, recorded };
         self.peers.insert(stance.id.clone(), seen);
     }
@@ -191,6 +217,12 @@ impl Witness {
             }
             Written::Nothing | Written::All { recovered: None, .. } | Written::Failed(None) => {}
         }
+    }
+
+    /// What is to be written.
+    #[cfg(test)]
+    pub(super) fn waiting_events(&self) -> String {
+        format!("{:?}", self.trail.waiting)
     }
 
     /// Where the trail ends.
@@ -278,7 +310,7 @@ mod tests {
                     stays: false,
                 });
             }
-            witness.record(now, &admission);
+            witness.record(now, &admission, None);
         };
         for turn in 0..1_200 {
             for _ in 0..50 {
@@ -325,7 +357,8 @@ mod tests {
                 drain: None,
                 installed: false,
             };
-            witness.record_announcement(now, &NodeName::new("n2"), &stance, PerSlot { a: key, b: key });
+            let keys = || PerSlot { a: key, b: key };
+            witness.record_announcement(now, &NodeName::new("n2"), &stance, keys);
         };
         for generation in 1..=1_000 {
             announce(Duration::ZERO, generation);

@@ -156,36 +156,48 @@ impl Paths {
         let mut former = std::mem::take(&mut self.pairs);
         let mut steps = Vec::new();
         for member in world.peers.values() {
-            let mut pair = match former.remove(&member.uid) {
-                Some(pair) => pair,
-                None => Pair::new(now, member, &self.own, &mut self.remembered),
-            };
-            let reached_otherwise = pair.reach != member.reach || pair.basis != Basis::of(member);
-            let mut others = PerSlot { a: false, b: false };
-            if reached_otherwise || other_place {
-                let former = pair.candidates.clone();
-                pair.consider(member, &self.own);
-                others = PerSlot::from_fn(|slot| former.get(slot) != pair.candidates.get(slot));
-            }
-            for slot in Slot::ALL {
-                if *others.get(slot) {
-                    pair.slots.get_mut(slot).retry(now, pair.candidates.get(slot));
-                }
-                if moved {
-                    pair.slots.get_mut(slot).suspect(now);
-                }
-                let (actions, event) =
-                    pair.step(now, (member, own_uid < Some(&member.uid)), slot, outlook, self.next_nonce);
-                self.next_nonce = self.next_nonce.wrapping_add(1);
-                if !actions.is_empty() || event.is_some() {
-                    steps.push(Step { uid: member.uid.clone(), slot, actions, event });
-                }
-            }
-            self.pairs.insert(member.uid.clone(), pair);
+            let pair = former.remove(&member.uid);
+            steps.extend(self.step_member(now, (pair, member), own_uid, (moved, other_place), outlook));
         }
         if now >= REMEMBERED {
             self.remembered.clear();
         }
+        steps
+    }
+
+    /// Takes a step with one member, of which `pair` is known; says whether this node has `moved`, or seems to be elsewhere.
+    fn step_member(
+        &mut self,
+        now: Duration,
+        (pair, member): (Option<Pair>, &Member),
+        own_uid: Option<&NodeUid>,
+        (moved, other_place): (bool, bool),
+        outlook: &impl Outlook,
+    ) -> Vec<Step> {
+        let mut pair = pair.unwrap_or_else(|| Pair::new(now, member, &self.own, &mut self.remembered));
+        let reached_otherwise = pair.reach != member.reach || pair.basis != Basis::of(member);
+        let mut others = PerSlot { a: false, b: false };
+        if reached_otherwise || other_place {
+            let former = pair.candidates.clone();
+            pair.consider(member, &self.own);
+            others = PerSlot::from_fn(|slot| former.get(slot) != pair.candidates.get(slot));
+        }
+        let mut steps = Vec::new();
+        for slot in Slot::ALL {
+            if *others.get(slot) {
+                pair.slots.get_mut(slot).retry(now, pair.candidates.get(slot));
+            }
+            if moved {
+                pair.slots.get_mut(slot).suspect(now);
+            }
+            let (actions, event) =
+                pair.step(now, (member, own_uid < Some(&member.uid)), slot, outlook, self.next_nonce);
+            self.next_nonce = self.next_nonce.wrapping_add(1);
+            if !actions.is_empty() || event.is_some() {
+                steps.push(Step { uid: member.uid.clone(), slot, actions, event });
+            }
+        }
+        self.pairs.insert(member.uid.clone(), pair);
         steps
     }
 
@@ -210,12 +222,13 @@ impl Paths {
 
     /// The path to each slot of each peer, for the plan.
     pub fn paths(&self) -> BTreeMap<(NodeUid, Slot), Path> {
-        let of_slot = |(uid, pair): (&NodeUid, &Pair), slot: Slot| {
-            let (endpoint, follow) = pair.slots.get(slot).endpoint();
-            let first = || pair.candidates.get(slot).first().map(|candidate| candidate.to);
-            ((uid.clone(), slot), Path { endpoint: endpoint.or_else(first), follow })
-        };
+        let of_slot = |(uid, pair): (&NodeUid, &Pair), slot| ((uid.clone(), slot), pair.path(slot));
         self.pairs.iter().flat_map(|pair| Slot::ALL.map(|slot| of_slot(pair, slot))).collect()
+    }
+
+    /// The path to a peer's slot, for the plan; none if no step was taken with the peer.
+    pub fn path(&self, uid: &NodeUid, slot: Slot) -> Option<Path> {
+        self.pairs.get(uid).map(|pair| pair.path(slot))
     }
 
     /// Where datagrams for a peer's slot go.
@@ -285,6 +298,12 @@ impl Pair {
         };
         pair.consider(member, own);
         pair
+    }
+
+    fn path(&self, slot: Slot) -> Path {
+        let (endpoint, follow) = self.slots.get(slot).endpoint();
+        let first = || self.candidates.get(slot).first().map(|candidate| candidate.to);
+        Path { endpoint: endpoint.or_else(first), follow }
     }
 
     fn consider(&mut self, member: &Member, own: &Surroundings) {

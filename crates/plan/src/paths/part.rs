@@ -36,6 +36,27 @@ impl Paths {
         due.map(|(uid, _)| uid).collect()
     }
 
+    /// Takes a step with these members, in their order, some of which may be new or others than at their last step; forgets
+    /// peers that are gone. This node's place is as at the last step with all.
+    pub fn step_changed<'a>(
+        &mut self,
+        now: Duration,
+        own_uid: Option<&NodeUid>,
+        gone: impl Iterator<Item = &'a NodeUid>,
+        members: impl Iterator<Item = &'a Member>,
+        outlook: &impl Outlook,
+    ) -> Vec<Step> {
+        for uid in gone {
+            self.pairs.remove(uid);
+        }
+        let mut steps = Vec::new();
+        for member in members {
+            let pair = self.pairs.remove(&member.uid);
+            steps.extend(self.step_member(now, (pair, member), own_uid, (false, false), outlook));
+        }
+        steps
+    }
+
     /// Takes a step with these members, in their order. They, and this node's place, are as at the last step with all.
     pub fn step_some<'a>(
         &mut self,

@@ -6,6 +6,7 @@
 mod network;
 #[path = "../setup/mod.rs"]
 mod setup;
+mod turns;
 mod world;
 
 use std::time::Duration;
@@ -18,6 +19,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
 
 use network::track;
+use turns::turns;
 use world::{Announced, Draft, Event, draft, event, list, policy, record};
 
 /// A cluster and what was decided about it last.
@@ -124,6 +126,14 @@ proptest! {
     ) {
         track(&first, &events)?;
     }
+
+    #[test]
+    fn a_turn_that_goes_on_from_the_last_one_decides_as_one_of_everything(
+        first in prop::collection::vec(draft(), 4..20),
+        events in prop::collection::vec((event(), any::<u8>(), any::<u8>()), 1..16),
+    ) {
+        turns(&first, &events);
+    }
 }
 
 /// How many histories: `PARTS_CASES` for more than usual.
@@ -153,6 +163,12 @@ fn most_changes_are_decided_apart() {
     };
     let shares: usize = (0..6).map(of_history).sum();
     assert!(shares > 6 * 5, "{shares} of {} changes", 6 * 30);
+    let of_history = |_| {
+        let (first, events) = histories.new_tree(&mut runner).unwrap().current();
+        turns(&first, &events)
+    };
+    let followed: usize = (0..6).map(of_history).sum();
+    assert!(followed > 6 * 3, "{followed} of {} turns", 6 * 30);
 }
 
 fn announced(number: u8, generation: u8, proven: bool) -> Draft {

@@ -16,7 +16,7 @@ use crate::Follower;
 use crate::world::{Draft, Event, address, policy, private};
 
 /// What is known of one peer otherwise than of all others, and the width of one path, by a number.
-fn know_otherwise(number: u8, admission: &Admission, setup: &mut Setup, underlay: &mut Underlay) {
+pub(crate) fn know_otherwise(number: u8, admission: &Admission, setup: &mut Setup, underlay: &mut Underlay) {
     let mut members = admission.world.peers.values().cycle();
     let Some(member) = members.nth(usize::from(number / 8)) else { return };
     let place = (member.uid.clone(), if number.is_multiple_of(2) { Slot::A } else { Slot::B });
@@ -39,7 +39,7 @@ fn know_otherwise(number: u8, admission: &Admission, setup: &mut Setup, underlay
 }
 
 /// Some peers have preshared keys, some slots of some are barred.
-fn setup(admission: &Admission) -> Setup {
+pub(crate) fn setup(admission: &Admission) -> Setup {
     let policy = policy(0);
     let keys = PerSlot { a: private(40).public(), b: private(41).public() };
     let mut setup = crate::setup::setup(&policy.cluster_cidrs, &policy.service_cidrs, keys);
@@ -60,13 +60,13 @@ fn setup(admission: &Admission) -> Setup {
 }
 
 /// Paths of different widths.
-fn underlay() -> Underlay {
+pub(crate) fn underlay() -> Underlay {
     let mtu_to = (0..24).map(|number| (address(number), 1450 + 50 * u32::from(number % 3)));
     Underlay { mtu: 1450, mtu_to: mtu_to.collect(), passes: BTreeMap::new() }
 }
 
 /// What another program or a fault does to the network.
-fn disturb(network: &mut Network, how: u8) {
+pub(crate) fn disturb(network: &mut Network, how: u8) {
     let pick = usize::from(how / 10);
     let stranger = private(50).public();
     match how % 10 {

@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 
 use cni::host_ports::{self, Change};
 use keyring::PublicKey;
-use keyring::rotation::PeerId;
 use linux::sysctl::Sysctls;
 use plan::admission::{Admission, AdmissionPart};
 use plan::backoff::Attempt;
@@ -196,7 +195,7 @@ impl Reconciler {
             return clocks;
         }
         for member in admission.world.peers.values() {
-            let Some(clock) = self.peer_clocks.get(&PeerId::new(member.uid.as_str())) else { continue };
+            let Some(clock) = self.peer_clocks.get(&member.uid.peer_id()) else { continue };
             let keys = member.state.slots.iter().map(|(_, slot)| slot.key);
             clocks.extend(keys.filter(|key| added.contains(key)).map(|key| (key, *clock)));
         }

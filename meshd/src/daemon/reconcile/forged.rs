@@ -16,7 +16,7 @@ impl Reconciler {
         self.outcome.forged = forged;
         for (node, slot, count) in told {
             if let Some(uid) = self.outcome.uid(&node) {
-                self.peer_channel.send_forged(&PeerId::new(uid.as_str()), slot, count);
+                self.peer_channel.send_forged(&uid.peer_id(), slot, count);
             }
         }
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use keyring::rotation::{PeerId, Rotation};
+use keyring::rotation::Rotation;
 use keyring::{PerSlot, PublicKey, Slot};
 use linux::sysctl;
 use plan::admission::{Admission, Member};
@@ -102,7 +102,7 @@ impl Reconciler {
     /// before it decided.
     pub(super) fn settle(&mut self, now: Duration, turn: &Turn) {
         self.count_missed(turn);
-        if !turn.is_part {
+        if !turn.is_part() {
             self.looks.compared_all = Some(now);
         }
         let rotating = self.keys.rotation().is_none_or(Rotation::busy);
@@ -293,7 +293,7 @@ impl Reconciler {
         for member in &members {
             let of_slot = |slot| peer_state(&settled.states, member, slot);
             let traffic = PerSlot::from_fn(|slot| of_slot(slot).map(|peer| (peer.sent, peer.received)));
-            self.peer_channel.set_traffic(&PeerId::new(member.uid.as_str()), traffic);
+            self.peer_channel.set_traffic(&member.uid.peer_id(), traffic);
         }
         let changed = self.step_with(now, admission, &members, (&settled.states, &mut settled.aimed));
         changed || members.iter().any(|member| self.steers_otherwise(now, member, settled))

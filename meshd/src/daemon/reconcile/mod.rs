@@ -27,7 +27,7 @@ use keyring::Slot;
 use keyring::rotation::{Input, PeerId};
 use linux::guard::GuardOwner;
 use linux::{Handle, HostError};
-use plan::admission::{AdmissionPolicy, Ledger, Member};
+use plan::admission::{AdmissionPolicy, Ledger};
 use plan::annotation::Endpoints;
 use plan::backoff::{self, Attempt, Backoff};
 use plan::check::Violation;
@@ -51,7 +51,7 @@ use super::devices::Devices;
 use super::filters::Filters;
 use super::host::HostChecks;
 use super::keys::Keys;
-use super::outcome::Outcome;
+use super::outcome::{Outcome, Spliced};
 use super::paths_file::PathsFile;
 use super::peer_channel::{PeerChannel, peer_views};
 use super::pq::{self, Pairs};
@@ -70,6 +70,7 @@ pub(super) use api_server::Answer;
 use api_server::ApiQuestions;
 use look::Looks;
 use paths::Told;
+use rotation::SetWith;
 use survey::Surveys;
 use whereabouts::ToldHere;
 
@@ -140,6 +141,8 @@ pub(super) struct Reconciler {
     /// Whether a turn is wanted because a step of a path is due.
     step_wanted: bool,
     looks: Looks,
+    /// What the peers were set with last; none if that may not be the peers of the last turn.
+    set_with: Option<SetWith>,
     host_checks: HostChecks,
     /// Whether the kernel has reported a change since the last turn.
     kernel_changed: bool,
@@ -159,13 +162,6 @@ pub(super) struct Reconciler {
     surveys: Surveys,
     /// The verification that runs.
     verification: Option<Verification>,
-}
-
-/// The slot that carries pods' packets to each peer after a turn.
-fn carrying(turn: &Turn) -> BTreeMap<NodeUid, Slot> {
-    let members = turn.admission.world.peers.values();
-    let slot = |member: &Member| Some((member.uid.clone(), turn.setup.carrying_slot(member)?));
-    members.filter_map(slot).collect()
 }
 
 /// The files that were found damaged when they were opened.
@@ -291,6 +287,7 @@ impl Reconciler {
             carrying: BTreeMap::new(),
             step_wanted: false,
             looks: Looks::default(),
+            set_with: None,
             host_checks: HostChecks::default(),
             kernel_changed: false,
             guard: None,
@@ -397,7 +394,8 @@ impl Reconciler {
             }
         };
         (self.kernel_changed, self.looks.filters_changed) = (false, false);
-        let is_part = turn.is_part;
+        let is_part = turn.is_part();
+        let changes = spliced.as_ref().map(Spliced::changes);
         self.outcome.counters.full_reconciles += u64::from(!is_part);
         self.guard.clone_from(&turn.desired.guard);
         self.backoff = std::mem::take(&mut turn.backoff);
@@ -407,18 +405,19 @@ impl Reconciler {
         self.perform(now, &turn.due, &turn.admission).await;
         self.outcome.failures = self.backoff.failures().map(ToOwned::to_owned).collect();
         let remembered = self.remember(now, &turn.admission, spliced.as_ref().map(|spliced| &spliced.part));
+        let gone = changes.as_ref().map_or(&[][..], |changes| changes.gone.as_slice());
         if let Some(generation) = turn.applied(&self.backoff).filter(|_| remembered) {
-            self.peer_channel.set_views(peer_views(&turn.admission, &turn.setup));
-            self.pairs.set_carrying_slots(&pq::carried(&turn.admission, &turn.setup), &mut self.keys);
+            self.peer_channel.set_views(is_part.then_some(gone), peer_views(turn.peers(), &turn.setup));
+            self.pairs.set_carrying_slots(&pq::carried(turn.peers(), &turn.setup), &mut self.keys);
             self.keys.handle(Input::Applied(generation));
         }
-        self.carrying = carrying(&turn);
-        self.report_mtus(&turn);
+        self.set_carrying(&turn, gone);
+        self.report_mtus(&turn, gone);
         self.contest_addresses(now, &turn);
         self.publish();
         self.keep_paths(now);
         self.update_channel(now, &turn.desired).await;
-        self.record_audit(&turn.admission);
+        self.record_audit(&turn.admission, changes.as_ref());
         self.settle_backend(now);
         self.report_stripped(now, &turn.admission, &turn.setup);
         self.judge_host(now, &turn.admission);
@@ -432,11 +431,27 @@ impl Reconciler {
             self.hold_pod_routes(now);
         }
         self.write_cni_files(now);
-        if !self.outcome.failures.is_empty() {
+        if !self.outcome.failures.is_empty() || !remembered {
             // The next turn looks at everything.
             self.outcome.in_place = None;
         }
         self.retry_in(now)
+    }
+
+    /// Takes the slot that carries pods' packets to each peer after a turn, but to those that are `gone`.
+    fn set_carrying(&mut self, turn: &Turn, gone: &[PeerId]) {
+        if !turn.is_part() {
+            self.carrying.clear();
+        }
+        for peer in gone {
+            self.carrying.remove(&NodeUid::new(peer.as_str()));
+        }
+        for member in turn.peers().values() {
+            match turn.setup.carrying_slot(member) {
+                Some(slot) => drop(self.carrying.insert(member.uid.clone(), slot)),
+                None => drop(self.carrying.remove(&member.uid)),
+            }
+        }
     }
 
     /// Time until the first failed step is due. What a turn does anyway is tried again at the next one.

@@ -7,6 +7,7 @@ use keyring::{PerSlot, Slot};
 use linux::HostError;
 use plan::admission::Admission;
 use plan::desired::{Setup, Underlay, mtu_limits, peer_mtu};
+use plan::node::NodeUid;
 use plan::path_mtu::search::Source;
 use plan::turn::Turn;
 use tracing::{info, warn};
@@ -30,7 +31,7 @@ impl Reconciler {
         let slots = |member| Slot::ALL.map(|slot| setup.path(member, slot).endpoint);
         let endpoints = admission.world.peers.values().flat_map(slots).flatten();
         let endpoints = endpoints.map(|endpoint| endpoint.ip()).collect();
-        for address in self.path_mtus.to_ask(&endpoints) {
+        for address in self.path_mtus.to_ask(self.started.elapsed(), &endpoints) {
             let path = self.host.underlay(address).await?;
             self.path_mtus.learn(address, path.map(|path| fixed.unwrap_or(path.mtu)));
         }
@@ -70,15 +71,18 @@ impl Reconciler {
                 limits: mtu_limits(member, setup, underlay, slot),
                 traffic: self.traffic.get(&(member.uid.clone(), slot)).copied().unwrap_or_default(),
             };
-            ways.insert(PeerId::new(member.uid.as_str()), PerSlot::from_fn(way));
+            ways.insert(member.uid.peer_id(), PerSlot::from_fn(way));
         }
         self.peer_channel.set_ways(ways);
     }
 
-    /// Logs the MTUs that have changed because of what passes.
-    pub(super) fn report_mtus(&mut self, turn: &Turn) {
+    /// Logs the MTUs that have changed because of what passes. Some peers are `gone`.
+    pub(super) fn report_mtus(&mut self, turn: &Turn, gone: &[PeerId]) {
+        for peer in gone {
+            self.peer_mtus.remove(&NodeUid::new(peer.as_str()));
+        }
         let mut mtus = BTreeMap::new();
-        for (node, member) in &turn.admission.world.peers {
+        for (node, member) in turn.peers() {
             let mtu = peer_mtu(member, &turn.setup, &turn.underlay);
             let stats = self.peer_channel.path(&member.uid);
             let former = self.peer_mtus.get(&member.uid).copied();
@@ -102,6 +106,10 @@ impl Reconciler {
             }
             mtus.insert(member.uid.clone(), (mtu, stats.source));
         }
-        self.peer_mtus = mtus;
+        if turn.is_part() {
+            self.peer_mtus.extend(mtus);
+        } else {
+            self.peer_mtus = mtus;
+        }
     }
 }

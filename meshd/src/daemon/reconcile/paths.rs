@@ -238,13 +238,13 @@ impl Reconciler {
                     }
                     Action::Initiate => self.devices.initiate_handshake(slot, &key),
                     Action::Probe(nonce) => {
-                        self.peer_channel.send_probe(&PeerId::new(uid.as_str()), slot, nonce);
+                        self.peer_channel.send_probe(&uid.peer_id(), slot, nonce);
                     }
                     Action::AskRelay => self.leases.ask(now, uid, slot),
                     Action::Doubt => self.leases.doubt(now, uid, slot),
                     // A daemon of version 0.1 does not know the message.
                     Action::Invite if !member.is_proven() => {}
-                    Action::Invite => self.peer_channel.send_invitation(&PeerId::new(uid.as_str()), slot),
+                    Action::Invite => self.peer_channel.send_invitation(&uid.peer_id(), slot),
                 }
             }
         }
@@ -318,7 +318,7 @@ impl Reconciler {
                     Some(told) => told.times + 1,
                     None => 0,
                 };
-                self.peer_channel.send_seen(&PeerId::new(member.uid.as_str()), slot, endpoint);
+                self.peer_channel.send_seen(&member.uid.peer_id(), slot, endpoint);
                 let wait = TELL_AGAIN[times.min(TELL_AGAIN.len() - 1)];
                 self.told.insert(place, Told { endpoint, times, next: now + wait });
             }

@@ -6,10 +6,7 @@ use std::sync::Arc;
 use linux::RouteNotice;
 use plan::admission::Admission;
 use plan::desired::{Setup, Underlay};
-use plan::diff;
-use plan::network::Network;
 use plan::turn::{Former, Known, Turn, decide};
-use tracing::warn;
 
 use super::Reconciler;
 use crate::daemon::observe::{self, ObserveError};
@@ -26,8 +23,12 @@ impl Reconciler {
         self.policy.heard.clone_from(self.whereabouts.heard());
         let (admission, spliced) = self.admit(self.started.elapsed());
         let turn = self.prepare_with(admission, spliced.as_ref()).await;
-        if let (Err(_), Some(spliced)) = (&turn, &spliced) {
-            self.outcome.undo(spliced);
+        if turn.is_err() {
+            // What was set is of no turn that was taken.
+            self.set_with = None;
+            if let Some(spliced) = &spliced {
+                self.outcome.undo(spliced);
+            }
         }
         Ok((turn?, spliced))
     }
@@ -37,7 +38,7 @@ impl Reconciler {
         admission: Arc<Admission>,
         spliced: Option<&Spliced>,
     ) -> Result<Turn, ObserveError> {
-        self.set_peers(&admission);
+        self.set_peers(&admission, spliced);
         let setup = self.setup(&admission);
         let underlay = self.underlay(&admission, &setup).await?;
         let known = self.want(admission, setup, underlay, spliced);
@@ -76,7 +77,7 @@ impl Reconciler {
             (_, in_place) => {
                 let known = Known::new(admission, setup, underlay, generation, backoff);
                 if let Some(network) = in_place {
-                    self.compare_networks(&network, &known, spliced);
+                    self.outcome.compare_networks(&network, &known, spliced);
                 }
                 known
             }
@@ -89,21 +90,6 @@ impl Reconciler {
             RouteNotice::Set(route) => network.routes.contains(route),
             RouteNotice::Removed(route) => !network.routes.contains(route),
         })
-    }
-
-    /// Counts it if changes one after the other have led to another network than all together.
-    fn compare_networks(&mut self, network: &Network, known: &Known, spliced: Option<&Spliced>) {
-        if network == known.desired() || !self.outcome.is_decided_by(known, spliced) {
-            return;
-        }
-        let steps = diff(known.desired(), network);
-        warn!(
-            event = "NetworkDiffered",
-            count = steps.len(),
-            steps = steps.iter().take(5).map(ToString::to_string).collect::<Vec<_>>().join("; "),
-            "changes one after the other have led to another network than all together; that is taken now"
-        );
-        self.outcome.counters.missed_changes += u64::try_from(steps.len().max(1)).unwrap_or(u64::MAX);
     }
 
     fn setup(&mut self, admission: &Admission) -> Setup {

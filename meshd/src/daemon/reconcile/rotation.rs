@@ -7,7 +7,7 @@ use keyring::audit::NodeRef;
 use keyring::pq::Entry;
 use keyring::rotation::{Cause, Input, PeerId, Rotation, Stance, drained_between, slot_for};
 use keyring::{PerSlot, PublicKey, Slot};
-use plan::admission::{Admission, Member};
+use plan::admission::{Admission, Member, Own};
 use plan::backoff::Attempt;
 use plan::desired::Setup;
 use plan::network::Network;
@@ -21,8 +21,9 @@ use wireguard::DeviceState;
 use super::{CHANNEL, Reconciler};
 use crate::chain::Chain;
 use crate::channel::{ReceivedMessage, SocketError};
+use crate::daemon::changes::Changes;
 use crate::daemon::devices::peer_state;
-use crate::daemon::outcome::name_or_uid;
+use crate::daemon::outcome::{Spliced, name_or_uid};
 use crate::daemon::peer_channel::PeerMessage;
 use crate::daemon::pq;
 use crate::daemon::stripped::{self, Change};
@@ -31,17 +32,42 @@ use crate::daemon::stripped::{self, Change};
 /// keys starts a new one within a minute.
 const SESSION_ENDED_AFTER: Duration = Duration::from_mins(4);
 
+/// What the peers were given with to who keeps something about them: with anything else all are given again.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct SetWith {
+    own: Option<Own>,
+    stance: Option<Stance>,
+    keys: PerSlot<PublicKey>,
+}
+
 impl Reconciler {
-    /// Gives the rotation and the control channel the present peers and what they announce.
-    pub(super) fn set_peers(&mut self, admission: &Admission) {
+    /// Gives the rotation, the preshared keys and the control channel the present peers and what they announce: those that are
+    /// others than at the last time, if that is known and nothing else is another.
+    pub(super) fn set_peers(&mut self, admission: &Admission, spliced: Option<&Spliced>) {
         if let Some(uid) = self.cluster.own_uid() {
             self.keys.set_identity(uid);
         }
         self.keys.set_renewal(admission.world.own.as_ref().and_then(|own| own.renewal));
-        self.peer_channel.set_members(admission, &self.keys);
-        self.peer_clocks.retain(|peer, _| self.peer_channel.is_peer(peer));
-        self.pairs.set_peers(admission, self.keys.stance(), &mut self.keys);
-        self.keys.set_stances(admission.world.peers.values().map(publication::stance));
+        let stance = self.keys.stance();
+        let set_with =
+            SetWith { own: admission.world.own.clone(), stance: stance.clone(), keys: self.keys.public() };
+        let former = self.set_with.replace(set_with);
+        if let Some(changes) = spliced.filter(|_| former == self.set_with).map(Spliced::changes) {
+            self.peer_channel.set_changed(&changes);
+            for peer in changes.ids() {
+                if !self.peer_channel.is_peer(&peer) {
+                    self.peer_clocks.remove(&peer);
+                }
+            }
+            self.pairs.set_changed(&changes, stance, &mut self.keys);
+            let stances = changes.members.iter().map(|(_, member)| publication::stance(member));
+            self.keys.set_changed_stances(&changes.gone, stances);
+        } else {
+            self.peer_channel.set_members(admission, &self.keys);
+            self.peer_clocks.retain(|peer, _| self.peer_channel.is_peer(peer));
+            self.pairs.set_peers(admission, stance, &mut self.keys);
+            self.keys.set_stances(admission.world.peers.values().map(publication::stance));
+        }
         // Without an audit trail nothing is done that would have to be recorded in it.
         self.keys.handle(Input::Connected(self.is_connected() && self.audit.is_kept()));
     }
@@ -78,7 +104,7 @@ impl Reconciler {
         // A slot that one end drains is not used, whatever its path.
         let drained = drained_between(own, &publication::stance(member)).is_some();
         let wanted = if drained { wanted } else { self.paths.steer(now, &member.uid, wanted) };
-        self.pairs.steer(&PeerId::new(member.uid.as_str()), wanted)
+        self.pairs.steer(&member.uid.peer_id(), wanted)
     }
 
     /// Shows the state machines of preshared keys what the devices have.
@@ -88,8 +114,8 @@ impl Reconciler {
             let peer = state.peers.get(peer)?;
             Some(Entry { preshared: peer.config.preshared, handshake: peer.since_handshake.is_some() })
         };
-        let entries = pq::entries(admission, &self.keys.public(), shown);
-        self.pairs.observe(&entries, &mut self.keys);
+        let own = self.keys.public();
+        self.pairs.observe(pq::entries(admission, &own, shown), &mut self.keys);
     }
 
     /// Keeps the control channel's sockets in place, and tells the rotation on which slots packets arrive.
@@ -214,7 +240,7 @@ impl Reconciler {
         let peers = &admission.world.peers;
         let without_key = |member: &&Member| {
             let carrying = setup.carrying_slot(member);
-            carrying.is_some_and(|slot| self.pairs.lacks_key(&PeerId::new(member.uid.as_str()), slot))
+            carrying.is_some_and(|slot| self.pairs.lacks_key(&member.uid.peer_id(), slot))
         };
         let without_key: Vec<&Member> = peers.values().filter(without_key).collect();
         // The devices are read only if there is such a peer: with many peers that takes long.
@@ -229,7 +255,7 @@ impl Reconciler {
             Some(peer.since_handshake? < SESSION_ENDED_AFTER)
         };
         let passing = without_key.into_iter().filter(|member| has_session(member).unwrap_or(false));
-        let stripped = passing.map(|member| PeerId::new(member.uid.as_str())).collect();
+        let stripped = passing.map(|member| member.uid.peer_id()).collect();
         let name = |peer: &PeerId| name_or_uid(admission, peer);
         for change in self.outcome.stripped.update(now, &stripped) {
             match change {
@@ -254,8 +280,8 @@ impl Reconciler {
     }
 
     /// Writes what happened to keys to the audit trail, and its head to peers and the API server.
-    pub(super) fn record_audit(&mut self, admission: &Admission) {
-        self.audit.witness(admission);
+    pub(super) fn record_audit(&mut self, admission: &Admission, changes: Option<&Changes<'_>>) {
+        self.audit.witness(admission, changes);
         self.write_audit();
     }
 
@@ -263,7 +289,7 @@ impl Reconciler {
     pub(super) fn write_audit(&mut self) {
         self.audit.record_own(&self.keys.take_notes(), self.keys.journal().generation);
         let Some(own) = self.cluster.own_record() else { return };
-        let node = NodeRef { uid: PeerId::new(own.uid.as_str()), name: own.name.to_string() };
+        let node = NodeRef { uid: own.uid.peer_id(), name: own.name.to_string() };
         self.audit.account_for_lost_keys(&node.uid, &self.keys);
         self.audit.write(&node);
         (self.outcome.counters.audit_omitted, self.outcome.counters.audit_lost) = self.audit.missing();

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use keyring::rotation::PeerId;
 use keyring::{PerSlot, Slot};
 use linux::guard;
 use plan::admission::Member;
@@ -163,7 +162,7 @@ impl Reconciler {
     ) -> impl Iterator<Item = Known<'a>> + use<'a> {
         let now = self.started.elapsed();
         self.outcome.admission().world.peers.iter().map(move |(name, member)| {
-            let id = PeerId::new(member.uid.as_str());
+            let id = member.uid.peer_id();
             let live = PerSlot::from_fn(|slot| {
                 devices.get(slot).as_ref()?.peers.get(&member.state.slots.get(slot).key)
             });

@@ -53,7 +53,7 @@ impl Reconciler {
                 Some(told) => told.times + 1,
                 None => 0,
             };
-            let peer = PeerId::new(member.uid.as_str());
+            let peer = member.uid.peer_id();
             self.peer_channel.send(&peer, over, &Message::Here(text.clone()));
             let next = now + TELL_AGAIN[times.min(TELL_AGAIN.len() - 1)];
             self.told_here.insert(member.uid.clone(), ToldHere { sequence: list.sequence, times, next });

@@ -92,7 +92,7 @@ impl PlayedNode {
             engine.set_private_key(Some(identity.keys.get(slot).duplicate()));
             engine
         });
-        let own = PeerId::new(identity.uid.as_str());
+        let own = identity.uid.peer_id();
         let pairing = Pairing::resume(
             PqSettings::default(),
             own,
@@ -356,7 +356,7 @@ mod tests {
             let identities = [7, 9].map(|index| Identity::new(index, &format!("u{index}")).unwrap());
             let known = identities.each_ref().map(|identity| {
                 Arc::new(Daemon {
-                    id: PeerId::new(identity.uid.as_str()),
+                    id: identity.uid.peer_id(),
                     mesh: fleet::mesh_address(identity.index),
                     underlay: fleet::address(identity.index, false),
                     keys: PerSlot::from_fn(|slot| identity.keys.get(slot).public()),

@@ -32,6 +32,10 @@ enum Happens {
     Carried,
     Invitation,
     Meeting,
+    /// It publishes another list of endpoints.
+    Publishes(u8),
+    /// It leaves, or comes back.
+    Leaves,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -131,6 +135,8 @@ fn happens() -> impl Strategy<Value = Option<Happens>> {
         1 => Just(Some(Happens::Carried)),
         1 => Just(Some(Happens::Invitation)),
         1 => Just(Some(Happens::Meeting)),
+        1 => (0..4_u8).prop_map(|list| Some(Happens::Publishes(list))),
+        1 => Just(Some(Happens::Leaves)),
     ]
 }
 
@@ -163,8 +169,11 @@ struct Run {
     parts: (Paths, BTreeMap<(NodeUid, Slot), u64>),
     /// What the devices said at the last step.
     seen: BTreeMap<(NodeUid, Slot), Said>,
-    /// Whether a step with all is wanted.
-    wanted: bool,
+    /// Members that are away.
+    away: BTreeMap<NodeName, Member>,
+    /// Peers with which a step is wanted; all if they are not known.
+    wanted: Option<BTreeSet<NodeUid>>,
+    gone: BTreeSet<NodeUid>,
     partial: u32,
 }
 
@@ -188,8 +197,17 @@ impl Run {
             whole: (Paths::new(0), BTreeMap::new()),
             parts: (Paths::new(1 << 32), BTreeMap::new()),
             seen: BTreeMap::new(),
-            wanted: true,
+            away: BTreeMap::new(),
+            wanted: None,
+            gone: BTreeSet::new(),
             partial: 0,
+        }
+    }
+
+    /// A step with a peer is wanted.
+    fn want(&mut self, uid: &NodeUid) {
+        if let Some(wanted) = &mut self.wanted {
+            wanted.insert(uid.clone());
         }
     }
 
@@ -216,30 +234,54 @@ impl Run {
             }
             Happens::Relay(leased) => {
                 device.leased = leased;
-                self.wanted = true;
+                self.want(&place.0);
             }
             Happens::Carried => {
                 self.devices.carrying = self.devices.carrying.other();
-                self.wanted = true;
+                for number in 0..PEERS {
+                    self.want(&uid(number));
+                }
             }
             Happens::Echo => {
                 // It is a datagram as well.
                 device.counts[0] += 100;
                 for (paths, probes) in [&mut self.whole, &mut self.parts] {
                     let nonce = probes.get(&place).copied().unwrap_or_default();
-                    self.wanted |= paths.echo(&place.0, slot, nonce);
+                    paths.echo(&place.0, slot, nonce);
                 }
+                self.want(&place.0);
             }
             Happens::Invitation => {
                 for (paths, _) in [&mut self.whole, &mut self.parts] {
-                    self.wanted |= paths.invite(now, &place.0, slot);
+                    paths.invite(now, &place.0, slot);
                 }
+                self.want(&place.0);
             }
             Happens::Meeting => {
                 for (paths, _) in [&mut self.whole, &mut self.parts] {
                     paths.meet(now, &place.0);
                 }
-                self.wanted = true;
+                self.want(&place.0);
+            }
+            Happens::Publishes(list) => {
+                let name = NodeName::new(format!("n{number}"));
+                if let Some(member) = self.world.peers.get_mut(&name) {
+                    member.reach.addresses =
+                        (0..list).map(|last| IpAddr::from([198, 51, 100, last])).collect();
+                    member.published += 1;
+                    self.want(&place.0);
+                }
+            }
+            Happens::Leaves => {
+                let name = NodeName::new(format!("n{number}"));
+                if let Some(member) = self.away.remove(&name) {
+                    self.world.peers.insert(name, member);
+                    self.gone.remove(&place.0);
+                    self.want(&place.0);
+                } else if let Some(member) = self.world.peers.remove(&name) {
+                    self.away.insert(name, member);
+                    self.gone.insert(place.0);
+                }
             }
         }
     }
@@ -252,19 +294,24 @@ impl Run {
         let before = std::mem::replace(&mut self.seen, saying);
         let own = Surroundings::default();
         let steps = self.whole.0.step(now, &self.world, own.clone(), &self.devices);
-        let other = if std::mem::take(&mut self.wanted) {
-            self.parts.0.step(now, &self.world, own, &self.devices)
-        } else {
-            self.partial += 1;
-            let moved = self.seen.iter().filter(|(place, said)| before.get(*place) != Some(*said));
-            let mut uids: BTreeSet<NodeUid> = moved.map(|((uid, _), _)| uid.clone()).collect();
-            uids.extend(self.parts.0.due_peers(now).into_iter().cloned());
-            let members = self.world.peers.values().filter(|member| uids.contains(&member.uid));
-            let own_uid = self.world.own.as_ref().map(|own| &own.uid);
-            let part = self.parts.0.step_some(now, own_uid, members, &self.devices);
-            // The loop takes a turn then, which steps with all.
-            self.wanted = part.changed;
-            part.steps
+        let gone = std::mem::take(&mut self.gone);
+        let other = match self.wanted.replace(BTreeSet::new()) {
+            None => self.parts.0.step(now, &self.world, own, &self.devices),
+            Some(wanted) => {
+                self.partial += 1;
+                let moved = self.seen.iter().filter(|(place, said)| before.get(*place) != Some(*said));
+                let mut uids: BTreeSet<NodeUid> = moved.map(|((uid, _), _)| uid.clone()).collect();
+                uids.extend(self.parts.0.due_peers(now).into_iter().cloned());
+                let is_known_alike = wanted.is_empty() && gone.is_empty();
+                uids.extend(wanted);
+                let members = self.world.peers.values().filter(|member| uids.contains(&member.uid));
+                let own_uid = self.world.own.as_ref().map(|own| &own.uid);
+                if is_known_alike {
+                    self.parts.0.step_some(now, own_uid, members, &self.devices).steps
+                } else {
+                    self.parts.0.step_changed(now, own_uid, gone.iter(), members, &self.devices)
+                }
+            }
         };
         assert_eq!(masked(&steps), masked(&other), "at {now:?}");
         note(&mut self.whole.1, &steps);
