@@ -31,7 +31,8 @@ impl Serialize for Written<'_> {
     }
 }
 
-fn checksum(text: &str) -> String {
+/// A digest of a text.
+pub(crate) fn checksum(text: impl AsRef<[u8]>) -> String {
     format!("{:x}", Sha256::digest(text))
 }
 

@@ -85,9 +85,13 @@ pub(crate) fn load<T: DeserializeOwned>(path: &Path, format: Format) -> Result<O
 
 /// Writes a value; returns whether the file was another one before.
 pub(crate) fn write(path: &Path, format: Format, value: &impl Serialize) -> Result<bool, StateFileError> {
-    let text = document::render(value, format.version, format.field)
-        .map_err(|source| StateFileError::Render { path: path.to_owned(), source })?;
-    Ok(file::replace(path, &text, 0o600)?)
+    Ok(file::replace(path, &render(path, format, value)?, 0o600)?)
+}
+
+/// The text of a file with a value.
+pub(crate) fn render(path: &Path, format: Format, value: &impl Serialize) -> Result<Vec<u8>, StateFileError> {
+    document::render(value, format.version, format.field)
+        .map_err(|source| StateFileError::Render { path: path.to_owned(), source })
 }
 
 /// Why a value could not be read or written.

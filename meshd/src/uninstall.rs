@@ -129,6 +129,7 @@ impl Work {
     fn files(&mut self, config: &Config) {
         let socket = |link: &plan::network::LinkName| config.wireguard_dir.join(format!("{link}.sock"));
         let cache = config.state_dir.join(cache::FORMAT.name);
+        let log = config.state_dir.join(cache::LOG.name);
         let relay = config.state_dir.join(crate::daemon::RELAY_FILE);
         let paths = config.state_dir.join(crate::daemon::PATHS_FILE);
         let files = [
@@ -137,6 +138,7 @@ impl Work {
             config.run_dir.join(crate::daemon::NODE_FILE),
             config.run_dir.join("meshd.sock"),
             cache.clone(),
+            log.clone(),
             relay.clone(),
             paths.clone(),
             config.run_dir.join(control::BIRTHPLACE).join("sock"),
@@ -159,7 +161,7 @@ impl Work {
             let path = config.key_dir.join(name);
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
-        for path in [cache, relay, paths].iter().flat_map(|path| file::damaged(path)) {
+        for path in [cache, log, relay, paths].iter().flat_map(|path| file::damaged(path)) {
             self.note(path.display(), file::remove(&path).map_err(|error| error.to_string()));
         }
         // Directories that are shared with others stay; those of meshd are removed once they are empty.

@@ -314,7 +314,7 @@ impl Cluster {
 
     /// Takes the part of the ledger that an admission of some has decided. Says whether it differs from the former.
     pub fn remember_part(&mut self, part: &AdmissionPart) -> bool {
-        let changed = part.splice_ledger(&mut self.ledger);
+        let changed = part.ledger_change().apply(&mut self.ledger);
         if let Some(mut rest) = self.rest.take() {
             let grounds = self.grounds(&rest.policy);
             for name in part.nodes() {

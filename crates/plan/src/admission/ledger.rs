@@ -29,6 +29,28 @@ pub struct Ledger {
     closed: BTreeSet<IpAddr>,
 }
 
+/// What was decided anew of a ledger: enough to change a copy of it in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LedgerChange {
+    /// The Nodes that it was decided about.
+    uids: BTreeSet<NodeUid>,
+    /// Addresses that they list, or listed before.
+    addresses: BTreeSet<IpAddr>,
+    /// What the ledger has of both now.
+    now: Ledger,
+}
+
+impl LedgerChange {
+    pub(super) const fn new(uids: BTreeSet<NodeUid>, addresses: BTreeSet<IpAddr>, now: Ledger) -> Self {
+        Self { uids, addresses, now }
+    }
+
+    /// Changes a ledger; returns whether it is another one now.
+    pub fn apply(&self, ledger: &mut Ledger) -> bool {
+        ledger.splice(&self.uids, &self.addresses, &self.now) != self.now
+    }
+}
+
 /// A ledger as it is on disk.
 #[derive(Deserialize)]
 struct StoredLedger {

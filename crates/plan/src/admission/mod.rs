@@ -33,7 +33,7 @@ pub(crate) use announcement::Announcement;
 pub use announcement::SETTLE;
 use claims::Claims;
 pub use keys::GENERATION_STEP;
-pub use ledger::Ledger;
+pub use ledger::{Ledger, LedgerChange};
 pub use part::AdmissionPart;
 pub(crate) use part::{Grounds, Index, admit_part};
 pub use reason::Reason;

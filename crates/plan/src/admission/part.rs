@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::contenders::{Contenders, Resource, resources};
-use super::{Admission, AdmissionPolicy, Announcement, Ledger, Member, World, admit_announced};
+use super::{Admission, AdmissionPolicy, Announcement, Ledger, LedgerChange, Member, World, admit_announced};
 use crate::node::{NodeName, NodeRecord, NodeUid};
 
 /// How often a part is admitted at most. No part is known that needs more than three.
@@ -84,10 +84,9 @@ impl AdmissionPart {
         self.nodes.iter().map(pair).filter(|(_, former, member)| former != member)
     }
 
-    /// Replaces the part of a ledger that is of these Nodes; returns whether it is another one.
-    pub(crate) fn splice_ledger(&self, ledger: &mut Ledger) -> bool {
-        let former = ledger.splice(&self.uids, &self.addresses, &self.admission.ledger);
-        former != self.admission.ledger
+    /// What is decided of the ledger.
+    pub fn ledger_change(&self) -> LedgerChange {
+        LedgerChange::new(self.uids.clone(), self.addresses.clone(), self.admission.ledger.clone())
     }
 }
 

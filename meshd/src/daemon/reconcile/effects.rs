@@ -219,7 +219,7 @@ impl Reconciler {
             return true;
         }
         let node = NodeName::new(self.config.node_name.clone());
-        match self.cache.save(&node, self.cluster.own_uid(), &admission.ledger) {
+        match self.cache.save(&node, self.cluster.own_uid(), &admission.ledger, part) {
             Ok(_) => {
                 self.side_tasks.succeeded(&CACHE);
                 true
