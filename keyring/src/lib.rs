@@ -30,6 +30,7 @@ mod preshared;
 mod proof;
 pub mod rotation;
 mod secret;
+mod shared_text;
 mod slot;
 pub mod store;
 
@@ -39,4 +40,5 @@ pub use key::{Fingerprint, PrivateKey, PublicKey};
 pub use node_keys::NodeKeys;
 pub use preshared::{PresharedId, PresharedKey};
 pub use proof::{NOISE, Proof, ProofError};
+pub use shared_text::SharedText;
 pub use slot::{PerSlot, Slot, SlotError};

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use keyring::SharedText;
 use keyring::rotation::PeerId;
 use serde::{Deserialize, Serialize};
 
@@ -54,7 +55,7 @@ pub struct NodeName(Arc<str>);
 /// UID of a Node: one that is deleted and created again has another. A clone shares the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct NodeUid(Arc<str>);
+pub struct NodeUid(SharedText);
 
 impl NodeName {
     /// Takes a name as the API server gave it.
@@ -71,17 +72,17 @@ impl NodeName {
 impl NodeUid {
     /// Takes a UID as the API server gave it.
     pub fn new(uid: impl AsRef<str>) -> Self {
-        Self(Arc::from(uid.as_ref()))
+        Self(SharedText::new(uid.as_ref()))
     }
 
     /// The UID as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 
     /// The same where a node is a peer, with the same text.
     pub fn peer_id(&self) -> PeerId {
-        PeerId::new(Arc::clone(&self.0))
+        PeerId::shared(self.0.clone())
     }
 }
 
@@ -93,7 +94,7 @@ impl fmt::Display for NodeName {
 
 impl fmt::Display for NodeUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 

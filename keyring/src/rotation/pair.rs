@@ -5,24 +5,29 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{PerSlot, Slot};
+use crate::{PerSlot, SharedText, Slot};
 
 /// A node's unique and permanent identifier: the UID of its Node object.
 ///
 /// A clone shares the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(from = "String", into = "String")]
-pub struct PeerId(Arc<str>);
+pub struct PeerId(SharedText);
 
 impl PeerId {
     /// Takes a UID.
     pub fn new(name: impl Into<Arc<str>>) -> Self {
-        Self(name.into())
+        Self(SharedText::new(name))
+    }
+
+    /// Takes a UID that is shared already.
+    pub const fn shared(uid: SharedText) -> Self {
+        Self(uid)
     }
 
     /// The UID as text.
     pub fn as_str(&self) -> &str {
-        &self.0
+        self.0.as_str()
     }
 }
 
@@ -40,7 +45,7 @@ impl From<PeerId> for String {
 
 impl fmt::Display for PeerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(self.as_str())
     }
 }
 
