@@ -288,7 +288,9 @@ impl Cluster {
             "template": {"spec": {"affinity": null}},
         }))?;
         self.wait_deployed()?;
-        self.wait_ready(node)
+        // Its kubelet runs on. Without another change it says the same again after five minutes only.
+        let get = ["get", "node", node, "-o", r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#];
+        self.wait(&format!("node {node}"), &get, |said| said == "True")
     }
 
     /// Changes the specification of the `DaemonSet`.

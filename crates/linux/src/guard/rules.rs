@@ -11,7 +11,7 @@ use plan::prefix;
 use crate::POD_LINK_PREFIX;
 use crate::nft::expression::{
     Direction, Expression, Side, accept, address_in, address_in_set, count, discard, key, link_begins,
-    link_is, masquerade, source_not_routed_back,
+    link_is, masquerade, quoted_address_in, source_not_routed_back,
 };
 use crate::nft::{Chain, DataType, Rule, SOURCE_NAT, Set, TYPE_IPV4, TYPE_IPV6};
 
@@ -169,6 +169,7 @@ fn egress(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
     rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     rules.extend(drops(guard, Purpose::Out));
+    rules.extend(each_quote(guard, Purpose::Out, &[count(), discard()]));
     rules
 }
 
@@ -177,6 +178,7 @@ fn seen(guard: &Guard) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
     rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
     rules.extend(each_side(guard, Purpose::Seen, &[count(), accept()]));
+    rules.extend(each_quote(guard, Purpose::Seen, &[count(), accept()]));
     rules
 }
 
@@ -229,6 +231,15 @@ fn each_side(guard: &Guard, purpose: Purpose, then: &[Expression]) -> Vec<Rule> 
     let sides = [Side::Source, Side::Destination];
     let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
     pairs.map(|(side, prefix)| rule(purpose, [address_in(side, prefix), then.to_vec()])).collect()
+}
+
+/// The same for error messages about packets of pods: what a node's own process sends to a pod comes through the tunnel, and the
+/// message that there is no such pod would go back to the node's address, outside it, with a part of that packet.
+fn each_quote(guard: &Guard, purpose: Purpose, then: &[Expression]) -> Vec<Rule> {
+    let sides = [Side::Source, Side::Destination];
+    let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
+    let quotes = pairs.flat_map(|(side, prefix)| quoted_address_in(side, prefix));
+    quotes.map(|quote| rule(purpose, [quote, then.to_vec()])).collect()
 }
 
 /// `fe80::/10` (RFC 4291 section 2.5.6).

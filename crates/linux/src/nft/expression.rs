@@ -24,6 +24,11 @@ const NFPROTO_IPV6: u8 = 10;
 const NETWORK_HEADER: u32 = 1;
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
 const TRANSPORT_HEADER: u32 = 2;
+/// `IPPROTO_ICMP` and `IPPROTO_ICMPV6` (`include/uapi/linux/in.h`, `in6.h`).
+const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
+/// What is before the packet that an error message quotes, in bytes (RFC 792, RFC 4443 section 3).
+const ICMP_HEADER: u32 = 8;
 /// Attributes and values of the `fib` expression.
 const NFTA_FIB_DREG: u16 = 1;
 const NFTA_FIB_RESULT: u16 = 2;
@@ -85,6 +90,44 @@ pub(crate) fn link_begins(direction: Direction, prefix: &str) -> Vec<Expression>
 /// The packet is of this family and its address lies in this prefix.
 pub(crate) fn address_in(side: Side, prefix: IpNetwork) -> Vec<Expression> {
     let mut expressions = load_address(side, prefix.is_ipv4());
+    expressions.extend(lies_in(prefix));
+    expressions
+}
+
+/// The packet is an error message of ICMP about another one, of this family, whose address lies in this prefix: it has that one's
+/// header and data in it. Each of these is one way to be such a message.
+pub(crate) fn quoted_address_in(side: Side, prefix: IpNetwork) -> Vec<Vec<Expression>> {
+    let ipv4 = prefix.is_ipv4();
+    // Types of RFC 792, and of RFC 4443 section 2.1.
+    let (family, protocol, types): (_, _, &[(u8, u8)]) =
+        if ipv4 { (NFPROTO_IPV4, ICMP, &[(3, 5), (11, 12)]) } else { (NFPROTO_IPV6, ICMPV6, &[(1, 4)]) };
+    let from_transport_header = |offset, len| {
+        Expressions::Payload(vec![
+            Payload::DestinationRegister(Register::Reg1),
+            Payload::Base(TRANSPORT_HEADER),
+            Payload::Offset(offset),
+            Payload::Len(len),
+        ])
+        .into()
+    };
+    let one_of = |(first, last): &(u8, u8)| {
+        let mut expressions = vec![load_meta(MetaKey::Nfproto), equals(vec![family])];
+        expressions.extend(protocol_is(protocol));
+        expressions.extend([
+            from_transport_header(0, 1),
+            compare(Operator::GreatherThanEqual, vec![*first]),
+            compare(Operator::LessThanEqual, vec![*last]),
+            from_transport_header(ICMP_HEADER + address_offset(side, ipv4), if ipv4 { 4 } else { 16 }),
+        ]);
+        expressions.extend(lies_in(prefix));
+        expressions
+    };
+    types.iter().map(one_of).collect()
+}
+
+/// The address in the register lies in this prefix.
+fn lies_in(prefix: IpNetwork) -> Vec<Expression> {
+    let mut expressions = Vec::new();
     let (network, mask) = match prefix {
         IpNetwork::V4(net) => (net.network().octets().to_vec(), net.mask().octets().to_vec()),
         IpNetwork::V6(net) => (net.network().octets().to_vec(), net.mask().octets().to_vec()),
@@ -274,19 +317,23 @@ pub(crate) fn load_address_bytes(side: Side, ipv4: bool, len: usize) -> Expressi
 }
 
 fn load_from_header(side: Side, ipv4: bool, len: u32, register: Register) -> Expression {
-    let offset = match (side, ipv4) {
+    Expressions::Payload(vec![
+        Payload::DestinationRegister(register),
+        Payload::Base(NETWORK_HEADER),
+        Payload::Offset(address_offset(side, ipv4)),
+        Payload::Len(len),
+    ])
+    .into()
+}
+
+/// Where an address is in the header of a packet, in bytes.
+const fn address_offset(side: Side, ipv4: bool) -> u32 {
+    match (side, ipv4) {
         (Side::Source, true) => 12,
         (Side::Destination, true) => 16,
         (Side::Source, false) => 8,
         (Side::Destination, false) => 24,
-    };
-    Expressions::Payload(vec![
-        Payload::DestinationRegister(register),
-        Payload::Base(NETWORK_HEADER),
-        Payload::Offset(offset),
-        Payload::Len(len),
-    ])
-    .into()
+    }
 }
 
 /// The register has this value.

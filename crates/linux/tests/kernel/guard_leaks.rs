@@ -163,6 +163,38 @@ fn what_the_guard_lets_pass_is_known_whatever_was_done_to_the_chain_that_drops()
 }
 
 #[test]
+fn that_a_packet_through_the_mesh_reached_no_pod_is_not_said_in_clear() {
+    let all = Scene::unguarded();
+    all.node.ip("route add unreachable 10.244.0.0/16 metric 50000");
+    all.node.ip("-6 route add unreachable fd00:10:244::/48 metric 50000");
+    // The kernel has two limits of such messages to one address, and what the first one allows uses up the second.
+    all.node.set("net/ipv4/icmp_ratelimit", "0");
+    all.node.set("net/ipv6/icmp/ratelimit", "0");
+    for (plan, nobody) in plans().into_iter().zip(["10.244.1.99", "fd00:10:244:1::99"]) {
+        let nobody: std::net::IpAddr = crate::namespace::ip(nobody);
+        // A node sends from its own address, not from that in the mesh.
+        let nodad = if nobody.is_ipv4() { "" } else { " nodad" };
+        all.peer.ip(&format!("addr add {} dev lo{nodad}", plan.stranger));
+        all.peer.ip(&format!("route replace {nobody} dev mesh-a src {}", plan.stranger));
+        let mac = all.node.ip("-o link show dev mesh-a");
+        let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+        all.peer.ip(&format!("neigh replace {nobody} dev mesh-a lladdr {mac} nud permanent"));
+        let peer = all.peer.udp(plan.stranger, 0);
+        burst(&peer, nobody);
+        until("without the guard it is said", || all.quoted() > 0);
+        all.guard();
+        let before = all.quoted();
+        until("the guard has dropped one", || {
+            burst(&peer, nobody);
+            all.drops().outgoing > 0
+        });
+        assert_eq!(all.quoted(), before);
+        assert_eq!(all.drops().escaped(), 0);
+        all.node.run(linux::guard::remove).unwrap();
+    }
+}
+
+#[test]
 fn a_connection_that_began_before_the_guard_is_cut() {
     let all = Scene::unguarded();
     // Connection tracking is on, so the pod's address is remembered as not to be changed.

@@ -164,7 +164,10 @@ impl Scene {
              add rule inet seen arriving ip saddr 10.244.0.0/16 counter name pods ; \
              add rule inet seen arriving ip daddr 10.244.0.0/16 counter name pods ; \
              add rule inet seen arriving ip6 saddr fd00:10:244::/48 counter name pods ; \
-             add rule inet seen arriving ip6 daddr fd00:10:244::/48 counter name pods";
+             add rule inet seen arriving ip6 daddr fd00:10:244::/48 counter name pods ; \
+             add counter inet seen quotes ; \
+             add rule inet seen arriving icmp type destination-unreachable @th,192,16 0x0af4 counter name quotes ; \
+             add rule inet seen arriving icmpv6 type destination-unreachable @th,256,48 0xfd0000100244 counter name quotes";
         self.stranger.nft(tables);
         // All know each other for good, so that no burst is held up and cut by neighbour discovery.
         let know = |namespace: &Namespace, name: &str, there: &Namespace, addresses: &[IpAddr]| {
@@ -199,7 +202,16 @@ impl Scene {
 
     /// Packets with a pod's address that the stranger's network card has got.
     pub(crate) fn leaked(&self) -> u64 {
-        let shown = self.stranger.nft("list counter inet seen pods");
+        self.counted("pods")
+    }
+
+    /// Messages to the stranger that a packet did not get to a pod, which have a part of it in them.
+    pub(crate) fn quoted(&self) -> u64 {
+        self.counted("quotes")
+    }
+
+    fn counted(&self, name: &str) -> u64 {
+        let shown = self.stranger.nft(&format!("list counter inet seen {name}"));
         let count = shown.split("packets ").nth(1).unwrap().split(' ').next().unwrap();
         count.parse().unwrap()
     }
