@@ -39,8 +39,9 @@ const SETTINGS: [&str; 7] = [
     "net/netfilter/nf_conntrack_max",
 ];
 /// What the plugin for kubectl is asked for; all of it has to end well.
-const VERBS: [&[&str]; 6] = [
+const VERBS: [&[&str]; 7] = [
     &["status", "--wait"],
+    &["doctor"],
     &["peers", "-o", "wide"],
     &["keys"],
     &["netcheck"],
