@@ -9,6 +9,11 @@ use super::config::Shape;
 use super::programs::Version;
 use crate::error::Error;
 
+/// Where the manifests are copied to, in the directory of a cluster.
+pub(super) const MANIFESTS: &str = "deploy";
+/// The overlay in there.
+pub(super) const OVERLAY: &str = "overlays/cluster";
+
 /// Copies the manifests to a directory and adds an overlay with the cluster's options. Returns that overlay, for
 /// `kubectl apply -k`.
 ///
@@ -20,7 +25,7 @@ pub(super) fn write(
     kubectl: Version,
 ) -> Result<PathBuf, ClusterError> {
     copy(manifests, to)?;
-    let overlay = to.join("overlays/cluster");
+    let overlay = to.join(OVERLAY);
     fs::create_dir_all(&overlay).map_err(|source| file("create", &overlay, source))?;
     // Tokens name their node from 1.32 on. Before that the policies refuse what meshd does, or do not exist.
     let with_policies = shape.version.is_at_least(32);

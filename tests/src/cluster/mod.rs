@@ -143,7 +143,7 @@ impl Cluster {
     /// Applies meshd's manifests, and waits until it runs and all nodes are ready.
     pub fn deploy(&self, say: &mut dyn FnMut(&str)) -> Result<(), ClusterError> {
         let Some(manifests) = &self.settings.manifests else { return Ok(()) };
-        let to = self.settings.directory.join("deploy");
+        let to = self.settings.directory.join(deployment::MANIFESTS);
         let overlay = deployment::write(manifests, &to, self.shape, self.programs.kubectl_version()?)?;
         let overlay = overlay.display().to_string();
         say(&format!("kubectl apply -k {overlay}"));

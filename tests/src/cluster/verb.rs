@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::worker::{SNAPSHOTTER, Worker, ctr};
-use super::{Cluster, ClusterError};
+use super::{Cluster, ClusterError, deployment};
 use crate::node::Node;
 
 /// A daemon that was killed is started again by its kubelet, which may wait before it does.
@@ -261,7 +261,8 @@ impl Cluster {
         node.command("mkdir").args(["-p", &mount]).run()?;
         let mounting = ["images", "mount", "--snapshotter", SNAPSHOTTER, image, &mount];
         ctr(node, &self.programs, &mounting)?;
-        let config = self.settings.directory.join("deploy/overlays/cluster/config.yaml");
+        let config =
+            self.settings.directory.join(deployment::MANIFESTS).join(deployment::OVERLAY).join("config.yaml");
         let kubeconfig = Path::new(UNINSTALL).join("kubeconfig");
         node.write(&kubeconfig, self.kubeconfig_for_hosts()?)?;
         let uninstall = node.command(format!("{mount}/meshd")).arg("uninstall");
