@@ -161,24 +161,26 @@ fn ingress(guard: &Guard) -> Vec<Rule> {
     ));
     rules.push(from_pod(Purpose::Spoof, &[source_not_routed_back()], discard()));
     rules.push(from_pod(Purpose::Pass, &[], accept()));
-    rules.extend(drops(guard, Purpose::In));
+    rules.extend(each_side(guard, Purpose::In, &[count(), discard()]));
     rules
 }
 
 fn egress(guard: &Guard) -> Vec<Rule> {
-    let mut rules = passes(guard, Direction::Out);
-    rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
-    rules.extend(drops(guard, Purpose::Out));
-    rules.extend(each_quote(guard, Purpose::Out, &[count(), discard()]));
-    rules
+    leaving_in_clear(guard, Purpose::Out, &discard())
 }
 
 /// Counts once what the egress chain has to drop.
 fn seen(guard: &Guard) -> Vec<Rule> {
+    leaving_in_clear(guard, Purpose::Seen, &accept())
+}
+
+/// What is about to leave unencrypted with a pod address, or about a packet with one.
+fn leaving_in_clear(guard: &Guard, purpose: Purpose, verdict: &Expression) -> Vec<Rule> {
     let mut rules = passes(guard, Direction::Out);
     rules.push(rule(Purpose::Pass, [link_begins(Direction::Out, POD_LINK_PREFIX), vec![accept()]]));
-    rules.extend(each_side(guard, Purpose::Seen, &[count(), accept()]));
-    rules.extend(each_quote(guard, Purpose::Seen, &[count(), accept()]));
+    let then = [count(), verdict.clone()];
+    rules.extend(each_side(guard, purpose, &then));
+    rules.extend(each_quote(guard, purpose, &then));
     rules
 }
 
@@ -222,24 +224,23 @@ fn from_pod(purpose: Purpose, conditions: &[Vec<Expression>], verdict: Expressio
     rule(purpose, link.into_iter().chain(conditions.iter().cloned()).chain([counter, vec![verdict]]))
 }
 
-fn drops(guard: &Guard, purpose: Purpose) -> Vec<Rule> {
-    each_side(guard, purpose, &[count(), discard()])
-}
-
 /// A rule for each pod range as source and one as destination.
 fn each_side(guard: &Guard, purpose: Purpose, then: &[Expression]) -> Vec<Rule> {
-    let sides = [Side::Source, Side::Destination];
-    let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
-    pairs.map(|(side, prefix)| rule(purpose, [address_in(side, prefix), then.to_vec()])).collect()
+    let rule_of = |(side, prefix)| rule(purpose, [address_in(side, prefix), then.to_vec()]);
+    pod_ranges(guard).map(rule_of).collect()
 }
 
 /// The same for error messages about packets of pods: what a node's own process sends to a pod comes through the tunnel, and the
 /// message that there is no such pod would go back to the node's address, outside it, with a part of that packet.
 fn each_quote(guard: &Guard, purpose: Purpose, then: &[Expression]) -> Vec<Rule> {
-    let sides = [Side::Source, Side::Destination];
-    let pairs = guard.cluster.iter().flat_map(|prefix| sides.map(|side| (side, *prefix)));
-    let quotes = pairs.flat_map(|(side, prefix)| quoted_address_in(side, prefix));
+    let quotes = pod_ranges(guard).flat_map(|(side, prefix)| quoted_address_in(side, prefix));
     quotes.map(|quote| rule(purpose, [quote, then.to_vec()])).collect()
+}
+
+/// Each pod range, as source and as destination.
+fn pod_ranges(guard: &Guard) -> impl Iterator<Item = (Side, IpNetwork)> {
+    let sides = [Side::Source, Side::Destination];
+    guard.cluster.iter().flat_map(move |prefix| sides.map(|side| (side, *prefix)))
 }
 
 /// `fe80::/10` (RFC 4291 section 2.5.6).

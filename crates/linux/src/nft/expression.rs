@@ -101,15 +101,7 @@ pub(crate) fn quoted_address_in(side: Side, prefix: IpNetwork) -> Vec<Vec<Expres
     // Types of RFC 792, and of RFC 4443 section 2.1.
     let (family, protocol, types): (_, _, &[(u8, u8)]) =
         if ipv4 { (NFPROTO_IPV4, ICMP, &[(3, 5), (11, 12)]) } else { (NFPROTO_IPV6, ICMPV6, &[(1, 4)]) };
-    let from_transport_header = |offset, len| {
-        Expressions::Payload(vec![
-            Payload::DestinationRegister(Register::Reg1),
-            Payload::Base(TRANSPORT_HEADER),
-            Payload::Offset(offset),
-            Payload::Len(len),
-        ])
-        .into()
-    };
+    let from_transport_header = |offset, len| load(TRANSPORT_HEADER, offset, len, Register::Reg1);
     let one_of = |(first, last): &(u8, u8)| {
         let mut expressions = vec![load_meta(MetaKey::Nfproto), equals(vec![family])];
         expressions.extend(protocol_is(protocol));
@@ -250,13 +242,7 @@ pub(crate) fn destination_port_in(protocol: u8, first: u16, last: u16) -> Vec<Ex
 
 /// Loads the destination port. TCP, UDP and SCTP have it in one place (RFC 9293 section 3.1, RFC 768, RFC 9260 section 3.1).
 fn load_destination_port(register: Register) -> Expression {
-    Expressions::Payload(vec![
-        Payload::DestinationRegister(register),
-        Payload::Base(TRANSPORT_HEADER),
-        Payload::Offset(2),
-        Payload::Len(2),
-    ])
-    .into()
+    load(TRANSPORT_HEADER, 2, 2, register)
 }
 
 /// Counts the packet.
@@ -317,10 +303,15 @@ pub(crate) fn load_address_bytes(side: Side, ipv4: bool, len: usize) -> Expressi
 }
 
 fn load_from_header(side: Side, ipv4: bool, len: u32, register: Register) -> Expression {
+    load(NETWORK_HEADER, address_offset(side, ipv4), len, register)
+}
+
+/// Loads bytes of the packet, from a place after the beginning of one of its headers.
+fn load(header: u32, offset: u32, len: u32, register: Register) -> Expression {
     Expressions::Payload(vec![
         Payload::DestinationRegister(register),
-        Payload::Base(NETWORK_HEADER),
-        Payload::Offset(address_offset(side, ipv4)),
+        Payload::Base(header),
+        Payload::Offset(offset),
         Payload::Len(len),
     ])
     .into()

@@ -4,7 +4,7 @@
 use linux::guard::{Drops, GuardOwner};
 
 use crate::namespace::until;
-use crate::scene::{BURST, PORT, Scene, burst, plans, received, received_burst, wanted};
+use crate::scene::{BURST, PORT, Scene, burst, know, plans, received, received_burst, wanted};
 
 #[test]
 fn plaintext_from_the_underlay_reaches_no_pod() {
@@ -176,9 +176,7 @@ fn that_a_packet_through_the_mesh_reached_no_pod_is_not_said_in_clear() {
         let nodad = if nobody.is_ipv4() { "" } else { " nodad" };
         all.peer.ip(&format!("addr add {} dev lo{nodad}", plan.stranger));
         all.peer.ip(&format!("route replace {nobody} dev mesh-a src {}", plan.stranger));
-        let mac = all.node.ip("-o link show dev mesh-a");
-        let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-        all.peer.ip(&format!("neigh replace {nobody} dev mesh-a lladdr {mac} nud permanent"));
+        know(&all.peer, "mesh-a", &all.node, &[nobody]);
         let peer = all.peer.udp(plan.stranger, 0);
         burst(&peer, nobody);
         until("without the guard it is said", || all.quoted() > 0);

@@ -170,13 +170,6 @@ impl Scene {
              add rule inet seen arriving icmpv6 type destination-unreachable @th,256,48 0xfd0000100244 counter name quotes";
         self.stranger.nft(tables);
         // All know each other for good, so that no burst is held up and cut by neighbour discovery.
-        let know = |namespace: &Namespace, name: &str, there: &Namespace, addresses: &[IpAddr]| {
-            let shown = there.ip(&format!("-o link show dev {name}"));
-            let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
-            for address in addresses {
-                namespace.ip(&format!("neigh replace {address} dev {name} lladdr {mac} nud permanent"));
-            }
-        };
         for plan in plans() {
             know(&self.node, "eth0", &self.stranger, &[plan.stranger]);
             know(&self.stranger, "eth0", &self.node, &[plan.node]);
@@ -214,6 +207,15 @@ impl Scene {
         let shown = self.stranger.nft(&format!("list counter inet seen {name}"));
         let count = shown.split("packets ").nth(1).unwrap().split(' ').next().unwrap();
         count.parse().unwrap()
+    }
+}
+
+/// Has a namespace know for good that addresses are those of another one, by the link of this name that both have.
+pub(crate) fn know(namespace: &Namespace, name: &str, there: &Namespace, addresses: &[IpAddr]) {
+    let shown = there.ip(&format!("-o link show dev {name}"));
+    let mac = shown.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap();
+    for address in addresses {
+        namespace.ip(&format!("neigh replace {address} dev {name} lladdr {mac} nud permanent"));
     }
 }
 

@@ -72,7 +72,12 @@ impl NodeTrails {
         Self { own: audit::verify(own), witness, is_directory }
     }
 
-    /// Both.
+    /// Its own.
+    pub const fn own(&self) -> &CheckedTrail {
+        &self.own
+    }
+
+    /// Both, its own first.
     pub fn all(&self) -> impl Iterator<Item = &CheckedTrail> {
         std::iter::once(&self.own).chain(&self.witness)
     }

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use keyring::audit::{self, CheckedTrail, Event, Finding, TrailError};
+use keyring::audit::{self, Event};
+use status::trail::NodeTrails;
 use status::verify::evidence::{TrailEvidence, WitnessedLine};
 
 use crate::chain::Chain;
@@ -26,28 +27,22 @@ pub(in crate::daemon) fn trail_evidence(directory: &Path) -> TrailEvidence {
 }
 
 fn read(directory: &Path) -> TrailEvidence {
-    let checked = |directory: &Path| -> Result<CheckedTrail, TrailError> {
-        Ok(audit::verify(&audit::read(directory)?))
-    };
     let witness = directory.join(audit::WITNESS_DIRECTORY);
-    // The witness trail begins with the first peer, and the own one says where it ends.
-    let read = checked(directory).and_then(|own| {
-        let witness = if witness.is_dir() { checked(&witness)? } else { CheckedTrail::default() };
-        Ok((own, witness))
+    let read = audit::read(directory).and_then(|own| {
+        let witness = if witness.is_dir() { Some(audit::read(&witness)?) } else { None };
+        Ok(NodeTrails::new(&own, witness.as_deref(), true))
     });
     match read {
-        Ok((own, witness)) => evidence(&own, &witness),
+        Ok(trails) => evidence(&trails),
         Err(error) => TrailEvidence { error: Some(Chain(&error).to_string()), ..TrailEvidence::default() },
     }
 }
 
-fn evidence(own: &CheckedTrail, witness: &CheckedTrail) -> TrailEvidence {
-    let findings =
-        own.findings.iter().chain(witness.findings.iter().filter(|found| **found != Finding::Empty));
-    let disagreeing = audit::against_own(witness, own);
+fn evidence(trails: &NodeTrails) -> TrailEvidence {
+    let own = trails.own();
     let newest = own.lines.iter().skip(own.lines.len().saturating_sub(NEWEST));
     // Version 0.1 recorded heads in the own trail.
-    let heads = own.lines.iter().chain(&witness.lines).filter_map(|line| match &line.event {
+    let heads = trails.all().flat_map(|trail| &trail.lines).filter_map(|line| match &line.event {
         Event::PeerHead { peer, line, head } => {
             Some((peer.to_string(), WitnessedLine { line: *line, hash: head.clone() }))
         }
@@ -56,10 +51,7 @@ fn evidence(own: &CheckedTrail, witness: &CheckedTrail) -> TrailEvidence {
     TrailEvidence {
         first: own.lines.first().map_or(0, |line| line.seq),
         last: own.head().seq,
-        problems: findings
-            .map(ToString::to_string)
-            .chain(disagreeing.iter().map(|found| format!("witness trail: {found}")))
-            .collect(),
+        problems: trails.problems(),
         error: None,
         lines: newest.map(|line| (line.seq, line.hash.clone())).collect(),
         // The last one of each counts.
